@@ -1,0 +1,255 @@
+"""The encoder as users hold it: cheap to make, opened at first use, shared by threads, safe over forks."""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from pgembed.encoders import lookup
+from pgembed.encoders.runtime import OnnxRuntime, Vectors
+from pgembed.encoders.spec import EncoderSpec
+from pgembed.encoders.texts import checked, distinct
+from pgembed.exc import EncoderError, EncoderNotFoundError, EncoderOptionError, FingerprintMismatchError
+
+DEVICES = ("auto", "cpu")
+PRECISIONS = ("auto", "fp32")
+
+
+class Encoder:
+    """Texts to vectors.
+
+    The constructor reads one small file, the encoder's spec, so encoders can be module constants next to
+    the models that use them. Weights are looked up and opened by the first call that computes something; a
+    machine that only migrates or builds statements needs none. After a fork the child opens its own session.
+
+    ``Encoder("all-MiniLM-L6-v2")`` looks into the folders of ``PGEMBED_ENCODERS`` and the user's data folder;
+    ``Encoder("./encoders/minilm")`` and ``Encoder(Path(...))`` are paths, of a folder or of a spec alone
+    (``encoder.json``, whose weights are then found by the name in it).
+    ``Encoder("minilm", fingerprint="...", dimensions=384)`` reads nothing at all until it is used.
+
+    :param name_or_path: a name, or a path (anything with a separator in it), made absolute at once.
+    :param device: ``"auto"`` or ``"cpu"``.
+    :param precision: ``"auto"`` or ``"fp32"``.
+    :param dimensions: keep the first so many dimensions, for models trained for that (Matryoshka).
+    :param max_tokens: cut texts at so many tokens instead of the model's own limit.
+    :param query_prompt: put before queries instead of the model's own prompt.
+    :param document_prompt: put before documents instead of the model's own prompt.
+    :param fingerprint: the fingerprint that the vectors must have. Checked against the spec, or, together
+        with ``dimensions``, taken on trust until something has to be encoded.
+    :param threads: threads of the runtime; by default what affinity and cgroup allow.
+    :raises EncoderNotFoundError: no encoder of that name or at that path.
+    :raises EncoderFilesError: its spec cannot be read.
+    :raises EncoderOptionError: an option has a value that the encoder cannot take.
+    :raises FingerprintMismatchError: the encoder found has another fingerprint than the one stated.
+    """
+
+    def __init__(
+        self,
+        name_or_path: str | os.PathLike[str],
+        *,
+        device: str = "auto",
+        precision: str = "auto",
+        dimensions: int | None = None,
+        max_tokens: int | None = None,
+        query_prompt: str | None = None,
+        document_prompt: str | None = None,
+        fingerprint: str | None = None,
+        threads: int | None = None,
+    ) -> None:
+        if device not in DEVICES:
+            raise EncoderOptionError("device", device, needed=" or ".join(DEVICES))
+        if precision not in PRECISIONS:
+            raise EncoderOptionError("precision", precision, needed=" or ".join(PRECISIONS))
+        if threads is not None and threads < 1:
+            raise EncoderOptionError("threads", threads, needed="1 or more")
+        self._path = lookup.as_path(name_or_path)
+        self._name = str(name_or_path) if self._path is None else self._path.name
+        self._device = device
+        self._precision = precision
+        self._threads = threads
+        self._stated = fingerprint
+        self._options: dict[str, Any] = {
+            "dimensions": dimensions,
+            "max_tokens": max_tokens,
+            "query_prompt": query_prompt,
+            "document_prompt": document_prompt,
+        }
+        self._lock = threading.RLock()
+        self._spec: EncoderSpec | None = None
+        self._runtime: OnnxRuntime | None = None
+        self._closed = False
+        if fingerprint is None or dimensions is None:
+            self._load_spec()
+        _alive.add(self)
+
+    # --- what it is -------------------------------------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        """The name in the spec, or the one that was given while no spec has been read."""
+        return self._name if self._spec is None else self._spec.name
+
+    @property
+    def spec(self) -> EncoderSpec:
+        """Everything that decides the vectors, with the options of this encoder in place.
+
+        :raises EncoderNotFoundError: only a fingerprint was stated, and there is no such encoder here.
+        """
+        with self._lock:
+            return self._spec or self._load_spec()[1]
+
+    @property
+    def dimensions(self) -> int:
+        """Dimensions of the vectors."""
+        return int(self._options["dimensions"] if self._spec is None else self._spec.dimensions)
+
+    @property
+    def fingerprint(self) -> str:
+        """What decides the vectors of documents, as 32 hex digits; see :class:`EncoderSpec`."""
+        return self._stated or self.spec.fingerprint
+
+    @property
+    def max_tokens(self) -> int:
+        """Tokens at which texts are cut, special tokens and prompt included."""
+        return self.spec.max_tokens
+
+    def __repr__(self) -> str:
+        shown = [repr(self.name if self._path is None else str(self._path)), f"dimensions={self.dimensions}"]
+        shown += [f"fingerprint={self.fingerprint[:8]}..."]
+        return f"<Encoder {', '.join(shown)}>"
+
+    # --- what it does -----------------------------------------------------------------------------
+
+    def encode_documents(self, texts: Iterable[str]) -> Vectors:
+        """Vectors of texts that are stored and searched.
+
+        Texts longer than :attr:`max_tokens` are cut. Equal texts are encoded once.
+
+        :param texts: any number of strings; empty ones are texts too.
+        :returns: float32 of shape ``(len(texts), dimensions)``, in the order of ``texts``.
+        :raises TextError: something is no text; it names the position.
+        :raises EncoderNotFoundError: the weights are not on this machine.
+        :raises EncoderFilesError: the encoder's files are damaged.
+        """
+        return self._encode(texts, "document_prompt")
+
+    def encode_queries(self, texts: Iterable[str]) -> Vectors:
+        """As :meth:`encode_documents`, for texts that are searched with: the prompt is that of queries."""
+        return self._encode(texts, "query_prompt")
+
+    def _encode(self, texts: Iterable[str], prompt_field: str) -> Vectors:
+        wanted = checked(texts)
+        if not wanted:
+            return np.empty((0, self.dimensions), dtype=np.float32)
+        different, inverse = distinct(wanted)
+        prompt: str = getattr(self.spec, prompt_field)
+        vectors = self._opened().encode([prompt + text for text in different])
+        return vectors if len(different) == len(wanted) else vectors[inverse]
+
+    # --- life -------------------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Open the weights now instead of at the first use."""
+        self._opened()
+
+    def close(self) -> None:
+        """Give back the memory of the weights; a closed encoder encodes no more."""
+        with self._lock:
+            self._closed = True
+            self._runtime = None
+
+    def __enter__(self) -> Encoder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _opened(self) -> OnnxRuntime:
+        runtime = self._runtime
+        if runtime is not None:
+            return runtime
+        with self._lock:
+            if self._closed:
+                raise EncoderError(f"encoder {self.name!r} is closed: make a new one")
+            if self._runtime is None:
+                folder, spec = self._load_spec()
+                self._runtime = OnnxRuntime(self._with_weights(folder, spec), spec, threads=self._threads)
+            return self._runtime
+
+    def _load_spec(self) -> tuple[Path, EncoderSpec]:
+        """Find and read the spec, and put this encoder's options into it; returns its folder too."""
+        file = lookup.spec_file(lookup.find(self._name) if self._path is None else self._path)
+        spec = EncoderSpec.load(file).replace(**self._options)
+        if self._stated is not None and spec.fingerprint != self._stated:
+            raise FingerprintMismatchError(
+                spec.fingerprint, self._stated, where=f"the encoder in {file.parent}"
+            )
+        self._spec = spec
+        return file.parent, spec
+
+    def _with_weights(self, folder: Path, spec: EncoderSpec) -> Path:
+        """``folder``; if it holds the spec alone, the folder of that encoder under its name."""
+        if any((folder / name).exists() for name in spec.files):
+            return folder
+        try:
+            found = lookup.find(spec.name)
+        except EncoderNotFoundError as error:
+            hint = f"{folder} holds the spec of the encoder, its weights are looked up by its name"
+            raise EncoderNotFoundError(spec.name, [folder, *error.searched], hint=hint) from None
+        other = EncoderSpec.load(lookup.spec_file(found)).replace(**self._options)
+        if other.fingerprint != spec.fingerprint:
+            raise FingerprintMismatchError(
+                other.fingerprint, spec.fingerprint, where=f"the encoder in {found}"
+            )
+        return found
+
+    # --- copies: an encoder is a shared resource, described by its arguments ------------------------
+
+    def __copy__(self) -> Encoder:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Encoder:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        options = self._options | {
+            "device": self._device,
+            "precision": self._precision,
+            "fingerprint": self._stated,
+            "threads": self._threads,
+        }
+        return _rebuild, (type(self), self._path or self._name, options)
+
+    def _after_fork(self) -> None:
+        """Forget, in the child, the parent's session: its threads do not exist here."""
+        self._lock = threading.RLock()
+        if self._runtime is not None:
+            _left_behind.append(self._runtime)
+            self._runtime = None
+
+
+def _rebuild(kind: type[Encoder], name_or_path: str | Path, options: dict[str, Any]) -> Encoder:
+    return kind(name_or_path, **options)
+
+
+_alive: weakref.WeakSet[Encoder] = weakref.WeakSet()
+# Sessions of the parent process, never destroyed in the child: their destructor would wait for threads.
+_left_behind: list[OnnxRuntime] = []
+
+
+def _after_fork() -> None:
+    for encoder in list(_alive):
+        encoder._after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

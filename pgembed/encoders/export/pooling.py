@@ -1,0 +1,102 @@
+"""Token vectors to one vector a text, inside the graph.
+
+The modes and their formulas are those of sentence-transformers
+(``sentence_transformers.models.Pooling``), including their order when several are concatenated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from onnx import TensorProto
+
+from pgembed.encoders.export.graph import Graph
+from pgembed.exc import EncoderOptionError
+
+_LEAST = np.float32(1e-9)  # keeps a text without tokens from dividing by zero
+
+
+def pool(graph: Graph, hidden: str, modes: Sequence[str]) -> str:
+    """Pool ``hidden`` of shape (texts, tokens, width) to (texts, width * number of modes).
+
+    :raises EncoderOptionError: an unknown mode.
+    """
+    unknown = [mode for mode in modes if mode not in MODES]
+    if unknown or not modes:
+        raise EncoderOptionError("pooling mode", unknown[0] if unknown else None, needed=" or ".join(MODES))
+    pooled = [MODES[mode](graph, hidden) for mode in modes]
+    return pooled[0] if len(pooled) == 1 else graph.op("Concat", *pooled, axis=-1)
+
+
+def normalize(graph: Graph, vectors: str) -> str:
+    """Scale vectors to length 1; a vector of zeros stays one."""
+    norm = graph.op("ReduceL2", vectors, axes=[-1], keepdims=1)
+    return graph.op("Div", vectors, graph.op("Max", norm, graph.constant(np.float32(1e-12))))
+
+
+def _weighted_sum(graph: Graph, hidden: str, weights: str) -> str:
+    """Sum over tokens of ``hidden * weights``, with weights of shape (texts, tokens)."""
+    row = graph.op("Unsqueeze", weights, graph.constant([1]))
+    return graph.op("Squeeze", graph.op("MatMul", row, hidden), graph.constant([1]))
+
+
+def _total(graph: Graph, weights: str) -> str:
+    total = graph.op("ReduceSum", weights, graph.constant([1]), keepdims=1)
+    return graph.op("Max", total, graph.constant(_LEAST))
+
+
+def _mask(graph: Graph) -> str:
+    return graph.op("Cast", graph.pooling_mask, to=TensorProto.FLOAT)
+
+
+def _mean(graph: Graph, hidden: str) -> str:
+    mask = _mask(graph)
+    return graph.op("Div", _weighted_sum(graph, hidden, mask), _total(graph, mask))
+
+
+def _mean_sqrt_len(graph: Graph, hidden: str) -> str:
+    mask = _mask(graph)
+    return graph.op("Div", _weighted_sum(graph, hidden, mask), graph.op("Sqrt", _total(graph, mask)))
+
+
+def _weighted_mean(graph: Graph, hidden: str) -> str:
+    """Later tokens weigh more: token ``i`` has the weight ``i + 1`` (SGPT)."""
+    mask = _mask(graph)
+    tokens = graph.op("Squeeze", graph.shape("input_ids", 1, 2))
+    one = graph.constant(np.int64(1))
+    positions = graph.op("Range", one, graph.op("Add", tokens, one), one)
+    weights = graph.op("Mul", mask, graph.op("Cast", positions, to=TensorProto.FLOAT))
+    return graph.op("Div", _weighted_sum(graph, hidden, weights), _total(graph, weights))
+
+
+def _max(graph: Graph, hidden: str) -> str:
+    out = graph.op("Sub", _mask(graph), graph.constant(np.float32(1)))  # 0 for tokens, -1 for padding
+    penalty = graph.op("Mul", out, graph.constant(np.float32(1e30)))
+    masked = graph.op("Add", hidden, graph.op("Unsqueeze", penalty, graph.constant([-1])))
+    return graph.op("ReduceMax", masked, axes=[1], keepdims=0)
+
+
+def _at(graph: Graph, hidden: str, indices: str) -> str:
+    """The token vector at each text's index, of shape (texts, 1)."""
+    return graph.op("GatherND", hidden, indices, batch_dims=1)
+
+
+def _cls(graph: Graph, hidden: str) -> str:
+    first = graph.op("ArgMax", _mask(graph), axis=1, keepdims=1)
+    return _at(graph, hidden, first)
+
+
+def _last(graph: Graph, hidden: str) -> str:
+    last = graph.op("ArgMax", _mask(graph), axis=1, keepdims=1, select_last_index=1)
+    return _at(graph, hidden, last)
+
+
+MODES = {
+    "cls": _cls,
+    "max": _max,
+    "mean": _mean,
+    "mean_sqrt_len_tokens": _mean_sqrt_len,
+    "weightedmean": _weighted_mean,
+    "lasttoken": _last,
+}

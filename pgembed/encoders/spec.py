@@ -1,0 +1,172 @@
+"""What decides a vector, in one small file, and its hash: the fingerprint.
+
+The file is called ``encoder.json`` and lies beside the weights; alone, without them, it is enough to declare
+columns, to migrate and to query with vectors.
+
+A fingerprint stands for the vectors that are *stored*: everything on the side of the documents is part of it,
+and nothing else. Device, threads, batch size, the version of the exporter and the query prompt are no part of
+it, because none of them makes a stored vector stale. 32 and 16 bit floats are one precision class (their
+vectors agree within 1e-3 in cosine), int8 is another. :attr:`EncoderSpec.query_fingerprint` tells query
+vectors apart in the same way.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pgembed.exc import EncoderFilesError, EncoderOptionError
+
+SPEC_FILE = "encoder.json"
+FORMAT = 1
+PRECISION_CLASSES = ("float", "int8")
+
+# The fields that decide a document's vector. Their order does not matter, their names do: renaming one
+# changes every fingerprint there is.
+_DECIDING = (
+    "weights",
+    "tokenizer",
+    "architecture",
+    "pooling",
+    "normalize",
+    "include_prompt",
+    "lowercase",
+    "special_tokens",
+    "document_prompt",
+    "max_tokens",
+    "width",
+    "dimensions",
+    "precision",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderSpec:
+    """Everything that decides the vectors of an encoder.
+
+    :ivar name: the name that the encoder is looked up by.
+    :ivar architecture: ``"bert"``, ``"static"``, ``"onnx"`` (a ready graph), ...
+    :ivar weights: SHA-256 (hex) of the weights that the graph was made from.
+    :ivar tokenizer: SHA-256 (hex) of ``tokenizer.json``.
+    :ivar width: dimensions of the vectors that the graph computes.
+    :ivar dimensions: dimensions kept, at most ``width``; fewer means the first ones (Matryoshka).
+    :ivar max_tokens: tokens of a text, special tokens and prompt included, beyond which it is cut.
+    :ivar token_limit: the largest ``max_tokens`` that the model can take.
+    :ivar pooling: pooling modes, concatenated in this order.
+    :ivar normalize: whether vectors have length 1.
+    :ivar query_prompt: put before every query.
+    :ivar document_prompt: put before every document.
+    :ivar include_prompt: whether the tokens of the prompt take part in the pooling.
+    :ivar lowercase: whether texts are lowered before they are tokenised.
+    :ivar special_tokens: whether the tokenizer adds its special tokens.
+    :ivar precision: precision class, ``"float"`` or ``"int8"``.
+    :ivar vocabulary: rows of the embedding table, 0 where it is not known.
+    :ivar files: SHA-256 (hex) of each file of the encoder's folder, to find damaged ones.
+    :ivar source: where the model came from, for people.
+    """
+
+    name: str
+    architecture: str
+    weights: str
+    tokenizer: str
+    width: int
+    dimensions: int
+    max_tokens: int
+    token_limit: int
+    pooling: tuple[str, ...] = ("mean",)
+    normalize: bool = True
+    query_prompt: str = ""
+    document_prompt: str = ""
+    include_prompt: bool = True
+    lowercase: bool = False
+    special_tokens: bool = True
+    precision: str = "float"
+    vocabulary: int = 0
+    files: Mapping[str, str] = field(default_factory=dict, hash=False)
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.dimensions <= self.width:
+            raise EncoderOptionError(
+                "dimensions", self.dimensions, needed=f"1 to {self.width}, the width of encoder {self.name!r}"
+            )
+        if not 1 <= self.max_tokens <= self.token_limit:
+            raise EncoderOptionError(
+                "max_tokens",
+                self.max_tokens,
+                needed=f"1 to {self.token_limit}, the limit of encoder {self.name!r}",
+            )
+        if self.precision not in PRECISION_CLASSES:
+            raise EncoderOptionError("precision", self.precision, needed=" or ".join(PRECISION_CLASSES))
+
+    @property
+    def fingerprint(self) -> str:
+        """32 hex digits, equal exactly when two encoders give the same documents the same vectors."""
+        return self._hash({name: getattr(self, name) for name in _DECIDING})
+
+    @property
+    def query_fingerprint(self) -> str:
+        """As :attr:`fingerprint`, for the vectors of queries."""
+        deciding = {name: getattr(self, name) for name in _DECIDING if name != "document_prompt"}
+        return self._hash(deciding | {"query_prompt": self.query_prompt})
+
+    @staticmethod
+    def _hash(deciding: dict[str, Any]) -> str:
+        payload = json.dumps({"format": FORMAT} | deciding, sort_keys=True, ensure_ascii=True)
+        return hashlib.sha256(payload.encode()).hexdigest()[:32]
+
+    def replace(self, **changes: Any) -> EncoderSpec:
+        """A copy with other values; those that are ``None`` stay as they are.
+
+        :raises EncoderOptionError: a value that the model cannot take.
+        """
+        return dataclasses.replace(
+            self, **{name: value for name, value in changes.items() if value is not None}
+        )
+
+    def save(self, path: Path) -> None:
+        """Write the spec to ``path``, a file."""
+        document = {"format": FORMAT, "fingerprint": self.fingerprint} | dataclasses.asdict(self)
+        path.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> EncoderSpec:
+        """Read the spec from ``path``, a file written by :meth:`save`.
+
+        :raises EncoderFilesError: the file is not an encoder's spec, is of a newer format, or was edited so
+            that its fingerprint no longer fits.
+        """
+        needed = "the spec of an encoder, as `pgembed export` writes it"
+        try:
+            document = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise EncoderFilesError(path, error.strerror or str(error), needed=needed) from error
+        except ValueError as error:
+            raise EncoderFilesError(path, f"text that is not JSON ({error})", needed=needed) from error
+        if not isinstance(document, dict) or "format" not in document:
+            raise EncoderFilesError(path, "JSON of another kind", needed=needed)
+        if document["format"] != FORMAT:
+            raise EncoderFilesError(
+                path,
+                f"format {document['format']!r}",
+                needed=f"format {FORMAT}: install the pgembed that wrote it",
+            )
+        fields = {item.name for item in dataclasses.fields(cls)}
+        known = {name: value for name, value in document.items() if name in fields}
+        try:
+            spec = cls(**known | {"pooling": tuple(document["pooling"])})
+        except (KeyError, TypeError, EncoderOptionError) as error:
+            raise EncoderFilesError(path, f"an incomplete spec ({error})", needed=needed) from error
+        stated = document.get("fingerprint")
+        if stated != spec.fingerprint:
+            raise EncoderFilesError(
+                path,
+                f"the fingerprint {stated!r} over values that give {spec.fingerprint!r}",
+                needed="an unedited spec: give other prompts and limits to Encoder(...), or export again",
+            )
+        return spec

@@ -1,0 +1,48 @@
+"""Texts on their way in: checked one by one, and each different text kept once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from pgembed.exc import TextError
+
+Indices = npt.NDArray[np.intp]
+
+
+def checked(texts: Iterable[str]) -> list[str]:
+    """``texts`` as a list of encodable strings.
+
+    Empty strings and NUL characters are fine: tokenizers know what to do with them.
+
+    :raises TextError: with the position of the first text that is no string or holds half a surrogate pair.
+    """
+    if isinstance(texts, (str, bytes)):
+        raise TextError(
+            f"a single {type(texts).__name__} was given where a list of texts is needed: put it into a list"
+        )
+    listed = list(texts)
+    for position, text in enumerate(listed):
+        if not isinstance(text, str):
+            raise TextError(f"found {type(text).__name__}, needed str", position=position)
+        if not text.isascii():
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise TextError(
+                    f"found a lone surrogate (U+{ord(text[error.start]):04X} at character {error.start}), "
+                    "which is no text: decode the bytes with errors='replace' instead of 'surrogateescape'",
+                    position=position,
+                ) from None
+    return listed
+
+
+def distinct(texts: Sequence[str]) -> tuple[list[str], Indices]:
+    """The different texts in order of appearance, and for each text the index of its like among them."""
+    seen: dict[str, int] = {}
+    inverse = np.fromiter(
+        (seen.setdefault(text, len(seen)) for text in texts), dtype=np.intp, count=len(texts)
+    )
+    return list(seen), inverse

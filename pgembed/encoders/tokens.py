@@ -1,0 +1,86 @@
+"""Texts to token ids, without padding and cut where the model says, not where ``tokenizer.json`` does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pgembed.exc import EncoderFilesError
+
+TOKENIZER_FILE = "tokenizer.json"
+
+# Texts handed to the tokenizer at once: enough for its threads, few enough that its bulky results, which are
+# reduced to arrays of ids at once, stay small.
+_CHUNK = 1024
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The token ids of texts, end to end.
+
+    :ivar ids: int32, all texts' ids one after the other.
+    :ivar offsets: int64, ``len(texts) + 1`` of them; text ``i`` is ``ids[offsets[i]:offsets[i + 1]]``.
+    :ivar cut: how many texts were longer than the limit.
+    """
+
+    ids: npt.NDArray[np.int32]
+    offsets: npt.NDArray[np.int64]
+    cut: int
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """Tokens of each text."""
+        return np.diff(self.offsets)
+
+
+class Tokenizer:
+    """A ``tokenizer.json`` with its own truncation and padding taken off.
+
+    :param path: the file.
+    :param max_tokens: where texts are cut, special tokens included.
+    :param special_tokens: whether to add them.
+    :param lowercase: whether to lower texts first.
+    :raises EncoderFilesError: the file is missing or no tokenizer.
+    """
+
+    def __init__(
+        self, path: Path, *, max_tokens: int, special_tokens: bool = True, lowercase: bool = False
+    ) -> None:
+        import tokenizers
+
+        try:
+            self._tokenizer: Any = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the package raises bare Exception
+            found = f"a damaged tokenizer ({error})" if path.is_file() else "no file"
+            raise EncoderFilesError(path, found, needed="the model's tokenizer.json") from error
+        self._tokenizer.no_padding()
+        self._tokenizer.enable_truncation(max_tokens)
+        self._max_tokens = max_tokens
+        self._special_tokens = special_tokens
+        self._lowercase = lowercase
+
+    @property
+    def highest_id(self) -> int:
+        """The largest token id that the tokenizer can give."""
+        return max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+
+    def __call__(self, texts: Sequence[str]) -> Tokens:
+        """Tokenise ``texts``, on several threads."""
+        pieces: list[npt.NDArray[np.int32]] = []
+        cut = 0
+        for start in range(0, len(texts), _CHUNK):
+            chunk = texts[start : start + _CHUNK]
+            if self._lowercase:
+                chunk = [text.lower() for text in chunk]
+            for encoding in self._tokenizer.encode_batch_fast(chunk, add_special_tokens=self._special_tokens):
+                ids = encoding.ids
+                pieces.append(np.array(ids, dtype=np.int32))
+                cut += len(ids) >= self._max_tokens and bool(encoding.overflowing)
+        offsets = np.zeros(len(pieces) + 1, dtype=np.int64)
+        np.cumsum([len(piece) for piece in pieces], out=offsets[1:])
+        return Tokens(np.concatenate(pieces) if pieces else np.empty(0, np.int32), offsets, cut)

@@ -1,0 +1,202 @@
+"""The error tree: every error that pgembed itself raises, with the facts as attributes.
+
+Errors of SQLAlchemy and of the driver pass through as they are. ``PgembedError`` derives from
+:class:`sqlalchemy.exc.DontWrapMixin`, so an error raised while a statement is prepared (a text that
+cannot be encoded, a vector of the wrong length) reaches the caller unwrapped too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from sqlalchemy.exc import DontWrapMixin
+
+
+class PgembedError(DontWrapMixin, Exception):
+    """Base of all errors of pgembed."""
+
+
+# --- declarations ---------------------------------------------------------------------------------
+
+
+class DeclarationError(PgembedError):
+    """An embedding column, an index or a query is declared in a way that cannot work."""
+
+
+class MetricNotSupportedError(DeclarationError):
+    """The metric is unknown, or the type or access method at hand cannot serve it."""
+
+    def __init__(self, metric: str, supported: Sequence[str], *, by: str) -> None:
+        self.metric = metric
+        self.supported = tuple(supported)
+        self.by = by
+        super().__init__(f"{by} does not support the metric {metric!r}; it supports {', '.join(self.supported)}")
+
+
+class MissingExtraError(PgembedError):
+    """A part of pgembed needs a package that is not installed."""
+
+    def __init__(self, module: str, extra: str, *, needed_for: str) -> None:
+        self.module = module
+        self.extra = extra
+        super().__init__(
+            f"{needed_for} needs the package {module!r}, which is not installed: pip install 'pgembed[{extra}]'"
+        )
+
+
+# --- vectors --------------------------------------------------------------------------------------
+
+
+class VectorValueError(PgembedError, ValueError):
+    """A value is not a vector: not one-dimensional, not numeric, or not finite."""
+
+
+class DimensionMismatchError(VectorValueError):
+    """A vector does not have as many dimensions as the column it is meant for."""
+
+    def __init__(self, found: int, expected: int, *, where: str = "the column") -> None:
+        self.found = found
+        self.expected = expected
+        super().__init__(f"the vector has {found} dimensions, {where} has {expected}")
+
+
+# --- encoders -------------------------------------------------------------------------------------
+
+
+class EncoderError(PgembedError):
+    """Base of what can go wrong in turning texts into vectors."""
+
+
+class EncoderNotFoundError(EncoderError):
+    """No encoder of that name or path; ``searched`` lists the folders that were looked into."""
+
+    def __init__(self, name: str, searched: Sequence[Path], *, hint: str = "") -> None:
+        self.name = name
+        self.searched = tuple(searched)
+        places = ", ".join(str(folder) for folder in self.searched) or "nowhere"
+        super().__init__(f"no encoder {name!r}; looked into {places}" + (f". {hint}" if hint else ""))
+
+
+class EncoderFilesError(EncoderError):
+    """An encoder's files are missing, incomplete or not what its spec says."""
+
+    def __init__(self, path: Path, found: str, *, needed: str) -> None:
+        self.path = path
+        self.found = found
+        self.needed = needed
+        super().__init__(f"{path}: found {found}, needed {needed}")
+
+
+class EncoderOptionError(EncoderError, ValueError):
+    """An option of an encoder has a value that it cannot have."""
+
+    def __init__(self, option: str, found: object, *, needed: str) -> None:
+        self.option = option
+        self.found = found
+        self.needed = needed
+        super().__init__(f"{option} is {found!r}, needed {needed}")
+
+
+class FingerprintMismatchError(EncoderError):
+    """The encoder at hand is not the one whose fingerprint was stated."""
+
+    def __init__(self, found: str, stated: str, *, where: str) -> None:
+        self.found = found
+        self.stated = stated
+        super().__init__(
+            f"{where} has the fingerprint {found}, stated was {stated}: its vectors are others. "
+            "State the new fingerprint (every row is embedded again), or install the encoder that was meant"
+        )
+
+
+class UnsupportedArchitectureError(EncoderError):
+    """The model's architecture cannot be exported directly."""
+
+    def __init__(self, architecture: str, supported: Sequence[str]) -> None:
+        self.architecture = architecture
+        self.supported = tuple(supported)
+        super().__init__(
+            f"the architecture {architecture!r} is not supported; supported are {', '.join(self.supported)}. "
+            "A ready ONNX file of the model can be used instead."
+        )
+
+
+class DeviceError(EncoderError):
+    """The device asked for cannot be used; the message says what was found and how to mend it."""
+
+    def __init__(self, device: str, found: str, *, fix: str) -> None:
+        self.device = device
+        self.found = found
+        super().__init__(f"device {device!r} cannot be used: {found}. {fix}")
+
+
+class TextError(EncoderError, ValueError):
+    """A text cannot be encoded; ``position`` is its index in the batch."""
+
+    def __init__(self, reason: str, *, position: int | None = None) -> None:
+        self.reason = reason
+        self.position = position
+        super().__init__(reason if position is None else f"text {position}: {reason}")
+
+
+# --- databases ------------------------------------------------------------------------------------
+
+
+class DatabaseError(PgembedError):
+    """Base of what can be wrong with a database."""
+
+
+class UnsupportedServerError(DatabaseError):
+    """The Postgres server is too old."""
+
+    def __init__(self, found: str, needed: str) -> None:
+        self.found = found
+        self.needed = needed
+        super().__init__(f"the server is Postgres {found}, pgembed needs {needed} or newer: upgrade the server")
+
+
+class DatabaseEncodingError(DatabaseError):
+    """The database does not store text as UTF-8, so that digests of texts could differ."""
+
+    def __init__(self, found: str) -> None:
+        self.found = found
+        super().__init__(
+            f"the database's encoding is {found}, pgembed needs UTF8: "
+            "CREATE DATABASE ... ENCODING 'UTF8' TEMPLATE template0, then move the data with pg_dump"
+        )
+
+
+class ExtensionError(DatabaseError):
+    """The extension ``vector`` is missing or too old."""
+
+    def __init__(self, extension: str, found: str, *, needed: str, fix: str) -> None:
+        self.extension = extension
+        self.found = found
+        self.needed = needed
+        super().__init__(f"extension {extension!r}: found {found}, needed {needed}. {fix}")
+
+
+class DigestUnavailableError(DatabaseError):
+    """The server refuses ``md5()`` (a FIPS build), which digests of texts are made with."""
+
+
+class MissingPrivilegeError(DatabaseError):
+    """The role lacks a privilege; ``privilege`` and ``target`` name it."""
+
+    def __init__(self, role: str, privilege: str, target: str, *, fix: str) -> None:
+        self.role = role
+        self.privilege = privilege
+        self.target = target
+        super().__init__(f"role {role!r} lacks the privilege {privilege} on {target}. {fix}")
+
+
+class NotInstalledError(DatabaseError):
+    """The database lacks pgembed's SQL objects, or holds those of another version."""
+
+
+# --- queries --------------------------------------------------------------------------------------
+
+
+class QueryError(PgembedError):
+    """A query helper was called, or its statement was used, in a way that cannot give the right rows."""

@@ -1,0 +1,71 @@
+"""The fingerprint changes with what decides the vectors of documents, and with nothing else."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from pgembed.encoders import EncoderSpec
+
+SPEC = EncoderSpec(
+    name="minilm",
+    architecture="bert",
+    weights="a" * 64,
+    tokenizer="b" * 64,
+    width=384,
+    dimensions=384,
+    max_tokens=256,
+    token_limit=512,
+)
+
+DECIDING = {
+    "architecture": "mpnet",
+    "weights": "c" * 64,
+    "tokenizer": "d" * 64,
+    "width": 768,
+    "dimensions": 128,
+    "max_tokens": 128,
+    "pooling": ("cls",),
+    "normalize": False,
+    "document_prompt": "passage: ",
+    "include_prompt": False,
+    "lowercase": True,
+    "special_tokens": False,
+    "precision": "int8",
+}
+INDIFFERENT = {
+    "name": "other",
+    "token_limit": 1024,
+    "query_prompt": "query: ",
+    "vocabulary": 7,
+    "files": {"model.onnx": "e" * 64},
+    "source": "elsewhere",
+}
+
+
+def test_every_field_is_classified() -> None:
+    assert {field.name for field in dataclasses.fields(EncoderSpec)} == {*DECIDING, *INDIFFERENT}
+
+
+@pytest.mark.parametrize("field", DECIDING)
+def test_deciding(field: str) -> None:
+    changed = SPEC.replace(**{field: DECIDING[field]})
+    assert changed.fingerprint != SPEC.fingerprint
+
+
+@pytest.mark.parametrize("field", INDIFFERENT)
+def test_indifferent(field: str) -> None:
+    changed = SPEC.replace(**{field: INDIFFERENT[field]})
+    assert changed.fingerprint == SPEC.fingerprint
+
+
+def test_queries_have_their_own() -> None:
+    assert SPEC.replace(query_prompt="query: ").query_fingerprint != SPEC.query_fingerprint
+    assert SPEC.replace(document_prompt="passage: ").query_fingerprint == SPEC.query_fingerprint
+
+
+def test_fingerprints_do_not_change_between_releases() -> None:
+    """A changed value would make every row of every user pending."""
+    assert SPEC.fingerprint == "ded4f2a79be2f8a6ec0cf7f5f67bb190"
+    assert len(SPEC.fingerprint) == 32
