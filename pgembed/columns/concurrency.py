@@ -1,0 +1,28 @@
+"""Running an encoder without blocking an event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def off_event_loop(function: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R:
+    """Call ``function``; under an async engine or session, in a thread while the event loop goes on.
+
+    SQLAlchemy's asyncio extension runs its synchronous internals (flushes, bind processors) in a greenlet,
+    and lets such code await by switching to the greenlet of the loop. Outside of it, this is a plain call.
+    Errors of ``function`` reach the caller as they are; context variables are those of the caller.
+    """
+    try:
+        from sqlalchemy.util.concurrency import await_only, in_greenlet
+    except ImportError:  # greenlet is not installed, so nothing runs in one
+        return function(*args, **kwargs)
+    if not in_greenlet():
+        return function(*args, **kwargs)
+    call: Callable[..., Any] = asyncio.to_thread
+    result: _R = await_only(call(function, *args, **kwargs))
+    return result
