@@ -31,7 +31,9 @@ class MetricNotSupportedError(DeclarationError):
         self.metric = metric
         self.supported = tuple(supported)
         self.by = by
-        super().__init__(f"{by} does not support the metric {metric!r}; it supports {', '.join(self.supported)}")
+        super().__init__(
+            f"{by} does not support the metric {metric!r}; it supports {', '.join(self.supported)}"
+        )
 
 
 class MissingExtraError(PgembedError):
@@ -41,7 +43,8 @@ class MissingExtraError(PgembedError):
         self.module = module
         self.extra = extra
         super().__init__(
-            f"{needed_for} needs the package {module!r}, which is not installed: pip install 'pgembed[{extra}]'"
+            f"{needed_for} needs the package {module!r}, which is not installed: "
+            f"pip install 'pgembed[{extra}]'"
         )
 
 
@@ -153,7 +156,9 @@ class UnsupportedServerError(DatabaseError):
     def __init__(self, found: str, needed: str) -> None:
         self.found = found
         self.needed = needed
-        super().__init__(f"the server is Postgres {found}, pgembed needs {needed} or newer: upgrade the server")
+        super().__init__(
+            f"the server is Postgres {found}, pgembed needs {needed} or newer: upgrade the server"
+        )
 
 
 class DatabaseEncodingError(DatabaseError):

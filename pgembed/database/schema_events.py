@@ -1,0 +1,67 @@
+"""What ``create_all`` does besides: the extension before a table, the registration after its index."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from sqlalchemy import Connection, String, Table, event, text
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.schema import DDLElement
+
+from pgembed.columns import PendingIndex
+from pgembed.columns.types import VectorType
+from pgembed.database.server import ensure_extension
+
+
+class RegisterEmbedding(DDLElement):
+    """``COMMENT ON INDEX ix_article_embedding_pending IS '{"pgembed": 1, ...}'``
+
+    The comment says what the column is filled with; the view ``pgembed.embedding_columns`` reads it.
+    """
+
+    def __init__(self, index: PendingIndex) -> None:
+        self.index = index
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the comment holds."""
+        embedding = self.index.embedding
+        declaration = embedding.declaration
+        return {
+            "pgembed": 1,
+            "column": embedding.vector.name,
+            "digest": embedding.digest.name,
+            "sources": [source.name for source in embedding.sources],
+            "template": declaration.template,
+            "encoder": declaration.encoder.name,
+            "fingerprint": declaration.encoder.fingerprint,
+            "dimensions": declaration.encoder.dimensions,
+            "metric": declaration.metric.name,
+            "fill": declaration.fill,
+        }
+
+
+@compiles(RegisterEmbedding)
+def _compile(element: RegisterEmbedding, compiler: Any, **_: Any) -> str:
+    table = element.index.embedding.table
+    name = compiler.preparer.format_index(element.index)
+    if table.schema is not None:
+        name = f"{compiler.preparer.quote_schema(table.schema)}.{name}"
+    comment = compiler.sql_compiler.render_literal_value(json.dumps(element.facts), String())
+    return f"COMMENT ON INDEX {name} IS {comment}"
+
+
+@event.listens_for(Table, "before_create")
+def _before_table(table: Table, connection: Any, **_: Any) -> None:
+    if not any(isinstance(column.type, VectorType) for column in table.c):
+        return
+    if isinstance(connection, Connection):
+        ensure_extension(connection)
+    else:  # a mock connection, which writes a script
+        connection.execute(text("CREATE EXTENSION IF NOT EXISTS vector"))
+
+
+@event.listens_for(PendingIndex, "after_create")
+def _after_index(index: PendingIndex, connection: Any, **_: Any) -> None:
+    connection.execute(RegisterEmbedding(index))

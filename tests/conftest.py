@@ -1,0 +1,121 @@
+"""Fixtures of all tests: one Postgres server, and a database of its own for each test.
+
+``PGEMBED_TEST_DSN`` names a server to use (a role that may create databases); without it the embedded server
+is started once, on a temporary folder. Databases are copies of a template that has pgembed installed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import URL, Engine, create_engine, make_url, text
+from sqlalchemy.orm import Session
+
+from pgembed import Encoder
+from pgembed.database import embedded, install
+from pgembed.encoders import packaged
+from pgembed.testing import HashEncoder
+
+_numbers = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[URL]:
+    """The URL of the server's database for administration."""
+    if dsn := os.environ.get("PGEMBED_TEST_DSN"):
+        url = make_url(dsn)
+        yield url if "+" in url.drivername else url.set(drivername="postgresql+psycopg")
+        return
+    version = os.environ.get("PGEMBED_TEST_POSTGRES")
+    with embedded(
+        tmp_path_factory.mktemp("postgres") / "data", postgres_version=int(version) if version else None
+    ) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def admin(server: URL) -> Iterator[Engine]:
+    """An engine that may create databases, in autocommit."""
+    engine = create_engine(server, isolation_level="AUTOCOMMIT")
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture(scope="session")
+def template(server: URL, admin: Engine) -> Iterator[str]:
+    """The name of the database that the tests' databases are copies of."""
+    name = f"pgembed_template_{os.getpid()}"
+    with admin.connect() as connection:
+        connection.execute(text(f"CREATE DATABASE {name} ENCODING 'UTF8' TEMPLATE template0"))
+    engine = create_engine(server.set(database=name))
+    with engine.begin() as connection:
+        install(connection)
+    engine.dispose()
+    yield name
+    with admin.connect() as connection:
+        connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
+
+
+def _database(server: URL, admin: Engine, template: str) -> Iterator[URL]:
+    name = f"pgembed_test_{os.getpid()}_{next(_numbers)}"
+    with admin.connect() as connection:
+        connection.execute(text(f"CREATE DATABASE {name} ENCODING 'UTF8' TEMPLATE {template}"))
+    yield server.set(database=name)
+    with admin.connect() as connection:
+        connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
+
+
+@pytest.fixture
+def url(server: URL, admin: Engine, template: str) -> Iterator[URL]:
+    """A new database with pgembed installed."""
+    yield from _database(server, admin, template)
+
+
+@pytest.fixture
+def empty_url(server: URL, admin: Engine) -> Iterator[URL]:
+    """A new database with nothing in it, not even the extension."""
+    yield from _database(server, admin, "template0")
+
+
+@pytest.fixture(scope="module")
+def module_url(server: URL, admin: Engine, template: str) -> Iterator[URL]:
+    """A database with pgembed installed that the tests of a module share, to be read from."""
+    yield from _database(server, admin, template)
+
+
+@pytest.fixture
+def engine(url: URL) -> Iterator[Engine]:
+    """An engine on a new database with pgembed installed."""
+    engine = create_engine(url)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def session(engine: Engine) -> Iterator[Session]:
+    """A session on a new database with pgembed installed."""
+    with Session(engine) as session:
+        yield session
+
+
+@pytest.fixture
+def hash_encoder() -> HashEncoder:
+    """An encoder of 8 dimensions without weights, which counts its calls."""
+    return HashEncoder(8)
+
+
+@pytest.fixture(scope="session")
+def minilm_folder() -> Path:
+    """The folder of the real all-MiniLM-L6-v2, exported once a checkout."""
+    return packaged("all-MiniLM-L6-v2", into=Path(__file__).parents[1] / ".encoders")
+
+
+@pytest.fixture(scope="session")
+def minilm(minilm_folder: Path) -> Iterator[Encoder]:
+    """The real all-MiniLM-L6-v2."""
+    with Encoder(minilm_folder) as encoder:
+        yield encoder
