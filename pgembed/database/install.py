@@ -44,7 +44,7 @@ def install(connection: Connection, *, extension: bool = True) -> bool:
         return False
     if installed is not None and installed[0] > REVISION:
         raise NotInstalledError(
-            f"the database holds revision {installed[0]} of pgembed's SQL objects, this package has {REVISION}: "
+            f"the database holds revision {installed[0]} of pgembed's SQL, this package {REVISION}: "
             "upgrade the package"
         )
     _check_privileges(connection)
@@ -62,8 +62,22 @@ def install(connection: Connection, *, extension: bool = True) -> bool:
 
 
 def _installed(connection: Connection) -> tuple[int, str] | None:
-    if connection.scalar(text("SELECT to_regclass('pgembed.version')")) is None:
+    readable = connection.scalar(
+        text(
+            "SELECT has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT') "
+            "FROM pg_namespace AS n JOIN pg_class AS c ON c.relnamespace = n.oid "
+            "WHERE n.nspname = 'pgembed' AND c.relname = 'version'"
+        )
+    )
+    if readable is None:
         return None
+    if not readable:
+        raise MissingPrivilegeError(
+            str(connection.scalar(text("SELECT current_user"))),
+            "USAGE and SELECT",
+            "schema 'pgembed'",
+            fix="Run the installation as the role that installed it before",
+        )
     row = connection.execute(text("SELECT revision, checksum FROM pgembed.version")).one_or_none()
     return None if row is None else (row[0], row[1])
 

@@ -1,0 +1,28 @@
+"""``pgembed init``: install the SQL objects."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from pgembed.cli.options import DatabaseUrl, connect
+from pgembed.database import install
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the application."""
+    app.command("init")(init)
+
+
+def init(
+    url: DatabaseUrl,
+    extension: Annotated[
+        bool, typer.Option(help="Create the extension vector where it is missing (needs the privilege).")
+    ] = True,
+) -> None:
+    """Install pgembed's SQL objects into a database, or bring them up to date."""
+    with connect(url) as connection:
+        changed = install(connection, extension=extension)
+        database = connection.engine.url.database
+    typer.echo(f"{database}: {'installed' if changed else 'up to date, nothing to do'}")

@@ -1,0 +1,58 @@
+"""The command ``pgembed``: its commands, and what becomes of errors.
+
+Exit codes: 0 for success, 1 for what went wrong at run time (one line says what), 2 for wrong usage.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+
+from pgembed.cli import demo, encode, export, init, search, status
+from pgembed.exc import PgembedError
+
+app = typer.Typer(
+    name="pgembed",
+    help="Embeddings as an ordinary part of a Postgres schema.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+for _group in (demo, init, status, search, export, encode):
+    _group.register(app)
+
+
+@app.callback()
+def _options(verbose: bool = typer.Option(False, "--verbose", "-v", help="Log what is done.")) -> None:
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING,
+        format="%(message)s",
+        handlers=[RichHandler(console=Console(stderr=True), show_path=False)],
+    )
+
+
+def main() -> None:
+    """Run the command line; the entry point of the package."""
+    try:
+        app()
+    except PgembedError as error:
+        _fail(str(error))
+    except DBAPIError as error:
+        _fail(f"the database says: {str(error.orig).strip()}")
+    except SQLAlchemyError as error:
+        _fail(str(error))
+    except BrokenPipeError:  # the reader of the output went away, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        _fail(str(error))
+
+
+def _fail(message: str) -> None:
+    typer.echo(f"pgembed: {message}", err=True)
+    sys.exit(1)

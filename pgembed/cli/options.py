@@ -1,0 +1,75 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from sqlalchemy import Connection, create_engine, make_url, text
+from sqlalchemy.exc import ArgumentError
+
+from pgembed.database import embedded
+from pgembed.encoders import Encoder
+from pgembed.exc import NotInstalledError
+
+DatabaseUrl = Annotated[
+    str,
+    typer.Option(
+        "--url",
+        envvar=["PGEMBED_URL", "DATABASE_URL"],
+        help="The database: postgresql://user:password@host/name, or embedded:FOLDER.",
+        show_default=False,
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@contextmanager
+def connect(url: str) -> Iterator[Connection]:
+    """A connection in a transaction that is committed at the end.
+
+    ``embedded:FOLDER`` starts the embedded server on that folder, for as long as it is used.
+
+    :raises typer.BadParameter: the URL is not one of a Postgres database.
+    """
+    if url.startswith("embedded:"):
+        with embedded(Path(url.removeprefix("embedded:"))) as server, connect(str(server)) as connection:
+            yield connection
+        return
+    try:
+        parsed = make_url(url.replace("postgres://", "postgresql://", 1))
+    except ArgumentError as error:
+        raise typer.BadParameter(str(error), param_hint="--url") from None
+    if parsed.get_backend_name() != "postgresql":
+        raise typer.BadParameter(f"{parsed.drivername} is not Postgres", param_hint="--url")
+    if "+" not in parsed.drivername:
+        parsed = parsed.set(drivername="postgresql+psycopg")
+    engine = create_engine(parsed)
+    try:
+        with engine.begin() as connection:
+            yield connection
+    finally:
+        engine.dispose()
+
+
+def require_installed(connection: Connection) -> None:
+    """
+    :raises NotInstalledError: the database has no SQL objects of pgembed.
+    """
+    if connection.scalar(text("SELECT to_regclass('pgembed.status')")) is None:
+        raise NotInstalledError(
+            "this database has no SQL objects of pgembed: run `pgembed init`, or call "
+            "pgembed.database.install(connection)"
+        )
+
+
+def open_encoder(name_or_folder: str, *, fingerprint: str | None = None) -> Encoder:
+    """The encoder of that folder, which may be relative to the working folder, or of that name.
+
+    :param fingerprint: what its vectors must be.
+    """
+    folder = Path(name_or_folder)
+    return Encoder(folder if folder.exists() else name_or_folder, fingerprint=fingerprint)

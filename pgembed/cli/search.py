@@ -1,0 +1,88 @@
+"""``pgembed search``: semantic search in any table that has an embedding column."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from sqlalchemy import Connection, MetaData, Table, text
+
+from pgembed.cli.options import AsJson, DatabaseUrl, connect, open_encoder, require_installed
+from pgembed.exc import NotInstalledError
+from pgembed.queries import semantic_search
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the application."""
+    app.command("search")(search)
+
+
+def search(
+    table: Annotated[str, typer.Argument(help='The table, as SQL writes it: article, "My schema".article.')],
+    column: Annotated[str, typer.Argument(help="Its vector column.")],
+    query: Annotated[str, typer.Argument(help="What to search for.")],
+    url: DatabaseUrl,
+    encoder: Annotated[
+        str | None,
+        typer.Option(
+            help="Name or folder of the encoder; by default the one that the column is filled with."
+        ),
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="How many rows.")] = 10,
+    as_json: AsJson = False,
+) -> None:
+    """Print the rows nearest to a text, best first."""
+    with connect(url) as connection:
+        require_installed(connection)
+        entry = _registered(connection, table, column)
+        with open_encoder(encoder or entry["encoder"], fingerprint=entry["fingerprint"]) as opened:
+            vector = opened.encode_queries([query])[0]
+        import pgvector.sqlalchemy  # noqa: F401  (so that reflection knows the type)
+
+        reflected = Table(
+            entry["name"], MetaData(), schema=entry["schema"], autoload_with=connection, resolve_fks=False
+        )
+        statement = semantic_search(reflected.c[column], vector, limit=limit, metric=entry["metric"])
+        rows = connection.execute(statement).mappings().all()
+    hidden = {column, entry["digest_name"]}
+    found = [{key: value for key, value in row.items() if key not in hidden} for row in rows]
+    if as_json:
+        typer.echo(json.dumps(found, indent=2, default=str))
+        return
+    keys = [key.name for key in reflected.primary_key]
+    console = Console(highlight=False)
+    for row in found:
+        key = ", ".join(str(row[name]) for name in keys)
+        words = " ".join(str(row[name]) for name in entry["sources"] if row[name])
+        shown = escape(" ".join(words.split()))
+        console.print(
+            f"{row['score']:.3f}  [bold]{escape(key)}[/]  [dim]{shown}[/]", no_wrap=True, overflow="ellipsis"
+        )
+
+
+def _registered(connection: Connection, table: str, column: str) -> dict[str, Any]:
+    """What the database knows of the column.
+
+    :raises NotInstalledError: it is not an embedding column.
+    """
+    entry = connection.execute(
+        text(
+            "SELECT e.*, c.relname AS name, c.relnamespace::regnamespace::text AS schema "
+            "FROM pgembed.embedding_columns AS e JOIN pg_class AS c ON c.oid = e.relation "
+            "WHERE e.relation = to_regclass(:table) AND e.column_name = :column"
+        ),
+        {"table": table, "column": column},
+    )
+    row = entry.mappings().one_or_none()
+    if row is None:
+        known = connection.scalars(
+            text("SELECT relation || ' ' || column_name FROM pgembed.embedding_columns ORDER BY 1")
+        ).all()
+        raise NotInstalledError(
+            f"{table} {column} is not an embedding column of this database; there "
+            + (f"are: {', '.join(known)}" if known else "are none")
+        )
+    return dict(row)

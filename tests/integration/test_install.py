@@ -1,0 +1,225 @@
+"""Installing into databases that are new, shared, restricted or not fit for it."""
+
+from __future__ import annotations
+
+import multiprocessing
+import uuid
+from collections.abc import Iterator
+
+import pytest
+from sqlalchemy import URL, Engine, create_engine, make_url, text
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from pgembed import HNSW, Vector, embedding_column, indexes
+from pgembed.database import install
+from pgembed.database import server as server_checks
+from pgembed.exc import (
+    DatabaseEncodingError,
+    DeclarationError,
+    ExtensionError,
+    MissingPrivilegeError,
+    NotInstalledError,
+    UnsupportedServerError,
+)
+from pgembed.testing import HashEncoder
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Article(Base):
+    __tablename__ = "article"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    title: Mapped[str | None]
+    embedding: Mapped[Vector | None] = embedding_column("title", encoder=HashEncoder(3), index=HNSW())
+
+
+@pytest.fixture
+def empty(empty_url: URL) -> Iterator[Engine]:
+    engine = create_engine(empty_url)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def role(admin: Engine) -> Iterator[str]:
+    """A role that may connect and nothing else."""
+    name = f"pgembed_plain_{uuid.uuid4().hex[:8]}"
+    with admin.connect() as connection:
+        connection.execute(text(f"CREATE ROLE {name} LOGIN PASSWORD 'secret'"))
+    yield name
+    with admin.connect() as connection:
+        connection.execute(text(f"DROP ROLE {name}"))
+
+
+@pytest.fixture
+def plain(empty_url: URL, role: str) -> Iterator[Engine]:
+    engine = create_engine(empty_url.set(username=role, password="secret"))
+    yield engine
+    engine.dispose()
+
+
+def test_it_is_idempotent(empty: Engine) -> None:
+    with empty.begin() as connection:
+        assert install(connection)
+    with empty.begin() as connection:
+        assert not install(connection)
+        assert connection.scalar(text("SELECT count(*) FROM pgembed.version")) == 1
+        assert connection.execute(text("SELECT * FROM pgembed.status")).all() == []
+
+
+def test_a_rolled_back_installation_leaves_nothing(empty: Engine) -> None:
+    with empty.connect() as connection:
+        install(connection)
+        connection.rollback()
+        assert connection.scalar(text("SELECT to_regnamespace('pgembed')")) is None
+
+
+def _install(url: str, barrier: object) -> None:
+    engine = create_engine(make_url(url))
+    with engine.begin() as connection:
+        barrier.wait()  # type: ignore[attr-defined]
+        install(connection)
+        Base.metadata.create_all(connection)
+
+
+def test_processes_that_install_at_once_wait_for_each_other(empty: Engine) -> None:
+    context = multiprocessing.get_context("spawn")
+    barrier = context.Barrier(4)
+    url = empty.url.render_as_string(hide_password=False)
+    processes = [context.Process(target=_install, args=(url, barrier)) for _ in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * 4
+
+
+def test_create_all_alone_needs_only_the_extension(empty: Engine) -> None:
+    Base.metadata.create_all(empty)
+    Base.metadata.create_all(empty)
+    with empty.begin() as connection:
+        assert connection.scalar(text("SELECT to_regnamespace('pgembed')")) is None
+        install(connection)
+        row = connection.execute(text("SELECT * FROM pgembed.embedding_columns")).mappings().one()
+    assert (row["relation"], row["column_name"], row["sources"]) == ("article", "embedding", ["title"])
+    assert (row["encoder"], row["dimensions"], row["metric"], row["fill"]) == ("hash", 3, "cosine", "flush")
+    assert row["fingerprint"] == HashEncoder(3).fingerprint
+
+
+def test_the_registration_lives_and_dies_with_the_table(empty: Engine) -> None:
+    Base.metadata.create_all(empty)
+    with empty.begin() as connection:
+        install(connection)
+        connection.execute(text("ALTER TABLE article RENAME TO essay"))
+        query = text("SELECT relation::text FROM pgembed.embedding_columns")
+        assert connection.scalars(query).all() == ["essay"]
+        connection.execute(text("COMMENT ON TABLE essay IS '{\"pgembed\": broken'"))
+        assert connection.scalars(query).all() == ["essay"]
+        connection.execute(text("DROP TABLE essay"))
+        assert connection.scalars(query).all() == []
+
+
+def test_indexes_are_built_after_the_load(empty: Engine) -> None:
+    Base.metadata.create_all(empty)
+    with empty.begin() as connection:
+        install(connection)
+        status = text("SELECT index FROM pgembed.status")
+        assert not indexes.is_built(connection, Article.embedding)
+        assert connection.scalar(status) == "none"
+        indexes.create(connection, Article.embedding)
+        indexes.create(connection, Article.embedding)
+        assert indexes.is_built(connection, Article.embedding)
+        assert connection.scalar(status) == "hnsw"
+        method, options = connection.execute(
+            text(
+                "SELECT amname, reloptions FROM pg_class JOIN pg_am ON pg_am.oid = relam "
+                "WHERE relname = 'ix_article_embedding_hnsw'"
+            )
+        ).one()
+        assert (method, options) == ("hnsw", ["m=16", "ef_construction=64"])
+        with pytest.raises(DeclarationError, match="no vector index is declared"):
+            indexes.create(connection, Article.title)
+
+
+def test_missing_privileges_are_named(plain: Engine, empty: Engine, role: str) -> None:
+    with plain.begin() as connection, pytest.raises(MissingPrivilegeError) as extension:
+        install(connection)
+    assert (extension.value.role, extension.value.privilege) == (role, "CREATE")
+    assert "CREATE EXTENSION vector" in str(extension.value)
+    with plain.begin() as connection, pytest.raises(MissingPrivilegeError):
+        Base.metadata.create_all(connection)
+    with plain.begin() as connection, pytest.raises(ExtensionError, match="found nothing"):
+        install(connection, extension=False)
+
+    with empty.begin() as connection:
+        connection.execute(text("CREATE EXTENSION vector"))
+    with plain.begin() as connection, pytest.raises(MissingPrivilegeError, match="GRANT CREATE ON DATABASE"):
+        install(connection)
+    with empty.begin() as connection:
+        install(connection)
+    with plain.begin() as connection, pytest.raises(MissingPrivilegeError, match="schema 'pgembed'"):
+        install(connection)
+    with empty.begin() as connection:
+        connection.execute(text(f"GRANT USAGE ON SCHEMA pgembed TO {role}"))
+        connection.execute(text(f"GRANT SELECT ON pgembed.version TO {role}"))
+    with plain.begin() as connection:
+        assert not install(connection)  # up to date: nothing to do, so no more is needed
+    with empty.begin() as connection:
+        connection.execute(text(f"DROP OWNED BY {role}"))
+
+
+def test_an_encoding_other_than_utf8_is_refused(server: URL, admin: Engine) -> None:
+    name = f"pgembed_latin_{uuid.uuid4().hex[:8]}"
+    with admin.connect() as connection:
+        connection.execute(text(f"CREATE DATABASE {name} ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0"))
+    engine = create_engine(server.set(database=name))
+    try:
+        with engine.begin() as connection, pytest.raises(DatabaseEncodingError, match="LATIN1"):
+            install(connection)
+    finally:
+        engine.dispose()
+        with admin.connect() as connection:
+            connection.execute(text(f"DROP DATABASE {name}"))
+
+
+def test_old_servers_and_extensions_are_refused(empty: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server at hand is new, so the requirement is raised above it."""
+    with empty.begin() as connection:
+        monkeypatch.setattr(server_checks, "MIN_POSTGRES", 99)
+        with pytest.raises(UnsupportedServerError, match="needs 99"):
+            install(connection)
+        monkeypatch.undo()
+        monkeypatch.setattr(server_checks, "MIN_PGVECTOR", "99.1")
+        with pytest.raises(ExtensionError, match=r"needed 99\.1 or newer.*ALTER EXTENSION vector UPDATE"):
+            install(connection)
+
+
+def test_a_newer_revision_in_the_database_is_refused(empty: Engine) -> None:
+    with empty.begin() as connection:
+        install(connection)
+        connection.execute(text("UPDATE pgembed.version SET revision = revision + 1"))
+        with pytest.raises(NotInstalledError, match="upgrade the package"):
+            install(connection)
+
+
+def test_an_extension_in_a_schema_of_its_own_works(empty: Engine) -> None:
+    with empty.begin() as connection:
+        connection.execute(text('CREATE SCHEMA "My ext"'))
+        connection.execute(text('CREATE EXTENSION vector SCHEMA "My ext"'))
+        assert install(connection)
+
+
+def test_status_names_what_it_may_not_read(empty: Engine, plain: Engine, role: str) -> None:
+    with empty.begin() as connection:
+        install(connection)
+        Base.metadata.create_all(connection)
+        connection.execute(text(f"GRANT USAGE ON SCHEMA pgembed TO {role}"))
+        connection.execute(text(f"GRANT SELECT ON ALL TABLES IN SCHEMA pgembed TO {role}"))
+    with plain.begin() as connection:
+        row = connection.execute(text("SELECT * FROM pgembed.status")).mappings().one()
+        assert row["total"] is None
+        assert "permission denied" in row["problem"]
+    with empty.begin() as connection:
+        connection.execute(text(f"DROP OWNED BY {role}"))

