@@ -205,3 +205,11 @@ class NotInstalledError(DatabaseError):
 
 class QueryError(PgembedError):
     """A query helper was called, or its statement was used, in a way that cannot give the right rows."""
+
+
+class LateClauseError(QueryError):
+    """A clause was added to a search that would act after its LIMIT; ``clause`` is the method's name."""
+
+    def __init__(self, clause: str, reason: str) -> None:
+        self.clause = clause
+        super().__init__(f".{clause}() on a search: {reason}")

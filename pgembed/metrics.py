@@ -49,7 +49,7 @@ class Metric:
 
     def between(self, left: Expression, right: Any) -> Expression:
         """The SQL distance ``left <operator> right``."""
-        return left.op(self.operator, return_type=Float(53), precedence=8)(right)
+        return left.op(self.operator, return_type=Float(53), precedence=6)(right)
 
 
 def _inverse(distance: Expression) -> Expression:

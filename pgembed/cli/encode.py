@@ -35,7 +35,7 @@ def register(app: typer.Typer) -> None:
 def encode(
     encoder: Annotated[str, typer.Option(help="Folder of an encoder, or the name of an installed one.")],
     queries: Annotated[bool, typer.Option("--queries", help="The texts are queries, not documents.")] = False,
-    format: Annotated[  # noqa: A002  (it is the name of the option)
+    format: Annotated[
         Format, typer.Option(help="JSON arrays, or pgvector's text form for SQL.")
     ] = Format.JSON,
 ) -> None:
@@ -59,7 +59,7 @@ def _decoded(lines: Iterable[bytes]) -> Iterator[str]:
             ) from None
 
 
-def _rendered(vectors: Vectors, format: Format) -> Iterator[str]:  # noqa: A002
+def _rendered(vectors: Vectors, format: Format) -> Iterator[str]:
     """One line a vector; the shortest digits that give back the same float32."""
     for vector in vectors:
         numbers = [float(str(value)) for value in vector]

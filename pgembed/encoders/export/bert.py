@@ -12,31 +12,37 @@ PREFIXES: tuple[str, ...] = ("bert.",)
 ANCHOR = "embeddings.word_embeddings.weight"
 
 
+def width(config: ModelConfig) -> int:
+    """Width of the hidden states."""
+    return config.integer("hidden_size")
+
+
 def token_limit(config: ModelConfig) -> int:
     """The longest text in tokens."""
     return config.integer("max_position_embeddings")
 
 
 def build(graph: Graph, config: ModelConfig) -> str:
-    """The last hidden state, (texts * tokens, width)."""
+    """The last hidden state, (tokens, width)."""
+    return transformer(graph, config, first_position=0)
+
+
+def transformer(graph: Graph, config: ModelConfig, *, first_position: int) -> str:
+    """Embeddings and layers; the first token takes the row ``first_position`` of the positions."""
     config.expect("position_embedding_type", "absolute", default="absolute")
-    width, epsilon = config.integer("hidden_size"), config.number("layer_norm_eps")
-    heads, activation = config.integer("num_attention_heads"), config.choice("hidden_act")
-    weights = graph.weights
-    words = graph.embed("embeddings.word_embeddings.weight", weights["embeddings.word_embeddings.weight"])
+    config.expect("is_decoder", False, default=False)
+    hidden_width, epsilon = width(config), config.number("layer_norm_eps")
+    heads, activation = config.integer("num_attention_heads"), config.activation("hidden_act")
     # A single text is all of segment 0, so that row goes into the positions.
-    positions = (
-        weights["embeddings.position_embeddings.weight"]
-        + weights["embeddings.token_type_embeddings.weight"][0]
-    )
-    summed = graph.add(words, graph.embed_positions("embeddings.positions_and_segment", positions))
-    hidden = graph.layer_norm(graph.flatten(summed, width), "embeddings.LayerNorm", epsilon=epsilon)
+    positions = graph.weights["embeddings.position_embeddings.weight"][first_position:]
+    positions = positions + graph.weights["embeddings.token_type_embeddings.weight"][0]
+    hidden = graph.layer_norm(graph.embed(ANCHOR, positions), "embeddings.LayerNorm", epsilon=epsilon)
     for index in range(config.integer("num_hidden_layers")):
         layer = f"encoder.layer.{index}"
         attended = graph.attention(
             *(graph.linear(hidden, f"{layer}.attention.self.{part}") for part in ("query", "key", "value")),
             heads=heads,
-            width=width,
+            width=hidden_width,
         )
         attended = graph.linear(attended, f"{layer}.attention.output.dense")
         hidden = graph.layer_norm(

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from pgembed.encoders.export.graph import ACTIVATIONS
 from pgembed.exc import EncoderFilesError
 
 
@@ -51,13 +52,11 @@ class ModelConfig:
             raise EncoderFilesError(self.path, f"{key} = {value!r}", needed="a number")
         return float(value)
 
-    def choice(self, key: str) -> str:
-        """A name that must be there; today that is the activation.
+    def activation(self, key: str) -> str:
+        """The name of an activation.
 
         :raises EncoderFilesError: it is not one that the graph knows.
         """
-        from pgembed.encoders.export.graph import ACTIVATIONS
-
         value = self.values.get(key)
         if value not in ACTIVATIONS:
             raise EncoderFilesError(self.path, f"{key} = {value!r}", needed=" or ".join(ACTIVATIONS))

@@ -56,8 +56,8 @@ def export(
     with written_whole(target, overwrite=overwrite) as fresh:
         with (fresh / WEIGHTS_FILE).open("wb") as file:
             graph = Graph(weights, WeightFile(file, WEIGHTS_FILE))
-            hidden_width = config.integer("hidden_size")
-            hidden = graph.unflatten(members.build(graph, config), hidden_width)
+            hidden_width = members.width(config)
+            hidden = graph.to_pool(members.build(graph, config), hidden_width)
             vectors = pooling.pool(graph, hidden, pipeline.pooling)
             if pipeline.normalize:
                 vectors = pooling.normalize(graph, vectors)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from pgembed.encoders.export import bert
+from pgembed.encoders.export import bert, distilbert, modernbert, mpnet, roberta
 from pgembed.encoders.export.config import ModelConfig
 from pgembed.encoders.export.graph import Graph
 from pgembed.exc import UnsupportedArchitectureError
@@ -16,12 +16,22 @@ class Family(Protocol):
     PREFIXES: tuple[str, ...]
     ANCHOR: str
 
+    def width(self, config: ModelConfig) -> int: ...
+
     def token_limit(self, config: ModelConfig) -> int: ...
 
     def build(self, graph: Graph, config: ModelConfig) -> str: ...
 
 
-FAMILIES: dict[str, Family] = {"bert": bert}
+FAMILIES: dict[str, Family] = {
+    "bert": bert,
+    "roberta": roberta,
+    "xlm-roberta": roberta,
+    "camembert": roberta,
+    "distilbert": distilbert,
+    "mpnet": mpnet,
+    "modernbert": modernbert,
+}
 
 
 def family(config: ModelConfig) -> Family:

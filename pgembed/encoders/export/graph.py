@@ -9,8 +9,7 @@ graphs for other devices share that file.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -25,7 +24,7 @@ IR_VERSION = 8  # read by every onnxruntime that the project supports
 MICROSOFT = "com.microsoft"
 _INLINE_BYTES = 1024
 _ALIGNMENT = 4096  # a page, so that a tensor can be mapped
-_MASKED = float(np.finfo(np.float32).min)
+MASKED = float(np.finfo(np.float32).min)
 
 
 class WeightFile:
@@ -57,38 +56,49 @@ class WeightFile:
 
 
 class Graph:
-    """Nodes and initializers, with the layers that encoders are made of.
+    """Nodes and initializers, with the layers that encoders are made of; this one is for float32 on the CPU.
 
     Hidden states are kept as ``(tokens, width)`` with all texts of the batch one after the other, so that
     linear layers are single matrix products with their bias; attention alone sees ``(texts, tokens, width)``.
 
     Inputs: ``input_ids`` and ``attention_mask``, both int64 of shape (texts, tokens); texts are padded on the
-    right. Output: ``embedding``, float32 of shape (texts, width).
+    right. Where prompts stay out of the pooling there is ``pooling_mask`` as well. Output: ``embedding``,
+    float32 of shape (texts, width).
 
     :param weights: the model's weights.
     :param file: where large initializers go.
+    :param include_prompt: whether all tokens take part in the pooling.
     """
 
-    def __init__(self, weights: Weights, file: WeightFile) -> None:
+    def __init__(self, weights: Weights, file: WeightFile, *, include_prompt: bool = True) -> None:
         self.weights = weights
         self._file = file
         self._nodes: list[onnx.NodeProto] = []
         self._initializers: dict[str, TensorProto] = {}
         self._count = 0
+        self._shared: dict[str, str] = {}
+        self._inputs = {
+            name: (TensorProto.INT64, ("texts", "tokens")) for name in ("input_ids", "attention_mask")
+        }
         self.pooling_mask = "attention_mask"
-        self.padded = self.op(
-            "Less", self.op("ReduceMin", "attention_mask", keepdims=0), self.constant(np.int64(1))
-        )
-        self._key_mask = self.op("Cast", "attention_mask", to=TensorProto.INT32)
+        if not include_prompt:
+            self.pooling_mask = "pooling_mask"
+            self._inputs["pooling_mask"] = (TensorProto.INT64, ("texts", "tokens"))
 
     # --- building blocks --------------------------------------------------------------------------
 
     def op(self, kind: str, *inputs: str, domain: str = "", **attributes: Any) -> str:
         """Add a node with one output; returns the output's name."""
+        return self.ops(kind, *inputs, domain=domain, **attributes)[0]
+
+    def ops(
+        self, kind: str, *inputs: str, outputs: int = 1, domain: str = "", **attributes: Any
+    ) -> list[str]:
+        """Add a node with several outputs; returns their names."""
         self._count += 1
-        output = f"{kind.lower()}_{self._count}"
-        self._nodes.append(helper.make_node(kind, list(inputs), [output], domain=domain, **attributes))
-        return output
+        names = [f"{kind.lower()}_{self._count}_{index}" for index in range(outputs)]
+        self._nodes.append(helper.make_node(kind, list(inputs), names, domain=domain, **attributes))
+        return names
 
     def constant(self, value: Any) -> str:
         """A small constant."""
@@ -102,48 +112,58 @@ class Graph:
         self._initializers[name] = self._file.add(name, array)
         return name
 
+    def once(self, key: str, make: Callable[[], str]) -> str:
+        """What ``make`` adds to the graph, added only the first time that ``key`` is asked for."""
+        if key not in self._shared:
+            self._shared[key] = make()
+        return self._shared[key]
+
     def shape(self, tensor: str, first: int, last: int) -> str:
         """The sizes ``first`` up to ``last`` (excluded) of ``tensor``, an int64 vector."""
         return self.op("Shape", tensor, start=first, end=last)
 
+    def length(self) -> str:
+        """The number of tokens of the longest text, an int64 vector of one."""
+        return self.once("length", lambda: self.shape("input_ids", 1, 2))
+
     # --- layers -----------------------------------------------------------------------------------
 
-    def embed(self, table: str, array: npt.NDArray[Any]) -> str:
-        """Rows of an embedding table for the input ids: (texts, tokens, width)."""
-        return self.op("Gather", self.initializer(table, array), "input_ids")
+    def embed(self, table: str, positions: npt.NDArray[Any] | None = None) -> str:
+        """Rows of the table ``table`` for the input ids, plus the first rows of ``positions``: (tokens, width)."""
+        array = self.weights[table]
+        words = self.op("Gather", self.initializer(table, array), "input_ids")
+        if positions is not None:
+            rows = self.initializer("positions", positions)
+            first = self.op("Slice", rows, self.constant([0]), self.length(), self.constant([0]))
+            words = self.op("Add", words, first)
+        return self.op("Reshape", words, self.constant([-1, array.shape[1]]))
 
-    def embed_positions(self, table: str, array: npt.NDArray[Any]) -> str:
-        """The first rows of a table of positions, one a token: (tokens, width)."""
-        tokens = self.shape("input_ids", 1, 2)
-        return self.op(
-            "Slice", self.initializer(table, array), self.constant([0]), tokens, self.constant([0])
-        )
+    def linear(self, hidden: str, name: str, *, weights: Weights | None = None, label: str = "") -> str:
+        """``hidden @ weight.T + bias``; the bias is left out where the model has none.
 
-    def flatten(self, hidden: str, width: int) -> str:
-        """(texts, tokens, width) to (texts * tokens, width)."""
-        return self.op("Reshape", hidden, self.constant([-1, width]))
+        :param weights: where they are, if not among the model's; ``label`` then tells them apart.
+        """
+        source = self.weights if weights is None else weights
+        bias = source[f"{name}.bias"] if f"{name}.bias" in source else None
+        return self.product(hidden, label + name, source[f"{name}.weight"].T, bias)
 
-    def unflatten(self, hidden: str, width: int) -> str:
-        """(texts * tokens, width) to (texts, tokens, width)."""
-        sizes = self.op("Concat", self.shape("input_ids", 0, 2), self.constant([width]), axis=0)
-        return self.op("Reshape", hidden, sizes)
+    def product(
+        self, hidden: str, name: str, matrix: npt.NDArray[Any], bias: npt.NDArray[Any] | None = None
+    ) -> str:
+        """``hidden @ matrix + bias``."""
+        weight = self.initializer(f"{name}.weight", matrix)
+        if bias is None:
+            return self.op("MatMul", hidden, weight)
+        return self.op("Gemm", hidden, weight, self.initializer(f"{name}.bias", bias))
 
-    def linear(self, hidden: str, name: str) -> str:
-        """``hidden @ weight.T + bias``; the bias is left out where the model has none."""
-        weight = self.initializer(f"{name}.weight", self.weights[f"{name}.weight"].T)
-        if f"{name}.bias" in self.weights:
-            return self.op(
-                "Gemm", hidden, weight, self.initializer(f"{name}.bias", self.weights[f"{name}.bias"])
-            )
-        return self.op("MatMul", hidden, weight)
-
-    def layer_norm(self, hidden: str, name: str, *, epsilon: float) -> str:
+    def layer_norm(
+        self, hidden: str, name: str, *, epsilon: float, weights: Weights | None = None, label: str = ""
+    ) -> str:
         """Layer normalisation over the last axis."""
-        scale = self.initializer(f"{name}.weight", self.weights[f"{name}.weight"])
-        inputs = [hidden, scale]
-        if f"{name}.bias" in self.weights:
-            inputs.append(self.initializer(f"{name}.bias", self.weights[f"{name}.bias"]))
-        return self.op("LayerNormalization", *inputs, axis=-1, epsilon=epsilon)
+        source = self.weights if weights is None else weights
+        parts = [f"{name}.{part}" for part in ("weight", "bias") if f"{name}.{part}" in source]
+        inputs = [self.initializer(label + part, source[part]) for part in parts]
+        return self.op("LayerNormalization", hidden, *inputs, axis=-1, epsilon=epsilon)
 
     def add(self, left: str, right: str) -> str:
         """Sum of two tensors."""
@@ -153,12 +173,41 @@ class Graph:
         """One of the activations that ``config.json`` may name."""
         return ACTIVATIONS[name](self, hidden)
 
-    def attention(self, query: str, key: str, value: str, *, heads: int, width: int) -> str:
+    def rotary(self, projection: str, cosines: str, sines: str, *, width: int) -> str:
+        """Rotary position embedding of a (tokens, width) projection.
+
+        :param cosines: table of shape (positions, head width / 2), the name of an initializer.
+        """
+        start = self.once("first position", lambda: self.constant([0]))
+        turned = self.op(
+            "RotaryEmbedding", self.unflatten(projection, width), start, cosines, sines, domain=MICROSOFT
+        )
+        return self.op("Reshape", turned, self.constant([-1, width]))
+
+    def bias_by_distance(self, name: str, table: npt.NDArray[Any]) -> str:
+        """What attention adds for the distance of two tokens: (1, heads, tokens, tokens).
+
+        :param table: (heads or 1, 2 * limit - 1); column ``limit - 1 + key - query`` is for that distance.
+        """
+        return self.once(name, lambda: self._distances(self.initializer(name, table), table.shape[1] // 2))
+
+    def _distances(self, table: str, zero: int) -> str:
+        length = self.op("Squeeze", self.length())
+        steps = self.op("Range", self.constant(np.int64(0)), length, self.constant(np.int64(1)))
+        keys = self.op("Unsqueeze", steps, self.constant([0]))
+        queries = self.op("Unsqueeze", steps, self.constant([1]))
+        columns = self.op("Add", self.op("Sub", keys, queries), self.constant(np.int64(zero)))
+        return self.op("Unsqueeze", self.op("Gather", table, columns, axis=1), self.constant([0]))
+
+    def attention(self, query: str, key: str, value: str, *, heads: int, width: int, bias: str = "") -> str:
         """Multi-head self-attention of (tokens, width) projections.
 
         A batch of equal lengths takes the branch without a mask, which runs as flash attention.
+
+        :param bias: what is added before the softmax, from :meth:`bias_by_distance`.
         """
         inputs = [self.unflatten(projection, width) for projection in (query, key, value)]
+        mask = self.once("key mask", lambda: self.op("Cast", "attention_mask", to=TensorProto.INT32))
 
         def branch(name: str, *masks: str) -> onnx.GraphProto:
             output = f"{name}_{self._count}"
@@ -168,27 +217,40 @@ class Graph:
                 [output],
                 domain=MICROSOFT,
                 num_heads=heads,
-                mask_filter_value=_MASKED,
+                mask_filter_value=MASKED,
             )
             info = helper.make_tensor_value_info(output, TensorProto.FLOAT, None)
             return helper.make_graph([node], name, [], [info])
 
-        attended = self.op(
-            "If", self.padded, then_branch=branch("masked", "", self._key_mask), else_branch=branch("full")
-        )
-        return self.flatten(attended, width)
+        masked = branch("masked", "", mask, *([bias] if bias else []))
+        full = branch("full", *(["", "", bias] if bias else []))
+        attended = self.op("If", self.once("padded", self._padded), then_branch=masked, else_branch=full)
+        return self.op("Reshape", attended, self.constant([-1, width]))
+
+    def _padded(self) -> str:
+        return self.op("Less", self.op("ReduceMin", "attention_mask", keepdims=0), self.constant(np.int64(1)))
+
+    def unflatten(self, hidden: str, width: int) -> str:
+        """(texts * tokens, width) to (texts, tokens, width)."""
+        sizes = self.once("batch", lambda: self.shape("input_ids", 0, 2))
+        return self.op("Reshape", hidden, self.op("Concat", sizes, self.constant([width]), axis=0))
 
     # --- result -----------------------------------------------------------------------------------
 
-    def model(
-        self, output: str, *, inputs: Sequence[str] = ("input_ids", "attention_mask"), width: int
-    ) -> onnx.ModelProto:
+    def to_pool(self, hidden: str, width: int) -> str:
+        """The last hidden state as the pooling takes it: float32 of shape (texts, tokens, width)."""
+        return self.unflatten(hidden, width)
+
+    def model(self, output: str, *, width: int) -> onnx.ModelProto:
         """The finished graph, whose ``embedding`` is ``output``."""
         self._nodes.append(helper.make_node("Identity", [output], ["embedding"]))
         graph = helper.make_graph(
             self._nodes,
             "encoder",
-            [helper.make_tensor_value_info(name, TensorProto.INT64, ["texts", "tokens"]) for name in inputs],
+            [
+                helper.make_tensor_value_info(name, kind, shape)
+                for name, (kind, shape) in self._inputs.items()
+            ],
             [helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["texts", width])],
             list(self._initializers.values()),
         )
@@ -219,8 +281,3 @@ ACTIVATIONS: dict[str, Callable[[Graph, str], str]] = {
     "silu": _silu,
     "swish": _silu,
 }
-
-
-def write(model: onnx.ModelProto, path: Path) -> None:
-    """Check the graph and write it."""
-    path.write_bytes(model.SerializeToString())
