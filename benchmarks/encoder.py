@@ -5,8 +5,9 @@ Usage, in an environment that has torch and sentence-transformers (and fastembed
     python benchmarks/encoder.py MODEL_DIR [--rounds 5] [--texts 400]
 
 ``MODEL_DIR`` is the sentence-transformers folder of the model; all contestants compute from its weights, in
-float32 on the CPU. Their runs are interleaved, so that a busy machine is unfair to none; medians are printed, and
-the arithmetic done on real tokens (padding does not count) as a share of the speed of a large matrix product.
+float32 on the CPU. Their runs are interleaved, so that a busy machine is unfair to none; medians are
+printed, and the arithmetic done on real tokens (padding does not count) as a share of the speed of a large
+matrix product.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def sentence_transformers(model_dir: Path) -> Encode:
 
 
 def fastembed(model_dir: Path, scratch: Path, threads: int) -> Encode | None:
-    """fastembed with the same weights, in the graph that torch exports; ``None`` where it is not installed."""
+    """fastembed with the same weights, in the graph that torch exports; ``None`` without fastembed."""
     try:
         from fastembed import TextEmbedding
         from fastembed.common.model_description import ModelSource, PoolingType

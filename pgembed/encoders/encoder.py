@@ -150,7 +150,7 @@ class Encoder:
             return np.empty((0, self.dimensions), dtype=np.float32)
         different, inverse = distinct(wanted)
         prompt: str = getattr(self.spec, prompt_field)
-        vectors = self._opened().encode([prompt + text for text in different])
+        vectors = self._opened().encode(different, prompt)
         return vectors if len(different) == len(wanted) else vectors[inverse]
 
     # --- life -------------------------------------------------------------------------------------

@@ -56,7 +56,7 @@ def packaged(name: str, into: Path | None = None) -> Path:
     package = PACKAGES[name]
     target = (lookup.folders()[0] if into is None else into.absolute()) / name
     there = (target / SPEC_FILE).is_file()
-    if there and EncoderSpec.load(target / SPEC_FILE).weights == package.weights:
+    if there and _is_current(target / SPEC_FILE, package):
         return target
     model = _model_folder(name, package)
     export_onnx(
@@ -68,6 +68,14 @@ def packaged(name: str, into: Path | None = None) -> Path:
         weights=package.weights,
     )
     return target
+
+
+def _is_current(spec: Path, package: Package) -> bool:
+    """Whether the encoder that is there has the right weights; one of an older format has not."""
+    try:
+        return EncoderSpec.load(spec).weights == package.weights
+    except EncoderFilesError:
+        return False
 
 
 def _model_folder(name: str, package: Package) -> Path:

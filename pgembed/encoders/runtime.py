@@ -11,7 +11,8 @@ import numpy.typing as npt
 from pgembed.encoders.batching import batches
 from pgembed.encoders.spec import EncoderSpec
 from pgembed.encoders.threads import available_threads
-from pgembed.encoders.tokens import TOKENIZER_FILE, Tokenizer, Tokens
+from pgembed.encoders.tokenizing import open_tokenizer
+from pgembed.encoders.tokens import Tokens
 from pgembed.exc import EncoderFilesError, MissingExtraError
 
 Vectors = npt.NDArray[np.float32]
@@ -36,8 +37,8 @@ class OnnxRuntime:
     def __init__(self, folder: Path, spec: EncoderSpec, *, threads: int | None = None) -> None:
         self._spec = spec
         self._check_files(folder)
-        self._tokenizer = Tokenizer(
-            folder / TOKENIZER_FILE,
+        self._tokenizer = open_tokenizer(
+            folder,
             max_tokens=spec.max_tokens,
             special_tokens=spec.special_tokens,
             lowercase=spec.lowercase,
@@ -53,20 +54,24 @@ class OnnxRuntime:
                     needed="all files of the encoder: export it again or copy it whole",
                 )
 
-    def encode(self, texts: list[str]) -> Vectors:
-        """Vectors of ``texts``, prompts included, as float32 of shape (texts, dimensions)."""
-        tokens = self._tokenizer(texts)
+    def encode(self, texts: list[str], prompt: str = "") -> Vectors:
+        """Vectors of ``texts``, each with ``prompt`` before it, as float32 of shape (texts, dimensions)."""
+        tokens = self._tokenizer([prompt + text for text in texts] if prompt else texts)
+        skipped = self._tokenizer.leading(prompt) if prompt and not self._spec.include_prompt else 0
         vectors = np.empty((len(texts), self._spec.dimensions), dtype=np.float32)
         for batch in batches(tokens.lengths, budget=_TOKEN_BUDGET, slack=_SLACK):
-            vectors[batch] = self._kept(self._run(tokens, batch))
+            vectors[batch] = self._kept(self._run(tokens, batch, skipped))
         return vectors
 
-    def _run(self, tokens: Tokens, batch: npt.NDArray[np.intp]) -> Vectors:
+    def _run(self, tokens: Tokens, batch: npt.NDArray[np.intp], skipped: int) -> Vectors:
         lengths = tokens.lengths[batch]
         inside = np.arange(max(int(lengths.max()), 1)) < lengths[:, None]
         ids = np.zeros(inside.shape, dtype=np.int64)
         ids[inside] = np.concatenate([tokens.ids[tokens.offsets[i] : tokens.offsets[i + 1]] for i in batch])
         feed = {"input_ids": ids, "attention_mask": inside.astype(np.int64)}
+        if not self._spec.include_prompt:
+            feed["pooling_mask"] = feed["attention_mask"].copy()
+            feed["pooling_mask"][:, :skipped] = 0
         (vectors,) = self._session.run(["embedding"], feed)
         return np.asarray(vectors, dtype=np.float32)
 

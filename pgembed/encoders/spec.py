@@ -33,6 +33,7 @@ _DECIDING = (
     "tokenizer",
     "architecture",
     "pooling",
+    "steps",
     "normalize",
     "include_prompt",
     "lowercase",
@@ -58,6 +59,7 @@ class EncoderSpec:
     :ivar max_tokens: tokens of a text, special tokens and prompt included, beyond which it is cut.
     :ivar token_limit: the largest ``max_tokens`` that the model can take.
     :ivar pooling: pooling modes, concatenated in this order.
+    :ivar steps: what follows the pooling: ``"dense:tanh"``, ``"layernorm"``, ``"normalize"``.
     :ivar normalize: whether vectors have length 1.
     :ivar query_prompt: put before every query.
     :ivar document_prompt: put before every document.
@@ -79,6 +81,7 @@ class EncoderSpec:
     max_tokens: int
     token_limit: int
     pooling: tuple[str, ...] = ("mean",)
+    steps: tuple[str, ...] = ("normalize",)
     normalize: bool = True
     query_prompt: str = ""
     document_prompt: str = ""
@@ -159,7 +162,7 @@ class EncoderSpec:
         fields = {item.name for item in dataclasses.fields(cls)}
         known = {name: value for name, value in document.items() if name in fields}
         try:
-            spec = cls(**known | {"pooling": tuple(document["pooling"])})
+            spec = cls(**known | {name: tuple(document[name]) for name in ("pooling", "steps")})
         except (KeyError, TypeError, EncoderOptionError) as error:
             raise EncoderFilesError(path, f"an incomplete spec ({error})", needed=needed) from error
         stated = document.get("fingerprint")

@@ -32,6 +32,19 @@ class Tokens:
     offsets: npt.NDArray[np.int64]
     cut: int
 
+    @classmethod
+    def of(cls, texts: Sequence[Sequence[int]], *, limit: int) -> Tokens:
+        """From the ids of each text, cut at ``limit``."""
+        pieces = [np.array(ids[:limit], dtype=np.int32) for ids in texts]
+        return cls.joined(pieces, sum(len(ids) > limit for ids in texts))
+
+    @classmethod
+    def joined(cls, pieces: Sequence[npt.NDArray[np.int32]], cut: int) -> Tokens:
+        """From an array of ids a text."""
+        offsets = np.zeros(len(pieces) + 1, dtype=np.int64)
+        np.cumsum([len(piece) for piece in pieces], out=offsets[1:])
+        return cls(np.concatenate(pieces) if pieces else np.empty(0, np.int32), offsets, cut)
+
     @property
     def lengths(self) -> npt.NDArray[np.int64]:
         """Tokens of each text."""
@@ -58,11 +71,14 @@ class Tokenizer:
         except Exception as error:  # the package raises bare Exception
             found = f"a damaged tokenizer ({error})" if path.is_file() else "no file"
             raise EncoderFilesError(path, found, needed="the model's tokenizer.json") from error
+        if lowercase:
+            steps = [tokenizers.normalizers.Lowercase(), self._tokenizer.normalizer]
+            present = [step for step in steps if step is not None]
+            self._tokenizer.normalizer = tokenizers.normalizers.Sequence(present)
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(max_tokens)
         self._max_tokens = max_tokens
         self._special_tokens = special_tokens
-        self._lowercase = lowercase
 
     @property
     def highest_id(self) -> int:
@@ -75,12 +91,14 @@ class Tokenizer:
         cut = 0
         for start in range(0, len(texts), _CHUNK):
             chunk = texts[start : start + _CHUNK]
-            if self._lowercase:
-                chunk = [text.lower() for text in chunk]
             for encoding in self._tokenizer.encode_batch_fast(chunk, add_special_tokens=self._special_tokens):
                 ids = encoding.ids
                 pieces.append(np.array(ids, dtype=np.int32))
                 cut += len(ids) >= self._max_tokens and bool(encoding.overflowing)
-        offsets = np.zeros(len(pieces) + 1, dtype=np.int64)
-        np.cumsum([len(piece) for piece in pieces], out=offsets[1:])
-        return Tokens(np.concatenate(pieces) if pieces else np.empty(0, np.int32), offsets, cut)
+        return Tokens.joined(pieces, cut)
+
+    def leading(self, prompt: str) -> int:
+        """How many tokens of a text that begins with ``prompt`` are those of the prompt."""
+        encoding = self._tokenizer.encode(prompt, add_special_tokens=self._special_tokens)
+        ends_special = bool(encoding.special_tokens_mask) and bool(encoding.special_tokens_mask[-1])
+        return len(encoding.ids) - ends_special

@@ -9,12 +9,7 @@ from pgembed.encoders.export.config import ModelConfig
 from pgembed.encoders.export.graph import Graph
 
 PREFIXES: tuple[str, ...] = ("bert.",)
-ANCHOR = "embeddings.word_embeddings.weight"
-
-
-def width(config: ModelConfig) -> int:
-    """Width of the hidden states."""
-    return config.integer("hidden_size")
+ANCHORS: tuple[str, ...] = ("embeddings.word_embeddings.weight",)
 
 
 def token_limit(config: ModelConfig) -> int:
@@ -31,12 +26,14 @@ def transformer(graph: Graph, config: ModelConfig, *, first_position: int) -> st
     """Embeddings and layers; the first token takes the row ``first_position`` of the positions."""
     config.expect("position_embedding_type", "absolute", default="absolute")
     config.expect("is_decoder", False, default=False)
-    hidden_width, epsilon = width(config), config.number("layer_norm_eps")
+    hidden_width, epsilon = config.integer("hidden_size"), config.number("layer_norm_eps")
     heads, activation = config.integer("num_attention_heads"), config.activation("hidden_act")
     # A single text is all of segment 0, so that row goes into the positions.
     positions = graph.weights["embeddings.position_embeddings.weight"][first_position:]
     positions = positions + graph.weights["embeddings.token_type_embeddings.weight"][0]
-    hidden = graph.layer_norm(graph.embed(ANCHOR, positions), "embeddings.LayerNorm", epsilon=epsilon)
+    hidden = graph.layer_norm(
+        graph.embed(graph.weights[ANCHORS[0]], positions), "embeddings.LayerNorm", epsilon=epsilon
+    )
     for index in range(config.integer("num_hidden_layers")):
         layer = f"encoder.layer.{index}"
         attended = graph.attention(

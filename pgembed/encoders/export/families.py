@@ -11,16 +11,21 @@ from pgembed.exc import UnsupportedArchitectureError
 
 
 class Family(Protocol):
-    """What a module such as ``bert`` provides."""
+    """What a module such as ``bert`` provides.
+
+    ``PREFIXES`` may stand before the names of its weights; ``ANCHORS`` are names of its embedding table.
+    """
 
     PREFIXES: tuple[str, ...]
-    ANCHOR: str
+    ANCHORS: tuple[str, ...]
 
-    def width(self, config: ModelConfig) -> int: ...
+    def token_limit(self, config: ModelConfig) -> int:
+        """The longest text in tokens."""
+        ...
 
-    def token_limit(self, config: ModelConfig) -> int: ...
-
-    def build(self, graph: Graph, config: ModelConfig) -> str: ...
+    def build(self, graph: Graph, config: ModelConfig) -> str:
+        """Add the model to the graph; returns the last hidden state, (tokens, width)."""
+        ...
 
 
 FAMILIES: dict[str, Family] = {

@@ -77,9 +77,9 @@ class Graph:
         self._initializers: dict[str, TensorProto] = {}
         self._count = 0
         self._shared: dict[str, str] = {}
-        self._inputs = {
-            name: (TensorProto.INT64, ("texts", "tokens")) for name in ("input_ids", "attention_mask")
-        }
+        self._inputs = dict.fromkeys(
+            ("input_ids", "attention_mask"), (TensorProto.INT64, ("texts", "tokens"))
+        )
         self.pooling_mask = "attention_mask"
         if not include_prompt:
             self.pooling_mask = "pooling_mask"
@@ -128,15 +128,14 @@ class Graph:
 
     # --- layers -----------------------------------------------------------------------------------
 
-    def embed(self, table: str, positions: npt.NDArray[Any] | None = None) -> str:
-        """Rows of the table ``table`` for the input ids, plus the first rows of ``positions``: (tokens, width)."""
-        array = self.weights[table]
-        words = self.op("Gather", self.initializer(table, array), "input_ids")
+    def embed(self, table: npt.NDArray[Any], positions: npt.NDArray[Any] | None = None) -> str:
+        """Rows of ``table`` for the input ids, plus the first rows of ``positions``: (tokens, width)."""
+        words = self.op("Gather", self.initializer("words", table), "input_ids")
         if positions is not None:
             rows = self.initializer("positions", positions)
             first = self.op("Slice", rows, self.constant([0]), self.length(), self.constant([0]))
             words = self.op("Add", words, first)
-        return self.op("Reshape", words, self.constant([-1, array.shape[1]]))
+        return self.op("Reshape", words, self.constant([-1, table.shape[1]]))
 
     def linear(self, hidden: str, name: str, *, weights: Weights | None = None, label: str = "") -> str:
         """``hidden @ weight.T + bias``; the bias is left out where the model has none.
@@ -144,8 +143,7 @@ class Graph:
         :param weights: where they are, if not among the model's; ``label`` then tells them apart.
         """
         source = self.weights if weights is None else weights
-        bias = source[f"{name}.bias"] if f"{name}.bias" in source else None
-        return self.product(hidden, label + name, source[f"{name}.weight"].T, bias)
+        return self.product(hidden, label + name, source[f"{name}.weight"].T, source.get(f"{name}.bias"))
 
     def product(
         self, hidden: str, name: str, matrix: npt.NDArray[Any], bias: npt.NDArray[Any] | None = None

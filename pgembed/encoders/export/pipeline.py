@@ -8,6 +8,7 @@ from typing import Any
 
 from pgembed.encoders.export.config import read_json
 from pgembed.encoders.tokens import TOKENIZER_FILE
+from pgembed.encoders.words import WORDS_FILE
 from pgembed.exc import EncoderFilesError
 
 # The order in which several flags of the older format are concatenated.
@@ -19,19 +20,48 @@ _LEGACY_MODES = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
+FIRST_MODULES = ("Transformer", "StaticEmbedding", "WordEmbeddings")
+LATER_MODULES = ("Pooling", "Dense", "LayerNorm", "Normalize", "Dropout")
+
+
+@dataclass(frozen=True)
+class Step:
+    """A module behind the pooling.
+
+    :ivar kind: ``"Dense"``, ``"LayerNorm"`` or ``"Normalize"``.
+    :ivar folder: where its weights are.
+    :ivar config: its ``config.json``.
+    """
+
+    kind: str
+    folder: Path
+    config: dict[str, Any]
+
+    @property
+    def activation(self) -> str:
+        """The activation of a dense layer, such as ``"tanh"``."""
+        return str(self.config.get("activation_function", "Tanh")).rpartition(".")[2].lower()
+
+    def __str__(self) -> str:
+        return f"dense:{self.activation}" if self.kind == "Dense" else self.kind.lower()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pipeline:
     """What ``modules.json`` and the files beside it say.
 
-    :ivar transformer: folder with ``config.json`` and the weights.
+    :ivar first: the first module, one of ``FIRST_MODULES``.
+    :ivar folder: the folder of the first module: configuration, tokenizer, weights.
+    :ivar pooling: pooling modes, concatenated in this order.
+    :ivar steps: the modules behind the pooling.
     :ivar max_tokens: the limit that the folder states, ``None`` where it states none.
+    :ivar dimensions: dimensions to keep, ``None`` for all.
     """
 
-    transformer: Path
+    first: str
+    folder: Path
     pooling: tuple[str, ...]
-    normalize: bool
+    steps: tuple[Step, ...]
     include_prompt: bool
     max_tokens: int | None
     lowercase: bool
@@ -42,7 +72,12 @@ class Pipeline:
     @property
     def tokenizer(self) -> Path:
         """The tokenizer's file."""
-        return self.transformer / TOKENIZER_FILE
+        return self.folder / (WORDS_FILE if self.first == "WordEmbeddings" else TOKENIZER_FILE)
+
+    @property
+    def normalize(self) -> bool:
+        """Whether the vectors have length 1."""
+        return bool(self.steps) and self.steps[-1].kind == "Normalize"
 
 
 def read(folder: Path) -> Pipeline:
@@ -52,30 +87,29 @@ def read(folder: Path) -> Pipeline:
     """
     if not folder.is_dir():
         raise EncoderFilesError(folder, "no folder", needed="a folder with config.json and model.safetensors")
-    modules = _modules(folder)
-    transformer = folder / modules.pop(0)[1]
+    (first, place), *later = _modules(folder)
     pooling: dict[str, Any] = {}
-    normalized = False
-    for kind, path in modules:
+    steps = []
+    for kind, path in later:
+        config = _optional(folder / path / "config.json")
         if kind == "Pooling":
-            pooling = read_json(folder / path / "config.json")
-        elif kind == "Normalize":
-            normalized = True
-        else:
-            raise EncoderFilesError(
-                folder / "modules.json", f"the module {kind}", needed="Pooling or Normalize"
-            )
-    settings = _optional(transformer / "sentence_bert_config.json")
+            pooling = config
+        elif kind != "Dropout":  # which does nothing outside of training
+            steps.append(Step(kind, folder / path, config))
+    settings = _optional(folder / place / "sentence_bert_config.json")
+    words = _optional(folder / place / "wordembedding_config.json")
     prompts, default = _prompts(folder)
+    limit = settings.get("max_seq_length") or words.get("max_seq_length") or _tokenizer_limit(folder / place)
     return Pipeline(
-        transformer=transformer,
+        first=first,
+        folder=folder / place,
         pooling=_pooling_modes(pooling),
-        normalize=normalized,
+        steps=tuple(steps),
         include_prompt=bool(pooling.get("include_prompt", True)),
-        max_tokens=settings.get("max_seq_length") or _tokenizer_limit(transformer),
+        max_tokens=limit,
         lowercase=bool(settings.get("do_lower_case", False)),
-        query_prompt=prompts.get("query", default),
-        document_prompt=next((prompts[name] for name in ("document", "passage") if name in prompts), default),
+        query_prompt=prompts.get("query") or default,
+        document_prompt=prompts.get("document") or prompts.get("passage") or default,
         dimensions=_optional(folder / "config_sentence_transformers.json").get("truncate_dim"),
     )
 
@@ -87,9 +121,12 @@ def _modules(folder: Path) -> list[tuple[str, str]]:
         return [("Transformer", "")]
     listed = sorted(read_json(path), key=lambda module: module["idx"])
     modules = [(module["type"].rpartition(".")[2], module["path"]) for module in listed]
-    if not modules or modules[0][0] != "Transformer":
+    if not modules or modules[0][0] not in FIRST_MODULES:
         found = modules[0][0] if modules else "no module"
-        raise EncoderFilesError(path, f"{found} as the first module", needed="Transformer")
+        raise EncoderFilesError(path, f"{found} as the first module", needed=" or ".join(FIRST_MODULES))
+    for kind, _ in modules[1:]:
+        if kind not in LATER_MODULES:
+            raise EncoderFilesError(path, f"the module {kind}", needed=" or ".join(LATER_MODULES))
     return modules
 
 

@@ -11,8 +11,10 @@ from collections.abc import Sequence
 import numpy as np
 from onnx import TensorProto
 
-from pgembed.encoders.export.graph import Graph
-from pgembed.exc import EncoderOptionError
+from pgembed.encoders.export.graph import ACTIVATIONS, Graph
+from pgembed.encoders.export.pipeline import Step
+from pgembed.encoders.export.weights import Weights
+from pgembed.exc import EncoderFilesError, EncoderOptionError
 
 _LEAST = np.float32(1e-9)  # keeps a text without tokens from dividing by zero
 
@@ -33,6 +35,29 @@ def normalize(graph: Graph, vectors: str) -> str:
     """Scale vectors to length 1; a vector of zeros stays one."""
     norm = graph.op("ReduceL2", vectors, axes=[-1], keepdims=1)
     return graph.op("Div", vectors, graph.op("Max", norm, graph.constant(np.float32(1e-12))))
+
+
+def follow(
+    graph: Graph, vectors: str, steps: Sequence[tuple[Step, Weights | None]], width: int
+) -> tuple[str, int]:
+    """Add the modules behind the pooling; returns the vectors and their width."""
+    for index, (step, weights) in enumerate(steps):
+        label = f"step.{index}."
+        if weights is None:
+            vectors = normalize(graph, vectors)
+        elif step.kind == "LayerNorm":
+            vectors = graph.layer_norm(vectors, "norm", epsilon=1e-5, weights=weights, label=label)
+        else:
+            if step.config.get("use_residual"):
+                raise EncoderFilesError(step.folder, "a dense layer with use_residual", needed="one without")
+            if step.activation != "identity" and step.activation not in ACTIVATIONS:
+                needed = " or ".join(ACTIVATIONS)
+                raise EncoderFilesError(step.folder, f"the activation {step.activation}", needed=needed)
+            vectors = graph.linear(vectors, "linear", weights=weights, label=label)
+            width = len(weights["linear.weight"])
+            if step.activation != "identity":
+                vectors = graph.activation(vectors, step.activation)
+    return vectors, width
 
 
 def _weighted_sum(graph: Graph, hidden: str, weights: str) -> str:

@@ -44,25 +44,29 @@ class Weights:
 
     :param files: safetensors files.
     :param prefixes: prefixes that names may carry (``"bert."``); the one that fits is taken.
-    :param anchor: a name that every model of the architecture has, to find the prefix by.
+    :param anchors: names of the embedding table; the one that is there gives the prefix.
     """
 
-    def __init__(self, files: Sequence[Path], *, prefixes: Sequence[str] = (), anchor: str = "") -> None:
+    def __init__(
+        self, files: Sequence[Path], *, prefixes: Sequence[str] = (), anchors: Sequence[str] = ()
+    ) -> None:
         self._tensors: dict[str, SafetensorsFile] = {
             name: file for path in files for file in [SafetensorsFile(path)] for name in file
         }
         self._files = list(files)
-        fitting = [prefix for prefix in ("", *prefixes) if not anchor or prefix + anchor in self._tensors]
-        if not fitting:
-            raise EncoderFilesError(
-                files[0],
-                f"tensors such as {', '.join(sorted(self._tensors)[:3])}",
-                needed=f"a tensor {anchor!r}",
-            )
-        self._prefix = fitting[0]
+        pairs = [(prefix, anchor) for anchor in anchors for prefix in ("", *prefixes)]
+        fitting = [pair for pair in pairs if "".join(pair) in self._tensors]
+        if anchors and not fitting:
+            found = f"tensors such as {', '.join(sorted(self._tensors)[:3])}"
+            raise EncoderFilesError(files[0], found, needed=f"a tensor {' or '.join(map(repr, anchors))}")
+        self._prefix, self.anchor = fitting[0] if fitting else ("", "")
 
     def __contains__(self, name: str) -> bool:
         return self._prefix + name in self._tensors
+
+    def get(self, name: str) -> Array | None:
+        """The tensor, or ``None``."""
+        return self[name] if self._prefix + name in self._tensors else None
 
     def __getitem__(self, name: str) -> Array:
         full = self._prefix + name

@@ -1,0 +1,71 @@
+"""Models built directly from their weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from pgembed.encoders.export import pooling, static
+from pgembed.encoders.export.config import ModelConfig
+from pgembed.encoders.export.families import family
+from pgembed.encoders.export.graph import Graph, WeightFile
+from pgembed.encoders.export.pipeline import Pipeline
+from pgembed.encoders.export.weights import Weights, weight_files
+from pgembed.encoders.runtime import MODEL_FILE
+
+WEIGHTS_FILE = "weights.bin"
+
+
+class Direct:
+    """A transformer of a known family, or a table of word vectors, with what follows it.
+
+    :ivar architecture: as in :class:`EncoderSpec`.
+    :ivar token_limit: the longest text in tokens.
+    :ivar vocabulary: rows of the embedding table.
+    :ivar files: the files with weights.
+    :raises UnsupportedArchitectureError: no family builds the model.
+    :raises EncoderFilesError: weights are missing or damaged.
+    """
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._pipeline = pipeline
+        self._build: Callable[[Graph], str]
+        files = []
+        if pipeline.first == "Transformer":
+            config = ModelConfig(pipeline.folder / "config.json")
+            members = family(config)
+            files = weight_files(pipeline.folder)
+            self.architecture = config.model_type
+            self.token_limit = members.token_limit(config)
+            self._weights = Weights(files, prefixes=members.PREFIXES, anchors=members.ANCHORS)
+            rows = self._weights[self._weights.anchor]
+            self._build = lambda graph: members.build(graph, config)
+        else:
+            files = weight_files(pipeline.folder)
+            self.architecture = "static" if pipeline.first == "StaticEmbedding" else "words"
+            self.token_limit = static.TOKEN_LIMIT
+            self._weights = Weights(files, anchors=static.ANCHORS)
+            rows = static.table(self._weights)
+            self._build = lambda graph: graph.embed(rows)
+        self.vocabulary, self._hidden_width = rows.shape
+        self._steps = [
+            (step, None if step.kind == "Normalize" else Weights(weight_files(step.folder)))
+            for step in pipeline.steps
+        ]
+        later = [path for step, weights in self._steps if weights for path in weight_files(step.folder)]
+        self.files = [*files, *later]
+
+    def write(self, folder: Path) -> int:
+        """Write graph and weights into ``folder``; returns the width of the vectors."""
+        with (folder / WEIGHTS_FILE).open("wb") as file:
+            graph = Graph(
+                self._weights, WeightFile(file, WEIGHTS_FILE), include_prompt=self._pipeline.include_prompt
+            )
+            hidden = graph.to_pool(self._build(graph), self._hidden_width)
+            vectors = pooling.pool(graph, hidden, self._pipeline.pooling)
+            vectors, width = pooling.follow(
+                graph, vectors, self._steps, self._hidden_width * len(self._pipeline.pooling)
+            )
+            model = graph.model(vectors, width=width)
+        (folder / MODEL_FILE).write_bytes(model.SerializeToString())
+        return width

@@ -1,0 +1,41 @@
+"""The tokenizer of an encoder's folder, of whichever kind."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from pgembed.encoders.tokens import TOKENIZER_FILE, Tokenizer, Tokens
+from pgembed.encoders.words import WORDS_FILE, WordTokenizer
+
+
+class AnyTokenizer(Protocol):
+    """What the runtime needs of a tokenizer."""
+
+    @property
+    def highest_id(self) -> int:
+        """The largest token id that it can give."""
+        ...
+
+    def leading(self, prompt: str) -> int:
+        """How many tokens of a text that begins with ``prompt`` are those of the prompt."""
+        ...
+
+    def __call__(self, texts: Sequence[str]) -> Tokens:
+        """Tokenise ``texts``."""
+        ...
+
+
+def open_tokenizer(
+    folder: Path, *, max_tokens: int, special_tokens: bool = True, lowercase: bool = False
+) -> AnyTokenizer:
+    """Open the tokenizer in ``folder``.
+
+    :raises EncoderFilesError: it is missing or damaged.
+    """
+    if (folder / WORDS_FILE).is_file():
+        return WordTokenizer(folder / WORDS_FILE, max_tokens=max_tokens)
+    return Tokenizer(
+        folder / TOKENIZER_FILE, max_tokens=max_tokens, special_tokens=special_tokens, lowercase=lowercase
+    )

@@ -1,0 +1,60 @@
+"""Words to ids by looking them up: the tokenizer of plain word vectors such as GloVe.
+
+The rules are those of ``WhitespaceTokenizer`` in sentence-transformers: a word is tried as it is, then
+without punctuation around it, then in lower case; stop words and unknown words are left out.
+"""
+
+from __future__ import annotations
+
+import json
+import string
+from collections.abc import Sequence
+from pathlib import Path
+
+from pgembed.encoders.tokens import Tokens
+from pgembed.exc import EncoderFilesError
+
+WORDS_FILE = "whitespacetokenizer_config.json"
+
+
+class WordTokenizer:
+    """A vocabulary of words.
+
+    :param path: JSON with ``vocab``, ``stop_words`` and ``do_lower_case``.
+    :param max_tokens: words of a text beyond which it is cut.
+    :raises EncoderFilesError: the file is missing or says something else.
+    """
+
+    def __init__(self, path: Path, *, max_tokens: int) -> None:
+        try:
+            config = json.loads(path.read_text(encoding="utf-8"))
+            self._ids = {word: index for index, word in enumerate(config["vocab"])}
+            self._stop_words = frozenset(config.get("stop_words", ()))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise EncoderFilesError(path, f"no vocabulary ({error})", needed="a word tokenizer") from error
+        self._lowercase = bool(config.get("do_lower_case", False))
+        self._max_tokens = max_tokens
+
+    @property
+    def highest_id(self) -> int:
+        """The largest id of a word."""
+        return len(self._ids) - 1
+
+    def leading(self, prompt: str) -> int:
+        """How many words of a text that begins with ``prompt`` are those of the prompt."""
+        return len(self._words(prompt))
+
+    def __call__(self, texts: Sequence[str]) -> Tokens:
+        """Look up the words of ``texts``."""
+        return Tokens.of([self._words(text) for text in texts], limit=self._max_tokens)
+
+    def _words(self, text: str) -> list[int]:
+        ids = []
+        for word in (text.lower() if self._lowercase else text).split():
+            for form in (word, word.strip(string.punctuation), word.strip(string.punctuation).lower()):
+                if form in self._stop_words:
+                    break
+                if form in self._ids:
+                    ids.append(self._ids[form])
+                    break
+        return ids
