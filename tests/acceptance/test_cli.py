@@ -1,0 +1,140 @@
+"""The command line as a user meets it: a process, its output and its exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sqlalchemy import URL, Engine, create_engine, text
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+
+from pgembed import Encoder, Vector, embedding_column
+
+PGEMBED = [sys.executable, "-W", "error", "-c", "from pgembed.cli.main import main; main()"]
+
+
+def run(*arguments: str, stdin: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*PGEMBED, *arguments],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "COLUMNS": "160", "NO_COLOR": "1", "TERM": "dumb", **environment},
+    )
+
+
+@pytest.fixture
+def environment(minilm_folder: Path) -> dict[str, str]:
+    return {"PGEMBED_ENCODERS": str(minilm_folder.parent)}
+
+
+@pytest.fixture
+def helpdesk(engine: Engine, minilm: Encoder) -> str:
+    """A database with a few rows; its URL."""
+
+    class Base(DeclarativeBase):
+        pass
+
+    class Article(Base):
+        __tablename__ = "article"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        title: Mapped[str]
+        embedding: Mapped[Vector | None] = embedding_column("title", encoder=minilm)
+
+    Base.metadata.create_all(engine)
+    with Session(engine) as session:
+        session.add_all(Article(title=title) for title in ("I forgot my password", "The printer [smokes]"))
+        session.commit()
+        session.execute(text("INSERT INTO article (title) VALUES ('by hand')"))
+        session.commit()
+    return engine.url.render_as_string(hide_password=False)
+
+
+def test_init_installs_once(empty_url: URL) -> None:
+    url = empty_url.render_as_string(hide_password=False)
+    assert "installed" in run("init", "--url", url).stdout
+    assert "nothing to do" in run("init", PGEMBED_URL=url).stdout
+    engine = create_engine(empty_url)
+    with engine.connect() as connection:
+        assert connection.execute(text("SELECT * FROM pgembed.status")).all() == []
+    engine.dispose()
+    assert "no embedding columns" in run("status", "--url", url).stdout
+
+
+def test_status_counts(helpdesk: str) -> None:
+    shown = run("status", "--url", helpdesk)
+    assert shown.returncode == 0
+    assert re.search(r"article\.embedding +all-MiniLM-L6-v2 +\w{12} +3 +2 +1 +none", shown.stdout)
+    (row,) = json.loads(run("status", "--url", helpdesk, "--json").stdout)
+    assert (row["total"], row["fresh"], row["pending"]) == (3, 2, 1)
+
+
+def test_search_prints_the_best_rows_first(helpdesk: str, environment: dict[str, str]) -> None:
+    shown = run("search", "article", "embedding", "reset my password", "--url", helpdesk, **environment)
+    assert shown.returncode == 0, shown.stderr
+    first, second = shown.stdout.splitlines()
+    assert "I forgot my password" in first
+    assert "The printer [smokes]" in second
+    found = json.loads(
+        run("search", "article", "embedding", "x", "--url", helpdesk, "--json", **environment).stdout
+    )
+    assert found[0].keys() == {"id", "title", "distance", "score"}
+
+
+def test_encode_writes_a_vector_a_line(minilm_folder: Path, minilm: Encoder) -> None:
+    texts = ["one", "", "naïve - ünïcode"]
+    shown = run("encode", "--encoder", str(minilm_folder), stdin="\n".join(texts) + "\n")
+    vectors = np.array([json.loads(line) for line in shown.stdout.splitlines()], dtype=np.float32)
+    np.testing.assert_allclose(vectors, minilm.encode_documents(texts), atol=1e-6)
+    assert np.array_equal(np.argsort(vectors[0]), np.argsort(minilm.encode_documents(texts)[0]))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["search", "article"], 2, "Missing argument"),
+        (["nonsense"], 2, "No such command"),
+        (["status"], 2, "--url"),
+        (["status", "--url", "mysql://x/y"], 2, "mysql is not Postgres"),
+        (["status", "--url", "postgresql:///x?host=/nowhere"], 1, "the database says"),
+        (["encode", "--encoder", "no-such-encoder"], 1, "no encoder 'no-such-encoder'"),
+        (["export", "/nowhere", "/tmp/out"], 1, "/nowhere"),
+    ],
+)
+def test_errors_are_one_line_and_an_exit_code(arguments: list[str], code: int, message: str) -> None:
+    done = run(*arguments, stdin="x\n")
+    assert done.returncode == code
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    if code == 1:
+        assert done.stderr.startswith("pgembed: ")
+        assert done.stdout == ""
+
+
+def test_a_database_that_is_not_ready_says_what_to_do(
+    empty_url: URL, helpdesk: str, environment: dict[str, str]
+) -> None:
+    url = empty_url.render_as_string(hide_password=False)
+    assert "run `pgembed init`" in run("status", "--url", url).stderr
+    done = run("search", "article", "title", "x", "--url", helpdesk, **environment)
+    assert (done.returncode, "there are: article embedding" in done.stderr) == (1, True)
+
+
+def test_the_demo_embeds_once(tmp_path: Path, environment: dict[str, str]) -> None:
+    arguments = ("demo", "--path", str(tmp_path / "demo"), "--limit", "400")
+    first = run(*arguments, **environment)
+    assert first.returncode == 0, first.stderr
+    assert "400 docstrings embedded" in first.stdout
+    assert "how do I compress a file?" in first.stdout
+    assert re.search(r"\d+% of \d+ held-back entries", first.stdout)
+    assert re.search(r"Near-duplicates.*\d+ groups", first.stdout)
+    again = run(*arguments, **environment)
+    assert "nothing to embed again" in again.stdout
+    shown = run("status", "--url", f"embedded:{tmp_path / 'demo'}")
+    assert re.search(r"entry\.embedding .* 400 +400 +0 +hnsw", shown.stdout), shown.stdout
