@@ -119,6 +119,35 @@ def record(name: str, modules: list[torch.nn.Module], **options: Any) -> None:
     print(name, documents.shape, sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()))
 
 
+def record_ready(name: str) -> None:
+    """The transformer of ``name`` as torch exports it to ONNX, the way it is found on the hub."""
+
+    class LastHiddenState(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = transformers.AutoModel.from_pretrained(
+                FOLDER / name, dtype=torch.float32, attn_implementation="eager"
+            ).requires_grad_(False)
+
+        def forward(self, input_ids: Any, attention_mask: Any, token_type_ids: Any) -> Any:
+            return self.model(
+                input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids
+            ).last_hidden_state
+
+    names = ["input_ids", "attention_mask", "token_type_ids"]
+    example = torch.ones((2, 9), dtype=torch.int64)
+    torch.onnx.export(
+        LastHiddenState().eval(),
+        (example, example, torch.zeros_like(example)),
+        str(FOLDER.parent / f"ready_{name}.onnx"),
+        input_names=names,
+        output_names=["last_hidden_state"],
+        dynamic_axes={key: {0: "texts", 1: "tokens"} for key in [*names, "last_hidden_state"]},
+        opset_version=13,
+        dynamo=False,
+    )
+
+
 def dense(inputs: int, outputs: int, activation: Any) -> models.Dense:
     """A dense layer with random weights."""
     layer = models.Dense(inputs, outputs, activation_function=activation)
@@ -137,6 +166,8 @@ def main() -> None:
     }  # fmt: skip
     bert = transformer("bert", "wordpiece", transformers.BertConfig(**sizes), max_seq_length=40)
     record("bert", [bert, models.Pooling(24, "mean"), models.Normalize()])
+
+    record_ready("bert")
 
     every_mode = tuple(models.Pooling.POOLING_MODES)
     pooling = models.Pooling(24, every_mode, include_prompt=False)

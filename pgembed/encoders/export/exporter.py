@@ -10,10 +10,11 @@ from pgembed.encoders.export import pipeline as pipelines
 from pgembed.encoders.export.direct import Direct
 from pgembed.encoders.export.folder import written_whole
 from pgembed.encoders.export.pipeline import Pipeline
+from pgembed.encoders.export.ready import Ready, find
 from pgembed.encoders.export.weights import digest, file_digest
 from pgembed.encoders.spec import SPEC_FILE, EncoderSpec
 from pgembed.encoders.tokenizing import open_tokenizer
-from pgembed.exc import EncoderFilesError
+from pgembed.exc import EncoderFilesError, UnsupportedArchitectureError
 
 _LIMIT_UNSTATED = 512
 
@@ -30,7 +31,7 @@ def export(
     """See :func:`pgembed.encoders.export_onnx`."""
     folder, target = Path(model_dir).expanduser().absolute(), Path(out_dir).expanduser().absolute()
     pipeline = pipelines.read(folder)
-    model = Direct(pipeline)
+    model = _model(pipeline)
     checksum = digest(model.files)
     if expected is not None and checksum != expected:
         raise EncoderFilesError(pipeline.folder, f"weights with SHA-256 {checksum}", needed=expected)
@@ -67,10 +68,21 @@ def export(
     return spec
 
 
+def _model(pipeline: Pipeline) -> Direct | Ready:
+    """The model, built from its weights if that is possible, else around a ready ONNX file."""
+    ready = find(pipeline.folder)
+    try:
+        return Direct(pipeline)
+    except (UnsupportedArchitectureError, EncoderFilesError):
+        if ready is None:
+            raise
+    return Ready(pipeline, ready)
+
+
 def _check_vocabulary(pipeline: Pipeline, rows: int) -> None:
     """Refuse a tokenizer whose ids reach beyond the embedding table."""
     highest = open_tokenizer(pipeline.folder, max_tokens=8).highest_id
-    if highest >= rows:
+    if rows and highest >= rows:
         raise EncoderFilesError(
             pipeline.tokenizer,
             f"token ids up to {highest}",

@@ -38,7 +38,7 @@ class WeightFile:
     def add(self, name: str, array: npt.NDArray[Any]) -> TensorProto:
         """An initializer called ``name``, kept in the file unless it is small."""
         if array.nbytes <= _INLINE_BYTES:
-            return numpy_helper.from_array(np.ascontiguousarray(array), name)
+            return numpy_helper.from_array(np.asarray(array, order="C"), name)
         if name not in self._written:
             self._file.write(b"\0" * (-self._file.tell() % _ALIGNMENT))
             tensor = TensorProto(
@@ -65,13 +65,17 @@ class Graph:
     right. Where prompts stay out of the pooling there is ``pooling_mask`` as well. Output: ``embedding``,
     float32 of shape (texts, width).
 
-    :param weights: the model's weights.
+    :param weights: the model's weights; none for a graph around a ready one.
     :param file: where large initializers go.
     :param include_prompt: whether all tokens take part in the pooling.
+    :param opset: the version of the operators, 15 or newer.
     """
 
-    def __init__(self, weights: Weights, file: WeightFile, *, include_prompt: bool = True) -> None:
-        self.weights = weights
+    def __init__(
+        self, weights: Weights | None, file: WeightFile, *, include_prompt: bool = True, opset: int = OPSET
+    ) -> None:
+        self._weights = weights
+        self._opset = opset
         self._file = file
         self._nodes: list[onnx.NodeProto] = []
         self._initializers: dict[str, TensorProto] = {}
@@ -85,10 +89,20 @@ class Graph:
             self.pooling_mask = "pooling_mask"
             self._inputs["pooling_mask"] = (TensorProto.INT64, ("texts", "tokens"))
 
+    @property
+    def weights(self) -> Weights:
+        """The model's weights."""
+        if self._weights is None:
+            raise LookupError("this graph was made without weights")
+        return self._weights
+
     # --- building blocks --------------------------------------------------------------------------
 
-    def op(self, kind: str, *inputs: str, domain: str = "", **attributes: Any) -> str:
+    def op(self, kind: str, *inputs: str, output: str = "", domain: str = "", **attributes: Any) -> str:
         """Add a node with one output; returns the output's name."""
+        if output:
+            self._nodes.append(helper.make_node(kind, list(inputs), [output], domain=domain, **attributes))
+            return output
         return self.ops(kind, *inputs, domain=domain, **attributes)[0]
 
     def ops(
@@ -112,6 +126,12 @@ class Graph:
         self._initializers[name] = self._file.add(name, array)
         return name
 
+    def reduce(self, kind: str, tensor: str, axis: int, *, keep: bool) -> str:
+        """Reduce over one axis; where the axis goes has changed with the versions of the operators."""
+        if kind == "ReduceSum" or self._opset >= 18:
+            return self.op(kind, tensor, self.constant([axis]), keepdims=int(keep))
+        return self.op(kind, tensor, axes=[axis], keepdims=int(keep))
+
     def once(self, key: str, make: Callable[[], str]) -> str:
         """What ``make`` adds to the graph, added only the first time that ``key`` is asked for."""
         if key not in self._shared:
@@ -125,6 +145,11 @@ class Graph:
     def length(self) -> str:
         """The number of tokens of the longest text, an int64 vector of one."""
         return self.once("length", lambda: self.shape("input_ids", 1, 2))
+
+    def steps(self) -> str:
+        """The numbers of the tokens from 0, an int64 vector."""
+        zero, one = self.constant(np.int64(0)), self.constant(np.int64(1))
+        return self.once("steps", lambda: self.op("Range", zero, self.op("Squeeze", self.length()), one))
 
     # --- layers -----------------------------------------------------------------------------------
 
@@ -190,8 +215,7 @@ class Graph:
         return self.once(name, lambda: self._distances(self.initializer(name, table), table.shape[1] // 2))
 
     def _distances(self, table: str, zero: int) -> str:
-        length = self.op("Squeeze", self.length())
-        steps = self.op("Range", self.constant(np.int64(0)), length, self.constant(np.int64(1)))
+        steps = self.steps()
         keys = self.op("Unsqueeze", steps, self.constant([0]))
         queries = self.op("Unsqueeze", steps, self.constant([1]))
         columns = self.op("Add", self.op("Sub", keys, queries), self.constant(np.int64(zero)))
@@ -239,6 +263,12 @@ class Graph:
         """The last hidden state as the pooling takes it: float32 of shape (texts, tokens, width)."""
         return self.unflatten(hidden, width)
 
+    def splice(self, ready: onnx.GraphProto) -> None:
+        """Put in the nodes and initializers of another graph, whose inputs have been made before."""
+        self._nodes.extend(ready.node)
+        for tensor in ready.initializer:
+            self.initializer(tensor.name, numpy_helper.to_array(tensor))
+
     def model(self, output: str, *, width: int) -> onnx.ModelProto:
         """The finished graph, whose ``embedding`` is ``output``."""
         self._nodes.append(helper.make_node("Identity", [output], ["embedding"]))
@@ -252,7 +282,7 @@ class Graph:
             [helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["texts", width])],
             list(self._initializers.values()),
         )
-        opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)]
+        opsets = [helper.make_opsetid("", self._opset), helper.make_opsetid(MICROSOFT, 1)]
         return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="pgembed")
 
 

@@ -33,7 +33,7 @@ def pool(graph: Graph, hidden: str, modes: Sequence[str]) -> str:
 
 def normalize(graph: Graph, vectors: str) -> str:
     """Scale vectors to length 1; a vector of zeros stays one."""
-    norm = graph.op("ReduceL2", vectors, axes=[-1], keepdims=1)
+    norm = graph.reduce("ReduceL2", vectors, -1, keep=True)
     return graph.op("Div", vectors, graph.op("Max", norm, graph.constant(np.float32(1e-12))))
 
 
@@ -67,7 +67,7 @@ def _weighted_sum(graph: Graph, hidden: str, weights: str) -> str:
 
 
 def _total(graph: Graph, weights: str) -> str:
-    total = graph.op("ReduceSum", weights, graph.constant([1]), keepdims=1)
+    total = graph.reduce("ReduceSum", weights, 1, keep=True)
     return graph.op("Max", total, graph.constant(_LEAST))
 
 
@@ -88,9 +88,7 @@ def _mean_sqrt_len(graph: Graph, hidden: str) -> str:
 def _weighted_mean(graph: Graph, hidden: str) -> str:
     """Later tokens weigh more: token ``i`` has the weight ``i + 1`` (SGPT)."""
     mask = _mask(graph)
-    tokens = graph.op("Squeeze", graph.shape("input_ids", 1, 2))
-    one = graph.constant(np.int64(1))
-    positions = graph.op("Range", one, graph.op("Add", tokens, one), one)
+    positions = graph.op("Add", graph.steps(), graph.constant(np.int64(1)))
     weights = graph.op("Mul", mask, graph.op("Cast", positions, to=TensorProto.FLOAT))
     return graph.op("Div", _weighted_sum(graph, hidden, weights), _total(graph, weights))
 
@@ -99,7 +97,7 @@ def _max(graph: Graph, hidden: str) -> str:
     out = graph.op("Sub", _mask(graph), graph.constant(np.float32(1)))  # 0 for tokens, -1 for padding
     penalty = graph.op("Mul", out, graph.constant(np.float32(1e30)))
     masked = graph.op("Add", hidden, graph.op("Unsqueeze", penalty, graph.constant([-1])))
-    return graph.op("ReduceMax", masked, axes=[1], keepdims=0)
+    return graph.reduce("ReduceMax", masked, 1, keep=False)
 
 
 def _at(graph: Graph, hidden: str, indices: str) -> str:
