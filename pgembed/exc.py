@@ -113,6 +113,15 @@ class FingerprintMismatchError(EncoderError):
         )
 
 
+class DownloadError(EncoderError):
+    """A model could not be fetched."""
+
+    def __init__(self, model: str, reason: str, *, fix: str) -> None:
+        self.model = model
+        self.reason = reason
+        super().__init__(f"cannot fetch {model!r}: {reason}. {fix}")
+
+
 class UnsupportedArchitectureError(EncoderError):
     """The model's architecture cannot be exported directly."""
 

@@ -1,0 +1,183 @@
+"""Models from the Hugging Face hub: the files that an encoder needs, of one revision, checked and exported.
+
+Downloads go through ``huggingface_hub``, with its cache (``HF_HOME``), its token, its mirror
+(``HF_ENDPOINT``) and its offline mode (``HF_HUB_OFFLINE``). Nothing else in pgembed ever downloads anything.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pgembed.encoders import lookup
+from pgembed.encoders.export import export_onnx
+from pgembed.encoders.export.weights import INDEX_FILE, SINGLE_FILE, file_digest
+from pgembed.encoders.spec import SPEC_FILE, EncoderSpec
+from pgembed.encoders.tokens import TOKENIZER_FILE
+from pgembed.encoders.words import WORDS_FILE
+from pgembed.exc import DownloadError, EncoderFilesError, MissingExtraError
+
+_SETTINGS = (
+    "config.json",
+    TOKENIZER_FILE,
+    "tokenizer_config.json",
+    "sentence_bert_config.json",
+    WORDS_FILE,
+    "wordembedding_config.json",
+)
+
+
+def pull(
+    model_id: str,
+    *,
+    revision: str = "main",
+    name: str | None = None,
+    into: Path | None = None,
+    offline: bool = False,
+    endpoint: str | None = None,
+    cache: Path | None = None,
+) -> Path:
+    """Fetch a model and make an encoder of it.
+
+    Of a repository only the weights as safetensors (or, where there are none, the ready ONNX file), the
+    tokenizer and the configuration are fetched. What is in the cache is not fetched again.
+
+    :param model_id: such as ``"BAAI/bge-small-en-v1.5"``.
+    :param revision: a branch, a tag, or (to pin it) the hash of a commit.
+    :param name: the encoder's name; by default the part of ``model_id`` behind the slash.
+    :param into: folder of encoders; by default the first of ``PGEMBED_ENCODERS`` or the user's data folder.
+    :param offline: use what is in the cache, ask no server.
+    :param endpoint: URL of a mirror.
+    :param cache: folder of the cache.
+    :returns: the encoder's folder.
+    :raises DownloadError: no network, no such model or revision, or what arrived is not what was announced.
+    :raises EncoderFilesError: the model lacks files that an encoder needs.
+    :raises MissingExtraError: ``huggingface_hub`` or ``onnx`` is not installed.
+    """
+    repository = _Repository(model_id, revision, offline=offline, endpoint=endpoint, cache=cache)
+    target = (lookup.folders()[0] if into is None else into.absolute()) / (
+        name or model_id.rpartition("/")[2]
+    )
+    source = f"{model_id}@{repository.commit}"
+    if _is_current(target / SPEC_FILE, source):
+        return target
+    return export_onnx(repository.fetch_needed(), target, name=target.name, source=source)
+
+
+def _is_current(spec: Path, source: str) -> bool:
+    try:
+        return spec.is_file() and EncoderSpec.load(spec).source == source
+    except EncoderFilesError:
+        return False
+
+
+class _Repository:
+    """The files of one revision of a model.
+
+    :ivar commit: hash of the commit that the revision stands for.
+    """
+
+    def __init__(
+        self, model_id: str, revision: str, *, offline: bool, endpoint: str | None, cache: Path | None
+    ) -> None:
+        try:
+            import huggingface_hub
+            import huggingface_hub.constants
+            import huggingface_hub.errors
+        except ImportError as error:
+            raise MissingExtraError("huggingface_hub", "export", needed_for="pulling a model") from error
+        self._hub: Any = huggingface_hub
+        self._id = model_id
+        self._offline = offline or bool(huggingface_hub.constants.HF_HUB_OFFLINE)
+        self._options = {"cache_dir": cache, "endpoint": endpoint, "local_files_only": self._offline}
+        self._checksums: dict[str, str | None] = {}
+        self._asked = self._revision = revision
+        if self._offline:
+            # The cache keeps each revision in a folder named after its commit.
+            first = self._fetch("modules.json")
+            self.commit = (first if first.name else self._fetch("config.json", required=True)).parent.name
+            return
+        try:
+            info = huggingface_hub.HfApi(endpoint=endpoint).model_info(
+                model_id, revision=revision, files_metadata=True
+            )
+        except Exception as error:
+            raise self._error(error) from error
+        self.commit = self._revision = str(info.sha)
+        for file in info.siblings or ():
+            self._checksums[file.rfilename] = file.lfs.sha256 if file.lfs else None
+
+    def fetch_needed(self) -> Path:
+        """Fetch what an encoder needs; returns the folder that holds it."""
+        first = self._fetch("modules.json")
+        self._fetch("config_sentence_transformers.json")
+        folder = (first if first.name else self._fetch("config.json", required=True)).parent
+        modules = folder / "modules.json"
+        places = [module["path"] for module in json.loads(modules.read_text())] if modules.is_file() else [""]
+        for position, place in enumerate(places):
+            start = f"{place}/" if place else ""
+            for name in _SETTINGS if position == 0 else ("config.json",):
+                self._fetch(start + name)
+            self._fetch_weights(start, ready_allowed=position == 0)
+        if not self._offline and self._asked != self.commit:
+            # Notes in the cache what the branch or tag stands for, so that it is found offline.
+            self._hub.hf_hub_download(
+                self._id, next(folder.glob("*.json")).name, revision=self._asked, **self._options
+            )
+        return folder
+
+    def _fetch_weights(self, start: str, *, ready_allowed: bool) -> None:
+        if self._fetch(start + SINGLE_FILE).name:
+            return
+        index = self._fetch(start + INDEX_FILE)
+        if index.name:
+            for shard in sorted(set(json.loads(index.read_text())["weight_map"].values())):
+                self._fetch(start + shard, required=True)
+        elif ready_allowed:
+            for name in ("model.onnx", "onnx/model.onnx"):
+                if self._fetch(start + name).name:
+                    for data in ("model.onnx_data", "model.onnx.data"):
+                        self._fetch(start + name.replace("model.onnx", data))
+                    return
+
+    def _fetch(self, name: str, *, required: bool = False) -> Path:
+        """The path of a file in the cache, fetched if need be; empty if the model has no such file."""
+        if self._checksums and name not in self._checksums and not required:
+            return Path()
+        try:
+            path = Path(self._hub.hf_hub_download(self._id, name, revision=self._revision, **self._options))
+        except Exception as error:
+            missing = isinstance(error, self._absent)
+            if missing and not required:
+                return Path()
+            raise self._error(error) from error
+        expected = self._checksums.get(name)
+        if expected is not None and file_digest(path) != expected:
+            path.resolve().unlink(missing_ok=True)
+            reason = f"{name} does not have the SHA-256 that the server announced"
+            raise DownloadError(self._id, reason, fix="It was removed from the cache: try again")
+        return path
+
+    @property
+    def _absent(self) -> tuple[type[Exception], ...]:
+        """Errors that mean that a file is not there, which is the answer for the optional ones."""
+        errors = self._hub.errors
+        return (errors.EntryNotFoundError, *((errors.LocalEntryNotFoundError,) if self._offline else ()))
+
+    def _error(self, error: Exception) -> DownloadError:
+        errors = self._hub.errors
+        causes: Sequence[tuple[type[Exception], str, str]] = (
+            (errors.GatedRepoError, "the model is gated", "Accept its terms and log in with `hf auth login`"),
+            (errors.RepositoryNotFoundError, "there is no such model, or it is private", "Check the name"),
+            (errors.RevisionNotFoundError, f"there is no revision {self._revision!r}", "Check the revision"),
+            (errors.LocalEntryNotFoundError, "it is not in the cache" if self._offline else "no answer", ""),
+            (errors.EntryNotFoundError, "it has no config.json", "Name a model that embeds texts"),
+        )
+        described = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        reason, fix = next(
+            ((reason, fix) for kind, reason, fix in causes if isinstance(error, kind)), (described, "")
+        )
+        fix = fix or "Pull it on a machine with a network and copy the encoder's folder, or set HF_ENDPOINT"
+        return DownloadError(self._id, reason, fix=fix)

@@ -1,0 +1,166 @@
+"""Pulling a model, against a server on the loopback that speaks the hub's protocol."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from pgembed.encoders import Encoder
+from pgembed.encoders.hub import pull
+from pgembed.exc import DownloadError
+
+MODEL = Path(__file__).parents[2] / "golden" / "models" / "distilbert"
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+class Hub:
+    """One model at one commit; ``requests`` records what was asked for, ``lies`` what is not as announced."""
+
+    def __init__(self) -> None:
+        self.files = {
+            path.relative_to(MODEL).as_posix(): path.read_bytes()
+            for path in MODEL.rglob("*")
+            if path.is_file()
+        }
+        self.files["pytorch_model.bin"] = self.files["README.md"] = b"not needed"
+        self.requests: list[str] = []
+        self.lies: set[str] = set()
+        hub = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                hub.answer(self, body=True)
+
+            def do_HEAD(self) -> None:
+                hub.answer(self, body=False)
+
+            def log_message(self, *arguments: object) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+
+    def answer(self, request: BaseHTTPRequestHandler, *, body: bool) -> None:
+        path = urlsplit(request.path).path
+        content, status, headers = b"", 404, {"X-Error-Code": "RepoNotFound"}
+        if path.startswith("/api/models/org/tiny/revision/"):
+            if path.rpartition("/")[2] in ("main", COMMIT):
+                content, status, headers = (
+                    json.dumps(self.listing()).encode(),
+                    200,
+                    {"Content-Type": "application/json"},
+                )
+            else:
+                headers = {"X-Error-Code": "RevisionNotFound"}
+        elif path.startswith("/org/tiny/resolve/"):
+            name = path.split("/", 5)[5]
+            if name in self.files:
+                content = self.files[name]
+                etag = hashlib.sha256(content).hexdigest()
+                status, headers = 200, {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT}
+                if body:
+                    self.requests.append(name)
+                    if name in self.lies:
+                        content = bytes(len(content))
+            else:
+                headers = {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT}
+        request.send_response(status)
+        for key, value in (headers | {"Content-Length": str(len(content))}).items():
+            request.send_header(key, value)
+        request.end_headers()
+        if body:
+            request.wfile.write(content)
+
+    def listing(self) -> dict[str, object]:
+        siblings = []
+        for name, content in self.files.items():
+            entry: dict[str, object] = {"rfilename": name, "size": len(content), "blobId": "0" * 40}
+            if name.endswith(".safetensors"):
+                entry["lfs"] = {
+                    "sha256": hashlib.sha256(content).hexdigest(),
+                    "size": len(content),
+                    "pointerSize": 1,
+                }
+            siblings.append(entry)
+        return {
+            "id": "org/tiny",
+            "modelId": "org/tiny",
+            "sha": COMMIT,
+            "siblings": siblings,
+            "tags": [],
+            "private": False,
+        }
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    hub = Hub()
+    thread = threading.Thread(target=hub.server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield hub
+    hub.server.shutdown()
+    thread.join()
+    hub.server.server_close()
+
+
+def test_pull(hub: Hub, tmp_path: Path) -> None:
+    folder = pull("org/tiny", endpoint=hub.url, cache=tmp_path / "cache", into=tmp_path / "encoders")
+    assert folder == tmp_path / "encoders" / "tiny"
+    with Encoder(folder) as encoder:
+        assert encoder.spec.source == f"org/tiny@{COMMIT}"
+        assert encoder.encode_documents(["a text"]).shape == (1, 12)
+    assert {"README.md", "pytorch_model.bin", "golden.npz"}.isdisjoint(hub.requests)  # only what is needed
+    assert len(hub.requests) == len(set(hub.requests))
+    hub.requests.clear()
+    assert (
+        pull(
+            "org/tiny",
+            revision=COMMIT,
+            endpoint=hub.url,
+            cache=tmp_path / "cache",
+            into=tmp_path / "encoders",
+        )
+        == folder
+    )
+    assert hub.requests == []
+
+
+def test_offline(hub: Hub, tmp_path: Path) -> None:
+    options = {"cache": tmp_path / "cache", "into": tmp_path / "encoders"}
+    with pytest.raises(DownloadError, match="not in the cache"):
+        pull("org/tiny", offline=True, **options)
+    pulled = Encoder(pull("org/tiny", endpoint=hub.url, **options))
+    hub.requests.clear()
+    again = Encoder(pull("org/tiny", offline=True, endpoint="http://127.0.0.1:9", name="again", **options))
+    assert (again.fingerprint, again.spec.source) == (pulled.fingerprint, pulled.spec.source)
+    assert hub.requests == []
+
+
+def test_damaged_on_the_way(hub: Hub, tmp_path: Path) -> None:
+    hub.lies.add("model.safetensors")
+    with pytest.raises(DownloadError, match=r"model\.safetensors does not have the SHA-256"):
+        pull("org/tiny", endpoint=hub.url, cache=tmp_path / "cache", into=tmp_path / "encoders")
+    assert not (tmp_path / "encoders").exists()
+    hub.lies.clear()
+    assert pull("org/tiny", endpoint=hub.url, cache=tmp_path / "cache", into=tmp_path / "encoders").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("model", "revision", "reason"),
+    [("org/other", "main", "no such model"), ("org/tiny", "v9", "no revision 'v9'")],
+)
+def test_what_is_not_there(hub: Hub, tmp_path: Path, model: str, revision: str, reason: str) -> None:
+    with pytest.raises(DownloadError, match=reason):
+        pull(model, revision=revision, endpoint=hub.url, cache=tmp_path, into=tmp_path)
+
+
+def test_without_network(tmp_path: Path) -> None:
+    with pytest.raises(DownloadError, match="copy the encoder's folder"):
+        pull("org/tiny", endpoint="http://127.0.0.1:9", cache=tmp_path, into=tmp_path)
