@@ -12,71 +12,23 @@ present state makes the whole flush be looked at again, in one more batch.
 
 from __future__ import annotations
 
-import logging
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import Any
 from weakref import WeakKeyDictionary
 
-import numpy as np
 from sqlalchemy import Connection, event, inspect, select, tuple_
 from sqlalchemy.orm import InstanceState, Mapper, Session, UOWTransaction, attributes
 from sqlalchemy.orm.base import NO_VALUE, PASSIVE_NO_INITIALIZE
 from sqlalchemy.sql.elements import ColumnElement
 
-from pgembed.columns import EmbeddingColumn, TextEncoder, bound
-from pgembed.columns.concurrency import off_event_loop
+from pgembed.columns import Array
+from pgembed.filling.batch import Filling, Texts, encode
+from pgembed.filling.mapped import UNKNOWN, MappedEmbedding, default_of, mapped_embeddings
 
-logger = logging.getLogger(__name__)
-
-Texts: TypeAlias = tuple[str | None, ...]
-
-
-@dataclass(frozen=True)
-class MappedEmbedding:
-    """An embedding and the attributes of a mapper that its columns are mapped to."""
-
-    embedding: EmbeddingColumn
-    vector: str
-    digest: str
-    sources: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Filling:
-    """One vector to compute: for which object, from which texts."""
-
-    state: InstanceState[Any]
-    mapped: MappedEmbedding
-    texts: Texts
-    digest: uuid.UUID
-
-
-#: What each mapper's classes have to fill. A mapper's columns are fixed once it is configured.
-_mapped: WeakKeyDictionary[Mapper[Any], tuple[MappedEmbedding, ...]] = WeakKeyDictionary()
-#: The texts that each object of the running flush was last looked at with.
+#: What each embedding of each object of the running flush was last looked at with.
 _seen: WeakKeyDictionary[Session, dict[tuple[InstanceState[Any], str], Any]] = WeakKeyDictionary()
-
-
-def mapped_embeddings(mapper: Mapper[Any]) -> tuple[MappedEmbedding, ...]:
-    """The embeddings of a mapped class, with the names of its attributes."""
-    found = _mapped.get(mapper)
-    if found is None:
-        found = _mapped[mapper] = tuple(_find_embeddings(mapper))
-    return found
-
-
-def _find_embeddings(mapper: Mapper[Any]) -> Iterator[MappedEmbedding]:
-    for attribute in mapper.column_attrs:
-        embedding = bound(attribute.columns[0])
-        if embedding is not None:
-            yield MappedEmbedding(
-                embedding,
-                attribute.key,
-                mapper.get_property_by_column(embedding.digest).key,
-                tuple(mapper.get_property_by_column(source).key for source in embedding.sources),
-            )
 
 
 @event.listens_for(Session, "before_flush")
@@ -117,8 +69,7 @@ def _fill(session: Session, objects: Iterable[Any]) -> None:
                 filling = _examine(state, mapped)
                 if filling is not None:
                     wanted.append(filling)
-    for fillings in _by_encoder(wanted):
-        _encode(fillings)
+    encode(wanted)
 
 
 def _fingerprint_of(state: InstanceState[Any], mapped: MappedEmbedding) -> Any:
@@ -155,7 +106,9 @@ def _examine(state: InstanceState[Any], mapped: MappedEmbedding) -> Filling | No
             _set(state, mapped.digest, wanted)
         if made_from == wanted:
             return None
-    return Filling(state, mapped, texts, wanted) if declaration.fill == "flush" else None
+    if declaration.fill != "flush":
+        return None
+    return Filling(declaration, texts, wanted, partial(_put, state, mapped))
 
 
 def _own_vector(state: InstanceState[Any], mapped: MappedEmbedding) -> bool:
@@ -176,12 +129,9 @@ def _texts(state: InstanceState[Any], mapped: MappedEmbedding) -> Texts | None:
         if key in state.dict:
             value = state.dict[key]
         elif state.key is None:
-            default = column.default
-            if column.server_default is not None or not (default is None or default.is_scalar):
-                return None
-            value = getattr(default, "arg", None)
+            value = default_of(column)
         else:
-            return None
+            value = UNKNOWN
         if value is not None and not isinstance(value, str):
             return None
         texts.append(value)
@@ -220,28 +170,9 @@ def _load(session: Session, mapper: Mapper[Any], states: dict[tuple[Any, ...], I
                 attributes.set_committed_value(state.obj(), key, value)
 
 
-def _by_encoder(fillings: Iterable[Filling]) -> Iterable[list[Filling]]:
-    groups: dict[TextEncoder, list[Filling]] = {}
-    for filling in fillings:
-        groups.setdefault(filling.mapped.embedding.declaration.encoder, []).append(filling)
-    return groups.values()
-
-
-def _encode(fillings: list[Filling]) -> None:
-    """One batch of one encoder. What an error does is each column's own choice."""
-    encoder = fillings[0].mapped.embedding.declaration.encoder
-    texts = [filling.mapped.embedding.declaration.compose(filling.texts) for filling in fillings]
-    try:
-        vectors = np.ascontiguousarray(off_event_loop(encoder.encode_documents, texts), dtype=np.float32)
-    except Exception as error:
-        if any(filling.mapped.embedding.declaration.on_error == "raise" for filling in fillings):
-            raise
-        logger.warning("%d rows stay pending: encoder %r failed: %s", len(texts), encoder.name, error)
-        return
-    vectors.flags.writeable = False
-    for filling, vector in zip(fillings, vectors, strict=True):
-        _set(filling.state, filling.mapped.vector, vector)
-        _set(filling.state, filling.mapped.digest, filling.digest)
+def _put(state: InstanceState[Any], mapped: MappedEmbedding, vector: Array, digest: uuid.UUID) -> None:
+    _set(state, mapped.vector, vector)
+    _set(state, mapped.digest, digest)
 
 
 def _set(state: InstanceState[Any], key: str, value: Any) -> None:

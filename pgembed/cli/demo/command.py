@@ -134,7 +134,9 @@ class Show:
     def progress(self, name: str, total: int) -> Iterator[Any]:
         """A progress bar; gives the function that advances it."""
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=self.console, transient=True) as bar:
+        with Progress(
+            *columns, console=self.console, transient=True, disable=not self.console.is_terminal
+        ) as bar:
             task = bar.add_task(name, total=total)
             yield lambda count: bar.advance(task, count)
 

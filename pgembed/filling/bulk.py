@@ -1,0 +1,215 @@
+"""ORM statements that write rows without a flush: bulk INSERT, bulk UPDATE by key, ``update().values()``.
+
+Rows whose texts are all given get their vectors in the same statement, one encoder batch for all of them.
+Rows whose texts only the database knows (SQL expressions, INSERT ... SELECT, an update of one source among
+several) are written as they are: their digest no longer fits, and they are pending.
+
+Core statements on a connection, and the legacy ``Session.bulk_*_mappings`` and ``bulk_save_objects``, which
+look like Core statements, are not seen: their rows are pending.
+"""
+
+from __future__ import annotations
+
+import copy
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from sqlalchemy import Alias, BindParameter, Column, Insert, Update, event
+from sqlalchemy.orm import Mapper, ORMExecuteState, Session
+
+from pgembed.columns import Array
+from pgembed.filling.batch import Filling, encode
+from pgembed.filling.mapped import UNKNOWN, MappedEmbedding, default_of, mapped_embeddings
+
+
+@event.listens_for(Session, "do_orm_execute")
+def _on_execute(state: ORMExecuteState) -> Any:
+    mapper = state.bind_mapper
+    if mapper is None or not (state.is_insert or state.is_update):
+        return None
+    embeddings = [found for found in mapped_embeddings(mapper) if found.embedding.declaration.fill == "flush"]
+    if not embeddings:
+        return None
+    if isinstance(state.statement, Insert):
+        return _insert(state, state.statement, mapper, embeddings)
+    if isinstance(state.statement, Update):
+        return _update(state, state.statement, mapper, embeddings)
+    return None
+
+
+def _insert(
+    state: ORMExecuteState, statement: Insert, mapper: Mapper[Any], embeddings: Sequence[MappedEmbedding]
+) -> Any:
+    if statement.select is not None:
+        return None
+    completed = _complete_upsert(statement, embeddings)
+    single, several = _values(statement, mapper)
+    if state.parameters is not None and not single and not several:
+        given = state.parameters
+        rows = [dict(row) for row in ([given] if isinstance(given, Mapping) else given)]
+        _fill_new(rows, embeddings)
+        return state.invoke_statement(
+            statement=completed, params=rows[0] if isinstance(given, Mapping) else rows
+        )
+    if state.parameters is not None:  # values in the statement and in its parameters: too mixed to read
+        return None
+    if several:
+        rows = [dict(row) for row in several]
+        _fill_new(rows, embeddings)
+        names = set(rows[0])
+        if any(set(row) != names for row in rows):
+            return None  # not what VALUES takes; SQLAlchemy will say so
+        completed = completed._clone()
+        completed._multi_values = ()
+        completed = completed.values([{getattr(mapper.class_, key): row[key] for key in row} for row in rows])
+    else:
+        row = dict(single)
+        _fill_new([row], embeddings)
+        completed = completed.values(_added(row, single, mapper))
+    state.statement = completed
+    return None
+
+
+def _update(
+    state: ORMExecuteState, statement: Update, mapper: Mapper[Any], embeddings: Sequence[MappedEmbedding]
+) -> Any:
+    values, _ = _values(statement, mapper)
+    if not values and state.parameters is not None:
+        given = state.parameters
+        rows = [dict(row) for row in ([given] if isinstance(given, Mapping) else given)]
+        _fill_changed(rows, embeddings)
+        return state.invoke_statement(params=rows[0] if isinstance(given, Mapping) else rows)
+    row = dict(values)
+    _fill_changed([row], embeddings)
+    if added := _added(row, values, mapper):
+        state.statement = statement.values(added)
+    return None
+
+
+def _fill_new(rows: Sequence[dict[str, Any]], embeddings: Sequence[MappedEmbedding]) -> None:
+    """Add vectors and digests to rows that are inserted."""
+    fillings: list[Filling] = []
+    for mapped in embeddings:
+        columns = dict(zip(mapped.sources, mapped.embedding.sources, strict=True))
+        for row in rows:
+            texts = [row[key] if key in row else default_of(column) for key, column in columns.items()]
+            fillings.extend(_examine(row, mapped, texts, new=True))
+    encode(fillings)
+
+
+def _fill_changed(rows: Sequence[dict[str, Any]], embeddings: Sequence[MappedEmbedding]) -> None:
+    """Add vectors and digests to rows that are updated."""
+    fillings: list[Filling] = []
+    for mapped in embeddings:
+        for row in rows:
+            if any(source in row for source in mapped.sources):
+                texts = [row.get(source, UNKNOWN) for source in mapped.sources]
+                fillings.extend(_examine(row, mapped, texts, new=False))
+            elif row.get(mapped.vector) is not None and mapped.digest not in row:
+                # A vector brought for the text as it stands: the row itself gives the digest.
+                row[mapped.digest] = mapped.embedding.wanted()
+    encode(fillings)
+
+
+def _examine(
+    row: dict[str, Any], mapped: MappedEmbedding, texts: Sequence[Any], *, new: bool
+) -> Iterator[Filling]:
+    if not all(text is None or isinstance(text, str) for text in texts):
+        if new:  # pending; named, so that all rows of one INSERT have the same columns
+            row.setdefault(mapped.vector, None)
+            row.setdefault(mapped.digest, None)
+        return
+    declaration = mapped.embedding.declaration
+    known = tuple(texts)
+    digest = declaration.digest(known)
+    if digest is None:
+        row[mapped.vector] = row[mapped.digest] = None
+        return
+    if row.get(mapped.vector) is not None:
+        if new and row.get(mapped.digest) is None:
+            row[mapped.digest] = digest  # a vector of the user's own
+        if row.get(mapped.digest) == digest:
+            return
+    yield Filling(declaration, known, digest, partial(_put, row, mapped))
+
+
+def _put(row: dict[str, Any], mapped: MappedEmbedding, vector: Array, digest: uuid.UUID) -> None:
+    row[mapped.vector] = vector
+    row[mapped.digest] = digest
+
+
+def _added(row: Mapping[str, Any], given: Mapping[str, Any], mapper: Mapper[Any]) -> dict[Any, Any]:
+    """What filling has put into a row, by mapped attribute."""
+    return {
+        getattr(mapper.class_, key): value
+        for key, value in row.items()
+        if value is not given.get(key, UNKNOWN)
+    }
+
+
+def _complete_upsert(statement: Insert, embeddings: Sequence[MappedEmbedding]) -> Insert:
+    """Let ``ON CONFLICT DO UPDATE`` take vector and digest along, where it takes over every source."""
+    clause: Any = getattr(statement, "_post_values_clause", None)
+    assigned = getattr(clause, "update_values_to_set", None)
+    if assigned is None:
+        return statement
+    excluded = statement.excluded  # type: ignore[attr-defined]
+    pairs = [
+        (_name(key), value) for key, value in (assigned.items() if isinstance(assigned, dict) else assigned)
+    ]
+    present = {name for name, _ in pairs}
+    taken = {name for name, value in pairs if _is_excluded(name, value)}
+    added = [
+        column
+        for mapped in embeddings
+        if taken.issuperset(source.key for source in mapped.embedding.sources)
+        for column in (mapped.embedding.vector, mapped.embedding.digest)
+        if column.key not in present
+    ]
+    if not added:
+        return statement
+    clause = copy.copy(clause)
+    if isinstance(assigned, dict):  # SQLAlchemy 2.1
+        clause.update_values_to_set = {**assigned, **{column: excluded[column.key] for column in added}}
+    else:
+        clause.update_values_to_set = [*assigned, *((column.key, excluded[column.key]) for column in added)]
+    completed = statement._clone()
+    completed._post_values_clause = clause
+    return completed
+
+
+def _is_excluded(name: str, value: Any) -> bool:
+    source = getattr(value, "table", None)
+    return isinstance(source, Alias) and source.name == "excluded" and value.key == name
+
+
+def _name(key: Any) -> str:
+    return key if isinstance(key, str) else key.key
+
+
+def _values(statement: Insert | Update, mapper: Mapper[Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What ``.values()`` gave, by attribute: of one row, or of several."""
+    ordered = getattr(statement, "_ordered_values", None)
+    single = dict(ordered) if ordered else dict(statement._values or {})
+    several: list[Any] = [row for rows in statement._multi_values for row in rows]
+    if not all(isinstance(row, Mapping) for row in several):
+        several = []
+    return _by_attribute(single, mapper), [_by_attribute(row, mapper) for row in several]
+
+
+def _by_attribute(values: Mapping[Any, Any], mapper: Mapper[Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        column = key if isinstance(key, Column) else getattr(key, "columns", [None])[0]
+        name = key if isinstance(key, str) else mapper.get_property_by_column(column).key
+        found[name] = _literal(value)
+    return found
+
+
+def _literal(value: Any) -> Any:
+    """The value of a literal that SQLAlchemy has wrapped; anything else as it is."""
+    if isinstance(value, BindParameter) and value.callable is None and not value.required:
+        return value.value
+    return value

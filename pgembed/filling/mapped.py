@@ -1,0 +1,58 @@
+"""The embeddings of a mapped class, by the names of its attributes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from sqlalchemy import Column
+from sqlalchemy.orm import Mapper
+
+from pgembed.columns import EmbeddingColumn, bound
+
+#: A source whose value only the database will know.
+UNKNOWN = object()
+
+
+@dataclass(frozen=True)
+class MappedEmbedding:
+    """An embedding and the attributes of a mapper that its columns are mapped to."""
+
+    embedding: EmbeddingColumn
+    vector: str
+    digest: str
+    sources: tuple[str, ...]
+
+
+#: What each mapper's class has to fill. A mapper's columns are fixed once it is configured.
+_known: WeakKeyDictionary[Mapper[Any], tuple[MappedEmbedding, ...]] = WeakKeyDictionary()
+
+
+def mapped_embeddings(mapper: Mapper[Any]) -> tuple[MappedEmbedding, ...]:
+    """The embeddings of a mapped class, its parents' included."""
+    found = _known.get(mapper)
+    if found is None:
+        found = _known[mapper] = tuple(_find(mapper))
+    return found
+
+
+def default_of(column: Column[Any]) -> Any:
+    """What an INSERT without the column stores there: a value, NULL as ``None``, or :data:`UNKNOWN`."""
+    default = column.default
+    if column.server_default is not None or not (default is None or default.is_scalar):
+        return UNKNOWN
+    return getattr(default, "arg", None)
+
+
+def _find(mapper: Mapper[Any]) -> Iterator[MappedEmbedding]:
+    for attribute in mapper.column_attrs:
+        embedding = bound(attribute.columns[0])
+        if embedding is not None:
+            yield MappedEmbedding(
+                embedding,
+                attribute.key,
+                mapper.get_property_by_column(embedding.digest).key,
+                tuple(mapper.get_property_by_column(source).key for source in embedding.sources),
+            )

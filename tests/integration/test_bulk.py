@@ -1,0 +1,167 @@
+"""ORM statements that bypass the flush: what is known is encoded in one batch, the rest is pending."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from sqlalchemy import Engine, bindparam, func, insert, literal, select, update
+from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy.orm import Session
+
+from pgembed.testing import HashEncoder
+from tests.integration.models import Models
+
+
+@pytest.fixture
+def models(engine: Engine, hash_encoder: HashEncoder) -> Models:
+    models = Models(encoder=hash_encoder)
+    models.base.metadata.create_all(engine)
+    return models
+
+
+def test_a_bulk_insert_is_one_batch(session: Session, models: Models) -> None:
+    rows = [{"title": f"t{i}", **({"body": "b"} if i % 2 else {})} for i in range(100)]
+    session.execute(insert(models.article), rows)
+    assert [len(call) for call in models.encoder.calls] == [100]
+    assert "embedding" not in rows[0]  # the caller's rows are left alone
+    models.check(session)
+
+
+def test_returning_gives_entities_with_vectors(session: Session, models: Models) -> None:
+    articles = session.scalars(
+        insert(models.article).returning(models.article), [{"title": "a"}, {"title": "b"}]
+    ).all()
+    assert [article.title for article in articles] == ["a", "b"]
+    assert len(models.encoder.calls) == 1
+    models.check(session)
+
+
+@pytest.mark.parametrize("form", ["single", "values", "values_list", "legacy_update"])
+def test_every_way_to_give_values(session: Session, models: Models, form: str) -> None:
+    article = models.article
+    if form == "single":
+        session.execute(insert(article), {"title": "one"})
+    elif form == "values":
+        session.execute(insert(article).values(title="one", body="two"))
+    elif form == "values_list":
+        session.execute(insert(article).values([{"title": "one"}, {"title": "two"}]))
+    else:
+        session.add(article(title="one", body="x"))
+        session.commit()
+        session.query(article).update({article.title: "changed", article.body: "y"})
+    models.check(session)
+
+
+def test_values_with_unknown_texts_leave_those_rows_pending(session: Session, models: Models) -> None:
+    session.execute(insert(models.article).values(title=func.upper("sql")))
+    session.execute(insert(models.article).values([{"title": "plain"}, {"title": func.upper("sql2")}]))
+    assert models.encoder.calls == [("plain",)]
+    assert models.pending(session) == 2
+    session.execute(
+        insert(models.article).from_select(["title", "views"], select(literal("chosen"), literal(0)))
+    )
+    assert models.pending(session) == 4
+
+
+@pytest.mark.parametrize("synchronize", ["auto", "evaluate", "fetch", False])
+def test_an_update_of_all_sources_is_encoded_once(session: Session, models: Models, synchronize: Any) -> None:
+    session.add_all(models.article(title=f"t{i}", body="b") for i in range(3))
+    session.commit()
+    loaded = session.scalars(select(models.article)).all()
+    models.encoder.calls.clear()
+    session.execute(
+        update(models.article).where(models.article.id <= 1).values(title="same", body="other"),
+        execution_options={"synchronize_session": synchronize},
+    )
+    assert models.encoder.calls == [("same\nother",)]
+    session.commit()
+    models.check(session)
+    assert loaded[0].title == "same"
+
+
+def test_an_update_of_one_source_among_two_is_pending(session: Session, models: Models) -> None:
+    session.add_all(models.article(title=f"t{i}", body="b") for i in range(3))
+    session.commit()
+    models.encoder.calls.clear()
+    session.execute(update(models.article).values(body="other"))
+    assert models.encoder.calls == []
+    assert models.pending(session) == 3
+    session.execute(update(models.article).values(views=5))
+    assert models.encoder.calls == []
+
+
+def test_a_bulk_update_by_key_is_one_batch(session: Session, models: Models) -> None:
+    session.add_all(models.article(title=f"t{i}", body="b") for i in range(3))
+    session.commit()
+    models.encoder.calls.clear()
+    session.execute(
+        update(models.article),
+        [{"id": i, "title": f"new {i}", "body": "" if i == 2 else None} for i in (1, 2)],
+    )
+    assert [len(call) for call in models.encoder.calls] == [2]
+    models.check(session)
+    session.execute(update(models.article), [{"id": 1, "title": "partial"}])
+    assert models.pending(session) == 1
+
+
+def test_an_update_with_parameters_for_its_condition_still_works(session: Session, models: Models) -> None:
+    session.add(models.article(title="a"))
+    session.commit()
+    session.connection()
+    statement = (
+        update(models.article)
+        .where(models.article.title == bindparam("old"))
+        .values(title="b", body=None)
+        .execution_options(synchronize_session=False)
+    )
+    session.execute(statement, {"old": "a"})
+    models.check(session)
+    assert session.scalar(select(models.article.title)) == "b"
+
+
+def test_an_upsert_takes_the_vector_along_with_its_sources(session: Session, models: Models) -> None:
+    session.add(models.article(title="there", body="old"))
+    session.commit()
+    statement = upsert(models.article)
+    whole = statement.on_conflict_do_update(
+        index_elements=["title"],
+        set_={"title": statement.excluded.title, "body": statement.excluded.body},
+    )
+    session.execute(whole, [{"title": "there", "body": "new"}, {"title": "fresh", "body": "x"}])
+    models.check(session)
+    partly = statement.on_conflict_do_update(index_elements=["title"], set_={"body": statement.excluded.body})
+    session.execute(partly, [{"title": "there", "body": "newer"}])
+    assert models.pending(session) == 1  # the stored title could be any
+    session.execute(statement.on_conflict_do_nothing(), [{"title": "there", "body": "ignored"}])
+    assert models.pending(session) == 1
+
+
+def test_vectors_of_ones_own(session: Session, models: Models) -> None:
+    own = np.arange(8, dtype=np.float32)
+    session.execute(insert(models.article), [{"title": "mine", "embedding": own}])
+    assert models.encoder.calls == []
+    assert models.pending(session) == 0
+    session.execute(update(models.article).values(embedding=own + 1))
+    session.commit()
+    assert models.pending(session) == 0
+    assert np.array_equal(session.scalars(select(models.article.embedding)).one(), own + 1)
+    session.execute(update(models.article).values(embedding=own, title="t", body="b"))
+    models.check(session)
+
+
+def test_legacy_bulk_methods_and_core_leave_rows_pending(session: Session, models: Models) -> None:
+    session.bulk_insert_mappings(models.article, [{"title": "a"}])  # type: ignore[arg-type]
+    session.bulk_save_objects([models.article(title="b")])
+    session.execute(models.article.__table__.insert(), [{"title": "c"}])
+    assert models.pending(session) == 3
+
+
+def test_worker_columns_are_left_to_the_worker(engine: Engine, hash_encoder: HashEncoder) -> None:
+    models = Models(encoder=hash_encoder, fill="worker")
+    models.base.metadata.create_all(engine)
+    with Session(engine) as session:
+        session.execute(insert(models.article), [{"title": "a"}])
+        assert hash_encoder.calls == []
+        assert models.pending(session) == 1
