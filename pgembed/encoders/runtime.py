@@ -1,28 +1,71 @@
-"""Running an encoder's graph with ONNX Runtime on the CPU."""
+"""Running an encoder's graph with ONNX Runtime."""
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from pgembed.encoders import device as devices
 from pgembed.encoders.batching import batches
+from pgembed.encoders.device import CPU_PROVIDER, CUDA_PROVIDER, Device
+from pgembed.encoders.feeds import Batch, Feeder, packed, padded
+from pgembed.encoders.graphs import CUDA_FILE, INT8_FILE, MODEL_FILE, WEIGHTS_FILE
 from pgembed.encoders.spec import EncoderSpec
 from pgembed.encoders.threads import available_threads
 from pgembed.encoders.tokenizing import open_tokenizer
-from pgembed.encoders.tokens import Tokens
-from pgembed.exc import EncoderFilesError, MissingExtraError
+from pgembed.encoders.tokens import TOKENIZER_FILE, Tokens
+from pgembed.encoders.words import WORDS_FILE
+from pgembed.exc import EncoderFilesError, EncoderOptionError
 
 Vectors = npt.NDArray[np.float32]
 
-MODEL_FILE = "model.onnx"
+# Texts that are tokenised and sorted together: enough to find many of like length, few enough that the memory
+# for their ids stays small, whatever the number of texts.
+_WINDOW = 16_384
 
-# Tokens of a batch. Matrix products reach their full speed at some hundred rows; more only takes memory.
-_TOKEN_BUDGET = 4096
-# Share of a batch that may be padding. Short texts gain more from larger batches than padding costs.
-_SLACK = 0.1
+
+@dataclass(frozen=True)
+class Plan:
+    """How an encoder is run on a device.
+
+    :ivar graph: the graph's file.
+    :ivar feeder: makes its inputs.
+    :ivar budget: tokens of a batch.
+    :ivar slack: share of a batch that may be padding; packed texts have none, whatever their lengths.
+    """
+
+    graph: str
+    feeder: Feeder
+    budget: int
+    slack: float
+
+
+def plan(device: Device, precision: str, spec: EncoderSpec) -> Plan:
+    """Choose graph and batches for a device and a precision.
+
+    :raises EncoderOptionError: the encoder has no graph for them.
+    """
+    if precision == "int8":
+        if device.kind != "cpu":
+            raise EncoderOptionError("precision", precision, needed="fp16 or fp32 on CUDA")
+        if INT8_FILE not in spec.files:
+            raise EncoderOptionError("precision", precision, needed=f"fp32: {spec.name!r} has no int8 graph")
+        return Plan(INT8_FILE, padded, 4096, 0.1)
+    if device.kind == "cuda" and precision in ("auto", "fp16") and CUDA_FILE in spec.files:
+        return Plan(CUDA_FILE, packed, 32_768, 0.5)
+    if precision == "fp16":
+        where = "fp32 on the CPU" if device.kind == "cpu" else f"fp32: {spec.name!r} has no fp16 graph"
+        raise EncoderOptionError("precision", precision, needed=where)
+    # Matrix products on the CPU reach their full speed at some hundred rows; more only takes memory. Short
+    # texts gain more from larger batches than a little padding costs.
+    return Plan(MODEL_FILE, padded, 4096 if device.kind == "cpu" else 32_768, 0.1)
 
 
 class OnnxRuntime:
@@ -30,45 +73,75 @@ class OnnxRuntime:
 
     :param folder: the encoder's folder.
     :param spec: what is to be computed.
+    :param device: as of :class:`~pgembed.encoders.Encoder`; ``precision`` and ``threads`` too.
     :raises EncoderFilesError: a file is missing or damaged.
+    :raises EncoderOptionError: the encoder has no graph for device and precision.
+    :raises DeviceError: CUDA was asked for and cannot be used.
     :raises MissingExtraError: ``onnxruntime`` is not installed.
     """
 
-    def __init__(self, folder: Path, spec: EncoderSpec, *, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        spec: EncoderSpec,
+        *,
+        device: str = "auto",
+        precision: str = "auto",
+        threads: int | None = None,
+    ) -> None:
         self._spec = spec
-        self._check_files(folder)
-        self._tokenizer = open_tokenizer(
-            folder,
-            max_tokens=spec.max_tokens,
-            special_tokens=spec.special_tokens,
-            lowercase=spec.lowercase,
-        )
-        self._session = _open(folder / MODEL_FILE, threads or available_threads())
-
-    def _check_files(self, folder: Path) -> None:
-        for name in self._spec.files:
-            if not (folder / name).is_file():
-                raise EncoderFilesError(
-                    folder / name,
-                    "no file",
-                    needed="all files of the encoder: export it again or copy it whole",
+        self.device = devices.choose(device)
+        self._plan = plan(self.device, precision, spec)
+        # Reading all bytes takes as long as opening the session; at the same time it costs next to nothing.
+        with ThreadPoolExecutor(1) as other_thread:
+            intact = other_thread.submit(_check_files, folder, spec, self._plan.graph)
+            try:
+                self._tokenizer = open_tokenizer(
+                    folder,
+                    max_tokens=spec.max_tokens,
+                    special_tokens=spec.special_tokens,
+                    lowercase=spec.lowercase,
                 )
+                self._session = _open(folder / self._plan.graph, self.device, threads or available_threads())
+            finally:
+                intact.result()  # says best what is wrong with a damaged file
 
-    def encode(self, texts: list[str], prompt: str = "") -> Vectors:
-        """Vectors of ``texts``, each with ``prompt`` before it, as float32 of shape (texts, dimensions)."""
-        tokens = self._tokenizer([prompt + text for text in texts] if prompt else texts)
-        skipped = self._tokenizer.leading(prompt) if prompt and not self._spec.include_prompt else 0
+    def encode(self, texts: list[str], prompt: str = "") -> tuple[Vectors, int]:
+        """Vectors of ``texts``, each with ``prompt`` before it, and how many texts were cut.
+
+        :returns: float32 of shape (texts, dimensions), and a count.
+        """
         vectors = np.empty((len(texts), self._spec.dimensions), dtype=np.float32)
-        for batch in batches(tokens.lengths, budget=_TOKEN_BUDGET, slack=_SLACK):
-            vectors[batch] = self._kept(self._run(tokens, batch, skipped))
-        return vectors
+        skipped = self._tokenizer.leading(prompt) if prompt and not self._spec.include_prompt else 0
+        cut = start = 0
+        for tokens in self._tokenised(texts, prompt):
+            part = vectors[start : start + len(tokens.lengths)]
+            for batch in batches(tokens.lengths, budget=self._plan.budget, slack=self._plan.slack):
+                part[batch] = self._kept(self._run(tokens, batch, skipped))
+            cut += tokens.cut
+            start += len(part)
+        return vectors, cut
 
-    def _run(self, tokens: Tokens, batch: npt.NDArray[np.intp], skipped: int) -> Vectors:
-        lengths = tokens.lengths[batch]
-        inside = np.arange(max(int(lengths.max()), 1)) < lengths[:, None]
-        ids = np.zeros(inside.shape, dtype=np.int64)
-        ids[inside] = np.concatenate([tokens.ids[tokens.offsets[i] : tokens.offsets[i + 1]] for i in batch])
-        feed = {"input_ids": ids, "attention_mask": inside.astype(np.int64)}
+    def _tokenised(self, texts: list[str], prompt: str) -> Iterator[Tokens]:
+        """The tokens of ``texts``, window by window; a GPU works on one while the next is tokenised."""
+
+        def tokenise(start: int) -> Tokens:
+            window = texts[start : start + _WINDOW]
+            return self._tokenizer([prompt + text for text in window] if prompt else window)
+
+        starts = range(0, len(texts), _WINDOW)
+        if self.device.kind == "cpu" or len(starts) == 1:
+            yield from map(tokenise, starts)
+            return
+        with ThreadPoolExecutor(1) as ahead:
+            waiting: Future[Tokens] = ahead.submit(tokenise, 0)
+            for start in starts[1:]:
+                ready, waiting = waiting.result(), ahead.submit(tokenise, start)
+                yield ready
+            yield waiting.result()
+
+    def _run(self, tokens: Tokens, batch: Batch, skipped: int) -> Vectors:
+        feed = self._plan.feeder(tokens, batch)
         if not self._spec.include_prompt:
             feed["pooling_mask"] = feed["attention_mask"].copy()
             feed["pooling_mask"][:, :skipped] = 0
@@ -85,20 +158,41 @@ class OnnxRuntime:
         return kept
 
 
-def _open(path: Path, threads: int) -> Any:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MissingExtraError("onnxruntime", "cpu", needed_for="computing vectors") from error
+def _check_files(folder: Path, spec: EncoderSpec, graph: str) -> None:
+    """Compare the files that will be used with their checksums."""
+    for name in (graph, WEIGHTS_FILE, TOKENIZER_FILE, WORDS_FILE):
+        if name not in spec.files:
+            continue
+        path = folder / name
+        needed = "the file that was exported: export the encoder again, or copy it whole"
+        try:
+            with path.open("rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise EncoderFilesError(path, error.strerror or str(error), needed=needed) from error
+        if found != spec.files[name]:
+            raise EncoderFilesError(path, f"{path.stat().st_size} bytes with SHA-256 {found}", needed=needed)
+
+
+def _open(path: Path, device: Device, threads: int) -> Any:
+    onnxruntime = devices.runtime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    # The fused kernel runs element by element on the CPU; the sum and the norm apart are faster.
-    options.add_session_config_entry("optimization.disable_specified_optimizers", "SkipLayerNormFusion")
+    providers: list[Any] = [CPU_PROVIDER]
+    if device.kind == "cuda":
+        onnxruntime.preload_dlls()
+        # TF32 would round float32 products to 10 bits.
+        providers = [(CUDA_PROVIDER, {"device_id": device.index, "use_tf32": 0}), CPU_PROVIDER]
+    else:
+        # The fused kernel runs element by element on the CPU; the sum and the norm apart are faster.
+        options.add_session_config_entry("optimization.disable_specified_optimizers", "SkipLayerNormFusion")
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(str(path), options, providers=providers)
     except Exception as error:  # onnxruntime's errors share no other base
         raise EncoderFilesError(
             path, f"a graph that cannot be opened ({error})", needed="an intact encoder"
         ) from error
+    devices.check_session(session, device)
+    return session

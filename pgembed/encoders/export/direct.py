@@ -9,11 +9,15 @@ from pgembed.encoders.export import pooling, static
 from pgembed.encoders.export.config import ModelConfig
 from pgembed.encoders.export.families import family
 from pgembed.encoders.export.graph import Graph, WeightFile
+from pgembed.encoders.export.int8 import Int8Graph
+from pgembed.encoders.export.packed import PackedGraph
 from pgembed.encoders.export.pipeline import Pipeline
 from pgembed.encoders.export.weights import Weights, weight_files
-from pgembed.encoders.runtime import MODEL_FILE
+from pgembed.encoders.graphs import CUDA_FILE, INT8_FILE, MODEL_FILE, WEIGHTS_FILE
 
-WEIGHTS_FILE = "weights.bin"
+_GRAPHS: dict[str, type[Graph]] = {MODEL_FILE: Graph}
+# All share the weights in 32 bit; only those in 8 bit are stored a second time.
+_TRANSFORMER_GRAPHS = _GRAPHS | {INT8_FILE: Int8Graph, CUDA_FILE: PackedGraph}
 
 
 class Direct:
@@ -47,7 +51,8 @@ class Direct:
             self._weights = Weights(files, anchors=static.ANCHORS)
             rows = static.table(self._weights)
             self._build = lambda graph: graph.embed(rows)
-        self.vocabulary, self._hidden_width = rows.shape
+        self.vocabulary = int(rows.shape[0])
+        self._hidden_width = int(rows.shape[1])
         self._steps = [
             (step, None if step.kind == "Normalize" else Weights(weight_files(step.folder)))
             for step in pipeline.steps
@@ -57,15 +62,14 @@ class Direct:
 
     def write(self, folder: Path) -> int:
         """Write graph and weights into ``folder``; returns the width of the vectors."""
+        kinds = _TRANSFORMER_GRAPHS if self._pipeline.first == "Transformer" else _GRAPHS
         with (folder / WEIGHTS_FILE).open("wb") as file:
-            graph = Graph(
-                self._weights, WeightFile(file, WEIGHTS_FILE), include_prompt=self._pipeline.include_prompt
-            )
-            hidden = graph.to_pool(self._build(graph), self._hidden_width)
-            vectors = pooling.pool(graph, hidden, self._pipeline.pooling)
-            vectors, width = pooling.follow(
-                graph, vectors, self._steps, self._hidden_width * len(self._pipeline.pooling)
-            )
-            model = graph.model(vectors, width=width)
-        (folder / MODEL_FILE).write_bytes(model.SerializeToString())
+            weight_file = WeightFile(file, WEIGHTS_FILE)
+            for name, kind in kinds.items():
+                graph = kind(self._weights, weight_file, include_prompt=self._pipeline.include_prompt)
+                hidden = graph.to_pool(self._build(graph), self._hidden_width)
+                vectors = pooling.pool(graph, hidden, self._pipeline.pooling)
+                width = self._hidden_width * len(self._pipeline.pooling)
+                vectors, width = pooling.follow(graph, vectors, self._steps, width)
+                (folder / name).write_bytes(graph.model(vectors, width=width).SerializeToString())
         return width

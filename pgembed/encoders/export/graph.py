@@ -69,6 +69,7 @@ class Graph:
     :param file: where large initializers go.
     :param include_prompt: whether all tokens take part in the pooling.
     :param opset: the version of the operators, 15 or newer.
+    :ivar pooled: whether the transformer is complete and what follows is added.
     """
 
     def __init__(
@@ -81,13 +82,13 @@ class Graph:
         self._initializers: dict[str, TensorProto] = {}
         self._count = 0
         self._shared: dict[str, str] = {}
-        self._inputs = dict.fromkeys(
-            ("input_ids", "attention_mask"), (TensorProto.INT64, ("texts", "tokens"))
-        )
+        padded = (TensorProto.INT64, ("texts", "tokens"))
+        self._inputs: dict[str, tuple[int, tuple[str, ...]]] = {"input_ids": padded, "attention_mask": padded}
+        self.pooled = False
         self.pooling_mask = "attention_mask"
         if not include_prompt:
             self.pooling_mask = "pooling_mask"
-            self._inputs["pooling_mask"] = (TensorProto.INT64, ("texts", "tokens"))
+            self._inputs["pooling_mask"] = padded
 
     @property
     def weights(self) -> Weights:
@@ -261,6 +262,7 @@ class Graph:
 
     def to_pool(self, hidden: str, width: int) -> str:
         """The last hidden state as the pooling takes it: float32 of shape (texts, tokens, width)."""
+        self.pooled = True
         return self.unflatten(hidden, width)
 
     def splice(self, ready: onnx.GraphProto) -> None:

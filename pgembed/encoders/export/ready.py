@@ -14,11 +14,10 @@ from onnx import TensorProto, compose, external_data_helper, helper, numpy_helpe
 
 from pgembed.encoders.export import pooling
 from pgembed.encoders.export.config import ModelConfig
-from pgembed.encoders.export.direct import WEIGHTS_FILE
 from pgembed.encoders.export.graph import OPSET, Graph, WeightFile
 from pgembed.encoders.export.pipeline import Pipeline
 from pgembed.encoders.export.weights import Weights, weight_files
-from pgembed.encoders.runtime import MODEL_FILE
+from pgembed.encoders.graphs import MODEL_FILE, WEIGHTS_FILE
 from pgembed.exc import EncoderFilesError
 
 PLACES = ("model.onnx", "onnx/model.onnx")

@@ -43,6 +43,8 @@ def test_folder(tmp_path: Path, minilm: Encoder) -> None:
     assert sorted(path.name for path in folder.iterdir()) == [
         "config.json",
         "encoder.json",
+        "model.cuda.onnx",
+        "model.int8.onnx",
         "model.onnx",
         "tokenizer.json",
         "weights.bin",
@@ -179,4 +181,5 @@ def test_bfloat16_is_widened(tmp_path: Path) -> None:
 def test_spec_written_beside_the_weights(minilm_folder: Path) -> None:
     spec = EncoderSpec.load(minilm_folder / "encoder.json")
     assert spec.weights == "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-    assert set(spec.files) == {"config.json", "model.onnx", "tokenizer.json", "weights.bin"}
+    graphs = {"model.onnx", "model.int8.onnx", "model.cuda.onnx"}
+    assert set(spec.files) == graphs | {"config.json", "tokenizer.json", "weights.bin"}

@@ -1,0 +1,122 @@
+"""Which device computes: what was asked for, or a clear word about why that is impossible.
+
+ONNX Runtime falls back to the CPU silently when CUDA cannot be used. Here a GPU that was asked for is used,
+or the caller hears what is missing.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import re
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from pgembed.exc import DeviceError, EncoderOptionError, MissingExtraError
+
+CUDA_PROVIDER = "CUDAExecutionProvider"
+CPU_PROVIDER = "CPUExecutionProvider"
+
+_logger = logging.getLogger("pgembed.encoders")
+_logged: set[str] = set()
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device: ``kind`` is ``"cpu"`` or ``"cuda"``, ``index`` the number of the GPU."""
+
+    kind: str
+    index: int = 0
+
+    def __str__(self) -> str:
+        return self.kind if self.kind == "cpu" else f"cuda:{self.index}"
+
+
+def check_name(device: str) -> None:
+    """Refuse what is no device at all, without looking at the machine.
+
+    :raises EncoderOptionError: it is none of ``auto``, ``cpu``, ``cuda``, ``cuda:N``.
+    """
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
+        raise EncoderOptionError("device", device, needed="auto, cpu, cuda or cuda:N")
+
+
+def choose(device: str) -> Device:
+    """The device to use.
+
+    :raises DeviceError: CUDA was asked for and cannot be used.
+    :raises MissingExtraError: ``onnxruntime`` is not installed.
+    """
+    if device == "cpu":
+        return Device("cpu")
+    index = int(device.partition(":")[2] or 0)
+    problem = _cuda_problem(index)
+    if problem is None:
+        chosen = Device("cuda", index)
+    elif device == "auto":
+        chosen = Device("cpu")
+    else:
+        found, fix = problem
+        raise DeviceError(device, found, fix=fix)
+    if device == "auto" and str(chosen) not in _logged:
+        _logged.add(str(chosen))
+        _logger.info("encoders compute on %s%s", chosen, f" ({problem[0]})" if problem else "")
+    return chosen
+
+
+def check_session(session: Any, device: Device) -> None:
+    """Refuse a session that fell back to the CPU.
+
+    :raises DeviceError: it did.
+    """
+    if device.kind == "cuda" and CUDA_PROVIDER not in session.get_providers():
+        raise DeviceError(
+            str(device),
+            f"ONNX Runtime could not load CUDA's libraries and offers {', '.join(session.get_providers())}",
+            fix="Install them as packages: pip install 'onnxruntime-gpu[cuda,cudnn]'",
+        )
+
+
+def runtime() -> Any:
+    """The module ``onnxruntime``.
+
+    :raises MissingExtraError: it is not installed.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingExtraError("onnxruntime", "cpu", needed_for="computing vectors") from error
+    return onnxruntime
+
+
+def _cuda_problem(index: int) -> tuple[str, str] | None:
+    """What keeps CUDA from being used and how to mend it, or ``None``."""
+    module = runtime()
+    providers = module.get_available_providers()
+    if CUDA_PROVIDER not in providers:
+        return (
+            f"onnxruntime {module.__version__} is built without CUDA (it offers {', '.join(providers)})",
+            "Exchange the package: pip uninstall onnxruntime, then pip install 'pgembed[gpu]'",
+        )
+    gpus = _gpus()
+    if gpus is None:
+        return (
+            "the NVIDIA driver is not installed, or not visible here",
+            "Install it; start a container with --gpus all",
+        )
+    if index >= gpus:
+        return f"the driver shows {gpus} GPUs", f"Choose one below cuda:{gpus}, or see CUDA_VISIBLE_DEVICES"
+    return None
+
+
+def _gpus() -> int | None:
+    """How many GPUs the driver shows, ``None`` without a driver."""
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return None
+    count = ctypes.c_int()
+    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
+        return 0
+    return count.value

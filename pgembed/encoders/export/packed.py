@@ -1,0 +1,86 @@
+"""The graph for CUDA: 16 bit floats, and no padding at all.
+
+The tokens of all texts lie end to end, so no arithmetic is spent on padding, and attention runs as flash
+attention with the texts' boundaries (``PackedMultiHeadAttention`` of ONNX Runtime). Pooling and normalisation
+are in 32 bit. The weights are those of the CPU's graph, cast when the graph is opened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from onnx import TensorProto
+
+from pgembed.encoders.export.graph import MICROSOFT, OPSET, Graph, WeightFile
+from pgembed.encoders.export.weights import Weights
+
+_MASKED = -6e4  # the lowest round number of 16 bits
+
+
+class PackedGraph(Graph):
+    """As :class:`Graph`, for packed texts.
+
+    Inputs: ``input_ids`` and ``position_ids``, int64 of shape (tokens of all texts); ``token_offset``, int32
+    of shape (texts, longest): the places of the tokens in a padded batch, those of the padding behind them;
+    ``cumulative_sequence_length``, int32 of shape (texts + 1); ``attention_mask`` (and ``pooling_mask``),
+    int64 of shape (texts, longest), for the pooling.
+    """
+
+    def __init__(
+        self, weights: Weights | None, file: WeightFile, *, include_prompt: bool = True, opset: int = OPSET
+    ) -> None:
+        super().__init__(weights, file, include_prompt=include_prompt, opset=opset)
+        padded = self._inputs["attention_mask"]
+        self._inputs["input_ids"] = self._inputs["position_ids"] = (TensorProto.INT64, ("all_tokens",))
+        self._inputs["token_offset"] = (TensorProto.INT32, padded[1])
+        self._inputs["cumulative_sequence_length"] = (TensorProto.INT32, ("texts_and_one",))
+
+    def initializer(self, name: str, array: npt.NDArray[Any]) -> str:
+        """A weight, in 16 bit inside the transformer."""
+        stored = super().initializer(name, array)
+        if self.pooled or array.dtype != np.float32:
+            return stored
+        return self.once(f"half {name}", self._as_half(stored))
+
+    def _as_half(self, tensor: str) -> Callable[[], str]:
+        return lambda: self.op("Cast", tensor, to=TensorProto.FLOAT16)
+
+    def length(self) -> str:
+        """The number of tokens of the longest text, an int64 vector of one."""
+        return self.once("length", lambda: self.shape("token_offset", 1, 2))
+
+    def embed(self, table: npt.NDArray[Any], positions: npt.NDArray[Any] | None = None) -> str:
+        """Rows of ``table`` for the input ids, plus rows of ``positions``: (tokens, width)."""
+        words = self.op("Gather", self.initializer("words", table), "input_ids")
+        if positions is None:
+            return words
+        return self.op(
+            "Add", words, self.op("Gather", self.initializer("positions", positions), "position_ids")
+        )
+
+    def rotary(self, projection: str, cosines: str, sines: str, *, width: int) -> str:  # noqa: ARG002
+        """Rotary position embedding of a (tokens, width) projection."""
+        axis = self.once("first axis", lambda: self.constant([0]))
+        positions = self.once("positions in a row", lambda: self.op("Unsqueeze", "position_ids", axis))
+        inputs = [self.op("Unsqueeze", projection, axis), positions, cosines, sines]
+        return self.op("Squeeze", self.op("RotaryEmbedding", *inputs, domain=MICROSOFT), axis)
+
+    def bias_by_distance(self, name: str, table: npt.NDArray[Any]) -> str:
+        """What attention adds for the distance of two tokens: (1, heads, longest, longest)."""
+        return super().bias_by_distance(name, np.maximum(table, np.float32(_MASKED)))
+
+    def attention(self, query: str, key: str, value: str, *, heads: int, width: int, bias: str = "") -> str:  # noqa: ARG002
+        """Multi-head self-attention of each text for itself."""
+        inputs = [query, key, value, "", "token_offset", "cumulative_sequence_length"]
+        if bias:
+            inputs.append(bias)
+        return self.op("PackedMultiHeadAttention", *inputs, domain=MICROSOFT, num_heads=heads)
+
+    def to_pool(self, hidden: str, width: int) -> str:  # noqa: ARG002
+        """The last hidden state with padding restored, float32 of shape (texts, longest, width)."""
+        self.pooled = True
+        padded = self.op("RestorePadding", hidden, "token_offset", domain=MICROSOFT)
+        return self.op("Cast", padded, to=TensorProto.FLOAT)
