@@ -57,6 +57,11 @@ def _inverse(distance: Expression) -> Expression:
     return 1.0 / (func.greatest(distance, 0.0) + 1e-6)
 
 
+def _softmax(distance: Expression) -> Expression:
+    """A vote is worth exp(inner product), relative to the best; Postgres raises an error on underflow."""
+    return func.exp(func.greatest(func.min(distance).over() - distance, -700.0))
+
+
 _METRICS = (
     Metric("cosine", "<=>", "cosine", lambda d: 1 - d, lambda s: 1 - s, _inverse),
     Metric("l2", "<->", "l2", lambda d: 1 / (1 + d), lambda s: 1 / s - 1, _inverse),
@@ -66,7 +71,7 @@ _METRICS = (
         "ip",
         lambda d: -d,
         lambda s: -s,
-        lambda d: func.exp(func.min(d).over() - d),
+        _softmax,
     ),
 )
 BY_NAME = {metric.name: metric for metric in _METRICS}

@@ -1,0 +1,159 @@
+"""The nearest rows of a table as a subquery: exactly, or through an index but never fewer than there are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+from sqlalchemy import Integer, bindparam, func, literal_column, select, true, union_all
+from sqlalchemy.sql.elements import ColumnElement
+from sqlalchemy.sql.selectable import CTE, FromClause, Select, Subquery
+
+from pgembed.exc import QueryError
+from pgembed.queries.ctes import materialized
+from pgembed.queries.settings import SearchSettings
+from pgembed.queries.target import Target
+
+Mode: TypeAlias = Literal["auto", "approximate", "exact"]
+Stale: TypeAlias = Literal["include", "exclude"]
+
+#: NaN sorts above every number in Postgres: "less than NaN" holds for numbers, not for NaN and NULL.
+NAN: ColumnElement[float] = literal_column("'NaN'::float8")
+_ZERO: ColumnElement[int] = literal_column("0")
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """A search, checked: which rows, how far, how many, by what means.
+
+    :ivar query: the vector that is searched for, as SQL.
+    :ivar conditions: what rows must fulfil; they are inside of the search.
+    :ivar rows: how many rows the search itself returns, those that ``offset`` skips included.
+    """
+
+    target: Target
+    query: ColumnElement[Any]
+    conditions: Sequence[ColumnElement[bool]]
+    limit: int
+    offset: int
+    max_distance: float | None
+    mode: Mode
+    settings: SearchSettings
+
+    def __post_init__(self) -> None:
+        check_mode(self.mode)
+        _check_count("limit", self.limit, 1)
+        _check_count("offset", self.offset, 0)
+        if self.max_distance is not None and not isinstance(self.max_distance, int | float):
+            raise QueryError(f"max_distance={self.max_distance!r}; needed is a number")
+        if self.mode == "exact":
+            self.settings.refuse('mode="exact" uses no index')
+        elif not self.approximate:
+            self.settings.refuse(
+                f"{self.target} has no index declared for {self.target.metric.name}, so that it is searched "
+                'exactly. Declare one (index=HNSW()), or say mode="approximate" if the database has one'
+            )
+
+    @property
+    def rows(self) -> int:
+        return self.limit + self.offset
+
+    @property
+    def approximate(self) -> bool:
+        """Whether an index may be used."""
+        return self.mode == "approximate" or (self.mode == "auto" and self.target.index is not None)
+
+    def subquery(self, *payload: ColumnElement[Any]) -> Subquery:
+        """The rows found: columns ``key_1``, ..., ``payload_1``, ..., ``distance``; nearest first.
+
+        The exact form is one sorted scan; ``+ 0`` keeps it from an index that may be there all the same::
+
+            SELECT ... FROM (SELECT id AS key_1, (embedding <=> :query) + 0 AS distance FROM article
+                             WHERE embedding IS NOT NULL AND <conditions>
+                             ORDER BY distance, id LIMIT <rows>) AS found
+            WHERE distance < 'NaN' ORDER BY distance, key_1 LIMIT :limit OFFSET :offset
+
+        The approximate form looks into the index, and where that gives too few rows (a selective condition,
+        rows that the index has not, an index that is worn) the exact form takes over, in the same statement::
+
+            WITH settings AS MATERIALIZED (SELECT concat(set_config('hnsw.ef_search', ...), ...) AS applied),
+            ann AS MATERIALIZED (
+                SELECT nearest.* FROM settings JOIN LATERAL (
+                    SELECT id AS key_1, embedding <=> :query AS distance FROM article
+                    WHERE settings.applied IS NOT NULL AND <conditions>
+                    ORDER BY embedding <=> :query, id LIMIT <rows>) AS nearest ON true)
+            SELECT ... FROM (SELECT * FROM ann WHERE (SELECT count(*) FROM ann) >= <rows>
+                             UNION ALL
+                             (SELECT <exact form> AND (SELECT count(*) FROM ann) < <rows> ...)) AS found
+            WHERE distance < 'NaN' ORDER BY distance, key_1 LIMIT :limit OFFSET :offset
+
+        Rows without a vector are never found, nor are vectors of zeros by their cosine distance (it is NaN).
+        A ``max_distance`` stands outside: inside, an index scan would walk on to its end to look for more.
+        """
+        found: FromClause
+        if self.approximate:
+            ann = self._ann(payload)
+            enough = select(func.count()).select_from(ann).scalar_subquery()
+            through_index = select(*ann.c).where(enough >= self.rows)
+            found = union_all(through_index, self._exact(payload, enough < self.rows)).subquery()
+        else:
+            found = self._exact(payload).subquery()
+        hits = select(*found.c).where(found.c.distance < NAN)
+        if self.max_distance is not None:
+            hits = hits.where(found.c.distance <= self.max_distance)
+        hits = hits.order_by(found.c.distance, *keys_of(self.target, found)).limit(self.limit)
+        return (hits.offset(self.offset) if self.offset else hits).subquery()
+
+    def _columns(self, payload: Sequence[ColumnElement[Any]]) -> list[ColumnElement[Any]]:
+        return [
+            *(key.label(f"key_{n}") for n, key in enumerate(self.target.keys, 1)),
+            *(extra.label(f"payload_{n}") for n, extra in enumerate(payload, 1)),
+        ]
+
+    def _ann(self, payload: Sequence[ColumnElement[Any]]) -> CTE:
+        settings = self.settings.cte(self.target.index, self.rows)
+        distance = self.target.distance(self.query)
+        nearest = (
+            select(*self._columns(payload), distance.label("distance"))
+            .where(settings.c.applied.is_not(None), *self.conditions)
+            .order_by(distance, *self.target.keys)
+            .limit(literal_rows(self.rows))
+            .correlate(settings)
+            .lateral()
+        )
+        return materialized(select(*nearest.c).select_from(settings.join(nearest, true())), "ann")
+
+    def _exact(self, payload: Sequence[ColumnElement[Any]], *gate: ColumnElement[bool]) -> Select[Any]:
+        distance = self.target.distance(self.query) + _ZERO
+        return (
+            select(*self._columns(payload), distance.label("distance"))
+            .where(self.target.vector.is_not(None), *self.conditions, *gate)
+            .order_by(distance, *self.target.keys)
+            .limit(literal_rows(self.rows))
+        )
+
+
+def keys_of(target: Target, found: FromClause) -> list[ColumnElement[Any]]:
+    """The columns of a result that hold the key of the entity."""
+    return [found.c[f"key_{n}"] for n in range(1, len(target.keys) + 1)]
+
+
+def check_mode(mode: str) -> None:
+    """:raises QueryError: no such mode."""
+    if mode not in ("auto", "approximate", "exact"):
+        raise QueryError(f'mode={mode!r}; needed "auto", "approximate" or "exact"')
+
+
+def _check_count(name: str, value: Any, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise QueryError(f"{name}={value!r}; needed is a whole number of at least {least}")
+
+
+def literal_rows(rows: int) -> ColumnElement[int]:
+    """A number that is part of the SQL text when it is sent (the statement is cached without it).
+
+    The planner takes an index for the sake of a small LIMIT; of one that is a parameter it knows nothing
+    when it makes a generic plan, and assumes a tenth of the table.
+    """
+    return bindparam("rows", rows, Integer, literal_execute=True, unique=True)

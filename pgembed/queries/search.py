@@ -1,0 +1,158 @@
+"""``semantic_search``: the rows nearest to a text, a vector or a row."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVarTuple, overload
+
+from sqlalchemy import Select, and_
+from sqlalchemy import select as sa_select
+from sqlalchemy.sql.selectable import FromClause, Join
+
+from pgembed.exc import QueryError
+from pgembed.queries.nearest import Mode, Nearest, Stale, keys_of
+from pgembed.queries.settings import SearchSettings
+from pgembed.queries.statement import Search
+from pgembed.queries.target import Target, VectorColumn, resolve
+from pgembed.queries.vectors import Query, query_sql
+
+_Ts = TypeVarTuple("_Ts")
+
+
+@overload
+def semantic_search(
+    column: VectorColumn,
+    query: Query,
+    *,
+    limit: int = ...,
+    offset: int = ...,
+    where: Any = ...,
+    max_distance: float | None = ...,
+    base: None = ...,
+    mode: Mode = ...,
+    ef_search: int | None = ...,
+    probes: int | None = ...,
+    stale: Stale = ...,
+    metric: str | None = ...,
+) -> Search[Any, float, float]: ...
+
+
+@overload
+def semantic_search(
+    column: VectorColumn,
+    query: Query,
+    *,
+    limit: int = ...,
+    offset: int = ...,
+    where: Any = ...,
+    max_distance: float | None = ...,
+    base: Select[*_Ts],
+    mode: Mode = ...,
+    ef_search: int | None = ...,
+    probes: int | None = ...,
+    stale: Stale = ...,
+    metric: str | None = ...,
+) -> Search[*_Ts, float, float]: ...
+
+
+def semantic_search(
+    column: VectorColumn,
+    query: Query,
+    *,
+    limit: int = 10,
+    offset: int = 0,
+    where: Any = None,
+    max_distance: float | None = None,
+    base: Any = None,
+    mode: Mode = "auto",
+    ef_search: int | None = None,
+    probes: int | None = None,
+    stale: Stale = "include",
+    metric: str | None = None,
+) -> Search[*tuple[Any, ...]]:
+    """The rows whose vectors are nearest to ``query``: rows ``(Entity, distance, score)``, as a statement.
+
+    ::
+
+        session.execute(semantic_search(Article.embedding, "reset my password", limit=10,
+                                        where=Article.section == "help")).all()
+
+    The nearest come first, equal distances in the order of the primary key; ``distance`` and ``score`` are
+    those of the column's metric (see :mod:`pgembed.metrics`). Rows without a vector are not found. There are
+    never fewer rows than asked for as long as the table has them, whatever the index and ``where``.
+
+    A text is encoded when the statement is executed, once for a statement object, and outside of the event
+    loop under an ``AsyncSession``. The SQL emitted is the one at
+    :meth:`pgembed.queries.nearest.Nearest.subquery`, joined back to the entity by its primary key.
+
+    :param column: a mapped attribute (``Article.embedding``, that of an alias too), or a column of a Core
+        table; then rows are the table's columns with distance and score. Columns of pgvector-python's types
+        serve as well.
+    :param query: a text (for columns with an encoder); a vector; ``bindparam("q")``, with a text or a vector
+        given at execution; an entity, whose stored vector is used and which is not found itself; a scalar
+        subquery, for example over ``avg(embedding)``.
+    :param limit: how many rows of the entity at most.
+    :param offset: how many to skip.
+    :param where: a condition, or several, over the entity alone; other tables go into EXISTS.
+    :param max_distance: rows that are farther away are left out.
+    :param base: what to select in place of the entity, as in
+        ``select(Article.id, Author.name).join(Article.author)``; ``distance`` and ``score`` are added. Its
+        joins happen after the search, so that an inner join can drop rows and one to many repeats them.
+    :param mode: ``"auto"`` uses the approximate index that is declared on the column, if there is one;
+        ``"exact"`` none; ``"approximate"`` one that is in the database without being declared.
+    :param ef_search: HNSW's candidates, 1 to 1000; left out, twice the rows asked for and at least 40.
+    :param probes: IVFFlat's lists to look into, 1 to 32768; left out, the square root of all.
+    :param stale: ``"exclude"`` leaves out rows whose text has changed since they were embedded.
+    :param metric: how to measure, for columns that do not say; another metric than the index's is exact.
+    :raises QueryError: at construction, for whatever cannot give the right rows; at execution, for a text
+        that is bound to a column without an encoder.
+    :raises DimensionMismatchError: the vector is of other dimensions than the column.
+    """
+    target = resolve(column, metric)
+    vector, conditions = query_sql(target, query)
+    nearest = Nearest(
+        target,
+        vector,
+        [*target.conditions(where, stale), *conditions],
+        limit,
+        offset,
+        max_distance,
+        mode,
+        SearchSettings(ef_search, probes),
+    )
+    hits = nearest.subquery()
+    same = and_(*(key == found for key, found in zip(target.keys, keys_of(target, hits), strict=True)))
+    distance = hits.c.distance
+    selected = sa_select(target.entity) if base is None else _checked_base(target, base)
+    statement = (
+        selected.join_from(target.entity, hits, same)
+        .add_columns(distance, target.metric.score(distance).label("score"))
+        .order_by(distance, *target.keys)
+    )
+    return Search.sealing(statement)
+
+
+def _checked_base(target: Target, base: Select[Any]) -> Select[Any]:
+    """:raises QueryError: the base filters or sorts by itself, or does not select from the entity."""
+    clauses = {
+        "WHERE": (base._where_criteria, "pass where= to semantic_search()"),
+        "GROUP BY": (base._group_by_clauses, "group a select from the search's .subquery()"),
+        "HAVING": (base._having_criteria, "group a select from the search's .subquery()"),
+        "DISTINCT": (base._distinct, "select from the search's .subquery()"),
+        "ORDER BY": (base._order_by_clauses, "the nearest rows come first"),
+        "LIMIT": (base._limit_clause is not None or base._fetch_clause is not None, "pass limit= instead"),
+        "OFFSET": (base._offset_clause is not None, "pass offset= instead"),
+    }
+    for clause, (present, instead) in clauses.items():
+        if present:
+            raise QueryError(f"base= has a {clause} of its own, which would act on the rows found: {instead}")
+    froms = {table for found in base.get_final_froms() for table in _tables(found)}
+    if not froms & set(_tables(target.selectable)):
+        raise QueryError(
+            f"base= does not select from {target.selectable}, whose rows are searched: start it with "
+            "select(...) of the searched entity, or .select_from() it"
+        )
+    return base
+
+
+def _tables(found: FromClause) -> list[FromClause]:
+    return [*_tables(found.left), *_tables(found.right)] if isinstance(found, Join) else [found]

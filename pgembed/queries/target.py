@@ -1,0 +1,199 @@
+"""What is searched: the entity or table, its vector column, its key, and how distances are measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias, cast
+
+from sqlalchemy import Column, Index, Table, inspect, select
+from sqlalchemy.exc import NoInspectionAvailable
+from sqlalchemy.orm import ColumnProperty, QueryableAttribute
+from sqlalchemy.sql.elements import ColumnElement
+from sqlalchemy.sql.selectable import FromClause
+from sqlalchemy.sql.util import ClauseAdapter
+
+from pgembed.columns import Embedding, EmbeddingColumn, bound
+from pgembed.columns.embedding import INFO
+from pgembed.columns.types import Storage, shape_of
+from pgembed.exc import QueryError
+from pgembed.indexes import VectorIndex, access_method_of
+from pgembed.metrics import BY_NAME, Metric
+from pgembed.metrics import metric as metric_named
+
+#: A mapped attribute (of a class or of an alias), or a column of a Core table or of its alias.
+VectorColumn: TypeAlias = QueryableAttribute[Any] | ColumnElement[Any]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A vector column, ready to be searched.
+
+    :ivar entity: what ``select()`` takes: a mapped class, an alias of one, a table or an alias of one.
+    :ivar selectable: the FROM clause of the entity.
+    :ivar vector: the vector column as an expression over the entity.
+    :ivar column: the table's column behind it.
+    :ivar keys: the primary key as expressions over the entity.
+    :ivar index: the approximate index that is declared on the column and serves the metric.
+    """
+
+    entity: Any
+    selectable: FromClause
+    vector: ColumnElement[Any]
+    column: Column[Any]
+    keys: tuple[ColumnElement[Any], ...]
+    storage: Storage
+    dimensions: int | None
+    metric: Metric
+    embedding: EmbeddingColumn | None
+    index: Index | None
+
+    def __str__(self) -> str:
+        return str(self.column)
+
+    @property
+    def declaration(self) -> Embedding | None:
+        """How the column is filled; ``None`` for a column without an encoder."""
+        return self.column.info.get(INFO)
+
+    def distance(self, other: Any) -> ColumnElement[float]:
+        """SQL: the distance of the entity's vector to ``other``."""
+        return self.metric.between(self.vector, other)
+
+    def conditions(self, where: Any, stale: str) -> list[ColumnElement[bool]]:
+        """What a row must fulfil to take part at all: ``where=`` and ``stale=``.
+
+        :raises QueryError: ``where`` refers to other tables, or ``stale`` cannot be known.
+        """
+        conditions = _as_conditions(where)
+        for condition in conditions:
+            self.check_own(condition, "where=")
+        if stale == "exclude":
+            conditions.append(~self._pending())
+        elif stale != "include":
+            raise QueryError(f'stale={stale!r}; needed "include" or "exclude"')
+        return conditions
+
+    def check_own(self, expression: Any, what: str) -> None:
+        """Refuse an expression over other tables: it would multiply the rows that are searched.
+
+        :raises QueryError: ``expression`` refers to a table outside of the entity.
+        """
+        statement = select(*self.keys)
+        own = set(statement.get_final_froms())
+        foreign = [str(found) for found in statement.where(expression).get_final_froms() if found not in own]
+        if foreign:
+            raise QueryError(
+                f"{what} refers to {', '.join(foreign)}, and the rows searched are those of "
+                f"{_name(self.entity)} alone. Put the other table into EXISTS: Article.author.has(...), "
+                "Article.tags.any(...) or exists().where(...)"
+            )
+
+    def _pending(self) -> ColumnElement[bool]:
+        if self.embedding is None:
+            raise QueryError(
+                f'stale="exclude" needs a column declared with embedding_column(); {self} has no digest that '
+                "would say what its vectors were made from"
+            )
+        pending = self.embedding.pending()
+        if self.selectable is self.column.table:
+            return pending
+        return ClauseAdapter(self.selectable).traverse(pending)
+
+
+def resolve(column: VectorColumn, metric: str | None = None) -> Target:
+    """Find out what ``column`` is a column of.
+
+    :param metric: how to measure; ``None`` for the column's own metric (that of its embedding, else that of
+        its index, else cosine).
+    :raises QueryError: not a vector column of a mapped class or a table, or no primary key.
+    :raises MetricNotSupportedError: no such metric.
+    """
+    found: Any = column
+    try:
+        inspected = inspect(found) if isinstance(column, QueryableAttribute) else None
+    except NoInspectionAvailable:
+        inspected = None
+    if inspected is not None:
+        entity, selectable, base, keys = _mapped(inspected)
+    elif isinstance(column, ColumnElement) and isinstance(getattr(column, "table", None), FromClause):
+        entity, selectable, base, keys = _core(column)
+    else:
+        raise QueryError(f"{column!r} is not a column; needed is Article.embedding or table.c.embedding")
+    storage, dimensions = shape_of(base.type)
+    embedding = bound(base)
+    declaration: Embedding | None = base.info.get(INFO)
+    candidates = _indexes_on(base)
+    if metric is not None:
+        chosen = metric_named(metric)
+    elif declaration is not None:
+        chosen = declaration.metric
+    else:
+        chosen = next((_metric_of(index, base) for index in candidates), None) or metric_named("cosine")
+    return Target(
+        entity=entity,
+        selectable=selectable,
+        vector=found,
+        column=base,
+        keys=keys,
+        storage=cast("Storage", storage),
+        dimensions=dimensions,
+        metric=chosen,
+        embedding=embedding,
+        index=next((index for index in candidates if _metric_of(index, base) is chosen), None),
+    )
+
+
+def _mapped(attribute: Any) -> tuple[Any, FromClause, Column[Any], tuple[ColumnElement[Any], ...]]:
+    prop = getattr(attribute, "property", None)
+    if not isinstance(prop, ColumnProperty) or not isinstance(prop.columns[0], Column):
+        raise QueryError(f"{attribute} is not a column attribute; needed is one such as Article.embedding")
+    parent = attribute.parent
+    mapper, entity = parent.mapper, parent.entity
+    keys = tuple(getattr(entity, mapper.get_property_by_column(key).key) for key in mapper.primary_key)
+    return entity, parent.selectable, prop.columns[0], keys
+
+
+def _core(
+    column: ColumnElement[Any],
+) -> tuple[Any, FromClause, Column[Any], tuple[ColumnElement[Any], ...]]:
+    selectable: FromClause = column.table
+    base = next((found for found in column.base_columns if isinstance(found, Column)), None)
+    if base is None:
+        raise QueryError(f"{column} does not come from a table's column")
+    keys = tuple(selectable.primary_key)
+    if not keys:
+        raise QueryError(f"{selectable} has no primary key, which the rows found are told apart by")
+    return selectable, selectable, base, keys
+
+
+def _indexes_on(column: Column[Any]) -> Sequence[Index]:
+    indexes = column.table.indexes if isinstance(column.table, Table) else ()
+    return sorted(
+        (
+            index
+            for index in indexes
+            if access_method_of(index) in ("hnsw", "ivfflat") and list(index.columns) == [column]
+        ),
+        key=lambda index: str(index.name),
+    )
+
+
+def _metric_of(index: Index, column: Column[Any]) -> Metric | None:
+    """The metric that an index serves, by its operator class where it is a plain ``Index``."""
+    if isinstance(index, VectorIndex):
+        return index.metric
+    storage, _ = shape_of(column.type)
+    operators = index.dialect_options["postgresql"]["ops"]
+    opclass = operators.get(column.key) or operators.get(column.name)
+    return next((metric for metric in BY_NAME.values() if metric.opclass(storage) == opclass), None)
+
+
+def _as_conditions(where: Any) -> list[ColumnElement[bool]]:
+    if where is None:
+        return []
+    return list(where) if isinstance(where, list | tuple) else [where]
+
+
+def _name(entity: Any) -> str:
+    return getattr(entity, "__name__", None) or str(entity)

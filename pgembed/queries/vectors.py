@@ -1,0 +1,158 @@
+"""What is searched for: a text, a vector, a row, a bound parameter or an SQL expression, as SQL.
+
+Texts become vectors when the statement is executed, in the bind processor of :class:`QueryVectorType`: not
+when the statement is built, printed or compiled, and once for each statement object.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import BindParameter, Select, and_, bindparam, inspect, select
+from sqlalchemy.orm.state import InstanceState
+from sqlalchemy.sql.elements import ClauseElement, ColumnElement
+from sqlalchemy.sql.selectable import ScalarSelect
+
+from pgembed.columns import Array, Embedding, VectorType, as_array
+from pgembed.columns.concurrency import off_event_loop
+from pgembed.columns.types import Storage
+from pgembed.exc import QueryError
+from pgembed.queries.target import Target
+
+#: What a search is for: text, a vector, ``bindparam("q")``, an entity, or a scalar subquery.
+Query: TypeAlias = str | list[float] | NDArray[Any] | ColumnElement[Any] | Select[Any] | object
+
+
+class QueryText:
+    """A text on its way to the database; it keeps its vector, so that a statement encodes once."""
+
+    __slots__ = ("_vector", "text")
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self._vector: Array | None = None
+
+    def __repr__(self) -> str:
+        return repr(self.text)
+
+    def vector(self, declaration: Embedding, dimensions: int | None) -> Array:
+        """The text's vector, by the encoder of the column that is searched."""
+        if self._vector is None:
+            vectors = off_event_loop(declaration.encoder.encode_queries, [self.text])
+            self._vector = as_array(vectors[0], dimensions)
+        return self._vector
+
+
+class QueryVectorType(VectorType):
+    """The type of a query parameter: a vector, or a text that the column's encoder turns into one.
+
+    The declaration is part of the cache key (it is compared by identity and holds the encoder), so that a
+    cached statement never meets another encoder than its own.
+
+    :param declaration: the embedding that is searched; ``None`` where only vectors can be searched for.
+    :param directed: whether the metric needs a direction, which a vector of zeros does not have.
+    """
+
+    cache_ok = True
+
+    def __init__(
+        self,
+        dimensions: int | None = None,
+        storage: Storage = "vector",
+        declaration: Embedding | None = None,
+        directed: bool = False,
+    ) -> None:
+        super().__init__(dimensions, storage)
+        self.declaration = declaration
+        self.directed = directed
+
+    def to_array(self, value: Any) -> Array:
+        """:raises QueryError: a text for a column without an encoder, or zeros for the cosine metric."""
+        if isinstance(value, str):
+            value = QueryText(value)
+        if isinstance(value, QueryText):
+            if self.declaration is None:
+                raise QueryError(
+                    "a text needs an encoder, and the column is not declared with embedding_column(): "
+                    "search for a vector"
+                )
+            return value.vector(self.declaration, self.dimensions)
+        array = as_array(value, self.dimensions)
+        if self.directed and not np.any(array):
+            raise QueryError("a vector of zeros has no direction, so no cosine distance to anything")
+        return array
+
+
+def query_sql(target: Target, query: Query) -> tuple[ColumnElement[Any], list[ColumnElement[bool]]]:
+    """The vector that is searched for as SQL, and what must hold for rows beside the search's own conditions.
+
+    :raises QueryError: ``query`` is nothing that can be searched for.
+    :raises VectorValueError: a sequence that is not a vector of numbers.
+    :raises DimensionMismatchError: a vector of other dimensions than the column's.
+    """
+    kind = QueryVectorType(
+        target.dimensions, target.storage, target.declaration, directed=target.metric.name == "cosine"
+    )
+    if isinstance(query, str):
+        if target.declaration is None:
+            raise QueryError(
+                f"a text needs an encoder, and {target} is not declared with embedding_column(): "
+                "search for a vector"
+            )
+        return bindparam("query", QueryText(query), type_=kind, unique=True), []
+    if isinstance(query, BindParameter):
+        return _typed(query, kind), []
+    if isinstance(query, Select):
+        query = query.scalar_subquery()
+    if isinstance(query, ClauseElement) or hasattr(query, "__clause_element__"):
+        return _expression(query), []
+    state = inspect(query, raiseerr=False)
+    if isinstance(state, InstanceState):
+        return _row(target, state)
+    if query is None:
+        raise QueryError(
+            "the query is None; needed is a text, a vector, bindparam(...), an entity or a subquery"
+        )
+    return bindparam("query", kind.to_array(query), type_=kind, unique=True), []
+
+
+def _typed(parameter: BindParameter[Any], kind: QueryVectorType) -> BindParameter[Any]:
+    """The user's parameter with a type that understands texts."""
+    if parameter.required:
+        return bindparam(parameter.key, type_=kind, required=True, unique=parameter.unique)
+    return bindparam(parameter.key, parameter.value, type_=kind, unique=parameter.unique)
+
+
+def _expression(query: Any) -> ColumnElement[Any]:
+    expression = query.__clause_element__() if hasattr(query, "__clause_element__") else query
+    if not isinstance(expression, ColumnElement) or select(expression).get_final_froms():
+        raise QueryError(
+            f"{query} is an expression over a table; needed is one vector: select(...).scalar_subquery()"
+        )
+    # Without this, a subquery over the table that is searched would be correlated to it and lose its FROM.
+    return expression.correlate(None) if isinstance(expression, ScalarSelect) else expression
+
+
+def _row(target: Target, state: InstanceState[Any]) -> tuple[ColumnElement[Any], list[ColumnElement[bool]]]:
+    """The stored vector of an entity, which is not a neighbour of itself."""
+    mapper = inspect(target.entity, raiseerr=False)
+    searched = getattr(mapper, "mapper", None)
+    if searched is None or not (state.mapper.isa(searched) or searched.isa(state.mapper)):
+        raise QueryError(
+            f"the query is a {state.class_.__name__}, and {target} is searched. For the vector of another "
+            "class, pass select(...).scalar_subquery()"
+        )
+    if state.identity is None:
+        raise QueryError(
+            f"the query is a {state.class_.__name__} that is not stored yet: flush the session first"
+        )
+    # A Core alias, so that criteria for the entity (with_loader_criteria) do not hide the row asked about.
+    stored = target.column.table.alias()
+    columns = searched.primary_key if target.column.table is searched.primary_key[0].table else None
+    keys = columns or tuple(target.column.table.primary_key)  # the table of a base class has its own key
+    own = and_(*(stored.c[key.key] == value for key, value in zip(keys, state.identity, strict=True)))
+    vector = select(stored.c[target.column.key]).where(own).scalar_subquery().correlate(None)
+    another = ~and_(*(key == value for key, value in zip(target.keys, state.identity, strict=True)))
+    return vector, [another]
