@@ -181,34 +181,47 @@ def _table_complete(table: Table, _parent: MetaData) -> None:
 
 
 @event.listens_for(Mapper, "after_mapper_constructed")
-def _class_mapped(mapper: Mapper[Any], class_: type[Any]) -> None:
+def _class_mapped(mapper: Mapper[Any], _class: type[Any]) -> None:
     """Resolve sources by the names of attributes, and map the digest as the vector is."""
-    for key, vector in mapper.columns.items():
-        if INFO not in vector.info or not isinstance(vector.table, Table):
-            continue
-        if vector.table not in mapper.tables:
-            continue
-        declaration: Embedding = vector.info[INFO]
-        sources = []
-        for name in declaration.sources:
-            if name not in mapper.columns:
-                raise DeclarationError(
-                    f"{class_.__name__}.{key}: the source {name!r} is not a column attribute of "
-                    f"{class_.__name__}; there are {', '.join(mapper.columns.keys())}"
-                )
-            sources.append(mapper.columns[name])
-        embedding = _bind(vector.table, vector, tuple(sources))
-        _map_digest(mapper, f"{key}_digest", embedding.digest, deferred=declaration.deferred)
+    vectors = [
+        (key, column)
+        for key, column in mapper.columns.items()
+        if isinstance(column, Column) and INFO in column.info and column.table in mapper.tables
+    ]
+    try:
+        for key, vector in vectors:
+            _map_embedding(mapper, key, vector)
+    except DeclarationError:
+        # SQLAlchemy would keep the half-mapped class, and fail on it when other mappers are configured.
+        mapper.registry._dispose_manager_and_mapper(mapper.class_manager)
+        raise
 
 
-def _map_digest(mapper: Mapper[Any], key: str, digest: Column[Any], *, deferred: bool) -> None:
-    if digest not in mapper.columns.values():
-        mapper.add_property(key, ColumnProperty(digest, deferred=deferred))
-        return
-    if deferred:
-        # The table brought the column, so the mapper has mapped it by itself; its loading is decided later,
-        # when mappers are configured, from these two attributes.
-        prop = mapper.get_property_by_column(digest)
-        assert isinstance(prop, ColumnProperty)
-        prop.deferred = True
-        prop.strategy_key = (("deferred", True), ("instrument", True))
+def _map_embedding(mapper: Mapper[Any], key: str, vector: Column[Any]) -> None:
+    declaration: Embedding = vector.info[INFO]
+    owner = mapper.class_.__name__
+    sources = []
+    for name in declaration.sources:
+        if name not in mapper.columns:
+            raise DeclarationError(
+                f"{owner}.{key}: the source {name!r} is not a column attribute of {owner}; "
+                f"there are {', '.join(mapper.columns.keys())}"
+            )
+        sources.append(mapper.columns[name])
+    embedding = _bind(vector.table, vector, tuple(sources))
+    if embedding.digest not in mapper.columns.values():
+        mapper.add_property(f"{key}_digest", ColumnProperty(embedding.digest))
+    if declaration.deferred:
+        _defer(mapper, vector)
+        _defer(mapper, embedding.digest)
+
+
+def _defer(mapper: Mapper[Any], column: Column[Any]) -> None:
+    """What a Table brings is mapped by the mapper itself, and not deferred.
+
+    How a property is loaded is decided later, when mappers are configured, from these two attributes.
+    """
+    prop = mapper.get_property_by_column(column)
+    assert isinstance(prop, ColumnProperty)
+    prop.deferred = True
+    prop.strategy_key = (("deferred", True), ("instrument", True))

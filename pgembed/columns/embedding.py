@@ -12,7 +12,7 @@ from sqlalchemy import CHAR, Column, Enum, Index, String, Table
 from sqlalchemy.schema import conv
 from sqlalchemy.sql.base import ReadOnlyColumnCollection
 from sqlalchemy.sql.elements import ColumnElement
-from sqlalchemy.types import TypeEngine
+from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from pgembed.columns import digest
 from pgembed.columns.types import Array, Storage
@@ -164,8 +164,14 @@ def bound(column: Any) -> EmbeddingColumn | None:
 
 def _check_source(owner: str, source: Column[Any]) -> None:
     """Only plain text is the same in Python and in SQL, and its digest immutable."""
-    kind = source.type
-    if isinstance(kind, Enum):
+    kind: Any = source.type
+    changes = False
+    while isinstance(kind, TypeDecorator):
+        changes = changes or type(kind).process_bind_param is not TypeDecorator.process_bind_param
+        kind = kind.impl
+    if changes:
+        reason = "it changes texts on their way into the database, so that Python and SQL see different ones"
+    elif isinstance(kind, Enum):
         reason = "the text of an enum can be renamed, so Postgres does not call the cast immutable"
     elif isinstance(kind, CHAR):
         reason = "Postgres pads CHAR with blanks, so that the text differs from the one that was written"
@@ -174,6 +180,6 @@ def _check_source(owner: str, source: Column[Any]) -> None:
     else:
         return
     raise DeclarationError(
-        f"{owner}: the source {source.name!r} has the type {kind!r}: {reason}. Needed is Text or String; "
-        "a generated column (Computed) can hold the text of anything else"
+        f"{owner}: the source {source.name!r} has the type {source.type!r}: {reason}. Needed is Text or "
+        "String; a generated column (Computed) can hold the text of anything else"
     )

@@ -35,7 +35,7 @@ def test_the_model_of_the_readme(engine: Engine) -> None:
             "mapped_column": mapped_column,
             "session": session,
         }
-        exec(declaration, names)
+        exec(compile(declaration, "README.md", "exec", dont_inherit=True), names)
         Base.metadata.create_all(engine)
         article = names["Article"]
         names["articles"] = [

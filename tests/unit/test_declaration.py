@@ -7,7 +7,7 @@ import uuid
 from typing import Any
 
 import pytest
-from sqlalchemy import CHAR, Column, Computed, Integer, MetaData, String, Table, Text, select
+from sqlalchemy import CHAR, Column, Computed, Integer, MetaData, String, Table, Text, TypeDecorator, select
 from sqlalchemy import Enum as EnumType
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.orm import DeclarativeBase, Mapped, MappedAsDataclass, configure_mappers, mapped_column
@@ -189,12 +189,25 @@ class Colour(enum.Enum):
     RED = 1
 
 
+class Plain(TypeDecorator[str]):
+    """What SQLModel's strings are."""
+
+    impl = String
+    cache_ok = True
+
+
+class Upper(Plain):
+    def process_bind_param(self, value: str | None, dialect: Any) -> str | None:
+        return value and value.upper()
+
+
 @pytest.mark.parametrize(
     ("source", "message"),
     [
         (Column("a", Integer), "not a text type"),
         (Column("a", EnumType(Colour)), "renamed"),
         (Column("a", CHAR(5)), "blanks"),
+        (Column("a", Upper), "changes texts"),
     ],
 )
 def test_sources_must_be_text(source: Column[Any], message: str) -> None:
@@ -206,6 +219,17 @@ def test_sources_must_be_text(source: Column[Any], message: str) -> None:
             source,
             embedding_column("a", encoder=ENCODER, name="vec").column,
         )
+
+
+def test_decorated_text_is_text() -> None:
+    table = Table(
+        "t",
+        MetaData(),
+        Column("id", Integer, primary_key=True),
+        Column("a", Plain),
+        embedding_column("a", encoder=ENCODER, name="vec").column,
+    )
+    assert embeddings_of(table)
 
 
 def test_a_generated_column_serves_as_the_text_of_anything_else() -> None:
