@@ -113,6 +113,16 @@ class FingerprintMismatchError(EncoderError):
         )
 
 
+class EncoderServerError(EncoderError):
+    """A server of encoders cannot be reached, or refuses; ``status`` is its HTTP status, if it answered."""
+
+    def __init__(self, url: str, reason: str, *, status: int | None = None, fix: str = "") -> None:
+        self.url = url
+        self.reason = reason
+        self.status = status
+        super().__init__(f"{url}: {reason}" + (f". {fix}" if fix else ""))
+
+
 class DownloadError(EncoderError):
     """A model could not be fetched."""
 

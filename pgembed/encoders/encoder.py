@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 import weakref
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from pgembed.encoders import device as devices
 from pgembed.encoders import lookup
-from pgembed.encoders.runtime import OnnxRuntime, Vectors
+from pgembed.encoders.graphs import MODEL_FILE, WEIGHTS_FILE
+from pgembed.encoders.recent import RecentVectors
+from pgembed.encoders.runtime import Kind, OnnxRuntime, Vectors
 from pgembed.encoders.spec import EncoderSpec
 from pgembed.encoders.texts import checked, distinct
 from pgembed.exc import EncoderError, EncoderNotFoundError, EncoderOptionError, FingerprintMismatchError
 
 PRECISIONS = ("auto", "fp32", "fp16", "int8")
+
+
+class Backend(Protocol):
+    """What computes the vectors: a session of this process, or a server."""
+
+    def encode(self, texts: list[str], kind: Kind) -> tuple[Vectors, int]:
+        """Vectors of different texts, prompts not yet included, and how many texts were cut."""
+        ...
 
 
 class Encoder:
@@ -45,6 +56,9 @@ class Encoder:
     :param fingerprint: the fingerprint that the vectors must have. Checked against the spec, or, together
         with ``dimensions``, taken on trust until something has to be encoded.
     :param threads: threads of the runtime; by default what affinity and cgroup allow.
+    :param query_encoder: another encoder, by name, path or itself, for the queries of models with two towers.
+        It must share the vector space; the fingerprint remains that of the documents.
+    :param query_cache: how many vectors of queries are remembered, 0 for none.
     :raises EncoderNotFoundError: no encoder of that name or at that path.
     :raises EncoderFilesError: its spec cannot be read.
     :raises EncoderOptionError: an option has a value that the encoder cannot take.
@@ -63,6 +77,8 @@ class Encoder:
         document_prompt: str | None = None,
         fingerprint: str | None = None,
         threads: int | None = None,
+        query_encoder: str | os.PathLike[str] | Encoder | None = None,
+        query_cache: int = 1024,
     ) -> None:
         devices.check_name(device)
         if precision not in PRECISIONS:
@@ -80,13 +96,23 @@ class Encoder:
             "document_prompt": document_prompt,
             "precision": "int8" if precision == "int8" else None,
         }
-        self._lock = threading.RLock()
-        self._spec: EncoderSpec | None = None
-        self._runtime: OnnxRuntime | None = None
-        self._closed = False
-        self._cut = 0
+        self._query_cache = query_cache
+        self._start()
+        self._query_encoder = _tower(query_encoder, self._machine)
         if fingerprint is None or dimensions is None:
             self._load_spec()
+        if self._query_encoder is not None and self._query_encoder.dimensions != self.dimensions:
+            found = f"one of {self._query_encoder.dimensions} dimensions"
+            raise EncoderOptionError("query_encoder", found, needed=f"{self.dimensions} dimensions")
+
+    def _start(self) -> None:
+        """What an encoder holds besides its arguments."""
+        self._lock = threading.RLock()
+        self._spec: EncoderSpec | None = None
+        self._runtime: Backend | None = None
+        self._closed = False
+        self._cut = 0
+        self._recent = RecentVectors(self._query_cache)
         _alive.add(self)
 
     # --- what it is -------------------------------------------------------------------------------
@@ -143,19 +169,32 @@ class Encoder:
         :raises EncoderNotFoundError: the weights are not on this machine.
         :raises EncoderFilesError: the encoder's files are damaged.
         """
-        return self._encode(texts, "document_prompt")
+        return self._encode(texts, "document")
 
     def encode_queries(self, texts: Iterable[str]) -> Vectors:
-        """As :meth:`encode_documents`, for texts that are searched with: the prompt is that of queries."""
-        return self._encode(texts, "query_prompt")
+        """As :meth:`encode_documents`, for texts that are searched with: the prompt is that of queries.
 
-    def _encode(self, texts: Iterable[str], prompt_field: str) -> Vectors:
+        The vectors of recent queries are remembered.
+        """
+        if self._query_encoder is not None:
+            return self._query_encoder.encode_queries(texts)
+        wanted = checked(texts)
+        return self._recent.through(wanted, lambda missing: self._encode(missing, "query"), self.dimensions)
+
+    async def aencode_documents(self, texts: Iterable[str]) -> Vectors:
+        """As :meth:`encode_documents`, on another thread, so that the event loop goes on."""
+        return await asyncio.to_thread(self.encode_documents, list(texts))
+
+    async def aencode_queries(self, texts: Iterable[str]) -> Vectors:
+        """As :meth:`encode_queries`, on another thread, so that the event loop goes on."""
+        return await asyncio.to_thread(self.encode_queries, list(texts))
+
+    def _encode(self, texts: Iterable[str], kind: Kind) -> Vectors:
         wanted = checked(texts)
         if not wanted:
             return np.empty((0, self.dimensions), dtype=np.float32)
         different, inverse = distinct(wanted)
-        prompt: str = getattr(self.spec, prompt_field)
-        vectors, cut = self._opened().encode(different, prompt)
+        vectors, cut = self._opened().encode(different, kind)
         self._cut += cut
         return vectors if len(different) == len(wanted) else vectors[inverse]
 
@@ -179,7 +218,7 @@ class Encoder:
     ) -> None:
         self.close()
 
-    def _opened(self) -> OnnxRuntime:
+    def _opened(self) -> Backend:
         runtime = self._runtime
         if runtime is not None:
             return runtime
@@ -187,9 +226,12 @@ class Encoder:
             if self._closed:
                 raise EncoderError(f"encoder {self.name!r} is closed: make a new one")
             if self._runtime is None:
-                folder, spec = self._load_spec()
-                self._runtime = OnnxRuntime(self._with_weights(folder, spec), spec, **self._machine)
+                self._runtime = self._make_backend()
             return self._runtime
+
+    def _make_backend(self) -> Backend:
+        folder, spec = self._load_spec()
+        return OnnxRuntime(self._with_weights(folder, spec), spec, **self._machine)
 
     def _load_spec(self) -> tuple[Path, EncoderSpec]:
         """Find and read the spec, and put this encoder's options into it; returns its folder too."""
@@ -204,7 +246,7 @@ class Encoder:
 
     def _with_weights(self, folder: Path, spec: EncoderSpec) -> Path:
         """``folder``; if it holds the spec alone, the folder of that encoder under its name."""
-        if any((folder / name).exists() for name in spec.files):
+        if any((folder / name).exists() for name in (MODEL_FILE, WEIGHTS_FILE)):
             return folder
         try:
             found = lookup.find(spec.name)
@@ -220,6 +262,13 @@ class Encoder:
 
     # --- copies: an encoder is a shared resource, described by its arguments ------------------------
 
+    @staticmethod
+    def remote(url: str, **options: Any) -> Encoder:
+        """An encoder whose vectors a server computes; see :class:`~pgembed.encoders.remote.RemoteEncoder`."""
+        from pgembed.encoders.remote import RemoteEncoder
+
+        return RemoteEncoder(url, **options)
+
     def __copy__(self) -> Encoder:
         return self
 
@@ -228,14 +277,22 @@ class Encoder:
 
     def __reduce__(self) -> tuple[Any, ...]:
         options = self._options | self._machine | {"fingerprint": self._stated}
+        options |= {"query_encoder": self._query_encoder, "query_cache": self._query_cache}
         return _rebuild, (type(self), self._path or self._name, options)
 
     def _after_fork(self) -> None:
         """Forget, in the child, the parent's session: its threads do not exist here."""
         self._lock = threading.RLock()
+        self._recent = RecentVectors(self._query_cache)
         if self._runtime is not None:
             _left_behind.append(self._runtime)
             self._runtime = None
+
+
+def _tower(encoder: str | os.PathLike[str] | Encoder | None, machine: dict[str, Any]) -> Encoder | None:
+    if encoder is None or isinstance(encoder, Encoder):
+        return encoder
+    return Encoder(encoder, **machine)
 
 
 def _rebuild(kind: type[Encoder], name_or_path: str | Path, options: dict[str, Any]) -> Encoder:
@@ -244,7 +301,7 @@ def _rebuild(kind: type[Encoder], name_or_path: str | Path, options: dict[str, A
 
 _alive: weakref.WeakSet[Encoder] = weakref.WeakSet()
 # Sessions of the parent process, never destroyed in the child: their destructor would wait for threads.
-_left_behind: list[OnnxRuntime] = []
+_left_behind: list[Backend] = []
 
 
 def _after_fork() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,7 @@ from pgembed.encoders.tokens import TOKENIZER_FILE, Tokens
 from pgembed.encoders.words import WORDS_FILE
 from pgembed.exc import EncoderFilesError, EncoderOptionError
 
+Kind = Literal["document", "query"]
 Vectors = npt.NDArray[np.float32]
 
 # Texts that are tokenised and sorted together: enough to find many of like length, few enough that the memory
@@ -106,11 +107,12 @@ class OnnxRuntime:
             finally:
                 intact.result()  # says best what is wrong with a damaged file
 
-    def encode(self, texts: list[str], prompt: str = "") -> tuple[Vectors, int]:
-        """Vectors of ``texts``, each with ``prompt`` before it, and how many texts were cut.
+    def encode(self, texts: list[str], kind: Kind) -> tuple[Vectors, int]:
+        """Vectors of ``texts``, with the prompt of their kind before them, and how many were cut.
 
         :returns: float32 of shape (texts, dimensions), and a count.
         """
+        prompt = self._spec.query_prompt if kind == "query" else self._spec.document_prompt
         vectors = np.empty((len(texts), self._spec.dimensions), dtype=np.float32)
         skipped = self._tokenizer.leading(prompt) if prompt and not self._spec.include_prompt else 0
         cut = start = 0

@@ -134,8 +134,11 @@ class EncoderSpec:
 
     def save(self, path: Path) -> None:
         """Write the spec to ``path``, a file."""
-        document = {"format": FORMAT, "fingerprint": self.fingerprint} | dataclasses.asdict(self)
-        path.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        path.write_text(json.dumps(self.document(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    def document(self) -> dict[str, Any]:
+        """The spec as a JSON object, with its fingerprint."""
+        return {"format": FORMAT, "fingerprint": self.fingerprint} | dataclasses.asdict(self)
 
     @classmethod
     def load(cls, path: Path) -> EncoderSpec:
@@ -151,6 +154,12 @@ class EncoderSpec:
             raise EncoderFilesError(path, error.strerror or str(error), needed=needed) from error
         except ValueError as error:
             raise EncoderFilesError(path, f"text that is not JSON ({error})", needed=needed) from error
+        return cls.parse(document, path)
+
+    @classmethod
+    def parse(cls, document: Any, path: Path) -> EncoderSpec:
+        """The spec in a JSON object made by :meth:`document`; ``path`` is for the errors of :meth:`load`."""
+        needed = "the spec of an encoder, as `pgembed export` writes it"
         if not isinstance(document, dict) or "format" not in document:
             raise EncoderFilesError(path, "JSON of another kind", needed=needed)
         if document["format"] != FORMAT:

@@ -1,0 +1,10 @@
+"""Encoders for other processes: a small HTTP server that speaks OpenAI's embeddings API.
+
+``POST /v1/embeddings`` takes ``model``, ``input`` (a text or a list), ``encoding_format`` (``float`` or
+``base64``) and, beyond OpenAI's, ``input_type`` (``document``, the default, or ``query``). ``GET /v1/models``
+lists the encoders with their specs, ``GET /health`` answers while the server lives.
+"""
+
+from pgembed.encoders.serving.server import Limits, Server
+
+__all__ = ["Limits", "Server"]

@@ -1,0 +1,81 @@
+"""The path of queries: remembered vectors, two towers, and not blocking the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pgembed.encoders import Encoder, export_onnx
+from pgembed.encoders.recent import RecentVectors
+from pgembed.exc import EncoderOptionError
+
+MODELS = Path(__file__).parents[2] / "golden" / "models"
+
+
+@pytest.fixture(scope="module")
+def towers(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Two encoders of as many dimensions."""
+    folder = tmp_path_factory.mktemp("towers")
+    return export_onnx(MODELS / "bert", folder / "documents"), export_onnx(
+        MODELS / "static", folder / "queries"
+    )
+
+
+def test_two_towers(towers: tuple[Path, Path]) -> None:
+    documents, queries = (Encoder(folder) for folder in towers)
+    both = Encoder(towers[0], query_encoder=towers[1])
+    assert np.array_equal(both.encode_documents(["a text"]), documents.encode_documents(["a text"]))
+    assert np.array_equal(both.encode_queries(["a text"]), queries.encode_queries(["a text"]))
+    assert both.fingerprint == documents.fingerprint  # it stands for what is stored
+    copied = pickle.loads(pickle.dumps(both))
+    assert np.array_equal(copied.encode_queries(["a text"]), queries.encode_queries(["a text"]))
+
+
+def test_towers_of_other_dimensions(towers: tuple[Path, Path]) -> None:
+    with pytest.raises(EncoderOptionError, match="query_encoder is 'one of 8 dimensions', needed 24"):
+        Encoder(towers[0], query_encoder=Encoder(towers[1], dimensions=8))
+
+
+async def test_event_loop_goes_on(towers: tuple[Path, Path]) -> None:
+    encoder = Encoder(towers[0])
+    turns = 0
+
+    async def turn() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    spinning = asyncio.create_task(turn())
+    queries, documents = await asyncio.gather(
+        encoder.aencode_queries(["a", "b"]), encoder.aencode_documents(f"text {i}" for i in range(300))
+    )
+    spinning.cancel()
+    assert (queries.shape, documents.shape) == ((2, 24), (300, 24))
+    assert turns > 10
+
+
+def test_recent_queries_are_remembered() -> None:
+    asked: list[list[str]] = []
+
+    def encode(texts: list[str]) -> np.ndarray:
+        asked.append(texts)
+        return np.array([[len(text)] for text in texts], dtype=np.float32)
+
+    recent = RecentVectors(3)
+    assert recent.through(["a", "bb"], encode, 1).tolist() == [[1], [2]]
+    first = recent.through(["bb", "ccc", "a"], encode, 1)
+    assert first.tolist() == [[2], [3], [1]]
+    first[:] = 0  # the caller's own
+    assert recent.through(["a", "dddd"], encode, 1).tolist() == [[1], [4]]
+    recent.through(["bb"], encode, 1)  # the one that was not asked for the longest has gone
+    assert asked == [["a", "bb"], ["ccc"], ["dddd"], ["bb"]]
+    asked.clear()
+    for _ in range(2):
+        RecentVectors(0).through(["a"], encode, 1)
+    assert asked == [["a"], ["a"]]
+    assert recent.through([], encode, 1).shape == (0, 1)

@@ -1,0 +1,284 @@
+"""Encoders elsewhere: the server, the client, and what each says when the other is not as it should be."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import pickle
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pgembed.encoders import Encoder, export_onnx
+from pgembed.encoders.serving import Limits, Server
+from pgembed.encoders.serving.coalescer import Coalescer
+from pgembed.exc import (
+    EncoderError,
+    EncoderOptionError,
+    EncoderServerError,
+    FingerprintMismatchError,
+    TextError,
+)
+
+MODELS = Path(__file__).parents[2] / "golden" / "models"
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory) -> Encoder:
+    """A small encoder with prompts of its own."""
+    return Encoder(export_onnx(MODELS / "xlm-roberta", tmp_path_factory.mktemp("serving") / "tiny"))
+
+
+def running(server: ThreadingHTTPServer) -> Iterator[str]:
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture(scope="module")
+def url(local: Encoder) -> Iterator[str]:
+    yield from running(Server([local], port=0, limits=Limits(body=100_000, texts=50)))
+
+
+@pytest.fixture
+def openai() -> Iterator[tuple[str, list[Any], list[Callable[[Any], tuple[int, Any]]]]]:
+    """A server of another make: it answers with what the test puts into the list."""
+    received: list[Any] = []
+    answers: list[Callable[[Any], tuple[int, Any]]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.reply(200, {"object": "list", "data": [{"id": "their-model"}]})
+
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            received.append(body | {"authorization": self.headers.get("Authorization")})
+            self.reply(*answers.pop(0)(body))
+
+        def reply(self, status: int, content: Any) -> None:
+            encoded = json.dumps(content).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(encoded)))
+            self.end_headers()
+            self.wfile.write(encoded)
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    for address in running(server):
+        yield address, received, answers
+
+
+def vectors(body: Any) -> tuple[int, Any]:
+    data = [{"index": i, "embedding": [float(len(text)), 1.0]} for i, text in enumerate(body["input"])]
+    return 200, {"data": data[::-1]}  # the index counts, not the order
+
+
+def post(url: str, body: bytes | dict[str, Any], **headers: str) -> tuple[int, dict[str, Any]]:
+    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=10)
+    content = json.dumps(body).encode() if isinstance(body, dict) else body
+    connection.request("POST", "/v1/embeddings", content, headers)
+    response = connection.getresponse()
+    answer = response.status, json.loads(response.read())
+    connection.close()
+    return answer
+
+
+# --- pgembed serve and its client ---------------------------------------------------------------------
+
+
+def test_remote_vectors_are_the_local_ones(local: Encoder, url: str) -> None:
+    texts = [f"text {i}" for i in range(120)]  # more than the server takes at once
+    with Encoder.remote(url, batch=50) as remote:
+        assert (remote.fingerprint, remote.dimensions) == (local.fingerprint, local.dimensions)
+        assert np.abs(remote.encode_documents(texts) - local.encode_documents(texts)).max() < 1e-6
+        assert np.abs(remote.encode_queries(["reset"]) - local.encode_queries(["reset"])).max() < 1e-6
+        assert np.abs(remote.encode_queries(["reset"]) - remote.encode_documents(["reset"])).max() > 1e-3
+        with pytest.raises(TextError, match="text 1"):
+            remote.encode_documents(["a", None])  # type: ignore[list-item]
+
+
+def test_stated_fingerprint(local: Encoder, url: str) -> None:
+    right = Encoder.remote(url, fingerprint=local.fingerprint, dimensions=24, model="tiny")
+    assert right.encode_documents(["x"]).shape == (1, 24)
+    wrong = Encoder.remote(url, fingerprint="f" * 32, dimensions=24)
+    with pytest.raises(FingerprintMismatchError) as caught:
+        wrong.encode_documents(["x"])
+    assert (caught.value.found, caught.value.stated) == (local.fingerprint, "f" * 32)
+    with pytest.raises(EncoderOptionError, match="dimensions"):
+        Encoder.remote(url, dimensions=7).encode_documents(["x"])
+    with pytest.raises(EncoderOptionError, match="query_prompt"):
+        Encoder.remote(url, query_prompt="q: ").encode_documents(["x"])
+
+
+def test_declaring_needs_no_server() -> None:
+    remote = Encoder.remote("http://127.0.0.1:9/v1", fingerprint="a" * 32, dimensions=24, retries=1)
+    assert (remote.fingerprint, remote.dimensions) == ("a" * 32, 24)
+    assert "http://127.0.0.1:9" in repr(remote)
+    copied = pickle.loads(pickle.dumps(remote))
+    assert (copied.fingerprint, copied.dimensions, repr(copied)) == ("a" * 32, 24, repr(remote))
+    with pytest.raises(EncoderServerError, match=r"no answer .*pgembed serve"):
+        remote.encode_documents(["x"])
+    with pytest.raises(EncoderOptionError, match="http://host:port"):
+        Encoder.remote("localhost:8080")
+
+
+def test_many_clients(local: Encoder, url: str) -> None:
+    remote = Encoder.remote(url, query_cache=0)
+    texts = [f"question number {i}" for i in range(64)]
+    with ThreadPoolExecutor(16) as pool:
+        answers = np.concatenate(list(pool.map(lambda text: remote.encode_queries([text]), texts)))
+    assert np.abs(answers - local.encode_queries(texts)).max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "message"),
+    [
+        (b"{", 400, "no JSON"),
+        (b"[]", 400, "JSON object"),
+        ({"model": "other", "input": "x"}, 404, "there are tiny"),
+        ({"input": 7}, 400, "a text or a list"),
+        ({"input": ["x", 7]}, 400, "text 1: found int"),
+        ({"input": ["x"] * 51}, 413, "at most 50"),
+        ({"input": "x" * 100_001}, 413, "at most 100000"),
+        ({"input": "x", "input_type": "passage"}, 400, "document or query"),
+        ({"input": "x", "encoding_format": "hex"}, 400, "base64"),
+        ({"input": "x", "dimensions": 3}, 400, "must be 24"),
+    ],
+)
+def test_refusals(url: str, body: bytes | dict[str, Any], status: int, message: str) -> None:
+    found, answer = post(url, body)
+    assert found == status
+    assert message in answer["error"]["message"]
+
+
+def test_openai_shape(local: Encoder, url: str) -> None:
+    status, answer = post(url, {"model": "tiny", "input": "a text"})
+    assert status == 200
+    assert (answer["object"], answer["model"], answer["fingerprint"]) == ("list", "tiny", local.fingerprint)
+    assert np.allclose(answer["data"][0]["embedding"], local.encode_documents(["a text"])[0], atol=1e-6)
+
+
+def test_token(local: Encoder) -> None:
+    with pytest.raises(EncoderOptionError, match="a token"):
+        Server([local], host="0.0.0.0", port=0)
+    for url in running(Server([local], port=0, token="secret")):
+        assert post(url, {"input": "x"})[0] == 401
+        assert post(url, {"input": "x"}, Authorization="Bearer secret")[0] == 200
+        connection = http.client.HTTPConnection(url.removeprefix("http://"))
+        connection.request("GET", "/health")
+        assert connection.getresponse().read() == b'{"status": "ok"}'
+        connection.close()
+        with pytest.raises(EncoderServerError, match="Give the token") as caught:
+            Encoder.remote(url, token="wrong").encode_documents(["x"])
+        assert caught.value.status == 401
+        assert Encoder.remote(url, token="secret").encode_documents(["x"]).shape == (1, 24)
+
+
+# --- coalescing ---------------------------------------------------------------------------------------
+
+
+class Recorder:
+    """An encoder that records its batches and, at first, waits."""
+
+    name = "recorder"
+
+    def __init__(self) -> None:
+        self.batches: list[list[str]] = []
+        self.started, self.go_on = threading.Event(), threading.Event()
+
+    def encode_documents(self, texts: list[str]) -> np.ndarray:
+        self.batches.append(list(texts))
+        self.started.set()
+        self.go_on.wait(10)
+        if "poison" in texts:
+            raise EncoderError("poison")
+        return np.array([[len(text)] for text in texts], dtype=np.float32)
+
+    def encode_queries(self, texts: list[str]) -> np.ndarray:
+        return self.encode_documents(texts)
+
+
+def test_what_waits_is_encoded_together() -> None:
+    recorder = Recorder()
+    coalescer = Coalescer(recorder, texts=4)  # type: ignore[arg-type]
+    futures = [coalescer.submit(["a"], "document")]
+    recorder.started.wait(10)
+    futures += [coalescer.submit(texts, "document") for texts in (["bb"], ["ccc", "dddd"], ["e", "f"])]
+    futures.append(coalescer.submit(["query"], "query"))
+    recorder.go_on.set()
+    assert [future.result(10).tolist() for future in futures] == [[[1]], [[2]], [[3], [4]], [[1], [1]], [[5]]]
+    assert recorder.batches == [["a"], ["bb", "ccc", "dddd"], ["e", "f"], ["query"]]
+    with pytest.raises(EncoderError, match="poison"):
+        coalescer.submit(["poison"], "document").result(10)
+    assert coalescer.submit(["still here"], "document").result(10).tolist() == [[10]]
+    coalescer.close()
+
+
+# --- other servers ------------------------------------------------------------------------------------
+
+
+def test_other_server(openai: Any) -> None:
+    url, received, answers = openai
+    answers.append(vectors)
+    remote = Encoder.remote(
+        url + "/v1",
+        model="their-model",
+        fingerprint="mine-1",
+        dimensions=2,
+        document_prompt="doc: ",
+        token="t",
+    )
+    assert remote.encode_documents(["abc", "a", "abc"]).tolist() == [[8, 1], [6, 1], [8, 1]]
+    assert received[0]["input"] == ["doc: abc", "doc: a"]
+    assert (received[0]["model"], received[0]["authorization"]) == ("their-model", "Bearer t")
+    assert remote.fingerprint == "mine-1"
+
+
+def test_other_server_tells_nothing(openai: Any) -> None:
+    remote = Encoder.remote(openai[0])
+    with pytest.raises(EncoderError, match="state them"):
+        remote.encode_documents(["x"])
+
+
+def test_patience(openai: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    url, received, answers = openai
+    pauses: list[float] = []
+    monkeypatch.setattr("time.sleep", pauses.append)
+    busy = lambda body: (503, {"error": {"message": "busy"}})  # noqa: E731
+    remote = Encoder.remote(url, fingerprint="mine-1", dimensions=2, retries=2)
+    answers += [busy, busy, vectors]
+    assert remote.encode_documents(["abc"]).tolist() == [[3, 1]]
+    assert pauses == [0.1, 0.2]
+    answers += [busy, busy, busy]
+    with pytest.raises(EncoderServerError, match="503: busy"):
+        remote.encode_documents(["abc"])
+    answers.append(lambda body: (400, {"error": {"message": "too long"}}))
+    with pytest.raises(EncoderServerError, match="400: too long"):
+        remote.encode_documents(["abc"])
+    assert len(received) == 7  # a refusal is not repeated
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (lambda body: (200, {"data": []}), "0 vectors for 1 texts"),
+        (lambda body: (200, {"data": [{"index": 0, "embedding": [1.0]}]}), "1 dimensions, stated were 2"),
+        (lambda body: (200, []), "no JSON object"),
+    ],
+)
+def test_strange_answers(openai: Any, answer: Callable[[Any], tuple[int, Any]], reason: str) -> None:
+    url, _, answers = openai
+    answers.append(answer)
+    with pytest.raises(EncoderServerError, match=reason):
+        Encoder.remote(url, fingerprint="mine-1", dimensions=2).encode_documents(["abc"])
