@@ -1,0 +1,75 @@
+"""``pgembed encoders``: which encoders are installed, and what decides their vectors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from pgembed.encoders import EncoderSpec, lookup
+from pgembed.encoders.spec import SPEC_FILE
+from pgembed.exc import EncoderFilesError
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the application."""
+    group = typer.Typer(no_args_is_help=True, help="Installed encoders and what decides their vectors.")
+    group.command("show")(show)
+    group.command("list")(list_)
+    app.add_typer(group, name="encoders")
+
+
+def show(
+    encoder: Annotated[str, typer.Argument(help="Folder, spec file, or the name of an installed encoder.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the spec as JSON.")] = False,
+) -> None:
+    """Print what decides an encoder's vectors, and its fingerprint."""
+    path = Path(encoder) if Path(encoder).exists() else lookup.as_path(encoder)
+    file = lookup.spec_file(path.absolute() if path else lookup.find(encoder))
+    spec = EncoderSpec.load(file)
+    if as_json:
+        typer.echo(json.dumps(spec.document(), indent=2, ensure_ascii=False))
+        return
+    table = Table(title=f"{spec.name} ({file.parent})", show_header=False, title_justify="left")
+    for name, value in _rows(spec):
+        table.add_row(name, value)
+    Console().print(table)
+
+
+def _rows(spec: EncoderSpec) -> list[tuple[str, str]]:
+    kept = f"{spec.dimensions} of {spec.width}" if spec.dimensions < spec.width else str(spec.dimensions)
+    steps = [f"pooling: {' + '.join(spec.pooling)}", *spec.steps]
+    return [
+        ("fingerprint", spec.fingerprint),
+        ("architecture", spec.architecture),
+        ("source", spec.source or "not recorded"),
+        ("dimensions", kept),
+        ("texts are cut at", f"{spec.max_tokens} tokens (the model's limit is {spec.token_limit})"),
+        ("steps", ", ".join(steps)),
+        ("prompt of documents", repr(spec.document_prompt)),
+        ("prompt of queries", repr(spec.query_prompt)),
+        ("prompts are pooled", "yes" if spec.include_prompt else "no"),
+        ("texts are lowered", "yes" if spec.lowercase else "no, or by the tokenizer"),
+        ("weights (SHA-256)", spec.weights),
+        ("tokenizer (SHA-256)", spec.tokenizer),
+    ]
+
+
+def list_() -> None:
+    """List the encoders in the folders of PGEMBED_ENCODERS and the user's data folder."""
+    table = Table("name", "dimensions", "tokens", "fingerprint", "folder")
+    for folder in lookup.folders():
+        for file in sorted(folder.glob(f"*/{SPEC_FILE}")):
+            try:
+                spec = EncoderSpec.load(file)
+            except EncoderFilesError as error:
+                table.add_row(file.parent.name, "", "", f"unreadable: found {error.found}", str(folder))
+                continue
+            table.add_row(
+                file.parent.name, str(spec.dimensions), str(spec.max_tokens), spec.fingerprint, str(folder)
+            )
+    Console().print(table)

@@ -1,0 +1,125 @@
+"""The commands about encoders, run in this process."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from pgembed.cli import encode, encoders, export, serve
+from pgembed.encoders import Encoder, export_onnx
+from pgembed.exc import EncoderNotFoundError, TextError
+
+ROOT = Path(__file__).parents[3]
+MODEL = ROOT / "tests" / "golden" / "models" / "bert"
+LINES = ["How do I reset my password?", "", "naïve café", "word " * 300, "  blanks stay  "]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export_onnx(MODEL, tmp_path_factory.mktemp("commands") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def app() -> typer.Typer:
+    application = typer.Typer()
+    for module in (encode, encoders, export, serve):
+        module.register(application)
+    return application
+
+
+def test_encode_lines(app: typer.Typer, folder: Path) -> None:
+    wanted = Encoder(folder).encode_documents(LINES)
+    content = "\n".join(LINES).encode() + b"\n"
+    result = CliRunner().invoke(app, ["encode", "--encoder", str(folder)], input=content)
+    assert result.exit_code == 0, result.output
+    rows = [np.array(json.loads(line), dtype=np.float32) for line in result.stdout.splitlines()]
+    assert np.array_equal(np.stack(rows), wanted)  # to the last bit
+    assert result.stderr == "1 texts were cut at 40 tokens\n"
+    pgvector = ["encode", "--encoder", str(folder), "--format", "pgvector", "--queries"]
+    result = CliRunner().invoke(app, pgvector, input="a\r\nb")
+    first, second = result.stdout.splitlines()
+    assert " " not in first
+    assert np.allclose(json.loads(first), Encoder(folder).encode_queries(["a"])[0])
+    assert np.allclose(json.loads(second), Encoder(folder).encode_queries(["b"])[0])
+
+
+def test_encode_files_to_numpy(
+    app: typer.Typer, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pgembed.cli.encode._WINDOW", 3)
+    texts = [f"text {i}" for i in range(20)]
+    for index in (0, 1):
+        (tmp_path / f"{index}.txt").write_text("\n".join(texts[index * 10 : index * 10 + 10]) + "\n")
+    arguments = [str(tmp_path / "0.txt"), str(tmp_path / "1.txt"), "--format", "npy"]
+    result = CliRunner().invoke(app, ["encode", "--encoder", str(folder), *arguments])
+    assert result.exit_code == 2
+    target = tmp_path / "vectors.npy"
+    result = CliRunner().invoke(
+        app, ["encode", "--encoder", str(folder), *arguments, "--output", str(target)]
+    )
+    assert result.exit_code == 0, result.output
+    assert np.abs(np.load(target) - Encoder(folder).encode_documents(texts)).max() < 1e-6
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0.txt", "1.txt", "vectors.npy"]
+
+
+def test_encode_what_is_no_text(app: typer.Typer, folder: Path, tmp_path: Path) -> None:
+    target = tmp_path / "out.json"
+    result = CliRunner().invoke(
+        app, ["encode", "--encoder", str(folder), "--output", str(target)], input=b"fine\n\xff\xfe\n"
+    )
+    assert isinstance(result.exception, TextError)
+    assert str(result.exception) == "text 1: found the byte 0xff, which is no UTF-8"
+    assert list(tmp_path.iterdir()) == []  # nothing half-written
+    result = CliRunner().invoke(app, ["encode", "--encoder", "nowhere"], input="x")
+    assert isinstance(result.exception, EncoderNotFoundError)
+
+
+def test_export_and_show(
+    app: typer.Typer, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = CliRunner().invoke(app, ["export", str(MODEL), str(tmp_path / "again"), "--name", "again"])
+    fingerprint = Encoder(folder).fingerprint
+    assert fingerprint in result.stdout
+    monkeypatch.setenv("COLUMNS", "200")
+    result = CliRunner().invoke(app, ["encoders", "show", str(tmp_path / "again")])
+    for shown in (fingerprint, "pooling: mean, normalize", "40 tokens (the model's limit is 50)"):
+        assert shown in result.stdout
+    monkeypatch.setenv("PGEMBED_ENCODERS", str(tmp_path))
+    assert (
+        json.loads(CliRunner().invoke(app, ["encoders", "show", "again", "--json"]).stdout)["name"] == "again"
+    )
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "encoder.json").write_text("{}")
+    listed = CliRunner().invoke(app, ["encoders", "list"]).stdout
+    assert fingerprint in listed
+    assert "unreadable" in listed
+
+
+def test_serve_starts_answers_and_stops(folder: Path) -> None:
+    code = (
+        "import typer; from pgembed.cli import serve, encode; app = typer.Typer(); serve.register(app); "
+        f"encode.register(app); app(['serve', '--encoder', {str(folder)!r}, '--port', '0'])"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-c", code],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert process.stdout is not None
+    with process.stdout as output:
+        said = output.readline().strip()
+        assert Encoder(folder).fingerprint in said
+        remote = Encoder.remote(said.rpartition(" ")[2])
+        assert np.abs(remote.encode_documents(["x"]) - Encoder(folder).encode_documents(["x"])).max() < 1e-6
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
