@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,17 +24,29 @@ from pgembed.testing import HashEncoder
 _numbers = itertools.count()
 
 
+@pytest.fixture
+def server_folder() -> Iterator[Path]:
+    """A folder for an embedded server.
+
+    Not pytest's own: run as root, the server has a user of its own, and every session of pytest takes away
+    the right of others to enter its folder.
+    """
+    with tempfile.TemporaryDirectory(prefix="pgembed-") as folder:
+        yield Path(folder) / "data"
+
+
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[URL]:
+def server() -> Iterator[URL]:
     """The URL of the server's database for administration."""
     if dsn := os.environ.get("PGEMBED_TEST_DSN"):
         url = make_url(dsn)
         yield url if "+" in url.drivername else url.set(drivername="postgresql+psycopg")
         return
     version = os.environ.get("PGEMBED_TEST_POSTGRES")
-    with embedded(
-        tmp_path_factory.mktemp("postgres") / "data", postgres_version=int(version) if version else None
-    ) as url:
+    with (
+        tempfile.TemporaryDirectory(prefix="pgembed-") as folder,
+        embedded(Path(folder) / "data", postgres_version=int(version) if version else None) as url,
+    ):
         yield url
 
 

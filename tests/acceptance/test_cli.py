@@ -126,8 +126,8 @@ def test_a_database_that_is_not_ready_says_what_to_do(
     assert (done.returncode, "there are: article embedding" in done.stderr) == (1, True)
 
 
-def test_the_demo_embeds_once(tmp_path: Path, environment: dict[str, str]) -> None:
-    arguments = ("demo", "--path", str(tmp_path / "demo"), "--limit", "400")
+def test_the_demo_embeds_once(server_folder: Path, environment: dict[str, str]) -> None:
+    arguments = ("demo", "--path", str(server_folder), "--limit", "400")
     first = run(*arguments, **environment)
     assert first.returncode == 0, first.stderr
     assert "400 docstrings embedded" in first.stdout
@@ -136,5 +136,5 @@ def test_the_demo_embeds_once(tmp_path: Path, environment: dict[str, str]) -> No
     assert re.search(r"Near-duplicates.*\d+ groups", first.stdout)
     again = run(*arguments, **environment)
     assert "nothing to embed again" in again.stdout
-    shown = run("status", "--url", f"embedded:{tmp_path / 'demo'}")
+    shown = run("status", "--url", f"embedded:{server_folder}")
     assert re.search(r"entry\.embedding .* 400 +400 +0 +hnsw", shown.stdout), shown.stdout

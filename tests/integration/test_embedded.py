@@ -19,8 +19,8 @@ def running(folder: Path) -> bool:
     return file.exists() and psutil.pid_exists(int(file.read_text().split()[0]))
 
 
-def test_it_keeps_data_and_stops_with_its_last_user(tmp_path: Path) -> None:
-    folder = tmp_path / "deep" / "data"
+def test_it_keeps_data_and_stops_with_its_last_user(server_folder: Path) -> None:
+    folder = server_folder / "deep" / "data"
     other = f"""
 import sys
 from pgembed.database import embedded
