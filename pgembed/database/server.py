@@ -82,10 +82,7 @@ def lock_installation(connection: Connection) -> None:
 
 def _extension(connection: Connection) -> tuple[str, str] | None:
     row = connection.execute(
-        text(
-            "SELECT extversion, quote_ident(extnamespace::regnamespace::name) "
-            "FROM pg_extension WHERE extname = 'vector'"
-        )
+        text("SELECT extversion, extnamespace::regnamespace::text FROM pg_extension WHERE extname = 'vector'")
     ).one_or_none()
     return None if row is None else (row[0], row[1])
 
