@@ -9,7 +9,8 @@ from pgembed.columns.embedding import (
     bound,
     embeddings_of,
 )
-from pgembed.columns.types import Array, Vector, VectorType, as_array
+from pgembed.columns.types import Vector, VectorType
+from pgembed.columns.values import Array, as_array
 
 __all__ = [
     "Array",

@@ -28,7 +28,8 @@ from pgembed.columns.embedding import (
     TextEncoder,
     bound,
 )
-from pgembed.columns.types import Storage, VectorType
+from pgembed.columns.types import VectorType
+from pgembed.columns.values import Storage
 from pgembed.exc import DeclarationError
 from pgembed.metrics import metric as metric_named
 

@@ -15,7 +15,7 @@ from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from pgembed.columns import digest
-from pgembed.columns.types import Array, Storage
+from pgembed.columns.values import Array, Storage
 from pgembed.exc import DeclarationError
 from pgembed.metrics import Metric
 

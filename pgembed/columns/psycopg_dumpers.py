@@ -9,7 +9,7 @@ from psycopg.abc import Buffer
 from psycopg.adapt import Dumper
 from psycopg.pq import Format
 
-from pgembed.columns.types import BinaryVector, to_text
+from pgembed.columns.values import BinaryVector, to_text
 
 
 class VectorBinaryDumper(Dumper):

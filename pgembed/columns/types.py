@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 from sqlalchemy import event
 from sqlalchemy.engine import Dialect
 from sqlalchemy.pool import Pool
@@ -15,60 +14,12 @@ from sqlalchemy.sql import operators
 from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.types import TypeEngine, UserDefinedType
 
-from pgembed.exc import DeclarationError, DimensionMismatchError, VectorValueError
+from pgembed.columns.values import Array, BinaryVector, Storage, as_array, to_text
+from pgembed.exc import DeclarationError
 from pgembed.metrics import metric
-
-Array: TypeAlias = NDArray[np.float32]
-Storage: TypeAlias = Literal["vector", "halfvec"]
 
 #: The most dimensions that pgvector stores in a column of each type.
 MAX_DIMENSIONS: dict[str, int] = {"vector": 16000, "halfvec": 16000}
-
-
-def as_array(value: Any, dimensions: int | None = None) -> Array:
-    """A vector given in any usual form (array, list, tuple, pgvector object) as read-only float32 ``(d,)``.
-
-    :param dimensions: how many dimensions it must have; ``None`` for any number.
-    :raises VectorValueError: not one-dimensional, not numeric, or with NaN or infinity in it.
-    :raises DimensionMismatchError: another number of dimensions.
-    """
-    if hasattr(value, "to_numpy"):  # pgvector's own Vector and HalfVector
-        value = value.to_numpy()
-    if isinstance(value, bytes | bytearray | memoryview):
-        value = bytes(value).decode()
-    if isinstance(value, str):
-        value = parse(value)
-    try:
-        array = np.array(value, dtype=np.float32)
-    except (TypeError, ValueError) as error:
-        raise VectorValueError(f"not a vector: {type(value).__name__} ({error})") from None
-    if array.ndim != 1:
-        raise VectorValueError(f"a vector has one axis, this array has the shape {array.shape}")
-    if dimensions is not None and array.shape[0] != dimensions:
-        raise DimensionMismatchError(array.shape[0], dimensions)
-    if not np.isfinite(array).all():
-        raise VectorValueError("the vector holds NaN or infinity, which Postgres refuses")
-    array.flags.writeable = False
-    return array
-
-
-def parse(text: str) -> Array:
-    """pgvector's text form ``[1,2,3]`` as float32 ``(d,)``.
-
-    :raises VectorValueError: the text is not of that form.
-    """
-    body = text.strip()
-    if len(body) < 3 or body[0] != "[" or body[-1] != "]":
-        raise VectorValueError(f"not a vector in text form: {text[:40]!r}")
-    try:
-        return np.array(body[1:-1].split(","), dtype=np.float32)
-    except ValueError as error:
-        raise VectorValueError(f"not a vector in text form: {error}") from None
-
-
-def to_text(array: Array) -> str:
-    """float32 ``(d,)`` in pgvector's text form, exact."""
-    return "[" + ",".join(map(str, array.tolist())) + "]"
 
 
 def shape_of(type_: TypeEngine[Any]) -> tuple[str, int | None]:
@@ -81,19 +32,6 @@ def shape_of(type_: TypeEngine[Any]) -> tuple[str, int | None]:
     if match is None:
         raise DeclarationError(f"the column has the type {type_!r}; needed is vector or halfvec")
     return match[1].lower(), int(match[2]) if match[2] else None
-
-
-class BinaryVector:
-    """A vector on its way through psycopg: see :func:`_teach_psycopg`."""
-
-    __slots__ = ("array", "storage")
-
-    def __init__(self, array: Array, storage: Storage) -> None:
-        self.array = array
-        self.storage = storage
-
-    def __repr__(self) -> str:  # shown by echo=True and in the messages of failed statements
-        return f"<{self.storage} of {self.array.shape[0]} dimensions>"
 
 
 class VectorType(UserDefinedType[Array]):

@@ -15,7 +15,8 @@ from sqlalchemy.sql.util import ClauseAdapter
 
 from pgembed.columns import Embedding, EmbeddingColumn, bound
 from pgembed.columns.embedding import INFO
-from pgembed.columns.types import Storage, shape_of
+from pgembed.columns.types import shape_of
+from pgembed.columns.values import Storage
 from pgembed.exc import QueryError
 from pgembed.indexes import VectorIndex, access_method_of
 from pgembed.metrics import BY_NAME, Metric

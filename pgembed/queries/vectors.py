@@ -17,7 +17,7 @@ from sqlalchemy.sql.selectable import ScalarSelect
 
 from pgembed.columns import Array, Embedding, VectorType, as_array
 from pgembed.columns.concurrency import off_event_loop
-from pgembed.columns.types import Storage
+from pgembed.columns.values import Storage
 from pgembed.exc import QueryError
 from pgembed.queries.target import Target
 
