@@ -1,0 +1,154 @@
+-- The nearest rows of a table: keys, distances, and the value of one further column as text.
+-- The same plan as in pgembed/queries/nearest.py: a scan of the index, and where that gives fewer rows than
+-- asked for, an exact one (+ 0 keeps it from the index). Vectors of zeros have no cosine distance (NaN).
+CREATE OR REPLACE FUNCTION pgembed.nearest(
+    relation regclass,
+    vector_column name,
+    query @extschema:vector@.vector,
+    k integer,
+    metric text,
+    exact boolean,
+    extra_column name,
+    OUT key jsonb,
+    OUT distance double precision,
+    OUT score double precision,
+    OUT extra text
+)
+RETURNS SETOF record
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    target record;
+    extra_sql text := 'NULL::pg_catalog.text';
+    condition text := 'true';
+    leg text;
+    before jsonb;
+BEGIN
+    target := pgembed.vector_column(relation, vector_column, metric);
+    IF query IS NULL THEN
+        RAISE EXCEPTION 'the query vector is NULL' USING ERRCODE = 'null_value_not_allowed',
+            HINT = 'Is the row that it comes from still to be filled?';
+    ELSIF k IS NULL OR k < 1 THEN
+        RAISE EXCEPTION 'the number of rows is %, it must be at least 1', coalesce(k::text, 'NULL')
+            USING ERRCODE = 'invalid_parameter_value';
+    ELSIF target.dimensions <> @extschema:vector@.vector_dims(query) THEN
+        RAISE EXCEPTION 'the query vector has % dimensions, column % of table % has %',
+            @extschema:vector@.vector_dims(query), quote_ident(vector_column), relation, target.dimensions
+            USING ERRCODE = 'data_exception',
+                  HINT = 'Encode the query with the encoder of the column; see pgembed.embedding_columns.';
+    ELSIF target.metric = 'cosine' AND @extschema:vector@.vector_norm(query) = 0 THEN
+        RAISE EXCEPTION 'a vector of zeros has no direction, so no cosine distance to anything'
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    IF extra_column IS NOT NULL THEN
+        IF NOT EXISTS (SELECT FROM pg_attribute AS a
+                        WHERE a.attrelid = relation AND a.attname = extra_column AND a.attnum > 0
+                          AND NOT a.attisdropped) THEN
+            RAISE EXCEPTION 'table % has no column %', relation, quote_ident(extra_column)
+                USING ERRCODE = 'undefined_column';
+        END IF;
+        extra_sql := format('t.%I::pg_catalog.text', extra_column);
+        condition := format('t.%I IS NOT NULL', extra_column);
+    END IF;
+    before := pgembed.ask_for(CASE WHEN NOT exact THEN target.method END, target.lists, k);
+
+    SELECT format('SELECT %s, %s AS extra, ', string_agg(format('t.%I AS k%s', name, place), ', '), extra_sql)
+      INTO leg
+      FROM unnest(target.keys) WITH ORDINALITY AS named (name, place);
+    RETURN QUERY EXECUTE format(
+        $query$
+        WITH ann AS MATERIALIZED (
+            %1$s %2$s AS distance FROM %3$s AS t WHERE NOT $3 AND %4$s ORDER BY %2$s, %5$s LIMIT $2
+        ), found AS (
+            SELECT * FROM ann WHERE (SELECT count(*) FROM ann) >= $2
+            UNION ALL
+            (%1$s (%2$s) + 0 AS distance FROM %3$s AS t
+              WHERE t.%6$I IS NOT NULL AND %4$s AND (SELECT count(*) FROM ann) < $2
+              ORDER BY (%2$s) + 0, %5$s LIMIT $2)
+        )
+        SELECT jsonb_build_object(%7$s), distance, pgembed.score($4, distance), extra
+          FROM found
+         WHERE distance < 'NaN'
+         ORDER BY distance, %8$s
+        $query$,
+        leg,
+        format('t.%I %s $1::%s', vector_column, target.op, target.storage),
+        relation,
+        condition,
+        (SELECT string_agg(format('t.%I', name), ', ') FROM unnest(target.keys) AS name),
+        vector_column,
+        (SELECT string_agg(format('%L, k%s', name, place), ', ')
+           FROM unnest(target.keys) WITH ORDINALITY AS named (name, place)),
+        (SELECT string_agg(format('k%s', place), ', ')
+           FROM unnest(target.keys) WITH ORDINALITY AS named (name, place))
+    ) USING query, k, exact, target.metric;
+    PERFORM pgembed.put_back(before);
+END
+$$;
+
+CREATE OR REPLACE FUNCTION pgembed.search(
+    relation regclass,
+    vector_column name,
+    query @extschema:vector@.vector,
+    k integer DEFAULT 10,
+    max_distance double precision DEFAULT NULL,
+    metric text DEFAULT NULL,
+    exact boolean DEFAULT false
+)
+RETURNS TABLE (key jsonb, distance double precision, score double precision)
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+SELECT n.key, n.distance, n.score
+  FROM pgembed.nearest(relation, vector_column, query, k, metric, exact, NULL)
+  WITH ORDINALITY AS n (key, distance, score, extra, place)
+ WHERE (n.distance <= max_distance) IS NOT FALSE
+ ORDER BY n.place
+$$;
+COMMENT ON FUNCTION pgembed.search IS
+    'the k rows whose vectors are nearest to the query, nearest first: primary key, distance, score';
+
+CREATE OR REPLACE FUNCTION pgembed.knn_classify(
+    relation regclass,
+    vector_column name,
+    label_column name,
+    query @extschema:vector@.vector,
+    k integer DEFAULT 15,
+    weights text DEFAULT 'distance',
+    metric text DEFAULT NULL,
+    exact boolean DEFAULT false
+)
+RETURNS TABLE (label text, share double precision, votes bigint)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    chosen text := (pgembed.vector_column(relation, vector_column, metric)).metric;
+BEGIN
+    IF label_column IS NULL THEN
+        RAISE EXCEPTION 'the label column is NULL' USING ERRCODE = 'null_value_not_allowed';
+    ELSIF weights IS NULL OR weights NOT IN ('distance', 'uniform') THEN
+        RAISE EXCEPTION 'weights are %, they must be distance or uniform', coalesce(quote_literal(weights), 'NULL')
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    RETURN QUERY
+    WITH voters AS (
+        SELECT n.extra, n.distance,
+               CASE WHEN weights = 'uniform' THEN 1
+                    WHEN chosen = 'inner_product'
+                        THEN exp(greatest(min(n.distance) OVER () - n.distance, -700))
+                    ELSE 1 / (greatest(n.distance, 0) + 1e-6)
+               END AS weight
+          FROM pgembed.nearest(relation, vector_column, query, k, chosen, exact, label_column) AS n
+    ), voted AS (
+        SELECT v.extra, sum(v.weight) / sum(sum(v.weight)) OVER () AS part, count(*) AS heads,
+               min(v.distance) AS nearest
+          FROM voters AS v
+         GROUP BY v.extra
+    )
+    SELECT v.extra, v.part, v.heads FROM voted AS v ORDER BY round(v.part::numeric, 12) DESC, v.nearest, v.extra;
+END
+$$;
+COMMENT ON FUNCTION pgembed.knn_classify IS
+    'the labels of the k nearest labelled rows, likeliest first: label, share of the vote, number of rows';
