@@ -1,0 +1,92 @@
+"""The vector type on the wire: both storages, every form of statement, distances as SQL."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import psycopg
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sqlalchemy import (
+    Column,
+    Connection,
+    Engine,
+    Integer,
+    MetaData,
+    Table,
+    create_engine,
+    insert,
+    literal,
+    select,
+)
+from sqlalchemy.dialects import postgresql
+
+from pgembed.columns import VectorType
+from pgembed.columns.psycopg_dumpers import register
+from pgembed.columns.values import BinaryVector
+
+table = Table(
+    "t",
+    MetaData(),
+    Column("id", Integer, primary_key=True),
+    Column("v", VectorType(4)),
+    Column("h", VectorType(4, "halfvec")),
+)
+SINGLE = st.floats(width=32, allow_nan=False, allow_infinity=False, allow_subnormal=False)
+HALF = st.floats(width=16, allow_nan=False, allow_infinity=False)
+
+
+@pytest.fixture(params=["psycopg", "psycopg2"])
+def connection(request: pytest.FixtureRequest, engine: Engine) -> Iterator[Connection]:
+    other = create_engine(engine.url.set(drivername=f"postgresql+{request.param}"))
+    with other.connect() as connection:
+        table.create(connection)
+        yield connection
+    other.dispose()
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(single=st.lists(SINGLE, min_size=4, max_size=4), half=st.lists(HALF, min_size=4, max_size=4))
+def test_values_come_back_as_they_went(
+    connection: Connection, single: list[float], half: list[float]
+) -> None:
+    connection.execute(table.delete())
+    connection.execute(insert(table), [{"id": i, "v": single, "h": np.array(half)} for i in range(2)])
+    for _, v, h in connection.execute(select(table)):
+        assert np.array_equal(v, np.array(single, dtype=np.float32))
+        assert np.array_equal(h, np.array(half, dtype=np.float32))
+        assert (v.dtype, h.dtype) == (np.float32, np.float32)
+
+
+def test_null_and_literals(connection: Connection) -> None:
+    connection.execute(insert(table).values(id=1, v=None, h=[1, 2, 3, 4]))
+    assert connection.execute(select(table.c.v)).scalar() is None
+    statement = select(table.c.id).where(table.c.h == literal([1, 2, 3, 4], VectorType(4, "halfvec")))
+    assert connection.scalar(statement) == 1
+    printed = str(statement.compile(dialect=postgresql.dialect(), compile_kwargs={"literal_binds": True}))
+    assert "'[1.0,2.0,3.0,4.0]'" in printed
+
+
+def test_distances_are_those_of_numpy(connection: Connection) -> None:
+    connection.execute(insert(table).values(id=1, v=[1, 2, 3, 4], h=[1, 2, 3, 4]))
+    a, b = np.array([1, 2, 3, 4.0]), np.array([4, 3, 2, -1.0])
+    for column in (table.c.v, table.c.h):
+        row = connection.execute(
+            select(column.cosine_distance(b), column.l2_distance(b), column.max_inner_product(b))
+        ).one()
+        cosine = 1 - a @ b / np.linalg.norm(a) / np.linalg.norm(b)
+        assert row == pytest.approx((cosine, np.linalg.norm(a - b), -(a @ b)), abs=1e-6)
+
+
+def test_copy_and_client_side_cursors(engine: Engine) -> None:
+    table.create(engine)
+    vector = BinaryVector(np.array([1, 2, 3, 4.5], dtype=np.float32), "vector")
+    url = engine.url.set(drivername="postgresql").render_as_string(hide_password=False)
+    with psycopg.connect(url, cursor_factory=psycopg.ClientCursor) as connection:
+        register(connection)
+        connection.execute("INSERT INTO t (id, v) VALUES (1, %s)", [vector])
+        with connection.cursor() as cursor, cursor.copy("COPY t (id, v) FROM STDIN") as copy:
+            copy.write_row((2, vector))
+        assert connection.execute("SELECT v FROM t").fetchall() == [("[1,2,3,4.5]",)] * 2
