@@ -1,5 +1,19 @@
 -- How fresh every embedding column is. Pending rows are counted exactly, from the index that holds just
 -- them. Rows are counted in tables below 100,000 rows and estimated above, from the statistics.
+-- Failed rows are those that workers have set aside (pgembed.failure); they are pending as well.
+DO $$
+BEGIN
+    -- A function whose columns changed cannot be replaced.
+    IF EXISTS (SELECT FROM pg_catalog.pg_proc AS p
+               WHERE p.oid = pg_catalog.to_regproc('pgembed.column_status')
+                 AND p.proargnames <> ARRAY['relation', 'column_name', 'encoder', 'fingerprint', 'total', 'fresh',
+                                            'pending', 'failed', 'index', 'problem']) THEN
+        DROP VIEW IF EXISTS pgembed.status;
+        DROP FUNCTION pgembed.column_status();
+    END IF;
+END
+$$;
+
 CREATE OR REPLACE FUNCTION pgembed.column_status(
     OUT relation regclass,
     OUT column_name name,
@@ -8,6 +22,7 @@ CREATE OR REPLACE FUNCTION pgembed.column_status(
     OUT total bigint,
     OUT fresh bigint,
     OUT pending bigint,
+    OUT failed bigint,
     OUT index text,
     OUT problem text
 )
@@ -29,6 +44,7 @@ BEGIN
         total := NULL;
         fresh := NULL;
         pending := NULL;
+        failed := NULL;
         problem := NULL;
         SELECT string_agg(
                    am.amname || CASE WHEN i.indisvalid THEN '' ELSE ' (invalid)' END, ', ' ORDER BY am.amname
@@ -53,6 +69,9 @@ BEGIN
                 total := greatest(estimate::bigint, pending);
             END IF;
             fresh := total - pending;
+            SELECT count(*) INTO failed
+              FROM pgembed.failure AS f
+             WHERE f.relation = entry.relation AND f.column_name = entry.column_name;
         EXCEPTION WHEN insufficient_privilege OR undefined_column OR undefined_table THEN
             problem := SQLERRM;
         END;
@@ -62,4 +81,4 @@ END
 $$;
 
 CREATE OR REPLACE VIEW pgembed.status AS SELECT * FROM pgembed.column_status();
-COMMENT ON VIEW pgembed.status IS 'fresh and pending rows of every embedding column, and its vector index';
+COMMENT ON VIEW pgembed.status IS 'fresh, pending and failed rows of every embedding column, and its vector index';

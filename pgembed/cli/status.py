@@ -19,7 +19,7 @@ def register(app: typer.Typer) -> None:
 
 
 def status(url: DatabaseUrl, as_json: AsJson = False) -> None:
-    """Show fresh and pending rows of every embedding column (the view pgembed.status)."""
+    """Show fresh, pending and failed rows of every embedding column (the view pgembed.status)."""
     with connect(url) as connection:
         require_installed(connection)
         rows = [
@@ -35,15 +35,15 @@ def status(url: DatabaseUrl, as_json: AsJson = False) -> None:
 
 def _table(rows: list[dict[str, Any]]) -> Table:
     table = Table("column", "encoder", "fingerprint", box=None)
-    for heading in ("rows", "fresh", "pending"):
+    for heading in ("rows", "fresh", "pending", "failed"):
         table.add_column(heading, justify="right")
     table.add_column("index")
     for row in rows:
         column = f"{row['relation']}.{row['column_name']}"
         facts = (column, row["encoder"], row["fingerprint"][:12])
         if row["problem"]:
-            table.add_row(*facts, "?", "?", "?", row["problem"])
+            table.add_row(*facts, "?", "?", "?", "?", row["problem"])
         else:
-            counts = (f"{row[name]:,}" for name in ("total", "fresh", "pending"))
+            counts = (f"{row[name]:,}" for name in ("total", "fresh", "pending", "failed"))
             table.add_row(*facts, *counts, row["index"])
     return table

@@ -70,7 +70,7 @@ def test_init_installs_once(empty_url: URL) -> None:
 def test_status_counts(helpdesk: str) -> None:
     shown = run("status", "--url", helpdesk)
     assert shown.returncode == 0
-    assert re.search(r"article\.embedding +all-MiniLM-L6-v2 +\w{12} +3 +2 +1 +none", shown.stdout)
+    assert re.search(r"article\.embedding +all-MiniLM-L6-v2 +\w{12} +3 +2 +1 +0 +none", shown.stdout)
     (row,) = json.loads(run("status", "--url", helpdesk, "--json").stdout)
     assert (row["total"], row["fresh"], row["pending"]) == (3, 2, 1)
 
@@ -137,4 +137,4 @@ def test_the_demo_embeds_once(server_folder: Path, environment: dict[str, str]) 
     again = run(*arguments, **environment)
     assert "nothing to embed again" in again.stdout
     shown = run("status", "--url", f"embedded:{server_folder}")
-    assert re.search(r"entry\.embedding .* 400 +400 +0 +hnsw", shown.stdout), shown.stdout
+    assert re.search(r"entry\.embedding .* 400 +400 +0 +0 +hnsw", shown.stdout), shown.stdout

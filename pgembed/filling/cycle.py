@@ -1,0 +1,325 @@
+"""The fill cycle of one column: claim and read, encode, write; three threads, and little between them.
+
+Only the two database ends open transactions, short ones; none is open while the encoder runs. What waits
+between the threads is bounded, one batch before the encoder and one behind it, so a process that is killed
+leaves at most that much to be done again, and memory does not grow with the table.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+from sqlalchemy import ColumnElement, Engine
+
+from pgembed.filling import failures
+from pgembed.filling.batches import Counter, Counts, Encoded, Row
+from pgembed.filling.channel import Channel, Closed
+from pgembed.filling.encoding import Encoding
+from pgembed.filling.leases import Claimed, Leases
+from pgembed.filling.pace import Pace
+from pgembed.filling.statements import Statements
+from pgembed.filling.targets import Target
+from pgembed.filling.transactions import Transactions
+from pgembed.filling.writing import Writing
+
+logger = logging.getLogger(__name__)
+
+#: A pause between two passes that wrote nothing is doubled up to so many times the polling interval.
+_LONGEST_IDLE = 16
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a cycle works; the defaults suit most.
+
+    :ivar batch_seconds: how long one use of the encoder should take: what is lost when a worker is killed.
+    :ivar batch_rows: rows of a batch at most.
+    :ivar batch_octets: bytes of text in a batch at most.
+    :ivar first_batch: rows of the first batch, while the encoder's speed is not known.
+    :ivar write_seconds: how long one write transaction should take: how long a user's write may wait.
+    :ivar lease: for how long the rows of a worker that was killed stay untouched; longer than any use of
+        the encoder should take.
+    :ivar retry: pause before a failed row is tried again; doubled each time, up to a day.
+    :ivar poll: seconds between two looks for pending rows, when there are none.
+    :ivar patience: seconds for which a server that is gone is waited for, before it is an error.
+    """
+
+    batch_seconds: float = 2.0
+    batch_rows: int = 4096
+    batch_octets: int = 16 << 20
+    first_batch: int = 64
+    write_seconds: float = 0.02
+    lease: timedelta = timedelta(seconds=60)
+    retry: timedelta = timedelta(seconds=60)
+    poll: float = 1.0
+    patience: float = 60.0
+
+
+class Cycle:
+    """Fills one column, until nothing is pending or until it is stopped.
+
+    :param where: conditions on the rows to fill, over the target's own table.
+    :param limit: how many rows to take in hand at most.
+    :param throttle: how many rows a second at most.
+    :param on_progress: called with the counts so far, from any of the threads.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        target: Target,
+        settings: Settings | None = None,
+        *,
+        where: Sequence[ColumnElement[bool]] = (),
+        limit: int | None = None,
+        throttle: float | None = None,
+        on_progress: Callable[[Counts], None] | None = None,
+    ) -> None:
+        self.target = target
+        self._settings = settings = settings or Settings()
+        self._limit = limit
+        self._throttle = throttle
+        self._on_progress = on_progress
+        self._stop = threading.Event()
+        self._error: BaseException | None = None
+        self._counter = Counter()
+        self._transactions = Transactions(
+            engine,
+            patience=settings.patience,
+            stop=self._stop,
+            utc=any(name.endswith("with time zone") for name in target.key_types),
+        )
+        self._statements = Statements(target)
+        self._read_statement = self._statements.read()
+        self._leases = Leases(
+            self._transactions,
+            target,
+            self._statements,
+            ttl=settings.lease,
+            octets=settings.batch_octets,
+            where=where,
+        )
+        self._pace = Pace(
+            settings.batch_seconds, start=settings.first_batch, largest=settings.batch_rows, growth=4
+        )
+        self._encoding = Encoding(
+            target.encoder,
+            self._pace,
+            before_call=self._leases.renew,
+            on_failure=lambda row, error: self._failed(row, row.digest, error),
+        )
+        self._writing = Writing(
+            self._transactions,
+            self._statements,
+            seconds=settings.write_seconds,
+            on_failure=self._failed,
+            on_settled=self._written,
+        )
+        self._settled: list[str] = []
+        self._started = 0.0
+        self._windows: Channel[list[Row]] = Channel(1)
+        self._results: Channel[Encoded] = Channel(1)
+
+    @property
+    def counts(self) -> Counts:
+        """What has been done so far."""
+        return self._counter.counts
+
+    def stop(self) -> None:
+        """Finish the batch that is being encoded, write it, give back the rest, and return from ``run``."""
+        self._stop.set()
+
+    def run(self, *, once: bool) -> Counts:
+        """Fill rows; from one thread, once.
+
+        :param once: return when nothing is pending that could be filled; otherwise go on until stopped.
+        :raises BrokenEncoderError: the encoder fails with anything.
+        :raises EncoderError: the encoder's weights are not here, or not those that the column needs.
+        """
+        self._encoding.open()
+        self._started = time.monotonic()
+        threads = [
+            self._thread(lambda: self._read(once=once), "read", self._windows.close),
+            self._thread(self._write, "write", lambda: self._results.close(discard=True)),
+        ]
+        try:
+            self._encode()
+        except Closed:
+            pass
+        except BaseException as error:
+            self._fail(error)
+        finally:
+            self._windows.close(discard=True)
+            self._results.close()
+            for thread in threads:
+                thread.join()
+            try:
+                self._leases.release()
+            except Exception as error:
+                logger.debug("event=release column=%r error=%r", str(self.target), error)
+        if self._error is not None:
+            raise self._error
+        return self.counts
+
+    def _thread(self, work: Callable[[], None], name: str, close: Callable[[], None]) -> threading.Thread:
+        def body() -> None:
+            try:
+                work()
+            except Closed:
+                pass
+            except BaseException as error:
+                self._fail(error)
+            finally:
+                close()
+
+        thread = threading.Thread(target=body, name=f"pgembed-{name} {self.target}", daemon=True)
+        thread.start()
+        return thread
+
+    def _fail(self, error: BaseException) -> None:
+        self._error = self._error or error
+        self._stop.set()
+
+    # --- reading ----------------------------------------------------------------------------------
+
+    def _read(self, *, once: bool) -> None:
+        """Passes over the pending rows, in the order of their keys."""
+        idle = 1
+        while not self._stop.is_set():
+            self._transactions.run(
+                lambda connection: failures.sweep(connection, self.target, self._statements)
+            )
+            before = self.counts
+            claimed = self._pass()
+            if self._room() == 0:
+                return
+            if once:
+                # Rows that changed while they were in hand are the next pass's.
+                while self.counts.done < self.counts.claimed and not self._stop.wait(0.02):
+                    pass
+                if not claimed or self.counts.written == before.written:
+                    return
+                continue
+            # Rows that somebody keeps locked are not to be encoded over and over.
+            in_vain = self.counts.left > before.left and self.counts.written == before.written
+            idle = min(2 * idle, _LONGEST_IDLE) if in_vain else 1
+            self._stop.wait(self._settings.poll * idle)
+
+    def _pass(self) -> int:
+        after: str | None = None
+        total = 0
+        while not self._stop.is_set() and (room := self._room()):
+            claimed = self._leases.claim(room, after=after)
+            if not claimed:
+                break
+            self._count(claimed=len(claimed))
+            total += len(claimed)
+            after = claimed[-1].key
+            rows = self._texts(claimed)
+            if rows:
+                self._windows.put(rows)
+        return total
+
+    def _room(self) -> int:
+        """How many rows to claim next; waits where a throttle says so."""
+        room = self._pace.rows
+        claimed = self.counts.claimed
+        if self._limit is not None:
+            room = min(room, self._limit - claimed)
+        if self._throttle is not None and room:
+            room = min(room, max(math.ceil(self._throttle), 1))
+            self._stop.wait(max(self._started + claimed / self._throttle - time.monotonic(), 0))
+        return room
+
+    def _texts(self, claimed: list[Claimed]) -> list[Row]:
+        failed = {row.key: row.failed_before for row in claimed}
+        found = self._transactions.run(
+            lambda connection: connection.execute(self._read_statement, {"keys": list(failed)}).all()
+        )
+        compose = self.target.embedding.declaration.compose
+        rows = [Row(key, wanted, compose(texts), failed[key]) for key, wanted, *texts in found]
+        gone = failed.keys() - {row.key for row in rows}
+        if gone:
+            self._leases.settle(gone)
+            self._count(left=len(gone))
+        return rows
+
+    # --- encoding ---------------------------------------------------------------------------------
+
+    def _encode(self) -> None:
+        encoding = self._encoding
+        suspects_turn = False
+        while not self._stop.is_set():
+            if encoding.suspects and (suspects_turn or encoding.suspected_rows > 4 * self._pace.rows):
+                result = encoding.suspect()
+                suspects_turn = False
+            else:
+                suspects_turn = True
+                try:
+                    rows = self._windows.get(timeout=0 if encoding.suspects else None)
+                except Closed:
+                    if not encoding.suspects:
+                        return
+                    continue
+                if rows is None:
+                    continue
+                result = self._encode_window(rows)
+            if result is not None:
+                self._count(encoded=len(result.rows))
+                self._results.put(result)
+
+    def _encode_window(self, rows: list[Row]) -> Encoded | None:
+        cleared = [row for row in rows if row.digest is None]
+        if cleared:
+            # Postgres takes NULL for a vector without a digest; the zeros only fill the array.
+            zeros = np.zeros((len(cleared), self.target.encoder.dimensions), dtype=np.float32)
+            self._results.put(Encoded(cleared, zeros))
+        return self._encoding.window([row for row in rows if row.digest is not None])
+
+    # --- writing ----------------------------------------------------------------------------------
+
+    def _write(self) -> None:
+        writing = self._writing
+        try:
+            while True:
+                encoded = self._results.get(timeout=writing.due_in)
+                if encoded is not None:
+                    writing.write(encoded)
+                writing.write_due()
+                self._give_back()
+        except Closed:
+            while (due := writing.due_in) is not None and not self._stop.wait(due):
+                writing.write_due()
+                self._give_back()
+
+    def _written(self, rows: list[Row], fresh: int) -> None:
+        self._settled.extend(row.key for row in rows)
+        self._count(written=fresh, left=len(rows) - fresh)
+
+    def _give_back(self) -> None:
+        if self._settled:
+            self._leases.settle(self._settled)
+            self._settled = []
+
+    def _failed(self, row: Row, digest: Any, error: Exception | str) -> None:
+        self._transactions.run(
+            lambda connection: failures.record(
+                connection, self.target, row.key, digest, error, pause=self._settings.retry
+            )
+        )
+        self._leases.settle([row.key])
+        logger.warning("event=failed column=%r key=%s error=%r", str(self.target), row.key, str(error))
+        self._count(failed=1)
+
+    def _count(self, **numbers: int) -> None:
+        counts = self._counter.add(**numbers)
+        if self._on_progress is not None:
+            self._on_progress(counts)

@@ -1,0 +1,138 @@
+"""Texts to vectors with an encoder that may fail: poison is found by bisection, and the good rows go first.
+
+Where a batch fails, a harmless text tells an encoder that is broken from one that stumbled over a text. A
+broken encoder is the column's error. Otherwise the batch is halved, and the halves wait as *suspects*: the
+cycle takes a new batch for each suspect that it tries, so a bad row never holds up the others, however slow
+the encoder is.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+
+import numpy as np
+
+from pgembed.columns import Array
+from pgembed.columns.embedding import TextEncoder
+from pgembed.exc import DimensionMismatchError, EncoderError, TextError, VectorValueError
+from pgembed.filling.batches import Encoded, Row
+from pgembed.filling.pace import Pace
+
+#: What any encoder can encode that can encode anything.
+_HARMLESS = "text"
+
+
+class BrokenEncoderError(EncoderError):
+    """An encoder fails with any text, so that no row is to blame; the cause is its own error."""
+
+    def __init__(self, encoder: str, cause: BaseException) -> None:
+        self.encoder = encoder
+        super().__init__(f"encoder {encoder!r} fails with any text: {type(cause).__name__}: {cause}")
+
+
+class Encoding:
+    """The encoder's part of the cycle.
+
+    :param before_call: called before every use of the encoder, which can take long: renews the leases.
+    :param on_failure: called with each row that fails alone, and its error.
+    """
+
+    def __init__(
+        self,
+        encoder: TextEncoder,
+        pace: Pace,
+        *,
+        before_call: Callable[[], None],
+        on_failure: Callable[[Row, Exception], None],
+    ) -> None:
+        self._encoder = encoder
+        self._pace = pace
+        self._before_call = before_call
+        self._on_failure = on_failure
+        self.suspects: deque[list[Row]] = deque()
+
+    def open(self) -> None:
+        """Open the encoder's weights, if it is of the kind that has some, before rows are claimed.
+
+        :raises EncoderError: they are not here, or damaged.
+        """
+        opened = getattr(self._encoder, "open", None)
+        if callable(opened):
+            opened()
+
+    @property
+    def suspected_rows(self) -> int:
+        """Rows that wait for another try."""
+        return sum(map(len, self.suspects))
+
+    def window(self, rows: list[Row]) -> Encoded | None:
+        """Encode rows that were just claimed; ``None`` if all of them failed or became suspects.
+
+        :raises BrokenEncoderError: the encoder fails with anything.
+        """
+        self.suspects.extend([row] for row in rows if row.failed_before)
+        return self._try([row for row in rows if not row.failed_before], probe=True)
+
+    def suspect(self) -> Encoded | None:
+        """Encode the next suspects."""
+        return self._try(self.suspects.popleft(), probe=False)
+
+    def _try(self, rows: list[Row], *, probe: bool) -> Encoded | None:
+        if not rows:
+            return None
+        started = time.perf_counter()
+        try:
+            vectors = self._call([row.text for row in rows])
+        except Exception as error:
+            if isinstance(error, TextError) and error.position is not None and error.position < len(rows):
+                self._fail(rows[error.position], error)
+                self._suspect(rows[: error.position] + rows[error.position + 1 :])
+                return None
+            if probe or len(rows) == 1:
+                self._probe(error)
+            if len(rows) == 1:
+                self._fail(rows[0], error)
+                return None
+            middle = len(rows) // 2
+            self._suspect(rows[:middle])
+            self._suspect(rows[middle:])
+            return None
+        self._pace.took(len(rows), time.perf_counter() - started)
+        return self._finite(rows, vectors)
+
+    def _call(self, texts: list[str]) -> Array:
+        self._before_call()
+        vectors = np.ascontiguousarray(self._encoder.encode_documents(texts), dtype=np.float32)
+        if vectors.ndim != 2 or len(vectors) != len(texts):
+            raise VectorValueError(f"{len(texts)} texts gave an array of the shape {vectors.shape}")
+        if vectors.shape[1] != self._encoder.dimensions:
+            raise DimensionMismatchError(vectors.shape[1], self._encoder.dimensions)
+        return vectors
+
+    def _probe(self, error: Exception) -> None:
+        """
+        :raises BrokenEncoderError: a harmless text fails as well.
+        """
+        try:
+            self._call([_HARMLESS])
+        except Exception as cause:
+            raise BrokenEncoderError(self._encoder.name, cause) from error
+
+    def _suspect(self, rows: list[Row]) -> None:
+        if rows:
+            self.suspects.append(rows)
+
+    def _fail(self, row: Row, error: Exception) -> None:
+        self._on_failure(row, error)
+
+    def _finite(self, rows: list[Row], vectors: Array) -> Encoded | None:
+        """Leave out rows whose vectors Postgres would refuse, for each of which it would refuse them all."""
+        finite = np.isfinite(vectors).all(axis=1)
+        if finite.all():
+            return Encoded(rows, vectors)
+        for position in np.flatnonzero(~finite):
+            self._fail(rows[position], VectorValueError("the vector holds NaN or infinity"))
+        good = np.flatnonzero(finite)
+        return Encoded([rows[position] for position in good], vectors[good]) if len(good) else None

@@ -1,0 +1,151 @@
+"""Claims: which rows this worker has in hand, told to the others by rows of ``pgembed.lease``.
+
+A claim is a short transaction. Under an advisory lock, which serialises the claims on one table, it reads
+the keys of pending rows that nobody has in hand and inserts them as a lease. Reading is a statement of its
+own after the lock is taken, so it sees every lease that was committed; and because a lease is released
+only after the rows are written, a row that is seen as pending by it is nobody's. No row of the user's table
+is locked.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import uuid
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, Executable, delete, func, literal, select, update
+from sqlalchemy.dialects.postgresql import INTERVAL, insert
+
+from pgembed.filling.statements import Statements
+from pgembed.filling.tables import lease
+from pgembed.filling.targets import Target
+from pgembed.filling.transactions import Transactions
+
+#: First half of the advisory lock of a table's claims; the second is the table's oid.
+_LOCK = 0x7067656D
+
+
+@dataclass(frozen=True)
+class Claimed:
+    """A row in hand: its key, and whether its text, as it stands, has failed before."""
+
+    key: str
+    failed_before: bool
+
+
+class Leases:
+    """The leases of one worker on one column.
+
+    :param ttl: for how long a lease holds after it was last renewed: how long the rows of a worker that was
+        killed stay untouched.
+    :param octets: how many bytes of text to claim at most at once.
+    """
+
+    def __init__(
+        self,
+        transactions: Transactions,
+        target: Target,
+        statements: Statements,
+        *,
+        ttl: timedelta,
+        octets: int,
+        where: Sequence[ColumnElement[bool]] = (),
+    ) -> None:
+        self._transactions = transactions
+        self._target = target
+        self._ttl = ttl
+        self._octets = octets
+        self._worker = f"{socket.gethostname()}:{os.getpid()}"
+        self._first = statements.claim(where=where)
+        self._next = statements.claim(where=where, after=True)
+        self._lock = threading.Lock()
+        self._held: dict[uuid.UUID, set[str]] = {}
+
+    def claim(self, rows: int, *, after: str | None = None) -> list[Claimed]:
+        """Take the next pending rows in the order of their keys; none where there are none.
+
+        :param rows: how many at most; less where their texts are long.
+        :param after: the key to go on after.
+        """
+        number = uuid.uuid4()
+
+        def work(connection: Connection) -> list[Claimed]:
+            connection.execute(select(func.pg_advisory_xact_lock(_LOCK, _signed(self._target.relation))))
+            statement = self._first if after is None else self._next
+            claimed: list[Claimed] = []
+            octets = 0
+            for row in connection.execute(statement, {"rows": rows, "after": after}):
+                octets += row.octets
+                if claimed and octets > self._octets:
+                    break
+                claimed.append(Claimed(row.key, row.failed_before))
+            if claimed:
+                connection.execute(
+                    insert(lease)
+                    .values(
+                        id=number,
+                        worker=self._worker,
+                        relation=self._target.oid,
+                        column_name=self._target.column_name,
+                        keys=[row.key for row in claimed],
+                        expires_at=self._expiry,
+                    )
+                    # A second attempt, after a commit that was not heard of.
+                    .on_conflict_do_update(index_elements=["id"], set_={"keys": [row.key for row in claimed]})
+                )
+            return claimed
+
+        claimed = self._transactions.run(work)
+        if claimed:
+            with self._lock:
+                self._held[number] = {row.key for row in claimed}
+        return claimed
+
+    def renew(self) -> None:
+        """Let all leases hold for their full time again; called before every use of the encoder."""
+        with self._lock:
+            numbers = list(self._held)
+        if numbers:
+            statement = update(lease).where(lease.c.id.in_(numbers)).values(expires_at=self._expiry)
+            self._transactions.run(lambda connection: connection.execute(statement))
+
+    def settle(self, keys: Iterable[str]) -> None:
+        """Give rows back: they are written, set aside or left for later."""
+        done = set(keys)
+        statements: list[Executable] = []
+        with self._lock:
+            for number, held in list(self._held.items()):
+                if held.isdisjoint(done):
+                    continue
+                held -= done
+                mine = lease.c.id == number
+                if held:
+                    statements.append(update(lease).where(mine).values(keys=sorted(held)))
+                else:
+                    statements.append(delete(lease).where(mine))
+                    del self._held[number]
+        if statements:
+            self._transactions.run(lambda connection: [connection.execute(one) for one in statements])
+
+    def release(self) -> None:
+        """Give everything back, in one attempt: leases of a lost connection expire by themselves."""
+        with self._lock:
+            numbers = list(self._held)
+            self._held.clear()
+        if numbers:
+            statement = delete(lease).where(lease.c.id.in_(numbers))
+            self._transactions.once(lambda connection: connection.execute(statement))
+
+    @property
+    def _expiry(self) -> ColumnElement[Any]:
+        return func.clock_timestamp() + literal(self._ttl, INTERVAL)
+
+
+def _signed(oid: int) -> int:
+    """The oid, which has no sign, as the integer of the same 32 bits."""
+    return oid - (1 << 32) if oid >= 1 << 31 else oid

@@ -1,0 +1,346 @@
+"""The columns that are to be filled: found in models, or in the database, and checked against it.
+
+A worker that is given models and one that is given none run the same SQL: both have an
+:class:`~pgembed.columns.EmbeddingColumn`, and its predicate is what the pending index was made with. For a
+column known from the database alone, a :class:`sqlalchemy.Table` is built of what the registry says.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+import string
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    ColumnElement,
+    Connection,
+    MetaData,
+    Table,
+    Text,
+    cast,
+    literal,
+    text,
+)
+from sqlalchemy.dialects.postgresql import OID
+from sqlalchemy.orm import Mapper
+
+from pgembed.columns import EmbeddingColumn, TextEncoder, VectorType, bound, embedding_column, embeddings_of
+from pgembed.encoders import Encoder
+from pgembed.exc import DeclarationError, NotInstalledError, PgembedError
+
+#: What ``jsonb ->> 0`` does not give back in a form that can be cast to the type again.
+_UNUSABLE_KEYS = re.compile(r"\[\]$|^(json|jsonb|record)$")
+
+_REGISTERED = """
+SELECT e.relation::oid AS relation, c.relname AS name, n.nspname AS schema,
+       pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(c.relname) AS qualified,
+       e.column_name, e.digest_name, e.sources, e.template, e.encoder, e.fingerprint, e.dimensions, e.metric,
+       pg_catalog.obj_description(e.pending_index, 'pg_class')::jsonb -> 'fields' AS fields
+FROM pgembed.embedding_columns AS e
+JOIN pg_catalog.pg_class AS c ON c.oid = e.relation
+JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+ORDER BY qualified, e.column_name
+"""
+
+_RELATION = """
+SELECT c.oid FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+WHERE c.relname = :name AND c.relkind IN ('r', 'p')
+  AND CASE WHEN CAST(:schema AS text) IS NULL THEN pg_catalog.pg_table_is_visible(c.oid)
+           ELSE n.nspname = :schema END
+"""
+
+_COLUMNS = """
+SELECT a.attname AS name, a.atttypid AS type_oid, t.typtype AS kind,
+       pg_catalog.format_type(a.atttypid, a.atttypmod) AS type,
+       pg_catalog.format_type(a.atttypid, -1) AS plain_type,
+       (SELECT p.n FROM pg_catalog.pg_index AS i,
+               pg_catalog.unnest(i.indkey::int2[]) WITH ORDINALITY AS p(attnum, n)
+         WHERE i.indrelid = a.attrelid AND i.indisprimary AND p.attnum = a.attnum) AS key_position
+FROM pg_catalog.pg_attribute AS a
+JOIN pg_catalog.pg_type AS t ON t.oid = a.atttypid
+WHERE a.attrelid = :relation AND a.attnum > 0 AND NOT a.attisdropped
+ORDER BY a.attnum
+"""
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """An embedding column of a database, ready to be filled.
+
+    :ivar embedding: its declaration, over the table that the user's conditions are about.
+    :ivar bare: the same over a table of names alone, which no ``onupdate`` of a model acts on.
+    :ivar relation: the table's oid.
+    :ivar name: schema, table and column as SQL writes them, for people.
+    :ivar key_types: SQL types of the primary key's columns.
+    :ivar vector_type: SQL type of the vectors, without their dimensions; the extension's schema is named.
+    :ivar vector_type_oid: its oid.
+    """
+
+    embedding: EmbeddingColumn
+    relation: int
+    name: str
+    key_types: tuple[str, ...]
+    vector_type: str
+    vector_type_oid: int
+    bare: EmbeddingColumn = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "bare", _bare(self.embedding))
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def encoder(self) -> TextEncoder:
+        """What fills the column."""
+        return self.embedding.declaration.encoder
+
+    @property
+    def oid(self) -> ColumnElement[int]:
+        """:attr:`relation` as SQL."""
+        return cast(literal(self.relation, BigInteger), OID)
+
+    @property
+    def column_name(self) -> str:
+        """The vector column's name."""
+        return str(self.embedding.vector.name)
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A column that cannot be filled from here, and why; it is no reason not to fill the others."""
+
+    name: str
+    error: PgembedError
+
+
+def registered_targets(connection: Connection) -> list[Target | Refused]:
+    """Every embedding column that the database's registry (``pgembed.embedding_columns``) knows.
+
+    Encoders are made of their names and fingerprints, and looked up where they are used.
+
+    :raises NotInstalledError: the database has no SQL objects of pgembed, or older ones.
+    """
+    found: list[Target | Refused] = []
+    for entry in _registry(connection):
+        try:
+            found.append(_opened(connection, _declared(connection, entry), entry))
+        except PgembedError as error:
+            found.append(Refused(_name(entry), error))
+    return found
+
+
+def model_targets(connection: Connection, embeddings: Sequence[EmbeddingColumn]) -> list[Target | Refused]:
+    """The columns of models, as they stand in the database.
+
+    :param embeddings: such as :func:`embeddings_in` finds.
+    :raises NotInstalledError: the database has no SQL objects of pgembed, or older ones.
+    """
+    registry = {(entry["relation"], entry["column_name"]): entry for entry in _registry(connection)}
+    found: list[Target | Refused] = []
+    for embedding in embeddings:
+        try:
+            found.append(_checked(connection, embedding, registry))
+        except PgembedError as error:
+            found.append(Refused(str(embedding), error))
+    return found
+
+
+def target_of(connection: Connection, column: Any) -> Target:
+    """The target of an embedding column: a mapped attribute, a ``Column``, an ``EmbeddingColumn``.
+
+    :raises DeclarationError: it is none.
+    :raises NotInstalledError: the database does not have it, or has it with another encoder or template.
+    """
+    if isinstance(column, Target):
+        return column
+    if not isinstance(column, EmbeddingColumn):
+        mapped = getattr(column, "property", None)
+        found = bound(column if mapped is None else mapped.columns[0])
+        if found is None:
+            raise DeclarationError(f"{column!r} is not an embedding column")
+        column = found
+    (target,) = model_targets(connection, [column])
+    if isinstance(target, Refused):
+        raise target.error
+    return target
+
+
+def embeddings_in(where: str) -> list[EmbeddingColumn]:
+    """The embedding columns of ``module:name``: a declarative base, a mapped class, MetaData or a Table.
+
+    :raises DeclarationError: there is no such module or name, or it holds no embedding columns.
+    """
+    module, _, name = where.partition(":")
+    if not module or not name:
+        raise DeclarationError(f"models are given as module:name, such as app.models:Base; found {where!r}")
+    try:
+        found: Any = importlib.import_module(module)
+        for part in name.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError) as error:
+        raise DeclarationError(f"{where}: {error}") from error
+    embeddings = [embedding for table in _tables(found) for embedding in embeddings_of(table)]
+    if not embeddings:
+        raise DeclarationError(f"{where} ({found!r}) holds no embedding columns")
+    return embeddings
+
+
+def _tables(found: Any) -> list[Table]:
+    if isinstance(found, Table):
+        return [found]
+    mapper = getattr(found, "__mapper__", None)
+    if isinstance(mapper, Mapper):
+        return [table for table in mapper.tables if isinstance(table, Table)]
+    metadata = found if isinstance(found, MetaData) else getattr(found, "metadata", None)
+    return list(metadata.tables.values()) if isinstance(metadata, MetaData) else []
+
+
+def _registry(connection: Connection) -> list[dict[str, Any]]:
+    if connection.scalar(text("SELECT to_regclass('pgembed.failure')")) is None:
+        raise NotInstalledError(
+            "this database lacks pgembed's SQL objects, or holds those of an older version: run "
+            "`pgembed init`, or call pgembed.database.install(connection)"
+        )
+    return [dict(row) for row in connection.execute(text(_REGISTERED)).mappings()]
+
+
+def _name(entry: dict[str, Any]) -> str:
+    return f"{entry['qualified']}.{entry['column_name']}"
+
+
+def _declared(connection: Connection, entry: dict[str, Any]) -> EmbeddingColumn:
+    """The embedding column that an entry of the registry describes, over a table built for it."""
+    columns = {row["name"]: row for row in _columns(connection, entry["relation"])}
+    keys = sorted((row for row in columns.values() if row["key_position"]), key=lambda r: r["key_position"])
+    fields = _fields(entry)
+    missing = {*entry["sources"], entry["column_name"], entry["digest_name"]} - columns.keys()
+    if missing:
+        raise NotInstalledError(
+            f"{_name(entry)}: registered with the column {', '.join(sorted(missing))}, which the table does "
+            "not have; a renamed column has to be registered anew, by a migration"
+        )
+    storage = columns[entry["column_name"]]["plain_type"].rpartition(".")[2]
+    sources = dict(zip(entry["sources"], fields, strict=True))
+    table = Table(
+        entry["name"],
+        MetaData(),
+        *(
+            Column(row["name"], Text, key=sources.get(row["name"], row["name"]), primary_key=True)
+            for row in keys
+        ),
+        *(Column(name, Text, key=key) for name, key in sources.items() if not columns[name]["key_position"]),
+        embedding_column(
+            *fields,
+            encoder=Encoder(
+                entry["encoder"], fingerprint=entry["fingerprint"], dimensions=entry["dimensions"]
+            ),
+            template=entry["template"],
+            metric=entry["metric"],
+            type=storage,
+            name=entry["column_name"],
+        ).column,
+        schema=entry["schema"],
+    )
+    return embeddings_of(table)[0]
+
+
+def _fields(entry: dict[str, Any]) -> list[str]:
+    """What the template calls the sources: names of attributes, which can differ from those of columns."""
+    if entry["fields"]:
+        return list(entry["fields"])
+    sources = list(entry["sources"])
+    if entry["template"] is None or len(sources) > 1:
+        return sources
+    return [name for _, name, _, _ in string.Formatter().parse(entry["template"]) if name] or sources
+
+
+def _checked(
+    connection: Connection, embedding: EmbeddingColumn, registry: dict[tuple[int, str], dict[str, Any]]
+) -> Target:
+    """The target of a model's column. Two workers with different declarations of one column would undo each
+    other's work for ever, and a predicate other than the index's would read the whole table each time."""
+    table = embedding.table
+    relation = connection.scalar(text(_RELATION), {"name": table.name, "schema": table.schema})
+    if relation is None:
+        raise NotInstalledError(
+            f"{embedding}: the database has no table {table.fullname}: create it, or migrate"
+        )
+    entry = registry.get((relation, str(embedding.vector.name)))
+    if entry is None:
+        raise NotInstalledError(
+            f"{embedding}: the database has no registered pending index "
+            f"{embedding.pending_index_name!r}: create_all makes it, or a migration"
+        )
+    declaration = embedding.declaration
+    model = (declaration.encoder.fingerprint, declaration.template, [str(s.name) for s in embedding.sources])
+    database = (entry["fingerprint"], entry["template"], list(entry["sources"]))
+    if model != database:
+        raise NotInstalledError(
+            f"{embedding}: the model has (fingerprint, template, sources) = {model}, the database "
+            f"{database}: migrate the database, or run the worker with the code that it was migrated by"
+        )
+    return _opened(connection, embedding, entry)
+
+
+def _opened(connection: Connection, embedding: EmbeddingColumn, entry: dict[str, Any]) -> Target:
+    columns = {row["name"]: row for row in _columns(connection, entry["relation"])}
+    types = []
+    for column in embedding.table.primary_key.columns:
+        row = columns[str(column.name)]
+        if _UNUSABLE_KEYS.search(row["type"]) or row["kind"] == "c":
+            raise DeclarationError(f"{embedding}: a primary key of the type {row['type']} is not supported")
+        types.append(row["type"])
+    vector = columns[str(embedding.vector.name)]
+    return Target(
+        embedding,
+        entry["relation"],
+        _name(entry),
+        tuple(types),
+        vector["plain_type"],
+        vector["type_oid"],
+    )
+
+
+def _columns(connection: Connection, relation: int) -> list[dict[str, Any]]:
+    """The table's columns. Under an empty search path, format_type names the schema of every type."""
+    path = connection.scalar(text("SELECT current_setting('search_path')"))
+    connection.execute(text("SELECT set_config('search_path', '', true)"))
+    rows = connection.execute(text(_COLUMNS), {"relation": relation}).mappings().all()
+    connection.execute(text("SELECT set_config('search_path', :path, true)"), {"path": path})
+    return [dict(row) for row in rows]
+
+
+def _bare(embedding: EmbeddingColumn) -> EmbeddingColumn:
+    """The embedding over a table of the same names and nothing else."""
+    declaration = embedding.declaration
+    wanted = [*embedding.table.primary_key.columns, *embedding.sources]
+    columns: dict[str, Column[Any]] = {
+        column.name: Column(column.name, Text, key=column.key, primary_key=column.primary_key)
+        for column in wanted
+    }
+    vector = Column(
+        embedding.vector.name,
+        VectorType(declaration.encoder.dimensions, declaration.storage),
+        key=embedding.vector.key,
+    )
+    digest = Column(embedding.digest.name, embedding.digest.type, key=embedding.digest.key)
+    original = embedding.table
+    table = Table(original.name, MetaData(), *columns.values(), vector, digest, schema=original.schema)
+    return EmbeddingColumn(
+        declaration, table, vector, digest, tuple(table.c[source.key] for source in embedding.sources)
+    )
+
+
+def split(found: Sequence[Target | Refused]) -> tuple[list[Target], list[Refused]]:
+    """Those that can be filled, and those that cannot."""
+    return list(_of(found, Target)), list(_of(found, Refused))
+
+
+def _of(found: Sequence[Any], kind: type[Any]) -> Iterator[Any]:
+    return (item for item in found if isinstance(item, kind))

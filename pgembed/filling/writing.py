@@ -1,0 +1,158 @@
+"""Vectors into rows: short transactions that wait for nobody, sized so that nobody waits long for them."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
+
+from pgembed.filling.arrays import prepare
+from pgembed.filling.batches import Encoded, Row
+from pgembed.filling.pace import Pace
+from pgembed.filling.statements import Statements
+from pgembed.filling.transactions import Transactions, is_lost, sqlstate
+
+logger = logging.getLogger(__name__)
+
+#: Seconds after which a write to rows that somebody has locked is tried again; then they are left.
+_RETRIES = (0.1, 0.4, 1.5)
+
+#: Classes of SQLSTATE that say that rows in motion met, or that somebody else was first: later, then.
+_LATER = ("40", "55P03")
+#: Classes that blame a row: bad data, a constraint, a trigger that raises.
+_ROW = ("21", "22", "23", "27", "38", "39", "44", "P0")
+
+
+@dataclass(frozen=True)
+class Locked:
+    """Vectors whose rows somebody had locked: when to try again, and for which time that will be."""
+
+    encoded: Encoded
+    due: float
+    attempt: int
+
+
+class Writing:
+    """The database's part of the cycle.
+
+    :param seconds: what one transaction should take: an ANN index makes rows ten times dearer.
+    :param on_failure: called with each row that the database refuses alone, the digest of the text that it
+        has then, and the error.
+    :param on_settled: called with the rows that need nothing more, and how many of them were written.
+    """
+
+    def __init__(
+        self,
+        transactions: Transactions,
+        statements: Statements,
+        *,
+        seconds: float,
+        on_failure: Callable[[Row, Any, Exception | str], None],
+        on_settled: Callable[[list[Row], int], None],
+    ) -> None:
+        self._transactions = transactions
+        self._write = statements.write()
+        self._still_wanting = statements.still_wanting()
+        self._pace = Pace(seconds, start=16, largest=2048)
+        self._on_failure = on_failure
+        self._on_settled = on_settled
+        self._locked: list[Locked] = []
+
+    @property
+    def due_in(self) -> float | None:
+        """Seconds until something is to be tried again; ``None`` if nothing is."""
+        if not self._locked:
+            return None
+        return max(min(locked.due for locked in self._locked) - time.monotonic(), 0.0)
+
+    def write(self, encoded: Encoded) -> None:
+        """Write vectors into their rows, those of them that still have the text and are not locked."""
+        self._write_all(encoded, attempt=0)
+
+    def write_due(self) -> None:
+        """Try again what was locked, where its time has come."""
+        now = time.monotonic()
+        due = [locked for locked in self._locked if locked.due <= now]
+        self._locked = [locked for locked in self._locked if locked.due > now]
+        for locked in due:
+            self._write_all(locked.encoded, attempt=locked.attempt)
+
+    def _write_all(self, encoded: Encoded, *, attempt: int) -> None:
+        start = 0
+        while start < len(encoded.rows):
+            end = start + self._pace.rows
+            self._write_some(Encoded(encoded.rows[start:end], encoded.vectors[start:end]), attempt)
+            start = end
+
+    def _write_some(self, some: Encoded, attempt: int) -> None:
+        started = time.perf_counter()
+        try:
+            written = self._transactions.run(lambda connection: self._execute(connection, some))
+        except DBAPIError as error:
+            self._refused(some, attempt, error)
+            return
+        self._pace.took(len(some.rows), time.perf_counter() - started)
+        for row in some.rows:
+            pending, wanted = written.get(row.key, (False, None))
+            if pending:
+                self._on_failure(
+                    row,
+                    wanted,
+                    "the row is pending again as soon as it is written: a trigger of the table changes its "
+                    "text or its vector in every update",
+                )
+        missed = [position for position, row in enumerate(some.rows) if row.key not in written]
+        settled = [row for row in some.rows if not written.get(row.key, (False,))[0]]
+        if missed:
+            waiting = self._wait_for_locks(some, missed, attempt)
+            settled = [row for row in settled if row.key not in waiting]
+        fresh = sum(not pending for pending, _ in written.values())
+        self._on_settled(settled, fresh)
+
+    def _execute(self, connection: Connection, some: Encoded) -> dict[str, tuple[bool, Any]]:
+        prepare(connection)
+        rows = connection.execute(
+            self._write,
+            {
+                "keys": [row.key for row in some.rows],
+                "digests": [row.digest for row in some.rows],
+                "vectors": some.vectors,
+            },
+        )
+        return {row.key: (row.pending, row.wanted) for row in rows}
+
+    def _wait_for_locks(self, some: Encoded, missed: list[int], attempt: int) -> set[str]:
+        """Keep the vectors of rows that still want them: somebody has them locked. Returns their keys."""
+        if attempt == len(_RETRIES):
+            return set()
+        rows = [some.rows[position] for position in missed]
+        given = {"keys": [row.key for row in rows], "digests": [row.digest for row in rows]}
+        still = set(
+            self._transactions.run(lambda connection: connection.scalars(self._still_wanting, given).all())
+        )
+        kept = [position for position in missed if some.rows[position].key in still]
+        if kept:
+            waiting = Encoded([some.rows[position] for position in kept], some.vectors[kept])
+            self._locked.append(Locked(waiting, time.monotonic() + _RETRIES[attempt], attempt + 1))
+        return still
+
+    def _refused(self, some: Encoded, attempt: int, error: DBAPIError) -> None:
+        state = sqlstate(error)
+        if is_lost(error) or not state.startswith(_LATER + _ROW):
+            raise error
+        if state.startswith(_LATER):
+            if attempt == len(_RETRIES):
+                self._on_settled(some.rows, 0)
+            else:
+                self._locked.append(Locked(some, time.monotonic() + _RETRIES[attempt], attempt + 1))
+        elif len(some.rows) == 1:
+            self._on_failure(some.rows[0], some.rows[0].digest, error.orig or error)
+        else:
+            middle = len(some.rows) // 2
+            self._write_some(Encoded(some.rows[:middle], some.vectors[:middle]), attempt)
+            self._write_some(Encoded(some.rows[middle:], some.vectors[middle:]), attempt)
