@@ -2,7 +2,7 @@
 
 Usage, in an environment that has torch and sentence-transformers (and fastembed) as well as pgembed::
 
-    python benchmarks/encoder.py MODEL_DIR [--rounds 5] [--texts 400]
+    python benchmarks/encoder.py MODEL_DIR [--rounds 5] [--texts 400] [--int8] [--kinds short mixed]
 
 ``MODEL_DIR`` is the sentence-transformers folder of the model; all contestants compute from its weights, in
 float32 on the CPU. Their runs are interleaved, so that a busy machine is unfair to none; medians are
@@ -13,22 +13,24 @@ matrix product.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import corpus
 import numpy as np
+from contestants import Encode, fastembed, graph_for_fastembed, sentence_transformers
 
 from pgembed.encoders import Encoder, export_onnx
 from pgembed.encoders.threads import available_threads
 from pgembed.encoders.tokens import TOKENIZER_FILE, Tokenizer
 
-Encode = Callable[[list[str]], np.ndarray]
+KINDS = ("short", "mixed", "256 tokens")
 
 
 def sgemm_speed(threads: int) -> float:
@@ -53,64 +55,6 @@ def operations(config: dict[str, int], lengths: np.ndarray) -> float:
     linear = 2 * lengths * (4 * width * width + 2 * width * inner)
     attention = 4 * lengths * lengths * width
     return float(layers * (linear + attention).sum())
-
-
-def sentence_transformers(model_dir: Path) -> Encode:
-    """The reference implementation, as users call it."""
-    from sentence_transformers import SentenceTransformer
-
-    model = SentenceTransformer(str(model_dir), device="cpu")
-    return lambda texts: model.encode(texts, convert_to_numpy=True, show_progress_bar=False)
-
-
-def fastembed(model_dir: Path, scratch: Path, threads: int) -> Encode | None:
-    """fastembed with the same weights, in the graph that torch exports; ``None`` without fastembed."""
-    try:
-        from fastembed import TextEmbedding
-        from fastembed.common.model_description import ModelSource, PoolingType
-    except ImportError:
-        return None
-    import shutil
-
-    import torch
-    from transformers import AutoModel
-
-    for path in model_dir.glob("*.json"):
-        shutil.copyfile(path, scratch / path.name)
-    transformer = AutoModel.from_pretrained(str(model_dir), attn_implementation="eager").eval()
-
-    class LastHiddenState(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.transformer = transformer.requires_grad_(False)
-
-        def forward(self, input_ids, attention_mask, token_type_ids):  # type: ignore[no-untyped-def]
-            return self.transformer(
-                input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids
-            ).last_hidden_state
-
-    names = ["input_ids", "attention_mask", "token_type_ids"]
-    example = torch.ones((2, 9), dtype=torch.int64)
-    torch.onnx.export(
-        LastHiddenState().eval(),
-        (example, example, torch.zeros_like(example)),
-        str(scratch / "model.onnx"),
-        input_names=names,
-        output_names=["last_hidden_state"],
-        dynamic_axes={name: {0: "texts", 1: "tokens"} for name in [*names, "last_hidden_state"]},
-        opset_version=17,
-        dynamo=False,
-    )
-    TextEmbedding.add_custom_model(
-        model="local/model",
-        pooling=PoolingType.MEAN,
-        normalization=True,
-        sources=ModelSource(hf="local/model"),
-        dim=transformer.config.hidden_size,
-        model_file="model.onnx",
-    )
-    model = TextEmbedding("local/model", specific_model_path=str(scratch), threads=threads)
-    return lambda texts: np.stack(list(model.embed(texts)))
 
 
 def medians(contestants: dict[str, Encode], texts: list[str], rounds: int) -> dict[str, float]:
@@ -145,17 +89,21 @@ def main() -> None:
     parser.add_argument("model_dir", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--texts", type=int, default=400)
+    parser.add_argument("--int8", action="store_true", help="measure our 8 bit vectors as well")
+    parser.add_argument("--kinds", nargs="+", default=KINDS, choices=KINDS)
     options = parser.parse_args()
     threads = available_threads()
     config = json.loads((options.model_dir / "config.json").read_text())
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
-        (scratch / "fastembed").mkdir()
         encoder = Encoder(export_onnx(options.model_dir, scratch / "encoder"))
         contestants: dict[str, Encode] = {"pgembed": encoder.encode_documents}
+        if options.int8:
+            contestants["pgembed int8"] = Encoder(scratch / "encoder", precision="int8").encode_documents
         contestants["sentence-transformers"] = sentence_transformers(options.model_dir)
-        if other := fastembed(options.model_dir, scratch / "fastembed", threads):
-            contestants["fastembed"] = other
+        if importlib.util.find_spec("fastembed"):
+            graph_for_fastembed(options.model_dir, scratch / "fastembed")
+            contestants["fastembed"] = fastembed(scratch / "fastembed", threads)
         speed = sgemm_speed(threads)
         packages = ("torch", "sentence-transformers", "fastembed", "onnxruntime", "tokenizers", "numpy")
         print(f"{installed(packages)}; {threads} threads; sgemm {speed / 1e9:.0f} GFLOP/s")
@@ -166,7 +114,8 @@ def main() -> None:
             "256 tokens": corpus.long(options.texts // 6),
         }
         print(f"{'texts':12}{'encoder':24}{'texts/s':>9}{'tokens/s':>10}{'of sgemm':>10}{'pgembed is':>12}")
-        for kind, texts in kinds.items():
+        for kind in options.kinds:
+            texts = kinds[kind]
             lengths = tokenizer(texts).lengths
             measured = medians(contestants, texts, options.rounds)
             for name, seconds in measured.items():

@@ -182,6 +182,9 @@ def _open(path: Path, device: Device, threads: int) -> Any:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    # Threads that wait for work by spinning take the cores from Postgres, other workers and clients; asleep
+    # they cost a single query a fraction of a millisecond, and batches nothing.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     providers: list[Any] = [CPU_PROVIDER]
     if device.kind == "cuda":
         onnxruntime.preload_dlls()

@@ -29,12 +29,14 @@ class Limits:
 
     :ivar body: bytes of a request.
     :ivar texts: texts of a request.
+    :ivar batch: texts of several requests that are encoded together.
     :ivar waiting: requests that may wait for an encoder; more are answered with 503.
     :ivar seconds: how long a request may wait.
     """
 
     body: int = 16 * 2**20
     texts: int = 2048
+    batch: int = 256
     waiting: int = 1024
     seconds: float = 60.0
 
@@ -79,7 +81,8 @@ class Server(ThreadingHTTPServer):
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         super().__init__((host, port), _Handler)
         self.coalescers = {
-            encoder.name: Coalescer(encoder, waiting=self.limits.waiting) for encoder in encoders
+            encoder.name: Coalescer(encoder, texts=self.limits.batch, waiting=self.limits.waiting)
+            for encoder in encoders
         }
 
     def server_close(self) -> None:
