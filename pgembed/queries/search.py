@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import Any, TypeVarTuple, overload
 
-from sqlalchemy import Select, and_
-from sqlalchemy import select as sa_select
-from sqlalchemy.sql.selectable import FromClause, Join
+from sqlalchemy import Select
 
-from pgembed.exc import QueryError
-from pgembed.queries.nearest import Mode, Nearest, Stale, keys_of
+from pgembed.queries.base import selecting
+from pgembed.queries.nearest import Mode, Nearest, Stale
 from pgembed.queries.settings import SearchSettings
 from pgembed.queries.statement import Search
-from pgembed.queries.target import Target, VectorColumn, resolve
+from pgembed.queries.target import VectorColumn, resolve
 from pgembed.queries.vectors import Query, query_sql
 
 _Ts = TypeVarTuple("_Ts")
@@ -120,39 +118,8 @@ def semantic_search(
         SearchSettings(ef_search, probes),
     )
     hits = nearest.subquery()
-    same = and_(*(key == found for key, found in zip(target.keys, keys_of(target, hits), strict=True)))
     distance = hits.c.distance
-    selected = sa_select(target.entity) if base is None else _checked_base(target, base)
-    statement = (
-        selected.join_from(target.entity, hits, same)
-        .add_columns(distance, target.metric.score(distance).label("score"))
-        .order_by(distance, *target.keys)
+    statement = selecting(target, base, hits, helper="semantic_search").add_columns(
+        distance, target.metric.score(distance).label("score")
     )
-    return Search.sealing(statement)
-
-
-def _checked_base(target: Target, base: Select[Any]) -> Select[Any]:
-    """:raises QueryError: the base filters or sorts by itself, or does not select from the entity."""
-    clauses = {
-        "WHERE": (base._where_criteria, "pass where= to semantic_search()"),
-        "GROUP BY": (base._group_by_clauses, "group a select from the search's .subquery()"),
-        "HAVING": (base._having_criteria, "group a select from the search's .subquery()"),
-        "DISTINCT": (base._distinct, "select from the search's .subquery()"),
-        "ORDER BY": (base._order_by_clauses, "the nearest rows come first"),
-        "LIMIT": (base._limit_clause is not None or base._fetch_clause is not None, "pass limit= instead"),
-        "OFFSET": (base._offset_clause is not None, "pass offset= instead"),
-    }
-    for clause, (present, instead) in clauses.items():
-        if present:
-            raise QueryError(f"base= has a {clause} of its own, which would act on the rows found: {instead}")
-    froms = {table for found in base.get_final_froms() for table in _tables(found)}
-    if not froms & set(_tables(target.selectable)):
-        raise QueryError(
-            f"base= does not select from {target.selectable}, whose rows are searched: start it with "
-            "select(...) of the searched entity, or .select_from() it"
-        )
-    return base
-
-
-def _tables(found: FromClause) -> list[FromClause]:
-    return [*_tables(found.left), *_tables(found.right)] if isinstance(found, Join) else [found]
+    return Search.sealing(statement.order_by(distance, *target.keys))

@@ -35,7 +35,7 @@ def _refused(method: str, reason: str) -> Any:
 
 _WHERE = "it would filter after the LIMIT and leave too few rows; pass where= to {helper}()"
 _LIMIT = "the search has to know how many rows are wanted; pass limit= and offset= to {helper}()"
-_ORDER = "the nearest rows come first; to sort them otherwise, select from its .subquery()"
+_ORDER = "rows come best first; to sort them otherwise, select from its .subquery()"
 _GROUP = "it would act after the LIMIT; select from its .subquery(), or count votes with knn_classify()"
 
 
@@ -82,3 +82,10 @@ class Votes(Search[*_Ts]):
         offset = Select.offset
         fetch = Select.fetch
         slice = Select.slice
+
+
+class Hybrid(Search[*_Ts]):
+    """The statement of ``hybrid_search``."""
+
+    inherit_cache = True
+    helper = "hybrid_search"

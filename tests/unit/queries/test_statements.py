@@ -32,7 +32,7 @@ from pgembed.exc import (
     QueryError,
     VectorValueError,
 )
-from pgembed.queries import duplicate_groups, knn_classify, near_duplicates, semantic_search
+from pgembed.queries import duplicate_groups, hybrid_search, knn_classify, near_duplicates, semantic_search
 from pgembed.queries.target import resolve
 from pgembed.queries.vectors import QueryText
 from pgembed.testing import HashEncoder
@@ -387,3 +387,38 @@ def test_an_undeclared_index_can_be_asked_for():
     assert "ivfflat.probes" in str(
         semantic_search(PLAIN.c.v, [1, 2, 3], mode="approximate", probes=3).compile().params.values()
     )
+
+
+# --- hybrid ------------------------------------------------------------------------------------------------
+
+
+def test_hybrid_searches_can_be_cached_and_are_sealed():
+    first, second = (
+        hybrid_search(Article.embedding, query, text=Article.title) for query in ("one", "another")
+    )
+    assert cache_key(first) == cache_key(second) is not None
+    with pytest.raises(LateClauseError, match="hybrid_search"):
+        first.where(Article.id > 3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"text": []}, "text= is empty"),
+        ({"text": "title"}, "not a column"),
+        ({"text": Article.id}, "text types"),
+        ({"text": Author.name}, "text= refers to author"),
+        ({"query": np.ones(8)}, "terms="),
+        ({"query": bindparam("q")}, "terms=bindparam"),
+        ({"candidates": 5}, "candidates=5"),
+        ({"k": -1}, "k=-1"),
+        ({"weights": (1,)}, "weights"),
+        ({"limit": 0}, "limit=0"),
+        ({"where": Author.name == "x"}, "EXISTS"),
+        ({"base": select(Article).limit(3)}, "LIMIT"),
+    ],
+)
+def test_hybrid_arguments_that_cannot_work(arguments, message):
+    arguments = {"query": "text", "text": Article.title, **arguments}
+    with pytest.raises(QueryError, match=message):
+        hybrid_search(Article.embedding, arguments.pop("query"), **arguments)
