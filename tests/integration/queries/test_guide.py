@@ -1,0 +1,82 @@
+"""The code of docs/queries.md runs."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from sqlalchemy import ForeignKey, bindparam, func, select, text
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
+
+from pgembed import HNSW, Vector, embedding_column
+from pgembed import queries as helpers
+from pgembed.testing import HashEncoder
+
+GUIDE = (Path(__file__).parents[3] / "docs" / "queries.md").read_text(encoding="utf-8")
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Author(Base):
+    __tablename__ = "author"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str]
+
+
+class Article(Base):
+    __tablename__ = "article"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    title: Mapped[str]
+    body: Mapped[str | None]
+    section: Mapped[str | None]
+    author_id: Mapped[int | None] = mapped_column(ForeignKey("author.id"))
+    author: Mapped[Author | None] = relationship()
+    embedding: Mapped[Vector | None] = embedding_column(
+        "title", "body", encoder=HashEncoder(16), index=HNSW(build="immediate")
+    )
+
+
+@pytest.fixture
+def filled(engine):
+    Base.metadata.create_all(engine)
+    with Session(engine) as session:
+        ada = Author(name="Ada")
+        titles = ["reset my password", "printer on fire", "error E1234 after reset", "the news of today"]
+        for n, title in enumerate(titles * 3):
+            session.add(
+                Article(
+                    title=title, section="news" if "news" in title else "help", author=ada if n % 2 else None
+                )
+            )
+        session.commit()
+        yield session
+
+
+def test_the_python_of_the_guide(filled, capsys):
+    blocks = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)
+    names = {"session": filled, "select": select, "func": func, "bindparam": bindparam}
+    names |= {name: getattr(helpers, name) for name in helpers.__all__}
+    names |= {"Article": Article, "Author": Author}
+    for block in blocks:
+        exec(block, names)
+    assert len(blocks) >= 7
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == "1.00  reset my password"
+
+
+def test_the_sql_of_the_guide(filled):
+    statements = [
+        statement
+        for block in re.findall(r"```sql\n(.*?)```", GUIDE, re.DOTALL)
+        for statement in block.split(";")
+        if statement.strip()
+    ]
+    assert len(statements) == 6
+    for statement in statements:
+        vector = "[" + ",".join(["1"] * 16) + "]"
+        result = filled.execute(text(statement.replace("[...]", vector).replace("::", "\\:\\:")))
+        if result.returns_rows:
+            assert result.all()
