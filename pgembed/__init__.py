@@ -9,7 +9,13 @@ from pgembed.columns import Vector, embedding_column
 from pgembed.encoders import Encoder, export_onnx
 from pgembed.exc import PgembedError
 from pgembed.indexes import HNSW, IVFFlat
-from pgembed.queries import duplicate_groups, knn_classify, near_duplicates, semantic_search
+from pgembed.queries import (
+    duplicate_groups,
+    hybrid_search,
+    knn_classify,
+    near_duplicates,
+    semantic_search,
+)
 
 __all__ = [
     "HNSW",
@@ -21,6 +27,7 @@ __all__ = [
     "duplicate_groups",
     "embedding_column",
     "export_onnx",
+    "hybrid_search",
     "indexes",
     "knn_classify",
     "near_duplicates",
