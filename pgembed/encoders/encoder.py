@@ -195,7 +195,8 @@ class Encoder:
             return np.empty((0, self.dimensions), dtype=np.float32)
         different, inverse = distinct(wanted)
         vectors, cut = self._opened().encode(different, kind)
-        self._cut += cut
+        with self._lock:
+            self._cut += cut
         return vectors if len(different) == len(wanted) else vectors[inverse]
 
     # --- life -------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,7 +23,9 @@ from pgembed.encoders.threads import available_threads
 from pgembed.encoders.tokenizing import open_tokenizer
 from pgembed.encoders.tokens import TOKENIZER_FILE, Tokens
 from pgembed.encoders.words import WORDS_FILE
-from pgembed.exc import EncoderFilesError, EncoderOptionError
+from pgembed.exc import DeviceError, EncoderFilesError, EncoderOptionError
+
+_logger = logging.getLogger("pgembed.encoders")
 
 Kind = Literal["document", "query"]
 Vectors = npt.NDArray[np.float32]
@@ -91,8 +94,21 @@ class OnnxRuntime:
         threads: int | None = None,
     ) -> None:
         self._spec = spec
-        self.device = devices.choose(device)
-        self._plan = plan(self.device, precision, spec)
+        threads = threads or available_threads()
+        # 8 bit is for the CPU, so there is nothing to choose.
+        chosen = devices.choose("cpu" if (device, precision) == ("auto", "int8") else device)
+        try:
+            self._start(folder, chosen, precision, threads)
+        except DeviceError as error:
+            if device != "auto":
+                raise
+            _logger.warning("encoders compute on the CPU: %s", error)
+            self._start(folder, Device("cpu"), precision, threads)
+
+    def _start(self, folder: Path, device: Device, precision: str, threads: int) -> None:
+        self.device = device
+        self._plan = plan(device, precision, self._spec)
+        spec = self._spec
         # Reading all bytes takes as long as opening the session; at the same time it costs next to nothing.
         with ThreadPoolExecutor(1) as other_thread:
             intact = other_thread.submit(_check_files, folder, spec, self._plan.graph)
@@ -103,7 +119,7 @@ class OnnxRuntime:
                     special_tokens=spec.special_tokens,
                     lowercase=spec.lowercase,
                 )
-                self._session = _open(folder / self._plan.graph, self.device, threads or available_threads())
+                self._session = _open(folder / self._plan.graph, device, threads)
             finally:
                 intact.result()  # says best what is wrong with a damaged file
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,11 @@ TOKENIZER_FILE = "tokenizer.json"
 # Texts handed to the tokenizer at once: enough for its threads, few enough that its bulky results, which are
 # reduced to arrays of ids at once, stay small.
 _CHUNK = 1024
+# Of a text with far more characters than this for each token that counts, only the beginning is tokenised; if
+# that turns out to have fewer than so many tokens beyond the limit, the whole text is.
+_CHARACTERS = 32
+_MARGIN = 16
+_SPLITTING = ("BertPreTokenizer", "Whitespace", "WhitespaceSplit", "ByteLevel", "Metaspace")
 
 
 @dataclass(frozen=True)
@@ -78,6 +84,7 @@ class Tokenizer:
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(max_tokens)
         self._max_tokens = max_tokens
+        self._beginning = _CHARACTERS * max_tokens if _splits_at_blanks(self._tokenizer) else None
         self._special_tokens = special_tokens
 
     @property
@@ -91,14 +98,46 @@ class Tokenizer:
         cut = 0
         for start in range(0, len(texts), _CHUNK):
             chunk = texts[start : start + _CHUNK]
-            for encoding in self._tokenizer.encode_batch_fast(chunk, add_special_tokens=self._special_tokens):
-                ids = encoding.ids
-                pieces.append(np.array(ids, dtype=np.int32))
-                cut += len(ids) >= self._max_tokens and bool(encoding.overflowing)
+            beginnings = [self._begin(text) for text in chunk]
+            for text, beginning, encoding in zip(chunk, beginnings, self._encode(beginnings), strict=True):
+                if len(beginning) < len(text) and _overflow(encoding) < _MARGIN:
+                    (encoding,) = self._encode([text])
+                pieces.append(np.array(encoding.ids, dtype=np.int32))
+                cut += len(pieces[-1]) >= self._max_tokens and bool(encoding.overflowing)
         return Tokens.joined(pieces, cut)
+
+    def _encode(self, texts: Sequence[str]) -> list[Any]:
+        encodings: list[Any] = self._tokenizer.encode_batch_fast(
+            texts, add_special_tokens=self._special_tokens
+        )
+        return encodings
+
+    def _begin(self, text: str) -> str:
+        """As much of a long text as should be enough to reach the limit, up to a blank."""
+        if self._beginning is None or len(text) <= self._beginning:
+            return text
+        blank = max(text.rfind(character, 0, self._beginning) for character in " \n")
+        return text[:blank] if blank > 0 else text
 
     def leading(self, prompt: str) -> int:
         """How many tokens of a text that begins with ``prompt`` are those of the prompt."""
         encoding = self._tokenizer.encode(prompt, add_special_tokens=self._special_tokens)
         ends_special = bool(encoding.special_tokens_mask) and bool(encoding.special_tokens_mask[-1])
         return len(encoding.ids) - ends_special
+
+
+def _overflow(encoding: Any) -> int:
+    """How many tokens were cut off."""
+    return sum(len(rest.ids) for rest in encoding.overflowing)
+
+
+def _splits_at_blanks(tokenizer: Any) -> bool:
+    """Whether what follows a blank has no part in the tokens before it."""
+    if tokenizer.pre_tokenizer is None:
+        return False
+    state = json.loads(tokenizer.pre_tokenizer.__getstate__())
+    steps = state.get("pretokenizers", [state])
+    return any(
+        step["type"] in _SPLITTING and step.get("use_regex", True) and step.get("split", True)
+        for step in steps
+    )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from pgembed.encoders import Encoder, device
+from pgembed.encoders import Encoder, device, runtime
 from pgembed.encoders.device import CPU_PROVIDER, CUDA_PROVIDER, Device
 from pgembed.encoders.runtime import plan
 from pgembed.exc import DeviceError, EncoderFilesError, EncoderOptionError
@@ -49,6 +50,38 @@ def test_session_that_fell_back() -> None:
     device.check_session(Session(), Device("cpu"))
     with pytest.raises(DeviceError, match=r"could not load CUDA's libraries.*onnxruntime-gpu\[cuda,cudnn\]"):
         device.check_session(Session(), Device("cuda"))
+
+
+def test_auto_does_without_a_gpu_that_cannot_be_used(
+    minilm: Encoder, minilm_folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As if the driver were there and CUDA's libraries were not."""
+
+    def fell_back(session: object, chosen: Device) -> None:
+        if chosen.kind == "cuda":
+            raise DeviceError("cuda", "no libraries", fix="Install them")
+
+    monkeypatch.setattr(device, "choose", lambda name: Device("cpu" if name == "cpu" else "cuda"))
+    monkeypatch.setattr("pgembed.encoders.runtime._open", opened_on_cpu(fell_back))
+    with pytest.raises(DeviceError, match="no libraries"):
+        Encoder(minilm_folder, device="cuda").encode_documents(["x"])
+    vectors = Encoder(minilm_folder).encode_documents(["x"])
+    assert np.abs(vectors - minilm.encode_documents(["x"])).max() < 1e-6
+    assert "encoders compute on the CPU" in caplog.text
+    caplog.clear()
+    assert Encoder(minilm_folder, precision="int8").encode_documents(["x"]).shape == (1, 384)
+    assert not caplog.text
+
+
+def opened_on_cpu(check: Callable[[object, Device], None]) -> Callable[..., object]:
+    """As the original, after the check of a device that cannot be used."""
+    original = runtime._open
+
+    def opened(path: Path, chosen: Device, threads: int) -> object:
+        check(None, chosen)
+        return original(path, chosen, threads)
+
+    return opened
 
 
 def test_choice_is_logged_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
