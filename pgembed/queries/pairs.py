@@ -220,9 +220,9 @@ def _unpacked(numbers: ColumnElement[Any], vectors: ColumnElement[Any]) -> Any:
 
 
 def _index_is_ready(target: Target) -> ColumnElement[bool]:
-    """SQL: a valid approximate index for the metric stands on the column, whatever its name."""
+    """SQL: a valid index over all rows serves the metric, whatever its name."""
     rows = target.column.table.alias()
-    index = table("pg_index", *map(column, ("indexrelid", "indrelid", "indkey", "indclass", "indisvalid")))
+    index = table("pg_index", *map(column, ("indrelid", "indkey", "indclass", "indisvalid", "indpred")))
     attribute = table("pg_attribute", *map(column, ("attrelid", "attnum", "attname")))
     opclass = table("pg_opclass", *map(column, ("oid", "opcname")))
     # The table is named by one of its rows: that holds under schema_translate_map and search_path alike.
@@ -231,6 +231,7 @@ def _index_is_ready(target: Target) -> ColumnElement[bool]:
     return exists().where(
         index.c.indrelid == relation,
         index.c.indisvalid,
+        index.c.indpred.is_(None),
         attribute.c.attrelid == index.c.indrelid,
         attribute.c.attname == target.column.name,
         attribute.c.attnum == indkey[0],
