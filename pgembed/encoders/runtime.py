@@ -43,12 +43,14 @@ class Plan:
     :ivar feeder: makes its inputs.
     :ivar budget: tokens of a batch.
     :ivar slack: share of a batch that may be padding; packed texts have none, whatever their lengths.
+    :ivar runs: batches that are under way at once, so that a GPU need not wait for the next one's inputs.
     """
 
     graph: str
     feeder: Feeder
     budget: int
     slack: float
+    runs: int = 1
 
 
 def plan(device: Device, precision: str, spec: EncoderSpec) -> Plan:
@@ -63,13 +65,15 @@ def plan(device: Device, precision: str, spec: EncoderSpec) -> Plan:
             raise EncoderOptionError("precision", precision, needed=f"fp32: {spec.name!r} has no int8 graph")
         return Plan(INT8_FILE, padded, 4096, 0.1)
     if device.kind == "cuda" and precision in ("auto", "fp16") and CUDA_FILE in spec.files:
-        return Plan(CUDA_FILE, packed, 32_768, 0.5)
+        return Plan(CUDA_FILE, packed, 32_768, 0.5, runs=3)
     if precision == "fp16":
         where = "fp32 on the CPU" if device.kind == "cpu" else f"fp32: {spec.name!r} has no fp16 graph"
         raise EncoderOptionError("precision", precision, needed=where)
     # Matrix products on the CPU reach their full speed at some hundred rows; more only takes memory. Short
     # texts gain more from larger batches than a little padding costs.
-    return Plan(MODEL_FILE, padded, 4096 if device.kind == "cpu" else 32_768, 0.1)
+    if device.kind == "cpu":
+        return Plan(MODEL_FILE, padded, 4096, 0.1)
+    return Plan(MODEL_FILE, padded, 32_768, 0.1, runs=3)
 
 
 class OnnxRuntime:
@@ -134,8 +138,8 @@ class OnnxRuntime:
         cut = start = 0
         for tokens in self._tokenised(texts, prompt):
             part = vectors[start : start + len(tokens.lengths)]
-            for batch in batches(tokens.lengths, budget=self._plan.budget, slack=self._plan.slack):
-                part[batch] = self._kept(self._run(tokens, batch, skipped))
+            for batch, computed in self._computed(tokens, skipped):
+                part[batch] = computed
             cut += tokens.cut
             start += len(part)
         return vectors, cut
@@ -157,6 +161,19 @@ class OnnxRuntime:
                 ready, waiting = waiting.result(), ahead.submit(tokenise, start)
                 yield ready
             yield waiting.result()
+
+    def _computed(self, tokens: Tokens, skipped: int) -> Iterator[tuple[Batch, Vectors]]:
+        """The vectors of each batch."""
+
+        def compute(batch: Batch) -> tuple[Batch, Vectors]:
+            return batch, self._kept(self._run(tokens, batch, skipped))
+
+        planned = batches(tokens.lengths, budget=self._plan.budget, slack=self._plan.slack)
+        if self._plan.runs == 1:
+            yield from map(compute, planned)
+            return
+        with ThreadPoolExecutor(self._plan.runs) as pool:
+            yield from pool.map(compute, planned)
 
     def _run(self, tokens: Tokens, batch: Batch, skipped: int) -> Vectors:
         feed = self._plan.feeder(tokens, batch)
@@ -203,7 +220,8 @@ def _open(path: Path, device: Device, threads: int) -> Any:
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     providers: list[Any] = [CPU_PROVIDER]
     if device.kind == "cuda":
-        onnxruntime.preload_dlls()
+        if hasattr(onnxruntime, "preload_dlls"):  # finds the libraries of NVIDIA's packages, from 1.21 on
+            onnxruntime.preload_dlls()
         # TF32 would round float32 products to 10 bits.
         providers = [(CUDA_PROVIDER, {"device_id": device.index, "use_tf32": 0}), CPU_PROVIDER]
     else:
