@@ -15,7 +15,7 @@ import numpy as np
 
 from pgembed.encoders import device as devices
 from pgembed.encoders import lookup
-from pgembed.encoders.graphs import MODEL_FILE, WEIGHTS_FILE
+from pgembed.encoders.graphs import MODEL_FILE, QUERY_FOLDER, WEIGHTS_FILE
 from pgembed.encoders.recent import RecentVectors
 from pgembed.encoders.runtime import Kind, OnnxRuntime, Vectors
 from pgembed.encoders.spec import EncoderSpec
@@ -98,7 +98,7 @@ class Encoder:
         }
         self._query_cache = query_cache
         self._start()
-        self._query_encoder = _tower(query_encoder, self._machine)
+        self._query_encoder = self._given_query_encoder = _tower(query_encoder, self._machine)
         if fingerprint is None or dimensions is None:
             self._load_spec()
         if self._query_encoder is not None and self._query_encoder.dimensions != self.dimensions:
@@ -176,10 +176,24 @@ class Encoder:
 
         The vectors of recent queries are remembered.
         """
-        if self._query_encoder is not None:
-            return self._query_encoder.encode_queries(texts)
         wanted = checked(texts)
+        if not wanted:
+            return np.empty((0, self.dimensions), dtype=np.float32)
+        tower = self._query_encoder or self._own_tower()
+        if tower is not None:
+            return tower.encode_queries(wanted)
         return self._recent.through(wanted, lambda missing: self._encode(missing, "query"), self.dimensions)
+
+    def _own_tower(self) -> Encoder | None:
+        """The encoder for queries that lies in this one's folder."""
+        if not self.spec.query_tower:
+            return None
+        with self._lock:
+            self._check_open()
+            folder = self._with_weights(*self._load_spec()) / QUERY_FOLDER
+            options = {key: self._options[key] for key in ("dimensions", "max_tokens", "query_prompt")}
+            self._query_encoder = Encoder(folder, **options, **self._machine, query_cache=self._query_cache)
+            return self._query_encoder
 
     async def aencode_documents(self, texts: Iterable[str]) -> Vectors:
         """As :meth:`encode_documents`, on another thread, so that the event loop goes on."""
@@ -210,6 +224,8 @@ class Encoder:
         with self._lock:
             self._closed = True
             self._runtime = None
+            if self._query_encoder is not None and self._query_encoder is not self._given_query_encoder:
+                self._query_encoder.close()
 
     def __enter__(self) -> Encoder:
         return self
@@ -224,11 +240,14 @@ class Encoder:
         if runtime is not None:
             return runtime
         with self._lock:
-            if self._closed:
-                raise EncoderError(f"encoder {self.name!r} is closed: make a new one")
+            self._check_open()
             if self._runtime is None:
                 self._runtime = self._make_backend()
             return self._runtime
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise EncoderError(f"encoder {self.name!r} is closed: make a new one")
 
     def _make_backend(self) -> Backend:
         folder, spec = self._load_spec()
@@ -278,7 +297,7 @@ class Encoder:
 
     def __reduce__(self) -> tuple[Any, ...]:
         options = self._options | self._machine | {"fingerprint": self._stated}
-        options |= {"query_encoder": self._query_encoder, "query_cache": self._query_cache}
+        options |= {"query_encoder": self._given_query_encoder, "query_cache": self._query_cache}
         return _rebuild, (type(self), self._path or self._name, options)
 
     def _after_fork(self) -> None:

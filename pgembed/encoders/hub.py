@@ -13,6 +13,7 @@ from typing import Any
 
 from pgembed.encoders import lookup
 from pgembed.encoders.export import export_onnx
+from pgembed.encoders.export.pipeline import ROUTER_FILE
 from pgembed.encoders.export.weights import INDEX_FILE, SINGLE_FILE, file_digest
 from pgembed.encoders.spec import SPEC_FILE, EncoderSpec
 from pgembed.encoders.tokens import TOKENIZER_FILE
@@ -116,11 +117,14 @@ class _Repository:
         folder = (first if first.name else self._fetch("config.json", required=True)).parent
         modules = folder / "modules.json"
         places = [module["path"] for module in json.loads(modules.read_text())] if modules.is_file() else [""]
-        for position, place in enumerate(places):
+        router = self._fetch(ROUTER_FILE)
+        if router.name:
+            places += list(json.loads(router.read_text())["types"])
+        for place in dict.fromkeys(places):
             start = f"{place}/" if place else ""
-            for name in _SETTINGS if position == 0 else ("config.json",):
+            for name in _SETTINGS:
                 self._fetch(start + name)
-            self._fetch_weights(start, ready_allowed=position == 0)
+            self._fetch_weights(start)
         if not self._offline and self._asked != self.commit:
             # Notes in the cache what the branch or tag stands for, so that it is found offline.
             self._hub.hf_hub_download(
@@ -128,14 +132,14 @@ class _Repository:
             )
         return folder
 
-    def _fetch_weights(self, start: str, *, ready_allowed: bool) -> None:
+    def _fetch_weights(self, start: str) -> None:
         if self._fetch(start + SINGLE_FILE).name:
             return
         index = self._fetch(start + INDEX_FILE)
         if index.name:
             for shard in sorted(set(json.loads(index.read_text())["weight_map"].values())):
                 self._fetch(start + shard, required=True)
-        elif ready_allowed:
+        else:
             for name in ("model.onnx", "onnx/model.onnx"):
                 if self._fetch(start + name).name:
                     for data in ("model.onnx_data", "model.onnx.data"):

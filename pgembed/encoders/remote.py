@@ -74,7 +74,7 @@ class RemoteEncoder(Encoder):
             "batch": batch,
         }
         self._query_cache = query_cache
-        self._query_encoder = None
+        self._query_encoder = self._given_query_encoder = None
         self._start()
 
     @property
@@ -100,6 +100,9 @@ class RemoteEncoder(Encoder):
                 "state them, Encoder.remote(url, fingerprint='...', dimensions=...)"
             )
         return Path(self._url), spec
+
+    def _own_tower(self) -> None:
+        """The server has it, if there is one."""
 
     def _make_backend(self) -> Backend:
         server = _Server(self._url, **self._connection)

@@ -63,6 +63,7 @@ class EncoderSpec:
     :ivar normalize: whether vectors have length 1.
     :ivar query_prompt: put before every query.
     :ivar document_prompt: put before every document.
+    :ivar query_tower: fingerprint of the encoder that queries have for themselves, empty without one.
     :ivar include_prompt: whether the tokens of the prompt take part in the pooling.
     :ivar lowercase: whether texts are lowered before they are tokenised.
     :ivar special_tokens: whether the tokenizer adds its special tokens.
@@ -85,6 +86,7 @@ class EncoderSpec:
     normalize: bool = True
     query_prompt: str = ""
     document_prompt: str = ""
+    query_tower: str = ""
     include_prompt: bool = True
     lowercase: bool = False
     special_tokens: bool = True
@@ -115,6 +117,8 @@ class EncoderSpec:
     @property
     def query_fingerprint(self) -> str:
         """As :attr:`fingerprint`, for the vectors of queries."""
+        if self.query_tower:
+            return self.query_tower
         deciding = {name: getattr(self, name) for name in _DECIDING if name != "document_prompt"}
         return self._hash(deciding | {"query_prompt": self.query_prompt})
 

@@ -148,6 +148,30 @@ def record_ready(name: str) -> None:
     )
 
 
+def record_router() -> None:
+    """Two towers with one space: a transformer for documents, word vectors for queries."""
+    sizes: dict[str, Any] = {
+        "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 36,
+        "max_position_embeddings": 50,
+    }  # fmt: skip
+    documents = transformer("router", "wordpiece", transformers.BertConfig(**sizes), max_seq_length=40)
+    tokenizer = trained("wordpiece").backend_tokenizer
+    rows = np.random.default_rng(6).normal(size=(tokenizer.get_vocab_size(), 24)).astype(np.float16)
+    router = models.Router.for_query_document(
+        query_modules=[StaticEmbedding(tokenizer, embedding_weights=rows.astype(np.float32))],
+        document_modules=[documents, models.Pooling(24, "mean")],
+    )
+    folder = FOLDER / "router"
+    shutil.rmtree(folder, ignore_errors=True)
+    model = SentenceTransformer(modules=[router, models.Normalize()], device="cpu")
+    found = {
+        "documents": np.stack([model.encode_document(text) for text in TEXTS]),
+        "queries": np.stack([model.encode_query(text) for text in TEXTS]),
+    }
+    model.half().save(str(folder), create_model_card=False)
+    np.savez_compressed(folder / "golden.npz", **found)
+
+
 def dense(inputs: int, outputs: int, activation: Any) -> models.Dense:
     """A dense layer with random weights."""
     layer = models.Dense(inputs, outputs, activation_function=activation)
@@ -168,6 +192,7 @@ def main() -> None:
     record("bert", [bert, models.Pooling(24, "mean"), models.Normalize()])
 
     record_ready("bert")
+    record_router()
 
     every_mode = tuple(models.Pooling.POOLING_MODES)
     pooling = models.Pooling(24, every_mode, include_prompt=False)

@@ -12,6 +12,7 @@ from pgembed.encoders.export.folder import written_whole
 from pgembed.encoders.export.pipeline import Pipeline
 from pgembed.encoders.export.ready import Ready, find
 from pgembed.encoders.export.weights import digest, file_digest
+from pgembed.encoders.graphs import QUERY_FOLDER
 from pgembed.encoders.spec import SPEC_FILE, EncoderSpec
 from pgembed.encoders.tokenizing import open_tokenizer
 from pgembed.exc import EncoderFilesError, UnsupportedArchitectureError
@@ -30,41 +31,67 @@ def export(
 ) -> EncoderSpec:
     """See :func:`pgembed.encoders.export_onnx`."""
     folder, target = Path(model_dir).expanduser().absolute(), Path(out_dir).expanduser().absolute()
-    pipeline = pipelines.read(folder)
+    towers = pipelines.has_towers(folder)
+    with written_whole(target, overwrite=overwrite) as fresh:
+        tower = ""
+        if towers:
+            (fresh / QUERY_FOLDER).mkdir()
+            queries = pipelines.read(folder, route="query")
+            spec = _write(queries, fresh / QUERY_FOLDER, name=f"{name or target.name}-query", source=source)
+            tower = spec.query_fingerprint
+        return _write(
+            pipelines.read(folder),
+            fresh,
+            name=name or target.name,
+            source=source,
+            expected=expected,
+            query_tower=tower,
+        )
+
+
+def _write(
+    pipeline: Pipeline,
+    folder: Path,
+    *,
+    name: str,
+    source: str,
+    expected: str | None = None,
+    query_tower: str = "",
+) -> EncoderSpec:
+    """Write one encoder into ``folder``, which exists."""
     model = _model(pipeline)
     checksum = digest(model.files)
     if expected is not None and checksum != expected:
         raise EncoderFilesError(pipeline.folder, f"weights with SHA-256 {checksum}", needed=expected)
     unstated = _LIMIT_UNSTATED if pipeline.first == "Transformer" else model.token_limit
-    max_tokens = min(pipeline.max_tokens or unstated, model.token_limit)
     _check_vocabulary(pipeline, model.vocabulary)
-    with written_whole(target, overwrite=overwrite) as fresh:
-        width = model.write(fresh)
-        for path in (pipeline.tokenizer, pipeline.folder / "config.json"):
-            if path.is_file():
-                shutil.copyfile(path, fresh / path.name)
-        spec = EncoderSpec(
-            name=name or target.name,
-            architecture=model.architecture,
-            weights=checksum,
-            tokenizer=file_digest(pipeline.tokenizer),
-            width=width,
-            dimensions=pipeline.dimensions or width,
-            max_tokens=max_tokens,
-            token_limit=model.token_limit,
-            pooling=pipeline.pooling,
-            steps=tuple(str(step) for step in pipeline.steps),
-            normalize=pipeline.normalize,
-            query_prompt=pipeline.query_prompt,
-            document_prompt=pipeline.document_prompt,
-            include_prompt=pipeline.include_prompt,
-            lowercase=pipeline.lowercase,
-            special_tokens=pipeline.first == "Transformer",
-            vocabulary=model.vocabulary,
-            files={path.name: file_digest(path) for path in sorted(fresh.iterdir())},
-            source=source,
-        )
-        spec.save(fresh / SPEC_FILE)
+    width = model.write(folder)
+    for path in (pipeline.tokenizer, pipeline.folder / "config.json"):
+        if path.is_file():
+            shutil.copyfile(path, folder / path.name)
+    spec = EncoderSpec(
+        name=name,
+        architecture=model.architecture,
+        weights=checksum,
+        tokenizer=file_digest(pipeline.tokenizer),
+        width=width,
+        dimensions=pipeline.dimensions or width,
+        max_tokens=min(pipeline.max_tokens or unstated, model.token_limit),
+        token_limit=model.token_limit,
+        pooling=pipeline.pooling,
+        steps=tuple(str(step) for step in pipeline.steps),
+        normalize=pipeline.normalize,
+        query_prompt=pipeline.query_prompt,
+        document_prompt=pipeline.document_prompt,
+        query_tower=query_tower,
+        include_prompt=pipeline.include_prompt,
+        lowercase=pipeline.lowercase,
+        special_tokens=pipeline.first == "Transformer",
+        vocabulary=model.vocabulary,
+        files={path.name: file_digest(path) for path in sorted(folder.iterdir()) if path.is_file()},
+        source=source,
+    )
+    spec.save(folder / SPEC_FILE)
     return spec
 
 

@@ -20,6 +20,7 @@ _LEGACY_MODES = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
+ROUTER_FILE = "router_config.json"
 FIRST_MODULES = ("Transformer", "StaticEmbedding", "WordEmbeddings")
 LATER_MODULES = ("Pooling", "Dense", "LayerNorm", "Normalize", "Dropout")
 
@@ -80,14 +81,21 @@ class Pipeline:
         return bool(self.steps) and self.steps[-1].kind == "Normalize"
 
 
-def read(folder: Path) -> Pipeline:
+def has_towers(folder: Path) -> bool:
+    """Whether the model has a route of its own for queries."""
+    structure = _optional(folder / ROUTER_FILE).get("structure", {})
+    return "query" in structure and structure["query"] != structure.get("document")
+
+
+def read(folder: Path, *, route: str = "document") -> Pipeline:
     """Read a model folder; one without ``modules.json`` is a bare transformer with mean pooling.
 
+    :param route: which way through a model with two towers, ``"document"`` or ``"query"``.
     :raises EncoderFilesError: a file is missing or says what cannot be done.
     """
     if not folder.is_dir():
         raise EncoderFilesError(folder, "no folder", needed="a folder with config.json and model.safetensors")
-    (first, place), *later = _modules(folder)
+    (first, place), *later = _modules(folder, route)
     pooling: dict[str, Any] = {}
     steps = []
     for kind, path in later:
@@ -114,13 +122,21 @@ def read(folder: Path) -> Pipeline:
     )
 
 
-def _modules(folder: Path) -> list[tuple[str, str]]:
+def _modules(folder: Path, route: str) -> list[tuple[str, str]]:
     """Class name and subfolder of each module, in order."""
     path = folder / "modules.json"
     if not path.is_file():
         return [("Transformer", "")]
     listed = sorted(read_json(path), key=lambda module: module["idx"])
     modules = [(module["type"].rpartition(".")[2], module["path"]) for module in listed]
+    if modules and modules[0][0] == "Router":
+        router = read_json(folder / modules[0][1] / ROUTER_FILE)
+        names = router["structure"].get(route)
+        if not names:
+            routes = ", ".join(router["structure"])
+            raise EncoderFilesError(folder / ROUTER_FILE, f"the routes {routes}", needed=f"a route {route!r}")
+        start = f"{modules[0][1]}/" if modules[0][1] else ""
+        modules[:1] = [(router["types"][name].rpartition(".")[2], start + name) for name in names]
     if not modules or modules[0][0] not in FIRST_MODULES:
         found = modules[0][0] if modules else "no module"
         raise EncoderFilesError(path, f"{found} as the first module", needed=" or ".join(FIRST_MODULES))

@@ -11,7 +11,7 @@ import pytest
 
 from pgembed.encoders import Encoder, export_onnx
 from pgembed.encoders.recent import RecentVectors
-from pgembed.exc import EncoderOptionError
+from pgembed.exc import EncoderError, EncoderOptionError
 
 MODELS = Path(__file__).parents[2] / "golden" / "models"
 
@@ -33,6 +33,21 @@ def test_two_towers(towers: tuple[Path, Path]) -> None:
     assert both.fingerprint == documents.fingerprint  # it stands for what is stored
     copied = pickle.loads(pickle.dumps(both))
     assert np.array_equal(copied.encode_queries(["a text"]), queries.encode_queries(["a text"]))
+
+
+def test_two_towers_in_one_folder(tmp_path: Path) -> None:
+    """A model with a router becomes one encoder; its vectors are compared in ``test_families``."""
+    folder = export_onnx(MODELS / "router", tmp_path / "both")
+    encoder, queries = Encoder(folder), Encoder(folder / "query")
+    assert encoder.spec.query_fingerprint == queries.spec.query_fingerprint != encoder.fingerprint
+    assert np.array_equal(encoder.encode_queries(["a text"]), queries.encode_queries(["a text"]))
+    assert np.abs(encoder.encode_queries(["a text"]) - encoder.encode_documents(["a text"])).max() > 0.01
+    half = pickle.loads(pickle.dumps(Encoder(folder, dimensions=12)))
+    assert half.encode_queries(["a text"]).shape == half.encode_documents(["a text"]).shape == (1, 12)
+    with half:
+        half.encode_queries(["a text"])
+    with pytest.raises(EncoderError, match="closed"):
+        half.encode_queries(["another"])
 
 
 def test_towers_of_other_dimensions(towers: tuple[Path, Path]) -> None:

@@ -39,6 +39,7 @@ INDIFFERENT = {
     "name": "other",
     "token_limit": 1024,
     "query_prompt": "query: ",
+    "query_tower": "f" * 32,
     "vocabulary": 7,
     "files": {"model.onnx": "e" * 64},
     "source": "elsewhere",
@@ -63,6 +64,7 @@ def test_indifferent(field: str) -> None:
 
 def test_queries_have_their_own() -> None:
     assert SPEC.replace(query_prompt="query: ").query_fingerprint != SPEC.query_fingerprint
+    assert SPEC.replace(query_tower="f" * 32).query_fingerprint == "f" * 32
     assert SPEC.replace(document_prompt="passage: ").query_fingerprint == SPEC.query_fingerprint
 
 
