@@ -14,7 +14,20 @@ from rich.console import Console
 from rich.logging import RichHandler
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from pgembed.cli import demo, encode, encoders, export, init, pull, search, serve, status
+from pgembed.cli import (
+    backfill,
+    demo,
+    encode,
+    encoders,
+    export,
+    failures,
+    init,
+    pull,
+    search,
+    serve,
+    status,
+    worker,
+)
 from pgembed.exc import PgembedError
 
 app = typer.Typer(
@@ -23,7 +36,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for _group in (demo, init, status, search, export, pull, encode, encoders, serve):
+for _group in (demo, init, status, backfill, worker, failures, search, export, pull, encode, encoders, serve):
     _group.register(app)
 
 

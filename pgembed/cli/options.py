@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
-from sqlalchemy import Connection, create_engine, make_url, text
+from sqlalchemy import Connection, Engine, create_engine, make_url, text
 from sqlalchemy.exc import ArgumentError
 
 from pgembed.database import embedded
@@ -28,16 +28,20 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @contextmanager
-def connect(url: str) -> Iterator[Connection]:
-    """A connection in a transaction that is committed at the end.
+def open_engine(url: str, **options: Any) -> Iterator[Engine]:
+    """An engine for the database, disposed of at the end.
 
     ``embedded:FOLDER`` starts the embedded server on that folder, for as long as it is used.
 
+    :param options: further arguments of :func:`sqlalchemy.create_engine`.
     :raises typer.BadParameter: the URL is not one of a Postgres database.
     """
     if url.startswith("embedded:"):
-        with embedded(Path(url.removeprefix("embedded:"))) as server, connect(str(server)) as connection:
-            yield connection
+        with (
+            embedded(Path(url.removeprefix("embedded:"))) as server,
+            open_engine(str(server), **options) as engine,
+        ):
+            yield engine
         return
     try:
         parsed = make_url(url.replace("postgres://", "postgresql://", 1))
@@ -47,12 +51,18 @@ def connect(url: str) -> Iterator[Connection]:
         raise typer.BadParameter(f"{parsed.drivername} is not Postgres", param_hint="--url")
     if "+" not in parsed.drivername:
         parsed = parsed.set(drivername="postgresql+psycopg")
-    engine = create_engine(parsed)
+    engine = create_engine(parsed, **options)
     try:
-        with engine.begin() as connection:
-            yield connection
+        yield engine
     finally:
         engine.dispose()
+
+
+@contextmanager
+def connect(url: str) -> Iterator[Connection]:
+    """A connection in a transaction that is committed at the end; see :func:`open_engine`."""
+    with open_engine(url) as engine, engine.begin() as connection:
+        yield connection
 
 
 def require_installed(connection: Connection) -> None:

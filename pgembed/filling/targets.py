@@ -151,6 +151,43 @@ def model_targets(connection: Connection, embeddings: Sequence[EmbeddingColumn])
     return found
 
 
+def find_targets(
+    connection: Connection,
+    embeddings: Sequence[EmbeddingColumn] | None = None,
+    *,
+    table: str | None = None,
+    column_name: str | None = None,
+) -> list[Target | Refused]:
+    """The columns to fill: those of models, or without any those of the registry; all, or a table's, or one.
+
+    :param table: the table as SQL writes it, schema and quotes included.
+    :raises NotInstalledError: nothing of that name, or no SQL objects of pgembed in the database.
+    """
+    found = registered_targets(connection) if embeddings is None else model_targets(connection, embeddings)
+    if table is None:
+        return found
+    name = connection.scalar(
+        text(
+            "SELECT quote_ident(n.nspname) || '.' || quote_ident(c.relname) FROM pg_class AS c "
+            "JOIN pg_namespace AS n ON n.oid = c.relnamespace WHERE c.oid = to_regclass(:table)"
+        ),
+        {"table": table},
+    )
+    chosen = [
+        one
+        for one in found
+        if name is not None
+        and (one.name == f"{name}.{column_name}" if column_name else one.name.startswith(f"{name}."))
+    ]
+    if not chosen:
+        known = f"are: {', '.join(one.name for one in found)}" if found else "are none"
+        raise NotInstalledError(
+            f"{table}{f' {column_name}' if column_name else ''} is not an embedding column of this database; "
+            f"there {known}"
+        )
+    return chosen
+
+
 def target_of(connection: Connection, column: Any) -> Target:
     """The target of an embedding column: a mapped attribute, a ``Column``, an ``EmbeddingColumn``.
 

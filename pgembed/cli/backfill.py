@@ -1,0 +1,129 @@
+"""``pgembed backfill``: fill what is pending now, with a progress bar."""
+
+from __future__ import annotations
+
+import os
+import sys
+from datetime import timedelta
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from sqlalchemy import Engine
+
+from pgembed.cli.options import DatabaseUrl, open_engine
+from pgembed.columns import EmbeddingColumn
+from pgembed.exc import EncoderError
+from pgembed.filling.backfill import backfill as fill
+from pgembed.filling.backfill import estimate, pending
+from pgembed.filling.batches import Counts
+from pgembed.filling.targets import Target, embeddings_in, find_targets, split
+
+Models = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODULE:NAME",
+        help="Take columns and encoders from a declarative base, MetaData or Table, instead of the "
+        "database's registry.",
+    ),
+]
+OneTable = Annotated[
+    str | None, typer.Argument(help='Only this table, as SQL writes it: article, "My schema".article.')
+]
+OneColumn = Annotated[str | None, typer.Argument(help="Only this vector column.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the application."""
+    app.command("backfill")(backfill)
+
+
+def backfill(
+    url: DatabaseUrl,
+    table: OneTable = None,
+    column: OneColumn = None,
+    models: Models = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Fill so many rows of a column at most.")] = None,
+    throttle: Annotated[float | None, typer.Option(min=0.1, help="Rows a second at most.")] = None,
+    where: Annotated[
+        str | None, typer.Option(help="Fill only rows of TABLE that satisfy this SQL condition.")
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Encode a sample, write nothing, and say how long it would take."),
+    ] = False,
+) -> None:
+    """Fill all pending rows, beside users and workers. Interrupted, it goes on where it was."""
+    if where is not None and table is None:
+        raise typer.BadParameter("a condition needs a TABLE", param_hint="--where")
+    embeddings = columns_of(models)
+    well = True
+    with open_engine(url) as engine:
+        with engine.begin() as connection:
+            targets, refused = split(find_targets(connection, embeddings, table=table, column_name=column))
+        for one in refused:
+            typer.echo(f"{one.name}: {one.error}", err=True)
+            well = False
+        if not targets and not refused:
+            typer.echo("no embedding columns in this database")
+        for target in targets:
+            try:
+                if dry_run:
+                    _estimate(engine, target, where, limit, throttle)
+                else:
+                    _fill(engine, target, where, limit, throttle)
+            except EncoderError as error:
+                typer.echo(f"{target}: {error}", err=True)
+                well = False
+    if not well:
+        raise typer.Exit(1)
+
+
+def columns_of(models: str | None) -> list[EmbeddingColumn] | None:
+    """The embedding columns of ``module:name``, a module of the working folder perhaps."""
+    if models is None:
+        return None
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    return embeddings_in(models)
+
+
+def _estimate(
+    engine: Engine, target: Target, where: str | None, limit: int | None, throttle: float | None
+) -> None:
+    found = estimate(engine, target, where=where, limit=limit, throttle=throttle)
+    if found.seconds is None or found.rows_per_second is None:
+        typer.echo(f"{target}: {found.rows:,} rows to fill")
+        return
+    time = timedelta(seconds=round(found.seconds))
+    typer.echo(f"{target}: {found.rows:,} rows to fill, {found.rows_per_second:,.0f} rows/s, about {time}")
+
+
+def _fill(
+    engine: Engine, target: Target, where: str | None, limit: int | None, throttle: float | None
+) -> None:
+    total = pending(engine, target, where=where)
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[speed]}"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )
+    with bar:
+        task = bar.add_task(str(target), total=total if limit is None else min(total, limit), speed="")
+
+        def show(counts: Counts) -> None:
+            speed = bar.tasks[task].finished_speed or bar.tasks[task].speed
+            bar.update(task, completed=counts.done, speed="" if speed is None else f"{speed:,.0f} rows/s")
+
+        counts = fill(engine, target, where=where, limit=limit, throttle=throttle, on_progress=show)
+    line = f"{target}: {counts.written:,} rows filled"
+    if counts.failed:
+        line += f", {counts.failed:,} failed (see `pgembed failures list`)"
+    left = pending(engine, target, where=where) - counts.failed if limit is None else 0
+    if left > 0:
+        line += f", {left:,} still pending"
+    typer.echo(line)

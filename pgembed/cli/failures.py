@@ -1,0 +1,72 @@
+"""``pgembed failures``: the rows that could not be filled, and another try for them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from sqlalchemy import Connection, text
+
+from pgembed.cli.backfill import OneColumn, OneTable
+from pgembed.cli.options import AsJson, DatabaseUrl, connect, require_installed
+from pgembed.exc import NotInstalledError
+from pgembed.filling import failures
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the application."""
+    group = typer.Typer(help="Rows that could not be filled.", no_args_is_help=True)
+    group.command("list")(list_)
+    group.command("retry")(retry)
+    app.add_typer(group, name="failures")
+
+
+def list_(
+    url: DatabaseUrl, table: OneTable = None, column: OneColumn = None, as_json: AsJson = False
+) -> None:
+    """Show the rows that were set aside, with their errors, newest first."""
+    with connect(url) as connection:
+        found = failures.listed(connection, _relation(connection, table), column)
+    if as_json:
+        typer.echo(json.dumps([asdict(failure) for failure in found], indent=2, default=str))
+        return
+    if not found:
+        typer.echo("no failures")
+        return
+    shown = Table("column", "key", "attempts", "next attempt", "error", box=None)
+    for failure in found:
+        shown.add_row(
+            escape(f"{failure.relation}.{failure.column_name}"),
+            escape(failure.key),
+            str(failure.attempts),
+            f"{failure.next_attempt_at:%Y-%m-%d %H:%M:%S}",
+            escape(" ".join(failure.error.split())),
+        )
+    Console().print(shown)
+
+
+def retry(
+    url: DatabaseUrl,
+    table: OneTable = None,
+    column: OneColumn = None,
+    key: Annotated[str | None, typer.Option(help="Only this row, by its key as `list` shows it.")] = None,
+) -> None:
+    """Let workers try the rows again at once."""
+    with connect(url) as connection:
+        count = failures.retry(connection, _relation(connection, table), column, key)
+    typer.echo(f"{count:,} rows will be tried again")
+
+
+def _relation(connection: Connection, table: str | None) -> int | None:
+    require_installed(connection)
+    if table is None:
+        return None
+    found = connection.scalar(text("SELECT to_regclass(:table)::oid"), {"table": table})
+    if found is None:
+        raise NotInstalledError(f"the database has no table {table}")
+    return int(found)

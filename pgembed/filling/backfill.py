@@ -1,0 +1,130 @@
+"""Filling what is pending now, as fast as the encoder goes: ``backfill``, and what it would take."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Boolean, ColumnElement, Engine, literal_column
+
+from pgembed.filling.batches import Counts
+from pgembed.filling.cycle import Cycle, Settings
+from pgembed.filling.statements import Statements
+from pgembed.filling.targets import Target, target_of
+from pgembed.filling.transactions import Transactions
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a backfill would take.
+
+    :ivar rows: rows that are pending, up to the limit.
+    :ivar rows_per_second: as the encoder did with a sample of their texts, up to the throttle; ``None`` if
+        nothing is pending.
+    """
+
+    rows: int
+    rows_per_second: float | None
+
+    @property
+    def seconds(self) -> float | None:
+        """How long it would take."""
+        return None if self.rows_per_second is None else self.rows / self.rows_per_second
+
+
+def backfill(
+    engine: Engine,
+    column: Any,
+    *,
+    where: ColumnElement[bool] | str | None = None,
+    limit: int | None = None,
+    throttle: float | None = None,
+    settings: Settings | None = None,
+    on_progress: Callable[[Counts], None] | None = None,
+) -> Counts:
+    """Fill the pending rows of a column, and return when none is left that can be filled.
+
+    Interrupted and run again, it goes on with what is still pending. It runs beside workers and other
+    backfills, which share the rows; users go on reading and writing. An ANN index in place makes it several
+    times slower: build it afterwards. See :mod:`pgembed.filling.statements` for the SQL.
+
+    :param engine: any synchronous engine; three connections of its pool are used at most.
+    :param column: a mapped attribute, a column, or a :class:`~pgembed.filling.targets.Target`.
+    :param where: which rows, as a condition over the table's columns, or as SQL.
+    :param limit: how many rows at most.
+    :param throttle: how many rows a second at most.
+    :param on_progress: called with the counts so far, from other threads as well.
+    :returns: how many rows were written, left for later, and set aside with an error.
+    :raises DeclarationError: it is not an embedding column.
+    :raises NotInstalledError: the database does not have it, or has it with another encoder or template.
+    :raises EncoderNotFoundError: the encoder's weights are not on this machine.
+    :raises BrokenEncoderError: the encoder fails with any text.
+    """
+    target = _target(engine, column)
+    cycle = Cycle(
+        engine,
+        target,
+        settings,
+        where=_conditions(where),
+        limit=limit,
+        throttle=throttle,
+        on_progress=on_progress,
+    )
+    return cycle.run(once=True)
+
+
+def pending(engine: Engine, column: Any, *, where: ColumnElement[bool] | str | None = None) -> int:
+    """How many rows of a column are pending; counted exactly, in the index that holds just them."""
+    statement = Statements(_target(engine, column)).pending_count(_conditions(where))
+    return int(Transactions(engine, patience=0).run(lambda c: c.scalar(statement)) or 0)
+
+
+def estimate(
+    engine: Engine,
+    column: Any,
+    *,
+    where: ColumnElement[bool] | str | None = None,
+    limit: int | None = None,
+    throttle: float | None = None,
+    sample: int = 256,
+) -> Estimate:
+    """What :func:`backfill` would take: pending rows are counted, a sample of them encoded, none written.
+
+    :param sample: how many rows to encode; they are the first in the order of the keys.
+    :raises EncoderNotFoundError: the encoder's weights are not on this machine.
+    """
+    target = _target(engine, column)
+    conditions = _conditions(where)
+    statements = Statements(target)
+    transactions = Transactions(engine, patience=0)
+    rows = pending(engine, target, where=where)
+    rows = rows if limit is None else min(rows, limit)
+    claim = statements.claim(where=conditions)
+    keys = transactions.run(
+        lambda connection: [row.key for row in connection.execute(claim, {"rows": sample, "after": None})]
+    )
+    read = statements.read()
+    found = transactions.run(lambda connection: connection.execute(read, {"keys": keys}).all())
+    compose = target.embedding.declaration.compose
+    texts = [compose(texts) for _, wanted, *texts in found if wanted is not None]
+    if not texts:
+        return Estimate(rows, None)
+    target.encoder.encode_documents(texts[:1])  # opens the weights, which is no part of the speed
+    started = time.perf_counter()
+    target.encoder.encode_documents(texts)
+    speed = len(texts) / max(time.perf_counter() - started, 1e-6)
+    return Estimate(rows, speed if throttle is None else min(speed, throttle))
+
+
+def _target(engine: Engine, column: Any) -> Target:
+    if isinstance(column, Target):
+        return column
+    return Transactions(engine, patience=0).run(lambda connection: target_of(connection, column))
+
+
+def _conditions(where: ColumnElement[bool] | str | None) -> list[ColumnElement[bool]]:
+    if where is None:
+        return []
+    return [literal_column(f"({where})", Boolean()) if isinstance(where, str) else where]

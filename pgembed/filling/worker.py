@@ -1,0 +1,232 @@
+"""The worker: a cycle for each embedding column of a database, kept alive.
+
+A column whose encoder is missing or broken, or whose table cannot be read, is tried again after a pause that
+doubles up to a minute; the others know nothing of it. The columns are looked up anew from time to time, so
+that new ones are filled, and those whose declaration changed are filled by the new one.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import DBAPIError
+
+from pgembed.columns import EmbeddingColumn
+from pgembed.exc import PgembedError
+from pgembed.filling import failures
+from pgembed.filling.batches import Counts
+from pgembed.filling.cycle import Cycle, Settings
+from pgembed.filling.targets import Refused, Target, find_targets
+from pgembed.filling.transactions import Transactions, is_lost
+
+logger = logging.getLogger(__name__)
+
+#: Seconds between two looks at what columns there are.
+_LOOK = 30.0
+#: Seconds between two log lines on what a column's cycle has done.
+_REPORT = 10.0
+_LONGEST_PAUSE = 60.0
+
+#: What makes two targets the same work: table, column, and what its vectors are made with.
+_Identity: TypeAlias = tuple[int, str, str]
+
+
+@dataclass
+class _Job:
+    """One column, and the thread that fills it."""
+
+    target: Target
+    cycle: Cycle | None = None
+    thread: threading.Thread | None = None
+    error: Exception | None = None
+    attempts: int = 0
+    start_at: float = 0.0
+    done: bool = False
+    reported: Counts = field(default_factory=Counts)
+    reported_at: float = field(default_factory=time.monotonic)
+
+    @property
+    def running(self) -> bool:
+        return self.thread is not None and self.thread.is_alive()
+
+
+class Worker:
+    """Fills all embedding columns of a database, or those of some models.
+
+    :param engine: its pool should have room for three connections a column.
+    :param models: the columns to fill; without any, those in the database's registry, whose encoders are
+        looked up by name.
+    :param table: only this table, as SQL writes it; and ``column_name`` only this column.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        models: Sequence[EmbeddingColumn] | None = None,
+        *,
+        table: str | None = None,
+        column_name: str | None = None,
+        settings: Settings | None = None,
+    ) -> None:
+        self._engine = engine
+        self._models = models
+        self._table = table
+        self._column_name = column_name
+        self._settings = settings or Settings()
+        self._jobs: dict[_Identity, _Job] = {}
+        self._refused: dict[str, str] = {}
+        # A plain attribute, because stop() is called by signal handlers: they interrupt the thread that
+        # waits in run(), and may take no lock that it could hold.
+        self._stopping = False
+
+    def stop(self) -> None:
+        """Let every column finish the batch that is being encoded, and ``run`` return."""
+        self._stopping = True
+
+    def run(self, *, once: bool = False) -> bool:
+        """Fill until stopped.
+
+        :param once: until nothing is pending that could be filled; every column is tried once.
+        :returns: whether all columns went well.
+        :raises NotInstalledError: the database has no SQL objects of pgembed.
+        :raises DBAPIError: with ``once``, the database cannot be reached; otherwise it is waited for.
+        """
+        look_at = 0.0
+        pause = 1.0
+        looked = False
+        try:
+            while not self._stopping:
+                if time.monotonic() >= look_at and not (once and self._jobs):
+                    try:
+                        self._look()
+                        look_at, pause, looked = time.monotonic() + _LOOK, 1.0, True
+                    except (DBAPIError, PgembedError) as error:
+                        # What worked once works again: a table dropped under the look is such an error.
+                        if once or not (looked or is_lost(error)):
+                            raise
+                        logger.warning("event=look pause=%.0f error=%r", pause, _line(error))
+                        look_at, pause = time.monotonic() + pause, min(2 * pause, _LONGEST_PAUSE)
+                for job in self._jobs.values():
+                    self._tend(job, once=once)
+                if once and all(job.done for job in self._jobs.values()):
+                    break
+                time.sleep(0.05)
+        finally:
+            self._halt(list(self._jobs.values()))
+        return not self._refused and all(job.error is None for job in self._jobs.values())
+
+    # --- which columns ----------------------------------------------------------------------------
+
+    def _look(self) -> None:
+        def work(connection: Connection) -> list[Target | Refused]:
+            found = find_targets(connection, self._models, table=self._table, column_name=self._column_name)
+            failures.clean(connection)
+            return found
+
+        found = Transactions(self._engine, patience=0).run(work)
+        wanted: dict[_Identity, Target] = {}
+        refused: dict[str, str] = {}
+        for one in found:
+            if isinstance(one, Target):
+                recipe = one.embedding.declaration.recipe
+                wanted[one.relation, one.column_name, recipe] = one
+            else:
+                refused[one.name] = _line(one.error)
+                if self._refused.get(one.name) != refused[one.name]:
+                    logger.error("event=refused column=%r error=%r", one.name, refused[one.name])
+        self._refused = refused
+        gone = [self._jobs.pop(identity) for identity in self._jobs.keys() - wanted.keys()]
+        self._halt(gone)
+        for identity, target in wanted.items():
+            if identity not in self._jobs:
+                self._jobs[identity] = _Job(target)
+
+    # --- one column -------------------------------------------------------------------------------
+
+    def _tend(self, job: _Job, *, once: bool) -> None:
+        """Start a column's cycle, or see what became of it."""
+        if job.running:
+            if time.monotonic() - job.reported_at >= _REPORT:
+                self._report(job)
+            return
+        if job.thread is not None:
+            self._ended(job, once=once)
+        elif not job.done and time.monotonic() >= job.start_at:
+            self._start(job, once=once)
+
+    def _start(self, job: _Job, *, once: bool) -> None:
+        job.error = None
+        job.reported, job.reported_at = Counts(), time.monotonic()
+        job.cycle = cycle = Cycle(self._engine, job.target, self._settings)
+
+        def body() -> None:
+            try:
+                cycle.run(once=once)
+            except Exception as error:
+                job.error = error
+
+        logger.info("event=start column=%r encoder=%r", str(job.target), job.target.encoder.name)
+        job.thread = threading.Thread(target=body, name=f"pgembed {job.target}", daemon=True)
+        job.thread.start()
+
+    def _ended(self, job: _Job, *, once: bool) -> None:
+        assert job.cycle is not None
+        self._report(job)
+        job.thread = None
+        if job.error is None:
+            job.done = True
+            return
+        job.attempts = 1 if job.cycle.counts.written else job.attempts + 1
+        pause = 0.0 if once else min(2.0 ** (job.attempts - 1), _LONGEST_PAUSE)
+        job.start_at = time.monotonic() + pause
+        job.done = once
+        logger.error(
+            "event=error column=%r error=%r retry_in=%s",
+            str(job.target),
+            _line(job.error),
+            "never" if once else f"{pause:.0f}",
+        )
+
+    def _report(self, job: _Job) -> None:
+        """One line on what was done since the last one, if anything was."""
+        assert job.cycle is not None
+        now, counts = time.monotonic(), job.cycle.counts
+        written = counts.written - job.reported.written
+        failed = counts.failed - job.reported.failed
+        left = counts.left - job.reported.left
+        if written or failed or left:
+            seconds = now - job.reported_at
+            logger.info(
+                "event=filled column=%r rows=%d failed=%d left=%d seconds=%.1f rows_per_second=%.0f",
+                str(job.target),
+                written,
+                failed,
+                left,
+                seconds,
+                written / max(seconds, 1e-6),
+            )
+        job.reported, job.reported_at = counts, now
+
+    def _halt(self, jobs: list[_Job]) -> None:
+        """Stop cycles, all at once, and wait until they have written what they had encoded."""
+        running = [job for job in jobs if job.running]
+        for job in running:
+            assert job.cycle is not None
+            job.cycle.stop()
+        for job in running:
+            assert job.thread is not None
+            job.thread.join()
+            self._report(job)
+            logger.info("event=stop column=%r", str(job.target))
+
+
+def _line(error: BaseException) -> str:
+    """An error as one line."""
+    cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
+    return " ".join(f"{type(cause).__name__}: {cause}".split())
