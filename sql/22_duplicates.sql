@@ -3,7 +3,7 @@
 -- the key. Its parameter $1 is the largest distance of a pair.
 -- The same plan as in pgembed/queries/pairs.py: up to 5,000 rows, and without an index, all pairs are
 -- compared, in blocks of 64 vectors; else the index gives k neighbours of each row, and rows for which that
--- may not be all are compared with all others.
+-- may not be all are compared with all others. OFFSET 0 keeps blocks together until they have met.
 CREATE OR REPLACE FUNCTION pgembed.pairs_query(
     relation regclass,
     vector_column name,
@@ -74,8 +74,9 @@ BEGIN
                 SELECT a.n AS a, b.n AS b, a.v %1$s b.v AS distance
                   FROM (SELECT l.numbers AS ln, l.vectors AS lv, r.numbers AS rn, r.vectors AS rv
                           FROM blocks AS l JOIN blocks AS r ON l.block <= r.block OFFSET 0) AS met
-                 CROSS JOIN LATERAL unnest(met.ln, met.lv) AS a (n, v)
-                  JOIN LATERAL unnest(met.rn, met.rv) AS b (n, v) ON a.n < b.n AND (a.v %1$s b.v) <= $1
+                 CROSS JOIN LATERAL (SELECT unnest(met.ln) AS n, unnest(met.lv) AS v OFFSET 0) AS a
+                  JOIN LATERAL (SELECT unnest(met.rn) AS n, unnest(met.rv) AS v OFFSET 0) AS b
+                    ON a.n < b.n AND (a.v %1$s b.v) <= $1
             )
             $query$,
             target.op);
@@ -108,8 +109,8 @@ BEGIN
                            SELECT least(a.n, b.n), greatest(a.n, b.n), a.v %3$s b.v
                              FROM (SELECT l.numbers AS ln, l.vectors AS lv, r.numbers AS rn, r.vectors AS rv
                                      FROM unsure AS l CROSS JOIN blocks AS r OFFSET 0) AS met
-                            CROSS JOIN LATERAL unnest(met.ln, met.lv) AS a (n, v)
-                             JOIN LATERAL unnest(met.rn, met.rv) AS b (n, v)
+                            CROSS JOIN LATERAL (SELECT unnest(met.ln) AS n, unnest(met.lv) AS v OFFSET 0) AS a
+                             JOIN LATERAL (SELECT unnest(met.rn) AS n, unnest(met.rv) AS v OFFSET 0) AS b
                                ON a.n <> b.n AND (a.v %3$s b.v) <= $1) AS both_ways
                     GROUP BY a, b
                )

@@ -42,7 +42,7 @@ def near_duplicates(
     pairs: ``.limit(100)`` gives the best hundred.
 
     Without a declared index, and up to 5,000 rows, all pairs are compared, so none is missed (4,000 rows of
-    384 dimensions: about 3 seconds; time grows with the square of the rows). Above, an index that is declared
+    384 dimensions: 1 to 2 seconds; time grows with the square of the rows). Above, an index that is declared
     and built gives the ``k`` nearest neighbours of each row; rows that have more duplicates than that are
     compared with all others. An approximate index can still overlook a pair: ``mode="exact"`` never does.
 
