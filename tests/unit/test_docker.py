@@ -1,0 +1,63 @@
+"""The files in docker/, checked without an engine: they parse, pin versions and name what exists."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.main import get_command
+
+from pgembed.cli.main import app
+
+DOCKER = Path(__file__).parents[2] / "docker"
+COMPOSE: dict[str, Any] = yaml.safe_load((DOCKER / "compose.yaml").read_text())
+DOCKERFILE = (DOCKER / "Dockerfile").read_text()
+STAGES = dict(re.findall(r"^FROM (\S+) AS (\w+)$", DOCKERFILE, re.MULTILINE))
+
+
+def commands() -> set[str]:
+    return set(get_command(app).commands)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", ["init", "worker", "worker-gpu"])
+def test_services_build_what_the_dockerfile_has_and_run_what_pgembed_has(name: str) -> None:
+    service = COMPOSE["services"][name]
+    build = service["build"]
+    assert (DOCKER / build["context"] / build["dockerfile"]).resolve() == DOCKER / "Dockerfile"
+    assert build["target"] in STAGES.values()
+    assert service["image"] == f"pgembed:{build['target']}"
+    assert service["command"][0] in commands()
+
+
+def test_images_are_pinned() -> None:
+    for image in STAGES:
+        assert re.search(r":\d+\.\d+\.\d+", image), image
+    assert COMPOSE["services"]["postgres"]["image"].startswith("pgvector/pgvector:0.8.5-pg$")
+
+
+def test_nothing_runs_as_root() -> None:
+    stages = re.split(r"^FROM ", DOCKERFILE, flags=re.MULTILINE)[1:]
+    for stage in stages:
+        assert re.search(r"^USER 10001$", stage, re.MULTILINE)
+        assert stage.index("USER") < stage.index("ENTRYPOINT")
+
+
+def test_long_running_services_have_health_checks_and_start_in_order() -> None:
+    services = COMPOSE["services"]
+    for name in ("postgres", "worker", "worker-gpu"):
+        assert services[name]["healthcheck"]["test"][0] == "CMD"
+    assert services["worker"]["healthcheck"]["test"][2] in commands()
+    assert services["init"]["depends_on"]["postgres"]["condition"] == "service_healthy"
+    for name in ("worker", "worker-gpu"):
+        assert services[name]["depends_on"]["init"]["condition"] == "service_completed_successfully"
+    used = {volume.split(":")[0] for volume in services["postgres"]["volumes"]}
+    assert used == COMPOSE["volumes"].keys()
+
+
+def test_secrets_and_extras() -> None:
+    assert "POSTGRES_PASSWORD:?" in (DOCKER / "compose.yaml").read_text()
+    for target in ("cpu", "gpu"):
+        assert f'"/src[{target}]"' in DOCKERFILE
