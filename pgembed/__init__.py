@@ -3,8 +3,7 @@
 Importing this package loads no ONNX runtime, no Alembic and no command line.
 """
 
-import pgembed.filling as _filling  # noqa: F401  (its hooks listen from here on)
-from pgembed import database, indexes
+from pgembed import database, filling, indexes  # with filling, the hooks of sessions begin to listen
 from pgembed.columns import Vector, embedding_column
 from pgembed.encoders import Encoder, export_onnx
 from pgembed.exc import PgembedError
@@ -27,6 +26,7 @@ __all__ = [
     "duplicate_groups",
     "embedding_column",
     "export_onnx",
+    "filling",
     "hybrid_search",
     "indexes",
     "knn_classify",
