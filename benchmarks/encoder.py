@@ -2,7 +2,7 @@
 
 Usage, in an environment that has torch and sentence-transformers (and fastembed) as well as pgembed::
 
-    python benchmarks/encoder.py MODEL_DIR [--rounds 5] [--texts 400] [--int8] [--kinds short mixed]
+    python benchmarks/encoder.py MODEL_DIR [--rounds 5] [--texts 400] [--int8] [--kinds mixed] [--skip ...]
 
 ``MODEL_DIR`` is the sentence-transformers folder of the model; all contestants compute from its weights, in
 float32 on the CPU. Their runs are interleaved, so that a busy machine is unfair to none; medians are
@@ -90,6 +90,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--texts", type=int, default=400)
     parser.add_argument("--int8", action="store_true", help="measure our 8 bit vectors as well")
+    parser.add_argument("--skip", nargs="+", default=(), help="contestants to leave out")
     parser.add_argument("--kinds", nargs="+", default=KINDS, choices=KINDS)
     options = parser.parse_args()
     threads = available_threads()
@@ -101,7 +102,7 @@ def main() -> None:
         if options.int8:
             contestants["pgembed int8"] = Encoder(scratch / "encoder", precision="int8").encode_documents
         contestants["sentence-transformers"] = sentence_transformers(options.model_dir)
-        if importlib.util.find_spec("fastembed"):
+        if importlib.util.find_spec("fastembed") and "fastembed" not in options.skip:
             graph_for_fastembed(options.model_dir, scratch / "fastembed")
             contestants["fastembed"] = fastembed(scratch / "fastembed", threads)
         speed = sgemm_speed(threads)
