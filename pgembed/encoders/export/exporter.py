@@ -11,7 +11,7 @@ from pgembed.encoders.export.direct import Direct
 from pgembed.encoders.export.folder import written_whole
 from pgembed.encoders.export.pipeline import Pipeline
 from pgembed.encoders.export.ready import Ready, find
-from pgembed.encoders.export.weights import digest, file_digest
+from pgembed.encoders.export.weights import digest, file_digest, has_weights
 from pgembed.encoders.graphs import QUERY_FOLDER
 from pgembed.encoders.spec import SPEC_FILE, EncoderSpec
 from pgembed.encoders.tokenizing import open_tokenizer
@@ -98,9 +98,11 @@ def _write(
 def _model(pipeline: Pipeline) -> Direct | Ready:
     """The model, built from its weights if that is possible, else around a ready ONNX file."""
     ready = find(pipeline.folder)
+    if ready is not None and not has_weights(pipeline.folder):
+        return Ready(pipeline, ready)
     try:
         return Direct(pipeline)
-    except (UnsupportedArchitectureError, EncoderFilesError):
+    except UnsupportedArchitectureError:
         if ready is None:
             raise
     return Ready(pipeline, ready)

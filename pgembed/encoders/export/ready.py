@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import TensorProto, compose, external_data_helper, helper, numpy_helper, version_converter
+from onnx import TensorProto, compose, helper, numpy_helper, version_converter
 
 from pgembed.encoders.export import pooling
 from pgembed.encoders.export.config import ModelConfig
@@ -56,15 +56,17 @@ class Ready:
             opset = OPSET
         self._opset = opset
         self._model = compose.add_prefix(model, _PREFIX)
-        external = {entry.value for tensor in _tensors(onnx.load(path, load_external_data=False))
-                    for entry in tensor.external_data if entry.key == "location"}  # fmt: skip
+        stored = onnx.load(path, load_external_data=False).graph.initializer
+        places = {
+            entry.value for tensor in stored for entry in tensor.external_data if entry.key == "location"
+        }
         self._steps = [
             (step, None if step.kind == "Normalize" else Weights(weight_files(step.folder)))
             for step in pipeline.steps
             if not self._pooled or step.kind == "Normalize"
         ]
         later = [file for step, weights in self._steps if weights for file in weight_files(step.folder)]
-        self.files = [path, *(path.parent / name for name in sorted(external)), *later]
+        self.files = [path, *(path.parent / name for name in sorted(places)), *later]
         self.token_limit, self.vocabulary = self._limits()
 
     def _choose(self, model: onnx.ModelProto) -> tuple[str, bool]:
@@ -134,7 +136,3 @@ class Ready:
         if last.HasField("dim_value"):
             return int(last.dim_value)
         return ModelConfig(self._pipeline.folder / "config.json").integer("hidden_size")
-
-
-def _tensors(model: onnx.ModelProto) -> list[TensorProto]:
-    return list(external_data_helper._get_all_tensors(model))

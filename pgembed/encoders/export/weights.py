@@ -20,6 +20,11 @@ SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 
 
+def has_weights(folder: Path) -> bool:
+    """Whether a model folder has safetensors."""
+    return any((folder / name).is_file() for name in (SINGLE_FILE, INDEX_FILE))
+
+
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a model folder: one, or the shards that the index names.
 

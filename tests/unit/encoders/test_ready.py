@@ -140,6 +140,19 @@ def test_weights_are_preferred(tmp_path: Path) -> None:
     folder = shutil.copytree(GOLDEN / "models" / "bert", tmp_path / "model")
     shutil.copyfile(READY, folder / "model.onnx")
     assert Encoder(export_onnx(folder, tmp_path / "encoder")).spec.architecture == "bert"
+    (folder / "model.safetensors").write_bytes(b"damaged")  # which is said, not passed over
+    with pytest.raises(EncoderFilesError, match="no safetensors file"):
+        export_onnx(folder, tmp_path / "encoder")
+
+
+def test_architecture_that_is_not_built(tmp_path: Path) -> None:
+    folder = shutil.copytree(GOLDEN / "models" / "bert", tmp_path / "model")
+    shutil.copyfile(READY, folder / "model.onnx")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "nomic_bert"}))
+    encoder = Encoder(export_onnx(folder, tmp_path / "encoder"))
+    assert encoder.spec.architecture == "onnx"
+    assert np.abs(encoder.encode_documents(TEXTS) - VECTORS).max() < 1e-5
 
 
 def test_what_is_no_text_encoder(folder: Path, tmp_path: Path) -> None:
