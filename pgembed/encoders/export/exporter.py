@@ -31,16 +31,16 @@ def export(
 ) -> EncoderSpec:
     """See :func:`pgembed.encoders.export_onnx`."""
     folder, target = Path(model_dir).expanduser().absolute(), Path(out_dir).expanduser().absolute()
-    towers = pipelines.has_towers(folder)
+    documents = pipelines.read(folder)
+    queries = pipelines.read(folder, route="query") if pipelines.has_towers(folder) else None
     with written_whole(target, overwrite=overwrite) as fresh:
         tower = ""
-        if towers:
+        if queries is not None:
             (fresh / QUERY_FOLDER).mkdir()
-            queries = pipelines.read(folder, route="query")
             spec = _write(queries, fresh / QUERY_FOLDER, name=f"{name or target.name}-query", source=source)
             tower = spec.query_fingerprint
         return _write(
-            pipelines.read(folder),
+            documents,
             fresh,
             name=name or target.name,
             source=source,
