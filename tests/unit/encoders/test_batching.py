@@ -1,0 +1,58 @@
+"""Batches of like lengths under a budget, and the number of threads."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pgembed.encoders import threads
+from pgembed.encoders.batching import batches
+
+
+@given(st.lists(st.integers(0, 300), max_size=200), st.integers(1, 2000), st.sampled_from([0.0, 0.1, 0.5]))
+def test_every_text_once_within_budget_and_slack(lengths: list[int], budget: int, slack: float) -> None:
+    sizes = np.array(lengths, dtype=np.int64)
+    found = list(batches(sizes, budget=budget, slack=slack))
+    assert sorted(index for batch in found for index in batch) == list(range(len(lengths)))
+    longest = [int(sizes[batch].max()) for batch in found]
+    assert longest == sorted(longest, reverse=True)
+    for batch in found:
+        assert len(batch) == 1 or sizes[batch].max() * len(batch) <= budget
+        assert sizes[batch].min() >= sizes[batch].max() * (1 - slack) - 1
+
+
+def test_equal_lengths_fill_the_budget() -> None:
+    assert [len(batch) for batch in batches(np.full(10, 100), budget=400, slack=0.1)] == [4, 4, 2]
+
+
+@pytest.fixture
+def cgroup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Eight cores to run on, and control files that the test may write."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
+    monkeypatch.setattr(threads, "_CGROUP_V2", tmp_path / "cpu.max")
+    monkeypatch.setattr(threads, "_CGROUP_V1_QUOTA", tmp_path / "quota")
+    monkeypatch.setattr(threads, "_CGROUP_V1_PERIOD", tmp_path / "period")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, 8),
+        ({"cpu.max": "max 100000\n"}, 8),
+        ({"cpu.max": "250000 100000\n"}, 2),
+        ({"cpu.max": "10000 100000\n"}, 1),
+        ({"cpu.max": "3200000 100000\n"}, 8),
+        ({"quota": "300000\n", "period": "100000\n"}, 3),
+        ({"quota": "-1\n", "period": "100000\n"}, 8),
+    ],
+)
+def test_threads_of_a_container(cgroup: Path, files: dict[str, str], expected: int) -> None:
+    for name, content in files.items():
+        (cgroup / name).write_text(content)
+    assert threads.available_threads() == expected
