@@ -1,49 +1,166 @@
-"""Building declared indexes once there is something to index."""
+"""Building declared indexes once there is something to index, with the memory that they need."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
-from sqlalchemy import Column, Connection, Index, inspect
-from sqlalchemy.orm import QueryableAttribute
+from sqlalchemy import Connection, Index, bindparam, func, select
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.schema import CreateIndex
 
 from pgembed.exc import DeclarationError
-from pgembed.indexes.declaration import vector_index_of
+from pgembed.indexes.catalogue import column_of, find
+from pgembed.indexes.ddl import DropIndexNow
+from pgembed.indexes.errors import IndexBuildError
+from pgembed.indexes.planning import ROWS_A_LIST, IndexTarget, Plan, declared_index, plan, suitable_lists
+
+#: What the server says when ``/dev/shm`` is too small for a parallel build: disk full, out of memory.
+_NO_SHARED_MEMORY = ("53100", "53200")
 
 
-def create(connection: Connection, target: Index | Column[Any] | QueryableAttribute[Any]) -> Index:
+def create(
+    connection: Connection,
+    target: IndexTarget,
+    *,
+    maintenance_work_mem: int | None = None,
+    workers: int | None = None,
+) -> Index:
     """Build the vector index of a column, unless it is there: ``CREATE INDEX IF NOT EXISTS ...``.
 
-    Writers of the table wait while it runs. It runs in the caller's transaction.
+    Writers of the table wait while it runs; :func:`pgembed.indexes.create_concurrently` lets them work. It
+    runs in the caller's transaction. Settings that the build needs, so that its graph fits into memory, are
+    made before and taken back after it. An invalid index that a failed build left over is dropped first.
 
     :param target: the index, or the column (or mapped attribute) that it is declared on.
+    :param maintenance_work_mem: bytes to build with; left out, those of :func:`pgembed.indexes.plan`.
+    :param workers: parallel workers; left out, as many as the server allows. Where its shared memory is
+        too small for them the index is built without.
     :raises DeclarationError: no index is declared on the column.
+    :raises IndexBuildError: IVFFlat on fewer than 50 rows a list, or another session builds the index.
     """
     index = declared_index(target)
-    connection.execute(CreateIndex(index, if_not_exists=True))
+    if is_built(connection, index):
+        return index
+    settings = settings_for(connection, index, maintenance_work_mem, workers)
+    if (leftover := find(connection, index)) is not None:
+        refuse_while_building(leftover.name, leftover.building)
+        connection.execute(DropIndexNow(leftover.schema, leftover.name))
+    statement = CreateIndex(index, if_not_exists=True)
+    with applied(connection, settings):
+        if not is_parallel(settings) or _in_autocommit(connection):
+            connection.execute(statement)
+            return index
+        try:
+            with connection.begin_nested():
+                connection.execute(statement)
+        except DBAPIError as error:
+            if not lacks_shared_memory(error):
+                raise
+            with applied(connection, SERIAL):
+                connection.execute(statement)
     return index
 
 
-def is_built(connection: Connection, target: Index | Column[Any] | QueryableAttribute[Any]) -> bool:
-    """Whether the declared index stands in the database."""
-    index = declared_index(target)
-    table = index.table
-    assert table is not None
-    names = {found["name"] for found in inspect(connection).get_indexes(table.name, schema=table.schema)}
-    # Rendered, because a long name is shortened on the way to the database.
-    return connection.dialect.identifier_preparer.format_index(index).strip('"') in names
+def is_built(connection: Connection, target: IndexTarget) -> bool:
+    """Whether the declared index stands in the database, valid."""
+    found = find(connection, declared_index(target))
+    return found is not None and found.valid
 
 
-def declared_index(target: Index | Column[Any] | QueryableAttribute[Any]) -> Index:
-    """The vector index meant by ``target``.
+#: Settings of a build without workers.
+SERIAL: Mapping[str, str] = {"max_parallel_maintenance_workers": "0"}
 
-    :raises DeclarationError: no index is declared on the column.
+
+def settings_for(
+    connection: Connection, index: Index, maintenance_work_mem: int | None, workers: int | None
+) -> dict[str, str]:
+    """The settings to build an index with; none for one on an expression, whose size is not known.
+
+    :raises IndexBuildError: IVFFlat on fewer than 50 rows a list.
     """
-    if isinstance(target, Index):
-        return target
-    column: Column[Any] = target if isinstance(target, Column) else target.property.columns[0]
-    index = vector_index_of(column)
-    if index is None:
-        raise DeclarationError(f"no vector index is declared on {column}; declare it with index=HNSW()")
-    return index
+    try:
+        column_of(index)
+    except DeclarationError:
+        return {}
+    planned = plan(connection, index, workers=workers, sample=0)
+    _refuse_few_rows(planned)
+    budget = planned.maintenance_work_mem if maintenance_work_mem is None else maintenance_work_mem
+    return {
+        "maintenance_work_mem": str(max(budget // 1024, 1024)) + "kB",
+        "max_parallel_maintenance_workers": str(planned.workers),
+        # Workers are planned by the pages of the table; vectors that are stored out of line are not in them.
+        "min_parallel_table_scan_size": "0",
+    }
+
+
+def is_parallel(settings: Mapping[str, str]) -> bool:
+    """Whether a build with these settings has workers."""
+    return settings.get("max_parallel_maintenance_workers", "0") != "0"
+
+
+def lacks_shared_memory(error: DBAPIError) -> bool:
+    """Whether a parallel build failed for want of shared memory, which a serial one doesn't need."""
+    return sqlstate(error) in _NO_SHARED_MEMORY and "shared memory" in str(error.orig)
+
+
+def sqlstate(error: DBAPIError) -> str | None:
+    """The SQLSTATE of an error, with every driver."""
+    state: str | None = getattr(error.orig, "sqlstate", None) or getattr(error.orig, "pgcode", None)
+    return state
+
+
+@contextmanager
+def applied(connection: Connection, settings: Mapping[str, str]) -> Iterator[None]:
+    """Settings of the session for the time of the block, with and without a transaction.
+
+    They are not made local to the transaction, since without one they would end with their own statement.
+    A transaction that fails in the block takes them back itself, and accepts no statement that would.
+    """
+    before = {name: connection.scalar(select(func.current_setting(name))) for name in settings}
+    try:
+        _set(connection, settings)
+        yield
+    except BaseException:
+        if _in_autocommit(connection) and not connection.invalidated:
+            _set(connection, before)
+        raise
+    _set(connection, before)
+
+
+def refuse_while_building(name: str, building: bool) -> None:
+    """
+    :raises IndexBuildError: ``building``; an index that is being built looks like one that a failed build
+        left over, and dropping it would wait for the build, and then drop its result.
+    """
+    if building:
+        raise IndexBuildError(
+            name,
+            "another session is building it at this moment",
+            fix="Wait for it; pg_stat_progress_create_index shows how far it is",
+        )
+
+
+def _refuse_few_rows(planned: Plan) -> None:
+    if planned.access_method != "ivfflat":
+        return
+    lists = planned.parameters["lists"]
+    needed = ROWS_A_LIST * lists
+    if planned.rows < needed:
+        raise IndexBuildError(
+            planned.index,
+            f"{planned.rows} rows are too few for {lists} lists: the clusters of rows that come later would "
+            f"be those of the first {planned.rows}. Needed are {needed} rows, {ROWS_A_LIST} a list",
+            fix=f"Build it after the load, declare IVFFlat(lists={suitable_lists(planned.rows)}) or less, "
+            "or HNSW(), which needs no rows",
+        )
+
+
+def _set(connection: Connection, settings: Mapping[str, str | None]) -> None:
+    if settings:
+        calls = (func.set_config(name, bindparam(None, value), False) for name, value in settings.items())
+        connection.execute(select(*calls))
+
+
+def _in_autocommit(connection: Connection) -> bool:
+    return bool(getattr(connection.connection.dbapi_connection, "autocommit", False))

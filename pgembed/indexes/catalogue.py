@@ -1,0 +1,191 @@
+"""The vector indexes that stand in a database, read from its catalogue."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Column, Connection, Index, Table, bindparam, func, select, text
+from sqlalchemy.types import String
+
+from pgembed.exc import DeclarationError
+from pgembed.indexes.errors import IndexMissingError
+from pgembed.metrics import BY_NAME
+
+#: Above this many rows they are estimated from the statistics.
+COUNTED = 1_000_000
+
+_STANDING = text("""
+SELECT i.indexrelid AS oid,
+       n.nspname AS schema,
+       c.relname AS name,
+       t.relname AS table,
+       CAST(CAST(i.indrelid AS pg_catalog.regclass) AS text) AS relation,
+       a.attname AS column,
+       CASE WHEN a.attname IS NULL THEN pg_catalog.pg_get_indexdef(i.indexrelid, 1, false) END AS expression,
+       m.amname AS access_method,
+       o.opcname AS opclass,
+       CAST(c.reloptions AS text[]) AS options,
+       pg_catalog.pg_get_expr(i.indpred, i.indrelid) AS predicate,
+       i.indisvalid AND i.indisready AS valid,
+       EXISTS (SELECT FROM pg_catalog.pg_stat_progress_create_index AS p
+               WHERE p.datname = pg_catalog.current_database()
+                 AND (p.index_relid = i.indexrelid OR p.relid IS NULL)) AS building,
+       pg_catalog.pg_relation_size(i.indexrelid) AS size
+  FROM pg_catalog.pg_index AS i
+  JOIN pg_catalog.pg_class AS c ON c.oid = i.indexrelid
+  JOIN pg_catalog.pg_class AS t ON t.oid = i.indrelid
+  JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+  JOIN pg_catalog.pg_am AS m ON m.oid = c.relam AND m.amname IN ('hnsw', 'ivfflat')
+  JOIN pg_catalog.pg_opclass AS o ON o.oid = i.indclass[0]
+  LEFT JOIN pg_catalog.pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
+ WHERE (i.indrelid = pg_catalog.to_regclass(:relation) OR :relation IS NULL)
+   AND n.nspname NOT LIKE 'pg\\_temp\\_%'
+ ORDER BY n.nspname, t.relname, c.relname
+""").bindparams(bindparam("relation", type_=String))
+
+_ESTIMATE = text("""
+SELECT sum(c.reltuples * (1 - coalesce(s.null_frac, 0)))
+  FROM pg_catalog.pg_partition_tree(pg_catalog.to_regclass(:relation)) AS part
+  JOIN pg_catalog.pg_class AS c ON c.oid = part.relid
+  JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+  LEFT JOIN pg_catalog.pg_stats AS s
+    ON s.schemaname = n.nspname AND s.tablename = c.relname AND s.attname = :column AND NOT s.inherited
+ WHERE part.isleaf
+""")
+
+
+@dataclass(frozen=True)
+class StandingIndex:
+    """A vector index as the catalogue has it.
+
+    :ivar relation: its table as SQL writes it.
+    :ivar column: the column that it indexes, or ``None`` for an index on an ``expression``.
+    :ivar parameters: the storage parameters that are stated.
+    :ivar predicate: the condition of a partial index.
+    :ivar valid: whether queries may use it.
+    :ivar building: whether it is being built at this moment.
+    :ivar size: bytes on the disk.
+    """
+
+    oid: int
+    schema: str
+    name: str
+    table: str
+    relation: str
+    column: str | None
+    expression: str | None
+    access_method: str
+    opclass: str
+    parameters: dict[str, int]
+    predicate: str | None
+    valid: bool
+    building: bool
+    size: int
+
+    @property
+    def storage(self) -> str:
+        """The type that it indexes, as the name of its operator class says."""
+        return self.opclass.partition("_")[0]
+
+    @property
+    def metric(self) -> str | None:
+        """The metric that it serves; ``None`` for one that pgembed has no name for."""
+        found = (metric.name for metric in BY_NAME.values() if metric.opclass(self.storage) == self.opclass)
+        return next(found, None)
+
+    @property
+    def operator(self) -> str | None:
+        """The distance operator that it serves."""
+        return None if self.metric is None else BY_NAME[self.metric].operator
+
+
+def standing(connection: Connection, relation: str | None = None) -> list[StandingIndex]:
+    """The vector indexes of a table (its name as SQL writes it), or of the whole database."""
+    rows = connection.execute(_STANDING, {"relation": relation}).mappings()
+    return [
+        StandingIndex(
+            parameters=_parameters(row["options"]),
+            **{name: value for name, value in row.items() if name != "options"},
+        )
+        for row in rows
+    ]
+
+
+def find(connection: Connection, index: Index) -> StandingIndex | None:
+    """The declared index as it stands in the database, valid or not; ``None`` where it does not."""
+    name = name_of(connection, index)
+    return next(
+        (found for found in standing(connection, relation_of(connection, index)) if found.name == name), None
+    )
+
+
+def require(connection: Connection, index: Index) -> StandingIndex:
+    """The declared index as it stands, ready to be used.
+
+    :raises IndexMissingError: it is not there, or invalid.
+    """
+    found = find(connection, index)
+    if found is None:
+        raise IndexMissingError(
+            name_of(connection, index),
+            f"{relation_of(connection, index)} has no such index",
+            fix="Build it with pgembed.indexes.create()",
+        )
+    if not found.valid:
+        raise IndexMissingError(
+            found.name,
+            "the index is invalid, left over by a build that failed",
+            fix="Build it again with pgembed.indexes.create(), which removes what is left over",
+        )
+    return found
+
+
+def name_of(connection: Connection, index: Index) -> str:
+    """The name of an index in the database: a long one is shortened on the way there."""
+    rendered: str = connection.dialect.identifier_preparer.format_index(index)
+    return rendered[1:-1].replace('""', '"') if rendered.startswith('"') else rendered
+
+
+def relation_of(connection: Connection, index: Index) -> str:
+    """The table of an index, as SQL writes it."""
+    return connection.dialect.identifier_preparer.format_table(_table(index))
+
+
+def column_of(index: Index) -> Column[Any]:
+    """The column that a declared index is on.
+
+    :raises DeclarationError: it is on an expression, or on several columns.
+    """
+    expressions: list[Any] = list(index.expressions)
+    if len(expressions) == 1 and isinstance(expressions[0], Column):
+        return expressions[0]
+    raise DeclarationError(f"{index.name} is not an index on one vector column, which is needed here")
+
+
+def count_vectors(connection: Connection, column: Column[Any]) -> int:
+    """How many rows have a vector: counted, above a million rows estimated from the statistics.
+
+    ::
+
+        SELECT count(embedding) FROM article
+    """
+    table = column.table
+    assert isinstance(table, Table)
+    relation = connection.dialect.identifier_preparer.format_table(table)
+    estimate = connection.scalar(_ESTIMATE, {"relation": relation, "column": column.name})
+    if estimate is not None and estimate > COUNTED:
+        return int(estimate)
+    return connection.scalar(select(func.count(column))) or 0
+
+
+def _table(index: Index) -> Table:
+    if index.table is None:
+        raise DeclarationError(f"{index.name or type(index).__name__} is not an index of a table yet")
+    return index.table
+
+
+def _parameters(options: Sequence[str] | None) -> dict[str, int]:
+    stated = (option.partition("=") for option in options or ())
+    return {name: int(value) for name, _, value in stated if value.isdigit()}

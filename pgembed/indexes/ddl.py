@@ -1,0 +1,104 @@
+"""Statements about indexes that SQLAlchemy has no construct for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import Table
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.schema import CreateIndex, DDLElement
+from sqlalchemy.sql.elements import ClauseElement
+from sqlalchemy.sql.expression import Executable
+
+
+class CreateIndexConcurrently(CreateIndex):
+    """``CREATE INDEX CONCURRENTLY ...``, whatever the index itself says of concurrency."""
+
+
+@compiles(CreateIndexConcurrently)
+def _create(element: CreateIndexConcurrently, compiler: Any, **kw: Any) -> str:
+    statement: str = compiler.visit_create_index(element, **kw)
+    words = "INDEX CONCURRENTLY "
+    return statement if words in statement else statement.replace("INDEX ", words, 1)
+
+
+class OfIndex(DDLElement):
+    """Base of statements about one index, by its schema and name."""
+
+    def __init__(self, schema: str, name: str) -> None:
+        self.schema = schema
+        self.name = name
+
+
+class DropIndexConcurrently(OfIndex):
+    """``DROP INDEX CONCURRENTLY IF EXISTS schema.name``"""
+
+
+class DropIndexNow(OfIndex):
+    """``DROP INDEX IF EXISTS schema.name``"""
+
+
+class ReindexConcurrently(OfIndex):
+    """``REINDEX INDEX CONCURRENTLY schema.name``"""
+
+
+class SetParameters(OfIndex):
+    """``ALTER INDEX schema.name SET (m = 32, ...)``; they take effect with the next REINDEX."""
+
+    def __init__(self, schema: str, name: str, parameters: dict[str, int]) -> None:
+        super().__init__(schema, name)
+        self.parameters = parameters
+
+
+class LockTable(DDLElement):
+    """``LOCK TABLE name IN SHARE UPDATE EXCLUSIVE MODE``, the lock of a concurrent build."""
+
+    def __init__(self, table: Table) -> None:
+        self.table = table
+
+
+@compiles(DropIndexConcurrently)
+def _drop(element: OfIndex, compiler: Any, **_: Any) -> str:
+    return "DROP INDEX CONCURRENTLY IF EXISTS " + _qualified(element, compiler)
+
+
+@compiles(DropIndexNow)
+def _drop_now(element: OfIndex, compiler: Any, **_: Any) -> str:
+    return "DROP INDEX IF EXISTS " + _qualified(element, compiler)
+
+
+@compiles(ReindexConcurrently)
+def _reindex(element: OfIndex, compiler: Any, **_: Any) -> str:
+    return "REINDEX INDEX CONCURRENTLY " + _qualified(element, compiler)
+
+
+@compiles(SetParameters)
+def _set(element: SetParameters, compiler: Any, **_: Any) -> str:
+    quote = compiler.preparer.quote
+    stated = ", ".join(quote(name) + " = " + str(int(value)) for name, value in element.parameters.items())
+    return "ALTER INDEX " + _qualified(element, compiler) + " SET (" + stated + ")"
+
+
+@compiles(LockTable)
+def _lock(element: LockTable, compiler: Any, **_: Any) -> str:
+    name: str = compiler.preparer.format_table(element.table)
+    return "LOCK TABLE " + name + " IN SHARE UPDATE EXCLUSIVE MODE"
+
+
+class Explain(Executable, ClauseElement):
+    """``EXPLAIN (VERBOSE, FORMAT json) <statement>``"""
+
+    inherit_cache = False
+
+    def __init__(self, statement: ClauseElement) -> None:
+        self.statement = statement
+
+
+@compiles(Explain)
+def _explain(element: Explain, compiler: Any, **kw: Any) -> str:
+    return "EXPLAIN (VERBOSE, FORMAT json) " + str(compiler.process(element.statement, **kw))
+
+
+def _qualified(element: OfIndex, compiler: Any) -> str:
+    preparer = compiler.preparer
+    return str(preparer.quote_schema(element.schema) + "." + preparer.quote(element.name))

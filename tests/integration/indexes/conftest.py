@@ -1,0 +1,47 @@
+"""Tables of clustered vectors, in a database of their own for each test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from sqlalchemy import Column, Engine, Index, Integer, MetaData, Table, insert
+
+from pgembed.columns.types import VectorType
+
+DIMENSIONS = 32
+
+
+def clustered(rows: int, dimensions: int = DIMENSIONS, seed: int = 0) -> np.ndarray:
+    """Vectors around twenty centres, all different."""
+    random = np.random.default_rng(seed)
+    centres = random.normal(size=(20, dimensions))
+    return (centres[random.integers(0, 20, rows)] + 0.6 * random.normal(size=(rows, dimensions))).astype(
+        np.float32
+    )
+
+
+@pytest.fixture
+def fill(engine: Engine) -> Callable[..., Table]:
+    """``fill(index, rows)``: a table with that index declared, and with that many rows."""
+
+    def run(*indexes: Index, rows: int = 3000, dimensions: int = DIMENSIONS, name: str = "Item") -> Table:
+        table = Table(
+            name,
+            MetaData(),
+            Column("id", Integer, primary_key=True),
+            Column("vector", VectorType(dimensions)),
+            *indexes,
+        )
+        with engine.begin() as connection:
+            table.create(connection)
+            vectors = clustered(rows, dimensions)
+            if rows:
+                values = [{"id": key, "vector": vector} for key, vector in enumerate(vectors)]
+                connection.execute(insert(table), values)
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.exec_driver_sql("ANALYZE")
+        return table
+
+    return run
