@@ -147,7 +147,7 @@ BEGIN
           FROM voters AS v
          GROUP BY v.extra
     )
-    SELECT v.extra, v.part, v.heads FROM voted AS v ORDER BY round(v.part::numeric, 12) DESC, v.nearest, v.extra;
+    SELECT v.extra, v.part, v.heads FROM voted AS v ORDER BY v.part DESC, v.nearest, v.extra;
 END
 $$;
 COMMENT ON FUNCTION pgembed.knn_classify IS

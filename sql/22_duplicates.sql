@@ -38,8 +38,7 @@ BEGIN
             USING ERRCODE = 'invalid_parameter_value';
     END IF;
 
-    -- A vector of zeros has no cosine distance, not even to itself.
-    present := format('(t.%1$I %2$s t.%1$I) < ''NaN''', vector_column, target.op);
+    present := format('t.%I IS NOT NULL', vector_column);
     EXECUTE format('SELECT count(*) > 5000 FROM (SELECT FROM %s AS t WHERE %s LIMIT 5001) AS few',
                    relation, present)
        INTO many;

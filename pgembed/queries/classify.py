@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, TypeVar
 
-from sqlalchemy import Float, Numeric, SQLColumnExpression, cast, func, literal_column, select, type_coerce
+from sqlalchemy import Float, SQLColumnExpression, func, literal_column, select, type_coerce
 
 from pgembed.exc import QueryError
 from pgembed.queries.nearest import Mode, Nearest, Stale
@@ -87,8 +87,7 @@ def knn_classify(
         .group_by(voters.c.label)
         .subquery()
     )
-    # Sums of floats depend on the order of their terms: without rounding, equal shares would seldom be equal.
     statement = select(votes.c.label, votes.c.share, votes.c.votes).order_by(
-        func.round(cast(votes.c.share, Numeric), 12).desc(), votes.c.nearest, votes.c.label
+        votes.c.share.desc(), votes.c.nearest, votes.c.label
     )
     return Votes.sealing(statement)

@@ -62,19 +62,15 @@ class Pairs:
     def numbered(self) -> CTE:
         """The rows that take part: ``n`` (1, 2, ... in the order of the key), ``key_1``, ..., ``vector``.
 
-        Vectors of zeros are left out for cosine: they are near to nothing, not even to each other.
+        Vectors of zeros take part in vain: their cosine distances are NaN, which is within no distance.
         """
         target = self.target
-        present: list[ColumnElement[bool]] = [target.vector.is_not(None)]
-        if target.metric.name == "cosine":
-            norm = func.vector_norm if target.storage == "vector" else func.l2_norm
-            present.append(norm(target.vector) > 0)
         numbered = select(
             cast(func.row_number().over(order_by=target.keys), Integer).label("n"),
             *(key.label(f"key_{n}") for n, key in enumerate(target.keys, 1)),
             target.vector.label("vector"),
         )
-        return materialized(numbered.where(*present, *self.conditions), "numbered")
+        return materialized(numbered.where(target.vector.is_not(None), *self.conditions), "numbered")
 
     def of(self, numbered: CTE) -> CTE:
         """The pairs as a CTE with the columns ``a``, ``b`` (row numbers, a < b) and ``distance``."""

@@ -153,6 +153,6 @@ def _row(target: Target, state: InstanceState[Any]) -> tuple[ColumnElement[Any],
     columns = searched.primary_key if target.column.table is searched.primary_key[0].table else None
     keys = columns or tuple(target.column.table.primary_key)  # the table of a base class has its own key
     own = and_(*(stored.c[key.key] == value for key, value in zip(keys, state.identity, strict=True)))
-    vector = select(stored.c[target.column.key]).where(own).scalar_subquery().correlate(None)
+    vector = select(stored.c[target.column.key]).where(own).scalar_subquery()
     another = ~and_(*(key == value for key, value in zip(target.keys, state.identity, strict=True)))
     return vector, [another]

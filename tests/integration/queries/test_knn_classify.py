@@ -120,8 +120,8 @@ def test_ties_go_to_the_nearest_row_then_to_the_smaller_label(samples):
         assert [row.label for row in session.execute(statement)] == ["b", "a", "c"]
 
 
-def test_equal_sums_in_another_order_are_ties(samples):
-    """0.1 + 0.2 + 0.3 is not 0.3 + 0.2 + 0.1: labels with the same weights must not be told apart by that."""
+def test_labels_with_equal_weights_are_ties(samples):
+    """Whatever the order of the rows: 0.1 + 0.2 + 0.3 is not 0.3 + 0.2 + 0.1 to a computer."""
     ring = [[0.1, 0], [0.2, 0], [0.3, 0], [0.7, 0]]
     rows = [("z", vector) for vector in ring] + [("y", vector) for vector in reversed(ring)]
     with samples(*rows) as session:
