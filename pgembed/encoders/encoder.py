@@ -86,7 +86,8 @@ class Encoder:
         if threads is not None and threads < 1:
             raise EncoderOptionError("threads", threads, needed="1 or more")
         self._path = lookup.as_path(name_or_path)
-        self._name = str(name_or_path) if self._path is None else self._path.name
+        self._given = str(name_or_path)
+        self._name = self._given if self._path is None else self._path.name
         self._machine: dict[str, Any] = {"device": device, "precision": precision, "threads": threads}
         self._stated = fingerprint
         self._options: dict[str, Any] = {
@@ -255,7 +256,7 @@ class Encoder:
 
     def _load_spec(self) -> tuple[Path, EncoderSpec]:
         """Find and read the spec, and put this encoder's options into it; returns its folder too."""
-        file = lookup.spec_file(lookup.find(self._name) if self._path is None else self._path)
+        file = lookup.spec_file(self._path or lookup.find(self._name), given=self._given)
         spec = EncoderSpec.load(file).replace(**self._options)
         if self._stated is not None and spec.fingerprint != self._stated:
             raise FingerprintMismatchError(

@@ -6,6 +6,7 @@ Never relative to the folder that the process happens to have been started in.
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import platformdirs
@@ -55,9 +56,10 @@ def find(name: str) -> Path:
     raise EncoderNotFoundError(name, searched, hint=hint)
 
 
-def spec_file(path: Path) -> Path:
+def spec_file(path: Path, *, given: str = "") -> Path:
     """The spec at ``path``: the file itself, or the one inside the folder.
 
+    :param given: what the user wrote, which may have been meant as a model of the hub.
     :raises EncoderNotFoundError: there is neither.
     """
     if path.is_file():
@@ -65,4 +67,9 @@ def spec_file(path: Path) -> Path:
     if (path / SPEC_FILE).is_file():
         return path / SPEC_FILE
     hint = f"A folder needs the file {SPEC_FILE} in it: `pgembed export MODEL_DIR OUT_DIR` writes one"
+    if re.fullmatch(r"\w[\w.-]*/[\w.-]+", given) and not path.exists():
+        name = given.partition("/")[2]
+        hint = (
+            f"If {given} is a model of the Hugging Face hub: `pgembed pull {given}`, then Encoder({name!r})"
+        )
     raise EncoderNotFoundError(str(path), [path], hint=hint)

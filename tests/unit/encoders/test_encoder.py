@@ -111,6 +111,11 @@ def test_path_without_encoder(tmp_path: Path) -> None:
         Encoder(tmp_path)
 
 
+def test_name_of_the_hub() -> None:
+    with pytest.raises(EncoderNotFoundError, match=r"pgembed pull BAAI/bge-m3`, then Encoder\('bge-m3'\)"):
+        Encoder("BAAI/bge-m3")
+
+
 # --- texts --------------------------------------------------------------------------------------------
 
 
