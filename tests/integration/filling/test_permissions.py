@@ -1,0 +1,79 @@
+"""The role of docs/filling.md can do a worker's job, and nothing else."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine, create_engine, text
+from sqlalchemy.exc import ProgrammingError
+
+from pgembed.filling import Worker
+
+from .conftest import FAST, Articles
+
+GUIDE = Path(__file__).parents[3] / "docs" / "filling.md"
+
+
+@pytest.fixture
+def granted(articles: Articles, admin: Engine) -> Iterator[Engine]:
+    """The database as the worker's role sees it, after the script of the guide."""
+    role = f"embedder_{os.getpid()}"
+    (script,) = re.findall(r"```sql\n(CREATE ROLE.*?)```", GUIDE.read_text(), re.DOTALL)
+    with articles.engine.begin() as connection:
+        # Since Postgres 15 it is so by default; older databases may have granted more.
+        connection.execute(text("REVOKE ALL ON SCHEMA public FROM PUBLIC"))
+        for statement in script.replace("embedder", role).split(";"):
+            if statement.strip():
+                connection.execute(text(statement))
+    engine = create_engine(articles.engine.url, connect_args={"options": f"-c role={role}"})
+    yield engine
+    engine.dispose()
+    with articles.engine.begin() as connection:
+        connection.execute(text(f"DROP OWNED BY {role}"))
+    with admin.connect() as connection:
+        connection.execute(text(f"DROP ROLE {role}"))
+
+
+def test_the_documented_role_can_do_the_job(articles: Articles, granted: Engine) -> None:
+    articles.insert("a", "poison", None, "b")
+    assert Worker(granted, [articles.embedding], settings=FAST).run(once=True)
+    assert articles.pending() == {2}
+    with articles.engine.begin() as connection:
+        connection.execute(text("UPDATE article SET title = 'mended' WHERE id = 2"))
+    assert Worker(granted, [articles.embedding], settings=FAST).run(once=True)
+    assert articles.pending() == set()
+    articles.check()
+
+
+def test_and_nothing_else(granted: Engine) -> None:
+    for statement in (
+        "UPDATE article SET title = 'x'",
+        "DELETE FROM article",
+        "INSERT INTO article (title) VALUES ('x')",
+        "SELECT touched FROM article",
+        "CREATE TABLE public.mine ()",
+        "CREATE TABLE pgembed.mine ()",
+        "UPDATE pgembed.version SET revision = 0",
+    ):
+        with pytest.raises(ProgrammingError, match="permission denied"), granted.begin() as connection:
+            connection.execute(text(statement))
+
+
+def test_row_level_security_is_respected(articles: Articles, granted: Engine) -> None:
+    articles.insert("a", "b", "c")
+    with articles.engine.begin() as connection:
+        connection.execute(text("ALTER TABLE article ENABLE ROW LEVEL SECURITY"))
+        connection.execute(text("CREATE POLICY most ON article USING (id <> 2)"))
+    assert Worker(granted, [articles.embedding], settings=FAST).run(once=True)
+    assert articles.pending() == {2}
+    assert "b" not in sum(articles.encoder.calls, ())
+
+
+def test_no_function_runs_with_the_rights_of_its_owner(articles: Articles) -> None:
+    with articles.engine.connect() as connection:
+        definers = "SELECT proname FROM pg_proc WHERE pronamespace = 'pgembed'::regnamespace AND prosecdef"
+        assert connection.scalars(text(definers)).all() == []
