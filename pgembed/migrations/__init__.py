@@ -1,0 +1,20 @@
+"""Alembic that knows embedding columns, their pending indexes and vector indexes.
+
+One line in ``env.py``, after the imports::
+
+    import pgembed.migrations
+
+    pgembed.migrations.setup()
+
+From there on ``alembic revision --autogenerate`` and ``alembic check`` compare, besides what Alembic compares
+anyway: pgembed's SQL objects and the extension; type and dimensions of vector columns; vector indexes by
+access method, operator class, parameters, expression, predicate and validity; pending indexes by predicate
+and registration. Migrations may use the operations of :mod:`pgembed.migrations.operations`.
+
+The files that are generated import neither models nor encoders.
+"""
+
+from pgembed.migrations.errors import MigrationError
+from pgembed.migrations.setup import setup
+
+__all__ = ["MigrationError", "setup"]

@@ -1,0 +1,139 @@
+"""``op.install_pgembed`` and ``op.uninstall_pgembed``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from alembic.operations import MigrateOperation, Operations
+from sqlalchemy.schema import DropSchema
+
+from pgembed.database.install import REVISION, install
+from pgembed.migrations.errors import MigrationError
+from pgembed.migrations.operations.scripts import installation_script
+
+
+class InstallPgembedOp(MigrateOperation):
+    """The extension ``vector`` and pgembed's SQL objects.
+
+    :ivar existing: the revision that autogenerate found installed.
+    :ivar had_extension: whether autogenerate found the extension.
+    """
+
+    def __init__(
+        self,
+        revision: int = REVISION,
+        *,
+        extension: bool = True,
+        extension_schema: str = "public",
+        existing: int | None = None,
+        had_extension: bool = False,
+    ) -> None:
+        self.revision = revision
+        self.extension = extension
+        self.extension_schema = extension_schema
+        self.existing = existing
+        self.had_extension = had_extension
+
+    @classmethod
+    def install_pgembed(
+        cls,
+        operations: Operations,
+        revision: int = REVISION,
+        *,
+        extension: bool = True,
+        extension_schema: str = "public",
+    ) -> None:
+        """Install pgembed's SQL objects, or bring them up to date, as :func:`pgembed.database.install` does.
+
+        ::
+
+            CREATE EXTENSION IF NOT EXISTS vector;
+            CREATE SCHEMA IF NOT EXISTS pgembed;
+            ...
+
+        It installs the objects of the package that runs the migration, and changes nothing where they are.
+
+        :param revision: the revision that the migration was written for. An older package refuses it.
+        :param extension: create the extension ``vector`` where it is missing; with ``False``, its absence is
+            an error.
+        :param extension_schema: where the extension is, for the offline form, which cannot look.
+        :raises MigrationError: the package is older than the migration.
+        """
+        operations.invoke(cls(revision, extension=extension, extension_schema=extension_schema))
+
+    def reverse(self) -> MigrateOperation:
+        if self.existing is not None:
+            return KeepPgembedOp(self)
+        return UninstallPgembedOp(extension=not self.had_extension, reverse=self)
+
+    def to_diff_tuple(self) -> tuple[Any, ...]:
+        return ("install_pgembed", self.existing, self.revision)
+
+
+class UninstallPgembedOp(MigrateOperation):
+    """The opposite of :class:`InstallPgembedOp`."""
+
+    def __init__(self, *, extension: bool = False, reverse: InstallPgembedOp | None = None) -> None:
+        self.extension = extension
+        self._reverse = reverse
+
+    @classmethod
+    def uninstall_pgembed(cls, operations: Operations, *, extension: bool = False) -> None:
+        """Drop pgembed's SQL objects; tables, their vectors and their indexes stay.
+
+        ::
+
+            DROP SCHEMA IF EXISTS pgembed CASCADE;
+            DROP EXTENSION IF EXISTS vector;        -- with extension=True
+
+        :param extension: drop the extension as well, which fails while a column of its types is left.
+        """
+        operations.invoke(cls(extension=extension))
+
+    def reverse(self) -> MigrateOperation:
+        return self._reverse or InstallPgembedOp()
+
+    def to_diff_tuple(self) -> tuple[Any, ...]:
+        return ("uninstall_pgembed", self.extension)
+
+
+class KeepPgembedOp(MigrateOperation):
+    """The opposite of an upgrade of the SQL objects: none, newer ones serve older models."""
+
+    def __init__(self, reverse: InstallPgembedOp) -> None:
+        self._reverse = reverse
+
+    def reverse(self) -> MigrateOperation:
+        return self._reverse
+
+    def to_diff_tuple(self) -> tuple[Any, ...]:
+        return ("keep_pgembed",)
+
+
+def run_install(operations: Operations, operation: InstallPgembedOp) -> None:
+    """Carry out :class:`InstallPgembedOp`."""
+    if operation.revision > REVISION:
+        raise MigrationError(
+            f"this migration needs revision {operation.revision} of pgembed's SQL objects, the installed "
+            f"package has revision {REVISION}: upgrade the package"
+        )
+    context = operations.get_context()
+    if not context.as_sql:
+        install(operations.get_bind(), extension=operation.extension)
+        return
+    if operation.extension:
+        operations.execute("CREATE EXTENSION IF NOT EXISTS vector")
+    schema = context.dialect.identifier_preparer.quote_schema(operation.extension_schema)
+    for statement in installation_script(schema):
+        context.impl.static_output(statement + context.impl.command_terminator)
+
+
+def run_uninstall(operations: Operations, operation: UninstallPgembedOp) -> None:
+    """Carry out :class:`UninstallPgembedOp`."""
+    operations.execute(DropSchema("pgembed", cascade=True, if_exists=True))
+    if operation.extension:
+        operations.execute("DROP EXTENSION IF EXISTS vector")
+
+
+def run_keep(operations: Operations, operation: KeepPgembedOp) -> None:
+    """Carry out :class:`KeepPgembedOp`: nothing."""

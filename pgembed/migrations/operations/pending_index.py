@@ -1,0 +1,220 @@
+"""``op.create_pending_index``, ``op.drop_pending_index`` and ``op.register_embedding``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from alembic.operations import MigrateOperation, Operations
+from sqlalchemy import Index, MetaData, String, Table
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.schema import DDLElement, conv
+
+from pgembed.migrations.definitions import Facts, PendingIndexDefinition
+from pgembed.migrations.operations.concurrency import drop_invalid, outside_transaction
+from pgembed.migrations.operations.vector_index import qualified_name
+
+
+class CreatePendingIndexOp(MigrateOperation):
+    """Create the index of the pending rows of an embedding column.
+
+    :ivar replaces: the definition that autogenerate found under the same name.
+    """
+
+    def __init__(
+        self,
+        definition: PendingIndexDefinition,
+        *,
+        replaces: PendingIndexDefinition | None = None,
+        concurrently: bool = False,
+    ) -> None:
+        self.definition = definition
+        self.replaces = replaces
+        self.concurrently = concurrently
+
+    @classmethod
+    def create_pending_index(
+        cls,
+        operations: Operations,
+        index_name: str,
+        table_name: str,
+        columns: Sequence[str],
+        *,
+        where: str,
+        registration: Mapping[str, Any] | None,
+        schema: str | None = None,
+        concurrently: bool = False,
+    ) -> None:
+        """Create the index of the pending rows of an embedding column, and register the column.
+
+        ::
+
+            CREATE INDEX ix_article_embedding_pending ON article (id) WHERE CASE WHEN ... END;
+            COMMENT ON INDEX ix_article_embedding_pending IS '{"pgembed": 1, "column": "embedding", ...}'
+
+        From there on ``pgembed.embedding_columns`` lists the column, and ``pgembed.status`` and workers see
+        its pending rows.
+
+        :param columns: the primary key.
+        :param where: the SQL predicate that holds for pending rows.
+        :param registration: what the comment says: column, digest, sources, template, encoder, fingerprint,
+            dimensions, metric, fill.
+        :param concurrently: do not lock writers out. It commits the migration's transaction.
+        :raises MigrationError: ``concurrently`` where it is impossible.
+        """
+        definition = PendingIndexDefinition(
+            name=index_name,
+            table=table_name,
+            columns=tuple(columns),
+            where=where,
+            registration=None if registration is None else dict(registration),
+            schema=schema,
+        )
+        operations.invoke(cls(definition, concurrently=concurrently))
+
+    def reverse(self) -> MigrateOperation:
+        return DropPendingIndexOp(self.definition, replaced_by=self.replaces, concurrently=self.concurrently)
+
+    def to_diff_tuple(self) -> tuple[Any, ...]:
+        return ("add_pending_index", self.definition)
+
+
+class DropPendingIndexOp(MigrateOperation):
+    """Drop the index of the pending rows of an embedding column.
+
+    :ivar replaced_by: what autogenerate creates under the same name.
+    """
+
+    def __init__(
+        self,
+        definition: PendingIndexDefinition,
+        *,
+        replaced_by: PendingIndexDefinition | None = None,
+        concurrently: bool = False,
+    ) -> None:
+        self.definition = definition
+        self.replaced_by = replaced_by
+        self.concurrently = concurrently
+
+    @classmethod
+    def drop_pending_index(
+        cls,
+        operations: Operations,
+        index_name: str,
+        table_name: str,
+        *,
+        schema: str | None = None,
+        concurrently: bool = False,
+    ) -> None:
+        """Drop the index of the pending rows, and with it the registration of the embedding column.
+
+        :param concurrently: wait for other transactions instead of locking them out.
+        :raises MigrationError: ``concurrently`` where it is impossible.
+        """
+        definition = PendingIndexDefinition(
+            name=index_name, table=table_name, columns=(), where="", schema=schema
+        )
+        operations.invoke(cls(definition, concurrently=concurrently))
+
+    def reverse(self) -> MigrateOperation:
+        return CreatePendingIndexOp(
+            self.definition, replaces=self.replaced_by, concurrently=self.concurrently
+        )
+
+    def to_diff_tuple(self) -> tuple[Any, ...]:
+        return ("remove_pending_index", self.definition)
+
+
+class RegisterEmbeddingOp(MigrateOperation):
+    """Rewrite the registration of an embedding column."""
+
+    def __init__(
+        self,
+        index_name: str,
+        registration: Facts | None,
+        *,
+        existing: Facts | None = None,
+        schema: str | None = None,
+    ) -> None:
+        self.index_name = index_name
+        self.registration = registration
+        self.existing = existing
+        self.schema = schema
+
+    @classmethod
+    def register_embedding(
+        cls,
+        operations: Operations,
+        index_name: str,
+        registration: Mapping[str, Any] | None,
+        *,
+        schema: str | None = None,
+    ) -> None:
+        """Say what an embedding column is filled with: ``COMMENT ON INDEX ix_..._pending IS '{...}'``.
+
+        Enough where the pending rows stay the same (the encoder's name, the metric, ``fill=``).
+
+        :param registration: as in ``op.create_pending_index``; ``None`` takes the column out of the register.
+        """
+        facts = None if registration is None else dict(registration)
+        operations.invoke(cls(index_name, facts, schema=schema))
+
+    def reverse(self) -> MigrateOperation:
+        return RegisterEmbeddingOp(
+            self.index_name, self.existing, existing=self.registration, schema=self.schema
+        )
+
+    def to_diff_tuple(self) -> tuple[Any, ...]:
+        return ("register_embedding", self.index_name, self.existing, self.registration)
+
+
+class CommentOnIndex(DDLElement):
+    """``COMMENT ON INDEX <index> IS '<facts as JSON>'``"""
+
+    def __init__(self, index: Index, facts: Facts | None) -> None:
+        self.index = index
+        self.facts = facts
+
+
+@compiles(CommentOnIndex)
+def _comment(element: CommentOnIndex, compiler: Any, **_: Any) -> str:
+    name = qualified_name(compiler.preparer, element.index)
+    if element.facts is None:
+        return f"COMMENT ON INDEX {name} IS NULL"
+    comment = compiler.sql_compiler.render_literal_value(json.dumps(element.facts), String())
+    return f"COMMENT ON INDEX {name} IS {comment}"
+
+
+def run_create(operations: Operations, operation: CreatePendingIndexOp) -> None:
+    """Carry out :class:`CreatePendingIndexOp`."""
+    index = operation.definition.index()
+    if operation.concurrently:
+        index.dialect_kwargs["postgresql_concurrently"] = True
+        with outside_transaction(operations, index):
+            drop_invalid(operations, index)
+            operations.impl.create_index(index)
+    else:
+        operations.impl.create_index(index)
+    if operation.definition.registration is not None:
+        operations.execute(CommentOnIndex(index, operation.definition.registration))
+
+
+def run_drop(operations: Operations, operation: DropPendingIndexOp) -> None:
+    """Carry out :class:`DropPendingIndexOp`."""
+    definition = operation.definition
+    index = Index(conv(definition.name))
+    Table(definition.table, MetaData(), index, schema=definition.schema)
+    if operation.concurrently:
+        index.dialect_kwargs["postgresql_concurrently"] = True
+        with outside_transaction(operations, index):
+            operations.impl.drop_index(index)
+    else:
+        operations.impl.drop_index(index)
+
+
+def run_register(operations: Operations, operation: RegisterEmbeddingOp) -> None:
+    """Carry out :class:`RegisterEmbeddingOp`."""
+    index = Index(conv(operation.index_name))
+    Table("", MetaData(), index, schema=operation.schema)
+    operations.execute(CommentOnIndex(index, operation.registration))

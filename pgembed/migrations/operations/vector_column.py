@@ -1,0 +1,232 @@
+"""``op.alter_vector_column`` and ``op.assert_backfilled``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from alembic.operations import MigrateOperation, Operations
+from sqlalchemy import Column, MetaData, String, Table, cast, column, func, literal_column, null, select
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.schema import DDLElement
+from sqlalchemy.types import NullType, TypeEngine
+
+from pgembed.columns.types import shape_of
+from pgembed.migrations.catalogue import indexes_of
+from pgembed.migrations.definitions import PendingIndexDefinition, sql
+from pgembed.migrations.errors import MigrationError
+
+
+class AlterVectorColumnOp(MigrateOperation):
+    """Change dimensions or storage of a vector column."""
+
+    def __init__(
+        self,
+        table_name: str,
+        column_name: str,
+        type_: TypeEngine[Any],
+        *,
+        existing_type: TypeEngine[Any],
+        discard: bool = False,
+        schema: str | None = None,
+    ) -> None:
+        self.table_name = table_name
+        self.column_name = column_name
+        self.type_ = type_
+        self.existing_type = existing_type
+        self.discard = discard
+        self.schema = schema
+
+    @classmethod
+    def alter_vector_column(
+        cls,
+        operations: Operations,
+        table_name: str,
+        column_name: str,
+        type_: TypeEngine[Any],
+        *,
+        existing_type: TypeEngine[Any],
+        discard: bool = False,
+        schema: str | None = None,
+    ) -> None:
+        """Change dimensions or storage of a vector column.
+
+        ::
+
+            ALTER TABLE article ALTER COLUMN embedding TYPE HALFVEC(8) USING CAST(embedding AS HALFVEC(8));
+            ALTER TABLE article ALTER COLUMN embedding TYPE VECTOR(9) USING CAST(NULL AS VECTOR(9))
+
+        Vectors of other dimensions cannot be converted: ``discard=True`` says that they are to go. Their rows
+        are pending afterwards, and are filled again. The table is locked and, unless ``vector(n)`` becomes
+        ``vector``, rewritten.
+
+        :param existing_type: what the column has now.
+        :param discard: set all vectors to NULL.
+        :raises MigrationError: the dimensions change and ``discard`` is false.
+        """
+        operations.invoke(
+            cls(
+                table_name,
+                column_name,
+                type_,
+                existing_type=existing_type,
+                discard=discard,
+                schema=schema,
+            )
+        )
+
+    def reverse(self) -> MigrateOperation:
+        return AlterVectorColumnOp(
+            self.table_name,
+            self.column_name,
+            self.existing_type,
+            existing_type=self.type_,
+            discard=self.discard,
+            schema=self.schema,
+        )
+
+    def to_diff_tuple(self) -> tuple[Any, ...]:
+        return (
+            "modify_vector_type",
+            self.schema,
+            self.table_name,
+            self.column_name,
+            self.existing_type,
+            self.type_,
+        )
+
+
+class AssertBackfilledOp(MigrateOperation):
+    """Stop while rows of an embedding column are pending."""
+
+    def __init__(
+        self, table_name: str, column_name: str, *, allowed: int = 0, schema: str | None = None
+    ) -> None:
+        self.table_name = table_name
+        self.column_name = column_name
+        self.allowed = allowed
+        self.schema = schema
+
+    @classmethod
+    def assert_backfilled(
+        cls,
+        operations: Operations,
+        table_name: str,
+        column_name: str,
+        *,
+        allowed: int = 0,
+        schema: str | None = None,
+    ) -> None:
+        """Stop the migration while rows of an embedding column are pending.
+
+        ::
+
+            SELECT count(*) FROM article WHERE <the predicate of its pending index>
+
+        To be written before what needs the vectors: the index of a new column, the drop of the old one. It
+        changes nothing, so a downgrade has nothing to undo. Offline it is a ``DO`` block that does the same.
+
+        :param allowed: so many pending rows are no obstacle.
+        :raises MigrationError: more rows are pending, or the column has no pending index.
+        """
+        operations.invoke(cls(table_name, column_name, allowed=allowed, schema=schema))
+
+
+def discards(existing: TypeEngine[Any], wanted: TypeEngine[Any]) -> bool:
+    """Whether vectors of one type have no equivalent in the other, because the dimensions differ."""
+    before, after = shape_of(existing)[1], shape_of(wanted)[1]
+    return before is not None and after is not None and before != after
+
+
+def run_alter(operations: Operations, operation: AlterVectorColumnOp) -> None:
+    """Carry out :class:`AlterVectorColumnOp`."""
+    existing, wanted = operation.existing_type, operation.type_
+    if discards(existing, wanted) and not operation.discard:
+        raise MigrationError(
+            f"{operation.table_name}.{operation.column_name}: vectors of {shape_of(existing)[1]} dimensions "
+            f"cannot become vectors of {shape_of(wanted)[1]}. discard=True gives them up, and their rows are "
+            "filled again; a second embedding column keeps searches going meanwhile"
+        )
+    using: Any = None
+    if operation.discard:
+        using = cast(null(), wanted)
+    elif shape_of(existing)[0] != shape_of(wanted)[0]:
+        using = cast(column(operation.column_name), wanted)
+    operations.alter_column(
+        operation.table_name,
+        operation.column_name,
+        type_=wanted,
+        existing_type=existing,
+        schema=operation.schema,
+        postgresql_using=None if using is None else sql(using),
+    )
+
+
+class CheckBackfilled(DDLElement):
+    """The offline form of :class:`AssertBackfilledOp`."""
+
+    def __init__(self, table: Table, column_name: str, allowed: int) -> None:
+        self.table = table
+        self.column_name = column_name
+        self.allowed = allowed
+
+
+_CHECK_BACKFILLED = """DO $pgembed$
+DECLARE
+    relation regclass := :relation;
+    predicate text;
+    pending bigint;
+BEGIN
+    SELECT pg_get_expr(i.indpred, i.indrelid) INTO predicate
+      FROM pg_index AS i
+     WHERE i.indrelid = relation AND obj_description(i.indexrelid, 'pg_class') LIKE '{"pgembed":%'
+       AND obj_description(i.indexrelid, 'pg_class')::jsonb ->> 'column' = :column;
+    IF predicate IS NULL THEN
+        RAISE EXCEPTION 'table % has no embedding column %', relation, quote_ident(:column);
+    END IF;
+    EXECUTE format('SELECT count(*) FROM %s WHERE %s', relation, predicate) INTO pending;
+    IF pending > :allowed THEN
+        RAISE EXCEPTION '%.%: % rows are pending', relation, quote_ident(:column), pending;
+    END IF;
+END
+$pgembed$"""
+
+
+@compiles(CheckBackfilled)
+def _check_backfilled(element: CheckBackfilled, compiler: Any, **_: Any) -> str:
+    def literal(value: str) -> str:
+        return str(compiler.sql_compiler.render_literal_value(value, String()))
+
+    return (
+        _CHECK_BACKFILLED.replace(":relation", literal(compiler.preparer.format_table(element.table)))
+        .replace(":column", literal(element.column_name))
+        .replace(":allowed", str(element.allowed))
+    )
+
+
+def run_assert(operations: Operations, operation: AssertBackfilledOp) -> None:
+    """Carry out :class:`AssertBackfilledOp`."""
+    table = Table(
+        operation.table_name, MetaData(), Column(operation.column_name, NullType()), schema=operation.schema
+    )
+    if operations.get_context().as_sql:
+        operations.execute(CheckBackfilled(table, operation.column_name, operation.allowed))
+        return
+    connection = operations.get_bind()
+    where = next(
+        (
+            definition.where
+            for definition in indexes_of(connection, table, set()).values()
+            if isinstance(definition, PendingIndexDefinition)
+            and (definition.registration or {}).get("column") == operation.column_name
+        ),
+        None,
+    )
+    name = f"{table.fullname}.{operation.column_name}"
+    if where is None:
+        raise MigrationError(f"{name} is not an embedding column: it has no registered pending index")
+    pending = connection.scalar(select(func.count()).select_from(table).where(literal_column(where))) or 0
+    if pending > operation.allowed:
+        raise MigrationError(
+            f"{name}: {pending} rows are pending, allowed are {operation.allowed}. Let a worker or "
+            "`pgembed backfill` fill them, then run the migration again"
+        )

@@ -1,0 +1,104 @@
+"""Registration with Alembic."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+from alembic.autogenerate import comparators, renderers
+from alembic.operations import MigrateOperation, Operations
+from alembic.util import DispatchPriority
+
+from pgembed.migrations import comparison, rendering
+from pgembed.migrations.operations import installation, pending_index, vector_column, vector_index
+
+_Run = Callable[[Operations, Any], None]
+_Render = Callable[..., str | list[str]]
+
+#: Operation, its name in ``op``, what carries it out, what writes it into a migration.
+_OPERATIONS: tuple[tuple[type[MigrateOperation], str | None, _Run, _Render | None], ...] = (
+    (
+        installation.InstallPgembedOp,
+        "install_pgembed",
+        installation.run_install,
+        rendering.install_pgembed,
+    ),
+    (
+        installation.UninstallPgembedOp,
+        "uninstall_pgembed",
+        installation.run_uninstall,
+        rendering.uninstall_pgembed,
+    ),
+    (installation.KeepPgembedOp, None, installation.run_keep, rendering.keep_pgembed),
+    (
+        vector_index.CreateVectorIndexOp,
+        "create_vector_index",
+        vector_index.run_create,
+        rendering.create_vector_index,
+    ),
+    (vector_index.DropVectorIndexOp, "drop_vector_index", vector_index.run_drop, rendering.drop_vector_index),
+    (
+        vector_index.ReplaceVectorIndexOp,
+        "replace_vector_index",
+        vector_index.run_replace,
+        rendering.replace_vector_index,
+    ),
+    (
+        pending_index.CreatePendingIndexOp,
+        "create_pending_index",
+        pending_index.run_create,
+        rendering.create_pending_index,
+    ),
+    (
+        pending_index.DropPendingIndexOp,
+        "drop_pending_index",
+        pending_index.run_drop,
+        rendering.drop_pending_index,
+    ),
+    (
+        pending_index.RegisterEmbeddingOp,
+        "register_embedding",
+        pending_index.run_register,
+        rendering.register_embedding,
+    ),
+    (
+        vector_column.AlterVectorColumnOp,
+        "alter_vector_column",
+        vector_column.run_alter,
+        rendering.alter_vector_column,
+    ),
+    (vector_column.AssertBackfilledOp, "assert_backfilled", vector_column.run_assert, None),
+)
+
+
+@cache
+def setup() -> None:
+    """Teach Alembic embedding columns and vector indexes: one line in ``env.py``, before migrations run.
+
+    It registers operations (``op.create_vector_index``), comparators of autogenerate for PostgreSQL, and how
+    they are written into migrations. Once a process; further calls do nothing.
+
+    ``context.configure(..., pgembed_concurrently=True)`` has autogenerate write ``concurrently=True`` for
+    indexes of tables that are there already.
+    """
+    # Reflection knows the types vector and halfvec once this is imported.
+    import pgvector.sqlalchemy  # noqa: F401
+
+    for operation, name, run, render in _OPERATIONS:
+        if name is not None:
+            Operations.register_operation(name)(operation)
+        Operations.implementation_for(operation)(run)
+        if render is not None:
+            renderers.dispatch_for(operation)(render)
+
+    # A subgroup of its own keeps what one comparator returns from stopping others. "types" is Alembic's: a
+    # vector column that was compared here is not compared again there.
+    for target, priority, subgroup, comparator in (
+        ("schema", DispatchPriority.FIRST, "pgembed.installation", comparison.compare_installation),
+        ("column", DispatchPriority.FIRST, "types", comparison.compare_vector_type),
+        ("table", DispatchPriority.LAST, "pgembed.indexes", comparison.compare_indexes),
+    ):
+        comparators.dispatch_for(target, priority=priority, qualifier="postgresql", subgroup=subgroup)(
+            comparator
+        )
