@@ -11,6 +11,7 @@ import os
 import random
 import re
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ import pytest
 from sqlalchemy import URL, Engine, create_engine, delete, insert, select, text, update
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
+from sqlalchemy.pool import NullPool
 
 from pgembed.columns import embeddings_of
 from pgembed.database import embedded, install
@@ -78,12 +80,16 @@ class Server:
 
 
 @pytest.fixture
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server() -> Iterator[Server]:
     if os.environ.get("PGEMBED_TEST_DSN"):
         pytest.skip("restarts the server")
-    folder = tmp_path_factory.mktemp("torture") / "data"
     version = os.environ.get("PGEMBED_TEST_POSTGRES")
-    with embedded(folder, postgres_version=int(version) if version else None) as url:
+    with (
+        # Not below pytest's own folder: every start of pytest closes that to other users, as whom the server
+        # runs where the tests run as root.
+        tempfile.TemporaryDirectory(prefix="pgembed-", ignore_cleanup_errors=True) as parent,
+        embedded(folder := Path(parent) / "data", postgres_version=int(version) if version else None) as url,
+    ):
         engine = create_engine(url)
         with engine.begin() as connection:
             install(connection)
@@ -196,6 +202,8 @@ class Watcher:
         self.samples = 0
         self.waits: dict[Any, float] = {}
         self.longest_wait = 0.0
+        # Between two samples: what a busy machine adds to any wait.
+        self.longest_gap = 0.0
         self.longest_transaction = 0.0
         self.thread = threading.Thread(target=self.run, daemon=True)
         self.thread.start()
@@ -203,9 +211,13 @@ class Watcher:
     def run(self) -> None:
         while not self.stop.is_set():
             with contextlib.suppress(DBAPIError), self.engine.connect() as connection:
+                before = time.monotonic()
                 while not self.stop.is_set():
                     self.sample(connection)
                     time.sleep(0.005)
+                    now = time.monotonic()
+                    self.longest_gap = max(self.longest_gap, now - before)
+                    before = now
         self.engine.dispose()
 
     def sample(self, connection: Any) -> None:
@@ -251,7 +263,7 @@ def test_every_vector_is_that_of_its_text_whatever_died(server: Server, tmp_path
     environment = {"ENCODER_SECONDS": str(ENCODER_SECONDS)}
     arguments = ("worker", "--models", MODELS, "--poll", "0.05", "--batch-seconds", "1")
     workers = [start(server.url, *arguments, log=log, **environment) for _ in range(WORKERS)]
-    engine = create_engine(server.url, pool_pre_ping=True)
+    engine = create_engine(server.url, poolclass=NullPool)
     try:
         writers = [Writer(server.url, seed, stop) for seed in range(WRITERS)]
         watcher = Watcher(server.url, stop)
@@ -269,8 +281,8 @@ def test_every_vector_is_that_of_its_text_whatever_died(server: Server, tmp_path
                 server.restart()
                 restarted += 1
         stop.set()
-        for writer in writers:
-            writer.thread.join(10)
+        for thread in (watcher.thread, *(writer.thread for writer in writers)):
+            thread.join(10)
         # Leases of workers that were killed after the restart last a minute, which a test does not wait for.
         with engine.begin() as connection:
             orphaned = connection.execute(text("DELETE FROM pgembed.lease")).rowcount
@@ -294,7 +306,6 @@ def test_every_vector_is_that_of_its_text_whatever_died(server: Server, tmp_path
         rows = connection.execute(select(TABLE)).all()
         assert connection.scalar(text("SELECT count(*) FROM pgembed.failure")) == 0
         assert connection.scalar(text("SELECT count(*) FROM pgembed.lease")) == 0
-    engine.dispose()
     assert len(rows) > KEYS / 4
     for row in rows:
         texts = (row.title, row.body)
@@ -312,9 +323,10 @@ def test_every_vector_is_that_of_its_text_whatever_died(server: Server, tmp_path
     assert watcher.samples > 10 * SECONDS
     print(
         f"longest wait behind a worker {watcher.longest_wait * 1000:.0f} ms, longest transaction of a worker "
-        f"{watcher.longest_transaction * 1000:.0f} ms, {watcher.samples} samples"
+        f"{watcher.longest_transaction * 1000:.0f} ms, {watcher.samples} samples, "
+        f"at most {watcher.longest_gap * 1000:.0f} ms apart"
     )
-    assert watcher.longest_wait < LONGEST_WAIT
+    assert watcher.longest_wait < LONGEST_WAIT + watcher.longest_gap
     assert watcher.longest_transaction < ENCODER_SECONDS
     assert "event=filled" in shown
     assert "Traceback" not in shown
