@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
+import re
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from sqlalchemy import URL, Engine, create_engine, make_url, text
@@ -221,5 +223,21 @@ def test_status_names_what_it_may_not_read(empty: Engine, plain: Engine, role: s
         row = connection.execute(text("SELECT * FROM pgembed.status")).mappings().one()
         assert row["total"] is None
         assert "permission denied" in row["problem"]
+    with empty.begin() as connection:
+        connection.execute(text(f"DROP OWNED BY {role}"))
+
+
+def test_a_reader_needs_what_the_guide_grants(empty: Engine, plain: Engine, role: str) -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "queries.md").read_text()
+    with empty.begin() as connection:
+        install(connection)
+        Base.metadata.create_all(connection)
+        connection.execute(text("INSERT INTO article (title, embedding) VALUES ('x', '[1,2,3]')"))
+        connection.execute(text(f"GRANT SELECT ON article TO {role}"))
+        for grant in re.findall(r"^GRANT .*;$", guide, re.MULTILINE):
+            connection.exec_driver_sql(grant.replace("reader", role))
+    with plain.begin() as connection:
+        found = connection.execute(text("SELECT key FROM pgembed.search('article', 'embedding', '[1,2,3]')"))
+        assert found.scalars().all() == [{"id": 1}]
     with empty.begin() as connection:
         connection.execute(text(f"DROP OWNED BY {role}"))
