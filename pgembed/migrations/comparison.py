@@ -116,7 +116,13 @@ def compare_indexes(
     created, dropped = _take_over(modify_ops, declared, existing)
     in_both = _in_both(context, conn_table, metadata_table) & declared.keys() & existing.keys()
     retyped = any(isinstance(operation, AlterVectorColumnOp) for operation in modify_ops.ops)
-    concurrently = bool(context.opts.get("pgembed_concurrently")) and None not in (conn_table, metadata_table)
+    # A concurrent build commits what came before it; if it failed, that could not be run again.
+    concurrently = (
+        bool(context.opts.get("pgembed_concurrently"))
+        and conn_table is not None
+        and metadata_table is not None
+        and not modify_ops.ops
+    )
 
     before: list[ops.MigrateOperation] = []
     after: list[ops.MigrateOperation] = []

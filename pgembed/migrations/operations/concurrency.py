@@ -44,8 +44,11 @@ def outside_transaction(operations: Operations, index: Index) -> Iterator[None]:
         yield
 
 
-def drop_invalid(operations: Operations, index: Index) -> None:
-    """Drop what an earlier, failed ``CREATE INDEX CONCURRENTLY`` left under the same name."""
+def drop_leftover(operations: Operations, index: Index, *, valid: bool = False) -> None:
+    """Drop what an earlier attempt left under the same name.
+
+    :param valid: even if it is valid, because the name is a temporary one.
+    """
     if operations.get_context().as_sql:
         return
     connection = operations.get_bind()
@@ -56,8 +59,8 @@ def drop_invalid(operations: Operations, index: Index) -> None:
         text(
             "SELECT true FROM pg_catalog.pg_index AS i JOIN pg_catalog.pg_class AS c ON c.oid = i.indexrelid "
             "WHERE i.indrelid = pg_catalog.to_regclass(:relation) "
-            "AND pg_catalog.quote_ident(c.relname) = :name AND NOT i.indisvalid"
+            "AND pg_catalog.quote_ident(c.relname) = :name AND (:valid OR NOT i.indisvalid)"
         ),
-        {"relation": relation, "name": name},
+        {"relation": relation, "name": name, "valid": valid},
     ):
         operations.impl.drop_index(index, if_exists=True)

@@ -12,7 +12,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.schema import DDLElement, conv
 
 from pgembed.migrations.definitions import Facts, PendingIndexDefinition
-from pgembed.migrations.operations.concurrency import drop_invalid, outside_transaction
+from pgembed.migrations.operations.concurrency import drop_leftover, outside_transaction
 from pgembed.migrations.operations.vector_index import qualified_name
 
 
@@ -192,7 +192,7 @@ def run_create(operations: Operations, operation: CreatePendingIndexOp) -> None:
     if operation.concurrently:
         index.dialect_kwargs["postgresql_concurrently"] = True
         with outside_transaction(operations, index):
-            drop_invalid(operations, index)
+            drop_leftover(operations, index)
             operations.impl.create_index(index)
     else:
         operations.impl.create_index(index)

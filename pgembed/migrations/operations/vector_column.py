@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from alembic.operations import MigrateOperation, Operations
@@ -196,11 +197,12 @@ def _check_backfilled(element: CheckBackfilled, compiler: Any, **_: Any) -> str:
     def literal(value: str) -> str:
         return str(compiler.sql_compiler.render_literal_value(value, String()))
 
-    return (
-        _CHECK_BACKFILLED.replace(":relation", literal(compiler.preparer.format_table(element.table)))
-        .replace(":column", literal(element.column_name))
-        .replace(":allowed", str(element.allowed))
-    )
+    values = {
+        "relation": literal(compiler.preparer.format_table(element.table)),
+        "column": literal(element.column_name),
+        "allowed": str(element.allowed),
+    }
+    return re.sub(r":(relation|column|allowed)\b", lambda found: values[found[1]], _CHECK_BACKFILLED)
 
 
 def run_assert(operations: Operations, operation: AssertBackfilledOp) -> None:

@@ -13,7 +13,7 @@ from sqlalchemy.schema import DDLElement
 
 from pgembed.migrations.definitions import VectorIndexDefinition
 from pgembed.migrations.errors import MigrationError
-from pgembed.migrations.operations.concurrency import drop_invalid, outside_transaction
+from pgembed.migrations.operations.concurrency import drop_leftover, outside_transaction
 
 
 class CreateVectorIndexOp(MigrateOperation):
@@ -199,18 +199,18 @@ def run_replace(operations: Operations, operation: ReplaceVectorIndexOp) -> None
     # Postgres cuts names at 63 bytes.
     old = operation.definition.index()
     new = operation.definition.renamed(name.encode()[:59].decode(errors="ignore") + "_new").index()
-    _create(operations, new, operation.concurrently)
+    _create(operations, new, operation.concurrently, temporary=True)
     _drop(operations, old, operation.concurrently)
     operations.execute(RenameIndex(new, name))
 
 
-def _create(operations: Operations, index: Index, concurrently: bool) -> None:
+def _create(operations: Operations, index: Index, concurrently: bool, *, temporary: bool = False) -> None:
     if not concurrently:
         operations.impl.create_index(index)
         return
     index.dialect_kwargs["postgresql_concurrently"] = True
     with outside_transaction(operations, index):
-        drop_invalid(operations, index)
+        drop_leftover(operations, index, valid=temporary)
         operations.impl.create_index(index)
 
 
