@@ -1,27 +1,37 @@
-"""Vector indexes: declaration, plan and build."""
+"""Vector indexes: declaration, plan, build, and what they find."""
 
 from pgembed.indexes.build import create, is_built
 from pgembed.indexes.concurrent import create_concurrently, drop, reindex
 from pgembed.indexes.declaration import HNSW, IVFFlat, VectorIndex, access_method_of, vector_index_of
 from pgembed.indexes.errors import IndexBuildError, IndexMissingError, IndexNotUsedError
+from pgembed.indexes.explaining import Explanation, explain
+from pgembed.indexes.measuring import Latency, Recall, recall
 from pgembed.indexes.planning import Plan, plan
 from pgembed.indexes.progress import Progress
+from pgembed.indexes.tuning import Tuning, tune
 
 __all__ = [
     "HNSW",
+    "Explanation",
     "IVFFlat",
     "IndexBuildError",
     "IndexMissingError",
     "IndexNotUsedError",
+    "Latency",
     "Plan",
     "Progress",
+    "Recall",
+    "Tuning",
     "VectorIndex",
     "access_method_of",
     "create",
     "create_concurrently",
     "drop",
+    "explain",
     "is_built",
     "plan",
+    "recall",
     "reindex",
+    "tune",
     "vector_index_of",
 ]

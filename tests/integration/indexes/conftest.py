@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
@@ -25,23 +26,20 @@ def clustered(rows: int, dimensions: int = DIMENSIONS, seed: int = 0) -> np.ndar
 @pytest.fixture
 def fill(engine: Engine) -> Callable[..., Table]:
     """``fill(index, rows)``: a table with that index declared, and with that many rows."""
+    return partial(fill_table, engine)
 
-    def run(*indexes: Index, rows: int = 3000, dimensions: int = DIMENSIONS, name: str = "Item") -> Table:
-        table = Table(
-            name,
-            MetaData(),
-            Column("id", Integer, primary_key=True),
-            Column("vector", VectorType(dimensions)),
-            *indexes,
-        )
-        with engine.begin() as connection:
-            table.create(connection)
-            vectors = clustered(rows, dimensions)
-            if rows:
-                values = [{"id": key, "vector": vector} for key, vector in enumerate(vectors)]
-                connection.execute(insert(table), values)
-        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-            connection.exec_driver_sql("ANALYZE")
-        return table
 
-    return run
+def fill_table(
+    engine: Engine, *indexes: Index, rows: int = 3000, dimensions: int = DIMENSIONS, name: str = "Item"
+) -> Table:
+    """A new table with its rows, and indexes that are declared and not built."""
+    columns = Column("id", Integer, primary_key=True), Column("vector", VectorType(dimensions))
+    table = Table(name, MetaData(), *columns, *indexes)
+    with engine.begin() as connection:
+        table.create(connection)
+        values = [{"id": key, "vector": vector} for key, vector in enumerate(clustered(rows, dimensions))]
+        if values:
+            connection.execute(insert(table), values)
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.exec_driver_sql("ANALYZE")
+    return table

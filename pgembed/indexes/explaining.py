@@ -1,0 +1,190 @@
+"""``explain``: whether a statement uses a vector index, and why not."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sqlalchemy import Connection, func, select, text
+from sqlalchemy.sql.elements import ClauseElement
+
+from pgembed.indexes.catalogue import StandingIndex, standing
+from pgembed.indexes.ddl import Explain
+
+_OPERATOR = re.compile(r" (?:OPERATOR\([^)]*?)?(<=>|<->|<#>|<\+>|<~>|<%>)\)? ")
+_FUNCTION = re.compile(
+    r"\b(cosine_distance|l[12]_distance|(?:vector_)?(?:negative_)?inner_product|hamming_distance|jaccard_distance)\("
+)
+_DESCENDING = re.compile(r" DESC(?: NULLS (?:FIRST|LAST))?$")
+_CAST = re.compile(r"\([\w.\"$]+\)::(\w+(?:\(\d+\))?) ")
+_NO_OTHER_WAY = ("enable_seqscan", "enable_sort", "enable_bitmapscan")
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What the planner does with the vector indexes of the tables in a statement.
+
+    :ivar used: names of those that it uses.
+    :ivar unused: for each of the others, why not.
+    :ivar plan: the plan as Postgres gives it in JSON.
+    """
+
+    used: tuple[str, ...]
+    unused: dict[str, tuple[str, ...]]
+    plan: dict[str, Any]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The explanation as plain values, for JSON."""
+        return asdict(self)
+
+
+def explain(
+    connection: Connection, statement: ClauseElement | str, parameters: Mapping[str, Any] | None = None
+) -> Explanation:
+    """Say which vector indexes a statement uses, and why it doesn't use the others of its tables.
+
+    ::
+
+        EXPLAIN (VERBOSE, FORMAT json) <statement>
+
+    The statement is planned and not executed. Reasons are read from the plan; where it shows none, the
+    statement is planned once more with sequential scans and sorts forbidden, which tells a matter of cost
+    from an expression that the index does not serve.
+
+    :param statement: a SELECT, made with SQLAlchemy or as text.
+    """
+    clause = text(statement) if isinstance(statement, str) else statement
+    root = plan_of(connection, clause, parameters)
+    scanned = {(node.get("Schema"), node["Relation Name"]) for node in nodes(root) if "Relation Name" in node}
+    used = tuple(dict.fromkeys(node["Index Name"] for node in nodes(root) if "Index Name" in node))
+    there = [index for index in standing(connection) if (index.schema, index.table) in scanned]
+    return Explanation(
+        used=tuple(index.name for index in there if index.name in used),
+        unused={
+            index.name: reasons(connection, index, root, clause, parameters)
+            for index in there
+            if index.name not in used
+        },
+        plan=root,
+    )
+
+
+def reasons(
+    connection: Connection,
+    index: StandingIndex,
+    root: dict[str, Any],
+    statement: ClauseElement,
+    parameters: Mapping[str, Any] | None,
+) -> tuple[str, ...]:
+    """Why ``index`` is not in the plan ``root``; at least one reason."""
+    found = [*_of_index(connection, index), *_of_plan(index, root)]
+    if not found:
+        found = [_of_cost(connection, index, statement, parameters)]
+    return tuple(found)
+
+
+def plan_of(
+    connection: Connection, statement: ClauseElement, parameters: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """The plan of a statement, as Postgres gives it in JSON."""
+    answer = connection.execute(Explain(statement), dict(parameters or {})).scalar_one()
+    plans = json.loads(answer) if isinstance(answer, str) else answer
+    root: dict[str, Any] = plans[0]["Plan"]
+    return root
+
+
+def nodes(root: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The nodes of a plan, from the top."""
+    yield root
+    for child in root.get("Plans", ()):
+        yield from nodes(child)
+
+
+def uses(root: dict[str, Any], index: StandingIndex) -> bool:
+    """Whether a plan scans the index."""
+    return any(node.get("Index Name") == index.name for node in nodes(root))
+
+
+def _of_index(connection: Connection, index: StandingIndex) -> Iterator[str]:
+    if index.building:
+        yield "it is being built at this moment"
+    elif not index.valid:
+        yield "it is invalid: build it again with pgembed.indexes.create()"
+    if connection.scalar(select(func.current_setting("enable_indexscan"))) == "off":
+        yield "enable_indexscan is off in this session"
+
+
+def _of_plan(index: StandingIndex, root: dict[str, Any]) -> Iterator[str]:
+    found = list(nodes(root))
+    keys = [key for node in found for key in node.get("Sort Key", ())]
+    ordered = [key for key in keys if _OPERATOR.search(key) or _FUNCTION.search(key)]
+    if not ordered:
+        yield "nothing is ordered by a distance: it serves ORDER BY distance LIMIT n"
+    for key in ordered:
+        yield from _of_key(index, key)
+    if not any(node["Node Type"] == "Limit" for node in found):
+        yield "there is no LIMIT, and all rows in order are had more cheaply by a sort"
+    if any(node["Node Type"] == "WindowAgg" for node in found):
+        yield "a window function, such as count(*) OVER (), needs all rows before the first is returned"
+    conditions = " ".join(str(node.get("Filter", "")) for node in found)
+    if index.predicate is not None and index.predicate.strip("()") not in conditions:
+        yield f"it is partial, and the conditions do not imply its own: {index.predicate}"
+
+
+def _of_key(index: StandingIndex, key: str) -> Iterator[str]:
+    """Why the index cannot give this order."""
+    if _DESCENDING.search(key):
+        yield "the order is descending: it gives the nearest first"
+    expression = _bare(_DESCENDING.sub("", key))
+    operator = _OPERATOR.search(expression)
+    if operator is None:
+        function = _FUNCTION.search(expression)
+        assert function is not None
+        yield f"ordered by the function {function[1]}(): only an operator ({index.operator}) uses an index"
+        return
+    if index.operator is not None and operator[1] != index.operator:
+        yield f"ordered by {operator[1]}, and it serves {index.operator} ({index.opclass})"
+    cast = _CAST.match(expression)
+    if cast is not None and index.expression is None:
+        yield f"ordered by the column cast to {cast[1]}, and it is on the column itself"
+    elif (expression.startswith("(") and cast is None) or not re.match(r"[(\w\"]", expression):
+        yield "ordered by an expression over the distance, such as 1 - distance: order by the distance alone"
+    elif index.expression is not None and cast is None:
+        yield f"ordered by the column, and it is on the expression {index.expression}"
+
+
+def _bare(expression: str) -> str:
+    """The expression without parentheses that enclose all of it."""
+    while expression.startswith("(") and _closing(expression) == len(expression) - 1:
+        expression = expression[1:-1]
+    return expression
+
+
+def _closing(expression: str) -> int | None:
+    """Where the parenthesis closes that the expression begins with."""
+    depth = 0
+    for place, character in enumerate(expression):
+        depth += (character == "(") - (character == ")")
+        if depth == 0:
+            return place
+    return None
+
+
+def _of_cost(
+    connection: Connection,
+    index: StandingIndex,
+    statement: ClauseElement,
+    parameters: Mapping[str, Any] | None,
+) -> str:
+    savepoint = connection.begin_nested()
+    try:
+        connection.execute(select(*(func.set_config(name, "off", True) for name in _NO_OTHER_WAY)))
+        possible = uses(plan_of(connection, statement, parameters), index)
+    finally:
+        savepoint.rollback()
+    if possible:
+        return "it could be used; the planner takes another plan to be cheaper (few rows, or a large LIMIT)"
+    return "it cannot give this order: the query vector is volatile, or the rows are joined before the LIMIT"

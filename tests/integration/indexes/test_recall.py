@@ -1,0 +1,165 @@
+"""Recall and tuning, beside brute force."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from sqlalchemy import event, insert, text
+
+from pgembed import HNSW, IVFFlat
+from pgembed.exc import DimensionMismatchError, QueryError
+from pgembed.indexes import IndexMissingError, IndexNotUsedError, create, recall, tune
+from pgembed.indexes.measuring import SETTINGS, Bench
+
+from .conftest import clustered
+
+
+@pytest.fixture
+def engine(engine):
+    """The planner rightly finds tables of a few thousand rows quickly read: it is told to use the index."""
+    event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("SET enable_seqscan = off"))
+    return engine
+
+
+@pytest.fixture
+def poor(fill, engine):
+    """A table whose graph is so thin that a small ef_search misses rows."""
+    table = fill(HNSW("vector", name="ann", m=4, ef_construction=12, metric="l2"), rows=3000)
+    with engine.begin() as connection:
+        create(connection, table.c.vector, workers=0)
+    return table
+
+
+def by_hand(connection, vectors, queries, k, value):
+    """The recall of vectors of the table that are asked for as if from outside, computed with numpy."""
+    connection.execute(text("SELECT set_config('hnsw.ef_search', :value, true)"), {"value": str(value)})
+    connection.execute(text("SET LOCAL hnsw.iterative_scan = 'strict_order'"))
+    shares = []
+    for key in queries:
+        distances = np.linalg.norm(vectors - vectors[key], axis=1)
+        true = set(np.argsort(distances)[:k].tolist())
+        found = connection.scalars(
+            text(
+                'SELECT id FROM "Item" ORDER BY vector <-> (SELECT vector FROM "Item" WHERE id = :key) '
+                f"LIMIT {k + 1}"
+            ),
+            {"key": key},
+        ).all()
+        shares.append(len(true & {*found[:k]}) / k)
+    return float(np.mean(shares))
+
+
+def test_recall_is_that_of_brute_force(engine, poor):
+    vectors = clustered(3000)
+    with engine.begin() as connection:
+        expected = by_hand(connection, vectors, range(0, 3000, 30), 6, 10)
+    with engine.begin() as connection:
+        measured = recall(connection, poor.c.vector, queries=vectors[::30], k=6, ef_search=10)
+        assert connection.scalar(text("SELECT current_setting('hnsw.ef_search')")) == "40"
+    assert expected < 0.9
+    assert measured.recall == pytest.approx(expected, abs=0.01)
+    assert measured.low < measured.recall < measured.high
+    assert (measured.queries, measured.setting, measured.value) == (100, "ef_search", 10)
+    assert 0 < measured.approximate.p50 <= measured.approximate.p95
+    assert 0 < measured.exact.p50 <= measured.exact.p95
+
+
+def test_rows_are_not_their_own_neighbours(engine, poor):
+    with engine.begin() as connection:
+        low = recall(connection, poor.c.vector, queries=150, k=1, ef_search=1)
+        full = recall(connection, poor.c.vector, queries=150, k=1, ef_search=1000)
+    assert low.recall < 0.7  # the row itself is easy to find, its neighbour is not
+    assert low.recall < full.recall
+    assert json.loads(json.dumps(full.as_dict()))["approximate"]["p50"] > 0
+
+
+def test_identical_rows_are_ties(engine, fill):
+    table = fill(HNSW("vector", name="ann"), rows=0)
+    with engine.begin() as connection:
+        vectors = clustered(150).repeat(8, axis=0)
+        connection.execute(
+            insert(table), [{"id": key, "vector": vector} for key, vector in enumerate(vectors)]
+        )
+        connection.execute(text("ANALYZE"))
+        create(connection, table.c.vector)
+        assert recall(connection, table.c.vector, queries=50, k=10).recall == 1
+
+
+def test_an_index_that_is_not_used_is_an_error(engine, poor):
+    with engine.begin() as connection:
+        connection.execute(text("SET LOCAL enable_indexscan = off"))
+        connection.execute(text("SET LOCAL enable_seqscan = on"))
+        with pytest.raises(IndexNotUsedError, match="enable_indexscan is off") as caught:
+            recall(connection, poor.c.vector, queries=3)
+        assert caught.value.index == "ann"
+
+
+def test_what_cannot_be_measured(engine, poor, fill):
+    with engine.begin() as connection:
+        for arguments, message in (
+            ({"ef_search": 0}, "pgvector takes 1 to 1000"),
+            ({"probes": 3}, "probes is not for hnsw"),
+            ({"queries": 0}, "at least 1"),
+            ({"queries": []}, "queries is empty"),
+            ({"k": 0}, "k=0"),
+        ):
+            with pytest.raises(QueryError, match=message):
+                recall(connection, poor.c.vector, **arguments)
+        with pytest.raises(DimensionMismatchError):
+            recall(connection, poor.c.vector, queries=[[1.0, 2.0]])
+        with pytest.raises(QueryError, match="target_recall"):
+            tune(connection, poor.c.vector, target_recall=95)
+    unbuilt = fill(HNSW("vector", name="other"), rows=5, name="unbuilt")
+    with engine.begin() as connection, pytest.raises(IndexMissingError, match="has no such index"):
+        recall(connection, unbuilt.c.vector)
+
+
+def test_tuning_takes_the_cheapest_that_reaches(engine, poor):
+    with engine.begin() as connection:
+        tuned = tune(connection, poor.c.vector, target_recall=0.8, queries=300, k=5)
+        again = recall(connection, poor.c.vector, queries=300, k=5, **tuned.arguments)
+    assert tuned.reached
+    assert tuned.tuned.recall >= 0.8
+    assert tuned.unseen.high >= 0.8
+    assert again.high >= 0.8
+    below = [found for found in tuned.tried if found.value < tuned.tuned.value]
+    assert below
+    assert all(found.recall < 0.8 for found in below)
+    assert tuned.sql == f"SET hnsw.ef_search = {tuned.tuned.value}"
+    assert json.loads(json.dumps(tuned.as_dict()))["arguments"] == {"ef_search": tuned.tuned.value}
+
+
+def test_what_no_setting_reaches_is_said(engine, fill, monkeypatch):
+    """A graph whose nodes have two links has rows that no search comes to."""
+    monkeypatch.setitem(SETTINGS, "hnsw", ("ef_search", 1, 8, "strict_order"))
+    table = fill(HNSW("vector", name="ann", m=2, ef_construction=4, metric="l2"), rows=2000)
+    with engine.begin() as connection:
+        create(connection, table.c.vector, workers=0)
+        tuned = tune(connection, table.c.vector, target_recall=1.0, queries=100, k=5)
+    assert not tuned.reached
+    assert tuned.arguments == {"ef_search": 8}
+
+
+def test_settings_at_which_the_index_is_not_used_are_left_out(engine, poor):
+    with engine.begin() as connection:
+        connection.execute(text("SET LOCAL enable_seqscan = on"))
+        bench = Bench.of(connection, poor.c.vector, 2, 5)
+        assert bench.used_at(connection, 5)
+        assert not bench.used_at(connection, 1000)
+        tuned = tune(connection, poor.c.vector, target_recall=1.0, queries=60, k=5)
+    assert tuned.unseen.value < 1000
+
+
+def test_tuning_ivfflat(engine, fill):
+    table = fill(IVFFlat("vector", name="ann", lists=20), rows=3000)
+    with engine.begin() as connection:
+        create(connection, table.c.vector)
+        tuned = tune(connection, table.c.vector, target_recall=0.95, queries=100)
+        few = recall(connection, table.c.vector, queries=50, probes=1)
+        all_lists = recall(connection, table.c.vector, queries=50, probes=20)
+    assert tuned.reached
+    assert tuned.arguments["probes"] <= 20
+    assert tuned.sql.startswith("SET ivfflat.probes = ")
+    assert few.recall < all_lists.recall == 1
