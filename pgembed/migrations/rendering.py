@@ -59,29 +59,30 @@ def vector_type(type_: TypeEngine[Any], context: AutogenContext) -> str | None:
     return f"{name}({'' if dimensions is None else dimensions})"
 
 
-def install_pgembed(_context: AutogenContext, operation: InstallPgembedOp) -> str:
-    return f"op.install_pgembed(revision={operation.revision!r})"
+def install_pgembed(context: AutogenContext, operation: InstallPgembedOp) -> str:
+    return _lines(context, "install_pgembed", [f"revision={operation.revision!r}"])
 
 
-def uninstall_pgembed(_context: AutogenContext, operation: UninstallPgembedOp) -> str:
-    return f"op.uninstall_pgembed({'extension=True' if operation.extension else ''})"
+def uninstall_pgembed(context: AutogenContext, operation: UninstallPgembedOp) -> str:
+    return _lines(context, "uninstall_pgembed", ["extension=True"] if operation.extension else [])
 
 
 def keep_pgembed(_context: AutogenContext, _operation: KeepPgembedOp) -> list[str]:
     return ["# pgembed's SQL objects stay as they are; they serve older models as well", "pass"]
 
 
-def create_vector_index(_context: AutogenContext, operation: CreateVectorIndexOp) -> str:
-    return _vector_index("create_vector_index", operation.definition, operation.concurrently)
+def create_vector_index(context: AutogenContext, operation: CreateVectorIndexOp) -> str:
+    return _vector_index(context, "create_vector_index", operation.definition, operation.concurrently)
 
 
-def replace_vector_index(_context: AutogenContext, operation: ReplaceVectorIndexOp) -> str:
-    return _vector_index("replace_vector_index", operation.definition, operation.concurrently)
+def replace_vector_index(context: AutogenContext, operation: ReplaceVectorIndexOp) -> str:
+    return _vector_index(context, "replace_vector_index", operation.definition, operation.concurrently)
 
 
-def drop_vector_index(_context: AutogenContext, operation: DropVectorIndexOp) -> str:
+def drop_vector_index(context: AutogenContext, operation: DropVectorIndexOp) -> str:
     definition = operation.definition
     return _call(
+        context,
         "drop_vector_index",
         [definition.name, definition.table],
         schema=definition.schema,
@@ -89,9 +90,10 @@ def drop_vector_index(_context: AutogenContext, operation: DropVectorIndexOp) ->
     )
 
 
-def create_pending_index(_context: AutogenContext, operation: CreatePendingIndexOp) -> str:
+def create_pending_index(context: AutogenContext, operation: CreatePendingIndexOp) -> str:
     definition = operation.definition
     call = _call(
+        context,
         "create_pending_index",
         [definition.name, definition.table, list(definition.columns)],
         where=definition.where,
@@ -104,9 +106,10 @@ def create_pending_index(_context: AutogenContext, operation: CreatePendingIndex
     return call
 
 
-def drop_pending_index(_context: AutogenContext, operation: DropPendingIndexOp) -> list[str]:
+def drop_pending_index(context: AutogenContext, operation: DropPendingIndexOp) -> list[str]:
     definition, new = operation.definition, operation.replaced_by
     call = _call(
+        context,
         "drop_pending_index",
         [definition.name, definition.table],
         schema=definition.schema,
@@ -117,8 +120,9 @@ def drop_pending_index(_context: AutogenContext, operation: DropPendingIndexOp) 
     return [*_comment(_reason(definition.table, definition.registration, new.registration)), call]
 
 
-def register_embedding(_context: AutogenContext, operation: RegisterEmbeddingOp) -> str:
+def register_embedding(context: AutogenContext, operation: RegisterEmbeddingOp) -> str:
     return _call(
+        context,
         "register_embedding",
         [operation.index_name, operation.registration],
         schema=operation.schema,
@@ -136,7 +140,7 @@ def alter_vector_column(context: AutogenContext, operation: AlterVectorColumnOp)
         arguments.append("discard=True")
     if operation.schema is not None:
         arguments.append(f"schema={operation.schema!r}")
-    call = _lines("alter_vector_column", arguments)
+    call = _lines(context, "alter_vector_column", arguments)
     if not operation.discard:
         return [call]
     return [
@@ -173,11 +177,14 @@ def _encoder(facts: Facts) -> str:
     return f"{facts['encoder']!r} ({facts['fingerprint'][:8]})"
 
 
-def _vector_index(function: str, definition: VectorIndexDefinition, concurrently: bool) -> str:
+def _vector_index(
+    context: AutogenContext, function: str, definition: VectorIndexDefinition, concurrently: bool
+) -> str:
     positional: list[Any] = [definition.name, definition.table]
     if definition.column is not None:
         positional.append(definition.column)
     return _call(
+        context,
         function,
         positional,
         expression=definition.expression,
@@ -190,18 +197,19 @@ def _vector_index(function: str, definition: VectorIndexDefinition, concurrently
     )
 
 
-def _call(function: str, positional: list[Any], **options: Any) -> str:
+def _call(context: AutogenContext, function: str, positional: list[Any], **options: Any) -> str:
     """A call with every argument on a line of its own; options that are ``None`` are left out."""
     arguments = [_value(value) for value in positional]
     arguments += [f"{name}={_value(value)}" for name, value in options.items() if value is not None]
-    return _lines(function, arguments)
+    return _lines(context, function, arguments)
 
 
-def _lines(function: str, arguments: list[str]) -> str:
-    one = f"op.{function}({', '.join(arguments)})"
+def _lines(context: AutogenContext, function: str, arguments: list[str]) -> str:
+    name = f"{context.opts.get('alembic_module_prefix') or ''}{function}"
+    one = f"{name}({', '.join(arguments)})"
     if len(one) <= _WIDTH and "\n" not in one:
         return one
-    return "\n".join([f"op.{function}(", *(textwrap.indent(f"{each},", "    ") for each in arguments), ")"])
+    return "\n".join([f"{name}(", *(textwrap.indent(f"{each},", "    ") for each in arguments), ")"])
 
 
 def _value(value: Any) -> str:

@@ -11,6 +11,7 @@ from sqlalchemy import Column, Connection, Index, Integer, MetaData, Table, Text
 from sqlalchemy.dialects.postgresql import insert
 
 from pgembed import HNSW, IVFFlat
+from pgembed.database.install import REVISION
 from pgembed.testing import HashEncoder
 from tests.migrations.conftest import Migrations
 from tests.migrations.models import article
@@ -83,8 +84,8 @@ def test_first_revision_of_an_empty_database(empty_migrations: Migrations) -> No
         "from pgvector.sqlalchemy import VECTOR",
     ]
     assert without_hashes(revision.upgrade) == (
+        f"op.install_pgembed(revision={REVISION})\n"
         """\
-op.install_pgembed(revision=1)
 op.create_table('article',
 sa.Column('id', sa.Integer(), nullable=False),
 sa.Column('title', sa.Text(), nullable=True),
@@ -100,8 +101,7 @@ op.create_vector_index(
     opclass='vector_cosine_ops',
     parameters={'m': 16, 'ef_construction': 64},
 )
-"""
-        + CREATE_OLD_PENDING
+""" + CREATE_OLD_PENDING
     )
     assert revision.downgrade == (
         """\
@@ -439,7 +439,7 @@ def test_an_older_installation_is_brought_up_to_date(migrations: Migrations) -> 
 
     revision = migrations.generate(metadata)
 
-    assert revision.upgrade == "op.install_pgembed(revision=1)"
+    assert revision.upgrade == f"op.install_pgembed(revision={REVISION})"
     assert revision.downgrade == (
         "# pgembed's SQL objects stay as they are; they serve older models as well\npass"
     )

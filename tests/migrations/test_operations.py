@@ -8,6 +8,7 @@ from sqlalchemy import Column, Integer, MetaData, Table, Text, inspect, text
 from sqlalchemy.exc import DBAPIError
 
 from pgembed import HNSW
+from pgembed.database.install import REVISION
 from pgembed.migrations import MigrationError
 from pgembed.testing import HashEncoder
 from tests.migrations.conftest import Migrations
@@ -155,7 +156,7 @@ def test_the_offline_script_does_what_the_upgrade_does(empty_migrations: Migrati
         installed = connection.execute(text("SELECT revision FROM pgembed.version")).all()
         template = connection.scalar(text("SELECT template FROM pgembed.embedding_columns"))
 
-    assert installed == [(1,)]
+    assert installed == [(REVISION,)]
     assert template == '100%: "{title}" it\'s'
     empty_migrations.downgrade("-1")
     empty_migrations.check_downgraded()
