@@ -28,6 +28,8 @@ DEFAULT_OPCLASSES: Mapping[str, str] = {"ivfflat": "vector_l2_ops"}
 
 # SQL for a file: a driver's parameter style would double the percent signs.
 _DIALECT: Any = postgresql.dialect(paramstyle="named")  # type: ignore[no-untyped-call]
+# SQLAlchemy 2.0 doubles backslashes until a connection says that the server takes them as they are.
+_DIALECT._backslash_escapes = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from alembic.operations import MigrateOperation, Operations
-from sqlalchemy import Index, MetaData, String, Table
+from sqlalchemy import Index, MetaData, Table
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.schema import DDLElement, conv
 
 from pgembed.migrations.definitions import Facts, PendingIndexDefinition
 from pgembed.migrations.operations.concurrency import drop_leftover, outside_transaction
-from pgembed.migrations.operations.vector_index import qualified_name
+from pgembed.migrations.operations.quoting import literal, qualified_name
 
 
 class CreatePendingIndexOp(MigrateOperation):
@@ -182,8 +182,7 @@ def _comment(element: CommentOnIndex, compiler: Any, **_: Any) -> str:
     name = qualified_name(compiler.preparer, element.index)
     if element.facts is None:
         return f"COMMENT ON INDEX {name} IS NULL"
-    comment = compiler.sql_compiler.render_literal_value(json.dumps(element.facts), String())
-    return f"COMMENT ON INDEX {name} IS {comment}"
+    return f"COMMENT ON INDEX {name} IS {literal(compiler.preparer, json.dumps(element.facts))}"
 
 
 def run_create(operations: Operations, operation: CreatePendingIndexOp) -> None:

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from alembic.operations import MigrateOperation, Operations
-from sqlalchemy import Column, MetaData, String, Table, cast, column, func, literal_column, null, select
+from sqlalchemy import Column, MetaData, Table, cast, column, func, literal_column, null, select
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.schema import DDLElement
 from sqlalchemy.types import NullType, TypeEngine
@@ -15,6 +15,7 @@ from pgembed.columns.types import shape_of
 from pgembed.migrations.catalogue import indexes_of
 from pgembed.migrations.definitions import PendingIndexDefinition, sql
 from pgembed.migrations.errors import MigrationError
+from pgembed.migrations.operations.quoting import literal
 
 
 class AlterVectorColumnOp(MigrateOperation):
@@ -194,12 +195,9 @@ $pgembed$"""
 
 @compiles(CheckBackfilled)
 def _check_backfilled(element: CheckBackfilled, compiler: Any, **_: Any) -> str:
-    def literal(value: str) -> str:
-        return str(compiler.sql_compiler.render_literal_value(value, String()))
-
     values = {
-        "relation": literal(compiler.preparer.format_table(element.table)),
-        "column": literal(element.column_name),
+        "relation": literal(compiler.preparer, compiler.preparer.format_table(element.table)),
+        "column": literal(compiler.preparer, element.column_name),
         "allowed": str(element.allowed),
     }
     return re.sub(r":(relation|column|allowed)\b", lambda found: values[found[1]], _CHECK_BACKFILLED)

@@ -14,6 +14,7 @@ from sqlalchemy.schema import DDLElement
 from pgembed.migrations.definitions import VectorIndexDefinition
 from pgembed.migrations.errors import MigrationError
 from pgembed.migrations.operations.concurrency import drop_leftover, outside_transaction
+from pgembed.migrations.operations.quoting import qualified_name
 
 
 class CreateVectorIndexOp(MigrateOperation):
@@ -172,15 +173,6 @@ class RenameIndex(DDLElement):
 def _rename_index(element: RenameIndex, compiler: Any, **_: Any) -> str:
     name = qualified_name(compiler.preparer, element.index)
     return f"ALTER INDEX {name} RENAME TO {compiler.preparer.quote(element.name)}"
-
-
-def qualified_name(preparer: Any, index: Index) -> str:
-    """The name of an index with its schema, quoted."""
-    name: str = preparer.format_index(index)
-    assert index.table is not None
-    if index.table.schema is not None:
-        name = f"{preparer.quote_schema(index.table.schema)}.{name}"
-    return name
 
 
 def run_create(operations: Operations, operation: CreateVectorIndexOp) -> None:
