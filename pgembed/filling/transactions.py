@@ -15,7 +15,14 @@ logger = logging.getLogger(__name__)
 
 _R = TypeVar("_R")
 
-_NO_WAIT = text("SET LOCAL synchronous_commit TO off")
+#: A commit that a crash of the server undoes leaves its rows pending, to be filled again; and who does not
+#: wait for the disk holds locks on rows for a shorter time. Rows are looked up by their keys, some thousands
+#: at most: other joins would read all of a table of middling size, for each batch.
+_SETTINGS = text(
+    "SELECT set_config('synchronous_commit', 'off', true), set_config('enable_hashjoin', 'off', true), "
+    "set_config('enable_mergejoin', 'off', true), "
+    "set_config('TimeZone', coalesce(:zone, current_setting('TimeZone')), true)"
+)
 #: Pauses between attempts to reach the server: doubled from the first to the second.
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 
@@ -78,9 +85,5 @@ class Transactions:
     def once(self, work: Callable[[Connection], _R]) -> _R:
         """As :meth:`run`, in one attempt."""
         with self._engine.begin() as connection:
-            # A commit that a crash of the server undoes leaves its rows pending, to be filled again; and
-            # who does not wait for the disk holds locks on rows for a shorter time.
-            connection.execute(_NO_WAIT)
-            if self._utc:
-                connection.execute(text("SET LOCAL timezone TO 'UTC'"))
+            connection.execute(_SETTINGS, {"zone": "UTC" if self._utc else None})
             return work(connection)
