@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from sqlalchemy import Connection, Table, literal_column, select, text
@@ -106,16 +106,22 @@ def same_in_database(connection: Connection, table: Table, pairs: Sequence[tuple
         for number, pair in enumerate(pairs)
         for name, side in zip(("l", "r"), pair, strict=True)
     ]
-    # A failed statement would spoil the transaction of the comparison, and there is none in autocommit.
-    autocommit = connection.get_isolation_level() == "AUTOCOMMIT"
     try:
-        with nullcontext() if autocommit else connection.begin_nested():
+        with _savepoint(connection):
             plan = connection.execute(Explain(select(*columns).select_from(table))).scalar_one()
     except DBAPIError:
         return False
     plan = json.loads(plan) if isinstance(plan, str) else plan
     output = plan[0]["Plan"]["Output"]
     return all(output[2 * number] == output[2 * number + 1] for number in range(len(pairs)))
+
+
+def _savepoint(connection: Connection) -> AbstractContextManager[Any]:
+    """A failed statement spoils the transaction it is in; in autocommit there is none, and no savepoint."""
+    try:
+        return connection.begin_nested()
+    except DBAPIError:
+        return nullcontext()
 
 
 def installed_revision(connection: Connection) -> int | None:

@@ -404,6 +404,27 @@ def test_schema_and_naming_convention(migrations: Migrations) -> None:
     migrations.there_and_back(article(encoder=OLD, index=HNSW(), **options))
 
 
+def test_in_autocommit(migrations: Migrations) -> None:
+    migrations.engine = migrations.engine.execution_options(isolation_level="AUTOCOMMIT")
+    article(encoder=OLD, index=HNSW(build="immediate")).create_all(migrations.engine)
+
+    assert migrations.generate(article(encoder=OLD, index=HNSW())).upgrade == "pass"
+
+
+def test_the_extension_in_another_schema(empty_migrations: Migrations) -> None:
+    name = empty_migrations.engine.url.database
+    with empty_migrations.engine.begin() as connection:
+        connection.execute(text("CREATE SCHEMA ext"))
+        connection.execute(text("CREATE EXTENSION vector SCHEMA ext"))
+        connection.execute(text(f"ALTER DATABASE {name} SET search_path = public, ext"))
+    empty_migrations.engine.dispose()
+
+    revision = empty_migrations.generate(article(encoder=OLD, index=HNSW()))
+
+    assert revision.downgrade.endswith("op.uninstall_pgembed()")
+    empty_migrations.there_and_back(MetaData())
+
+
 def test_filters_of_the_environment_hold(migrations: Migrations) -> None:
     before = article(encoder=OLD, index=HNSW(build="immediate"))
     before.create_all(migrations.engine)
