@@ -21,6 +21,7 @@ from pgembed.cli import (
     encoders,
     export,
     failures,
+    index,
     init,
     pull,
     search,
@@ -36,7 +37,21 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for _group in (demo, init, status, backfill, worker, failures, search, export, pull, encode, encoders, serve):
+for _group in (
+    demo,
+    init,
+    status,
+    backfill,
+    worker,
+    failures,
+    index,
+    search,
+    export,
+    pull,
+    encode,
+    encoders,
+    serve,
+):
     _group.register(app)
 
 
@@ -63,7 +78,7 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
-        _fail(str(error))
+        _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
 
 
 def _fail(message: str) -> None:

@@ -1,6 +1,7 @@
 """Vector indexes: declaration, plan, build, and what they find."""
 
 from pgembed.indexes.build import create, is_built
+from pgembed.indexes.checking import Finding, check
 from pgembed.indexes.concurrent import create_concurrently, drop, reindex
 from pgembed.indexes.declaration import HNSW, IVFFlat, VectorIndex, access_method_of, vector_index_of
 from pgembed.indexes.errors import IndexBuildError, IndexMissingError, IndexNotUsedError
@@ -13,6 +14,7 @@ from pgembed.indexes.tuning import Tuning, tune
 __all__ = [
     "HNSW",
     "Explanation",
+    "Finding",
     "IVFFlat",
     "IndexBuildError",
     "IndexMissingError",
@@ -24,6 +26,7 @@ __all__ = [
     "Tuning",
     "VectorIndex",
     "access_method_of",
+    "check",
     "create",
     "create_concurrently",
     "drop",
