@@ -1,12 +1,24 @@
 -- Every embedding column of the database, read from the catalogue: the comment on the index of a column's
 -- pending rows is its registration. It comes with the table (create_all, dump and restore, a rename of the
 -- table) and goes with it, so there is no list that could disagree with the tables.
+CREATE OR REPLACE FUNCTION pgembed.registration(comment text)
+RETURNS jsonb
+LANGUAGE plpgsql IMMUTABLE STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN CASE WHEN comment LIKE '{"pgembed":%' THEN comment::jsonb END;
+EXCEPTION WHEN invalid_text_representation THEN
+    RETURN NULL; -- somebody else's comment
+END
+$$;
+
 CREATE OR REPLACE VIEW pgembed.embedding_columns AS
 WITH commented AS MATERIALIZED (
     SELECT i.indexrelid,
            i.indrelid,
            pg_catalog.pg_get_expr(i.indpred, i.indrelid) AS predicate,
-           CASE WHEN d.description LIKE '{"pgembed":%' THEN d.description::pg_catalog.jsonb END AS facts
+           pgembed.registration(d.description) AS facts
     FROM pg_catalog.pg_index AS i
     JOIN pg_catalog.pg_description AS d
       ON d.objoid = i.indexrelid AND d.objsubid = 0 AND d.classoid = 'pg_catalog.pg_class'::pg_catalog.regclass

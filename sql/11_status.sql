@@ -56,6 +56,12 @@ BEGIN
           JOIN pg_attribute AS a ON a.attrelid = i.indrelid AND a.attname = entry.column_name
          WHERE i.indrelid = entry.relation AND a.attnum = ANY (i.indkey) AND am.amname <> 'btree';
         index := coalesce(index, 'none');
+        IF NOT EXISTS (SELECT FROM pg_attribute AS a
+                        WHERE a.attrelid = entry.relation AND a.attname = entry.column_name
+                          AND NOT a.attisdropped) THEN
+            problem := format('%s has no column %I any more; register the column under its new name',
+                              entry.relation, entry.column_name);
+        END IF;
         BEGIN
             EXECUTE format('SELECT count(*) FROM %s WHERE %s', entry.relation, entry.pending_predicate)
                INTO pending;

@@ -22,7 +22,7 @@ def init(
     ] = True,
 ) -> None:
     """Install pgembed's SQL objects into a database, or bring them up to date."""
-    with connect(url) as connection:
+    with connect(url, new=True) as connection:
         changed = install(connection, extension=extension)
         database = connection.engine.url.database
     typer.echo(f"{database}: {'installed' if changed else 'up to date, nothing to do'}")

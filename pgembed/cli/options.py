@@ -19,7 +19,7 @@ DatabaseUrl = Annotated[
     str,
     typer.Option(
         "--url",
-        envvar=["PGEMBED_URL", "DATABASE_URL"],
+        envvar="PGEMBED_URL",
         help="The database: postgresql://user:password@host/name, or embedded:FOLDER.",
         show_default=False,
     ),
@@ -28,17 +28,23 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @contextmanager
-def open_engine(url: str, **options: Any) -> Iterator[Engine]:
+def open_engine(url: str, *, new: bool = False, **options: Any) -> Iterator[Engine]:
     """An engine for the database, disposed of at the end.
 
     ``embedded:FOLDER`` starts the embedded server on that folder, for as long as it is used.
 
+    :param new: whether the folder may be one that holds no database yet.
     :param options: further arguments of :func:`sqlalchemy.create_engine`.
     :raises typer.BadParameter: the URL is not one of a Postgres database.
     """
     if url.startswith("embedded:"):
+        folder = url.removeprefix("embedded:")
+        if not folder or not (new or Path(folder, "PG_VERSION").is_file()):
+            raise typer.BadParameter(
+                f"the folder {folder!r} holds no database; `pgembed init` makes one", param_hint="--url"
+            )
         with (
-            embedded(Path(url.removeprefix("embedded:"))) as server,
+            embedded(Path(folder)) as server,
             open_engine(str(server), **options) as engine,
         ):
             yield engine
@@ -59,9 +65,9 @@ def open_engine(url: str, **options: Any) -> Iterator[Engine]:
 
 
 @contextmanager
-def connect(url: str) -> Iterator[Connection]:
+def connect(url: str, *, new: bool = False) -> Iterator[Connection]:
     """A connection in a transaction that is committed at the end; see :func:`open_engine`."""
-    with open_engine(url) as engine, engine.begin() as connection:
+    with open_engine(url, new=new) as engine, engine.begin() as connection:
         yield connection
 
 

@@ -35,6 +35,8 @@ def search(
     as_json: AsJson = False,
 ) -> None:
     """Print the rows nearest to a text, best first."""
+    if not query.strip():
+        raise typer.BadParameter("the text is empty", param_hint="QUERY")
     with connect(url) as connection:
         require_installed(connection)
         entry = _registered(connection, table, column)
@@ -79,10 +81,10 @@ def _registered(connection: Connection, table: str, column: str) -> dict[str, An
     row = entry.mappings().one_or_none()
     if row is None:
         known = connection.scalars(
-            text("SELECT relation || ' ' || column_name FROM pgembed.embedding_columns ORDER BY 1")
+            text("SELECT relation || '.' || column_name FROM pgembed.embedding_columns ORDER BY 1")
         ).all()
         raise NotInstalledError(
-            f"{table} {column} is not an embedding column of this database; there "
+            f"{table}.{column} is not an embedding column of this database; there "
             + (f"are: {', '.join(known)}" if known else "are none")
         )
     return dict(row)

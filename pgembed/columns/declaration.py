@@ -194,7 +194,7 @@ def _class_mapped(mapper: Mapper[Any], _class: type[Any]) -> None:
             _map_embedding(mapper, key, vector)
     except DeclarationError:
         # SQLAlchemy would keep the half-mapped class, and fail on it when other mappers are configured.
-        mapper.registry._dispose_manager_and_mapper(mapper.class_manager)
+        _forget(mapper)
         raise
 
 
@@ -213,16 +213,29 @@ def _map_embedding(mapper: Mapper[Any], key: str, vector: Column[Any]) -> None:
     if embedding.digest not in mapper.columns.values():
         mapper.add_property(f"{key}_digest", ColumnProperty(embedding.digest))
     if declaration.deferred:
-        _defer(mapper, vector)
-        _defer(mapper, embedding.digest)
+        _defer(mapper, vector, group=key)
+        _defer(mapper, embedding.digest, group=key)
 
 
-def _defer(mapper: Mapper[Any], column: Column[Any]) -> None:
-    """What a Table brings is mapped by the mapper itself, and not deferred.
+def _defer(mapper: Mapper[Any], column: Column[Any], *, group: str) -> None:
+    """Load vector and digest when one of them is asked for, and then both.
 
-    How a property is loaded is decided later, when mappers are configured, from these two attributes.
+    A vector is worth nothing without the digest that says what it was made from: a detached object that
+    carries only the vector would be merged as one that the user has brought. How a property is loaded is
+    decided when mappers are configured, from the attributes that are set here.
     """
     prop = mapper.get_property_by_column(column)
     assert isinstance(prop, ColumnProperty)
     prop.deferred = True
+    prop.group = group
     prop.strategy_key = (("deferred", True), ("instrument", True))
+
+
+def _forget(mapper: Mapper[Any]) -> None:
+    """Take a class that was refused out of its registry, and its table out of the metadata."""
+    manager = mapper.class_manager
+    mapper.registry._dispose_manager_and_mapper(manager)
+    mapper.registry._managers.pop(manager, None)
+    table = mapper.local_table
+    if isinstance(table, Table) and (mapper.inherits is None or mapper.inherits.local_table is not table):
+        table.metadata.remove(table)

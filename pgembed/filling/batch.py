@@ -12,6 +12,7 @@ import numpy as np
 
 from pgembed.columns import Array, Embedding, TextEncoder
 from pgembed.columns.concurrency import off_event_loop
+from pgembed.exc import EncoderError
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ def encode(fillings: Iterable[Filling]) -> None:
 def _encode(encoder: TextEncoder, fillings: list[Filling]) -> None:
     texts = [filling.declaration.compose(filling.texts) for filling in fillings]
     try:
-        vectors = np.ascontiguousarray(off_event_loop(encoder.encode_documents, texts), dtype=np.float32)
+        vectors = _checked(encoder, off_event_loop(encoder.encode_documents, texts), len(texts))
     except Exception as error:
         if any(filling.declaration.on_error == "raise" for filling in fillings):
             raise
@@ -57,3 +58,18 @@ def _encode(encoder: TextEncoder, fillings: list[Filling]) -> None:
     vectors.flags.writeable = False
     for filling, vector in zip(fillings, vectors, strict=True):
         filling.put(vector, filling.digest)
+
+
+def _checked(encoder: TextEncoder, vectors: Array, count: int) -> Array:
+    """
+    :raises EncoderError: not one finite vector of the encoder's dimensions for each text.
+    """
+    array = np.ascontiguousarray(vectors, dtype=np.float32)
+    if array.shape != (count, encoder.dimensions):
+        raise EncoderError(
+            f"encoder {encoder.name!r} gave an array of the shape {array.shape} for {count} texts; "
+            f"needed is {(count, encoder.dimensions)}"
+        )
+    if not np.isfinite(array).all():
+        raise EncoderError(f"encoder {encoder.name!r} gave a vector with NaN or infinity in it")
+    return array

@@ -21,7 +21,7 @@ from sqlalchemy.orm import Mapper, ORMExecuteState, Session
 
 from pgembed.columns import Array
 from pgembed.filling.batch import Filling, encode
-from pgembed.filling.mapped import UNKNOWN, MappedEmbedding, default_of, mapped_embeddings
+from pgembed.filling.mapped import UNKNOWN, MappedEmbedding, mapped_embeddings, text_of
 
 
 @event.listens_for(Session, "do_orm_execute")
@@ -75,14 +75,16 @@ def _insert(
 def _update(
     state: ORMExecuteState, statement: Update, mapper: Mapper[Any], embeddings: Sequence[MappedEmbedding]
 ) -> Any:
+    if any(getattr(statement, name, None) for name in ("_ordered_values", "_maintain_values_ordering")):
+        return None  # ordered_values() of SQLAlchemy 2.0 and 2.1 takes no further ones: the rows are pending
     values, _ = _values(statement, mapper)
     if not values and state.parameters is not None:
         given = state.parameters
         rows = [dict(row) for row in ([given] if isinstance(given, Mapping) else given)]
-        _fill_changed(rows, embeddings)
+        _fill_changed(rows, embeddings, expressions=False)
         return state.invoke_statement(params=rows[0] if isinstance(given, Mapping) else rows)
     row = dict(values)
-    _fill_changed([row], embeddings)
+    _fill_changed([row], embeddings, expressions=True)
     if added := _added(row, values, mapper):
         state.statement = statement.values(added)
     return None
@@ -94,21 +96,27 @@ def _fill_new(rows: Sequence[dict[str, Any]], embeddings: Sequence[MappedEmbeddi
     for mapped in embeddings:
         columns = dict(zip(mapped.sources, mapped.embedding.sources, strict=True))
         for row in rows:
-            texts = [row[key] if key in row else default_of(column) for key, column in columns.items()]
+            texts = [text_of(row.get(key), column) for key, column in columns.items()]
             fillings.extend(_examine(row, mapped, texts, new=True))
     encode(fillings)
 
 
-def _fill_changed(rows: Sequence[dict[str, Any]], embeddings: Sequence[MappedEmbedding]) -> None:
-    """Add vectors and digests to rows that are updated."""
+def _fill_changed(
+    rows: Sequence[dict[str, Any]], embeddings: Sequence[MappedEmbedding], *, expressions: bool
+) -> None:
+    """Add vectors and digests to rows that are updated.
+
+    :param expressions: whether the rows take SQL expressions, as ``.values()`` does and parameters do not.
+    """
     fillings: list[Filling] = []
     for mapped in embeddings:
         for row in rows:
             if any(source in row for source in mapped.sources):
                 texts = [row.get(source, UNKNOWN) for source in mapped.sources]
                 fillings.extend(_examine(row, mapped, texts, new=False))
-            elif row.get(mapped.vector) is not None and mapped.digest not in row:
-                # A vector brought for the text as it stands: the row itself gives the digest.
+            elif expressions and row.get(mapped.vector) is not None and mapped.digest not in row:
+                # A vector brought for the text as it stands: the row itself gives the digest. Among
+                # parameters the digest stays as it is: fresh rows stay fresh, pending ones pending.
                 row[mapped.digest] = mapped.embedding.wanted()
     encode(fillings)
 
@@ -191,8 +199,7 @@ def _name(key: Any) -> str:
 
 def _values(statement: Insert | Update, mapper: Mapper[Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """What ``.values()`` gave, by attribute: of one row, or of several."""
-    ordered = getattr(statement, "_ordered_values", None)
-    single = dict(ordered) if ordered else dict(statement._values or {})
+    single = dict(statement._values or {})
     several: list[Any] = [row for rows in statement._multi_values for row in rows]
     if not all(isinstance(row, Mapping) for row in several):
         several = []

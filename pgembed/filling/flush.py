@@ -13,22 +13,45 @@ present state makes the whole flush be looked at again, in one more batch.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from sqlalchemy import Connection, event, inspect, select, tuple_
+import numpy as np
+from sqlalchemy import Connection, Null, event, inspect, select, tuple_
 from sqlalchemy.orm import InstanceState, Mapper, Session, UOWTransaction, attributes
 from sqlalchemy.orm.base import NO_VALUE, PASSIVE_NO_INITIALIZE
 from sqlalchemy.sql.elements import ColumnElement
 
 from pgembed.columns import Array
 from pgembed.filling.batch import Filling, Texts, encode
-from pgembed.filling.mapped import UNKNOWN, MappedEmbedding, default_of, mapped_embeddings
+from pgembed.filling.mapped import UNKNOWN, MappedEmbedding, mapped_embeddings, text_of
 
 #: What each embedding of each object of the running flush was last looked at with.
-_seen: WeakKeyDictionary[Session, dict[tuple[InstanceState[Any], str], Any]] = WeakKeyDictionary()
+_seen: WeakKeyDictionary[Session, dict[tuple[InstanceState[Any], str], Look]] = WeakKeyDictionary()
+#: The vectors and digests that this module put into objects, by attribute. After a flush that failed they
+#: are still there, and such a digest says nothing of another vector that was put beside it.
+_ours: WeakKeyDictionary[InstanceState[Any], dict[str, tuple[Array, uuid.UUID]]] = WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class Look:
+    """What the attributes of one embedding of one object held when they were looked at."""
+
+    sources: tuple[Any, ...]
+    vector: Any
+    digest: Any
+
+    def same(self, other: Look | None) -> bool:
+        """Whether nothing has been assigned since."""
+        return (
+            other is not None
+            and self.sources == other.sources
+            and self.vector is other.vector
+            and self.digest is other.digest
+        )
 
 
 @event.listens_for(Session, "before_flush")
@@ -39,7 +62,8 @@ def _before_flush(session: Session, _context: UOWTransaction, _instances: Any) -
 
 @event.listens_for(Session, "after_flush")
 def _after_flush(session: Session, _context: UOWTransaction) -> None:
-    _seen.pop(session, None)
+    for state, _ in _seen.pop(session, {}):
+        _ours.pop(state, None)
 
 
 @event.listens_for(Mapper, "before_insert")
@@ -50,8 +74,10 @@ def _guard(mapper: Mapper[Any], _connection: Connection, target: Any) -> None:
         return
     state = inspect(target)
     session = state.session
+    if session is None:  # expunged while its flush runs; SQLAlchemy will say so
+        return
     seen = _seen.get(session, {})
-    if any(seen.get((state, mapped.vector)) != _fingerprint_of(state, mapped) for mapped in embeddings):
+    if not all(_look(state, mapped).same(seen.get((state, mapped.vector))) for mapped in embeddings):
         _fill(session, [*session.new, *session.dirty])
 
 
@@ -60,60 +86,80 @@ def _fill(session: Session, objects: Iterable[Any]) -> None:
     seen = _seen.setdefault(session, {})
     states = [state for state in map(inspect, objects) if mapped_embeddings(state.mapper)]
     _load_expired_sources(session, states)
-    wanted: list[Filling] = []
-    for state in states:
-        for mapped in mapped_embeddings(state.mapper):
-            key, now = (state, mapped.vector), _fingerprint_of(state, mapped)
-            if seen.get(key) != now:
-                seen[key] = now
-                filling = _examine(state, mapped)
-                if filling is not None:
-                    wanted.append(filling)
-    encode(wanted)
+    looked = [
+        (state, mapped)
+        for state in states
+        for mapped in mapped_embeddings(state.mapper)
+        if not _look(state, mapped).same(seen.get((state, mapped.vector)))
+    ]
+    encode(filling for state, mapped in looked for filling in _examine(state, mapped))
+    for state, mapped in looked:
+        seen[state, mapped.vector] = _look(state, mapped)
 
 
-def _fingerprint_of(state: InstanceState[Any], mapped: MappedEmbedding) -> Any:
-    """What an embedding's sources hold in the object, cheap to compare; texts by identity of their object."""
-    return tuple(state.dict.get(source, NO_VALUE) for source in mapped.sources)
+def _look(state: InstanceState[Any], mapped: MappedEmbedding) -> Look:
+    held = state.dict
+    return Look(
+        tuple(held.get(source, NO_VALUE) for source in mapped.sources),
+        held.get(mapped.vector),
+        held.get(mapped.digest),
+    )
 
 
-def _examine(state: InstanceState[Any], mapped: MappedEmbedding) -> Filling | None:
+def _examine(state: InstanceState[Any], mapped: MappedEmbedding) -> Iterator[Filling]:
     """Decide what one embedding of one object needs; settle at once what needs no encoder."""
     declaration = mapped.embedding.declaration
     new = state.key is None
     changed = new or any(_changed(state, source) for source in mapped.sources)
-    own = _own_vector(state, mapped)
-    if not changed and not own:
-        return None
+    brought = _brought(state, mapped)
+    if not changed and brought is None:
+        return
     texts = _texts(state, mapped)
     if texts is None:
         if not changed and not _changed(state, mapped.digest):
-            # A vector for the text as it stands, which is not loaded: the row itself gives the digest.
-            _set(state, mapped.digest, mapped.embedding.wanted())
-        return None
+            # For the text as it stands, which is not loaded. Of a vector of one's own the row gives the
+            # digest; of one that was loaded somewhere, nobody knows what it was made from.
+            _set(state, mapped.digest, mapped.embedding.wanted() if _is_own(brought) else None)
+        return
     wanted = declaration.digest(texts)
     if wanted is None:
         _set(state, mapped.vector, None)
         _set(state, mapped.digest, None)
-        return None
-    if own:
-        # A digest beside the vector says what it was made from: set by the user, by a listener's first look
-        # in this flush, or by a flush that failed. A vector without one was brought for the text at hand,
-        # unless an older text was there before.
-        made_from = state.dict.get(mapped.digest) if _changed(state, mapped.digest) else None
-        if made_from is None and (new or not changed):
+        return
+    if brought is not None:
+        made_from = _made_from(state, mapped, brought)
+        if made_from is None and _is_own(brought) and (new or not changed):
             made_from = wanted
             _set(state, mapped.digest, wanted)
         if made_from == wanted:
-            return None
-    if declaration.fill != "flush":
+            return
+    if declaration.fill == "flush":
+        yield Filling(declaration, texts, wanted, partial(_put, state, mapped))
+    elif brought is not None and _made_from(state, mapped, brought) is None:
+        _set(state, mapped.digest, None)
+
+
+def _brought(state: InstanceState[Any], mapped: MappedEmbedding) -> Any:
+    """The vector that was put into the object, or ``None``: NULL is no vector."""
+    value = state.dict.get(mapped.vector) if _changed(state, mapped.vector) else None
+    return None if isinstance(value, Null) else value
+
+
+def _is_own(vector: Any) -> bool:
+    """Whether a vector was brought by the user, and not loaded: those that are loaded are read-only.
+
+    A loaded one comes back by ``merge`` of a detached object, or is copied from another row.
+    """
+    return not (isinstance(vector, np.ndarray) and not vector.flags.writeable)
+
+
+def _made_from(state: InstanceState[Any], mapped: MappedEmbedding, vector: Any) -> Any:
+    """The digest that was put beside a vector, to say what it was made from."""
+    if not _changed(state, mapped.digest):
         return None
-    return Filling(declaration, texts, wanted, partial(_put, state, mapped))
-
-
-def _own_vector(state: InstanceState[Any], mapped: MappedEmbedding) -> bool:
-    """Whether the user put a vector into the object; ``None`` is no vector."""
-    return _changed(state, mapped.vector) and state.dict.get(mapped.vector) is not None
+    digest = state.dict.get(mapped.digest)
+    our_vector, our_digest = _ours.get(state, {}).get(mapped.vector, (None, None))
+    return None if digest is our_digest and vector is not our_vector else digest
 
 
 def _changed(state: InstanceState[Any], key: str) -> bool:
@@ -126,12 +172,11 @@ def _texts(state: InstanceState[Any], mapped: MappedEmbedding) -> Texts | None:
     """The texts of the sources as the row will hold them, or ``None`` where they cannot be known."""
     texts: list[str | None] = []
     for key, column in zip(mapped.sources, mapped.embedding.sources, strict=True):
-        if key in state.dict:
-            value = state.dict[key]
-        elif state.key is None:
-            value = default_of(column)
+        if state.key is None:
+            value = text_of(state.dict.get(key), column)
         else:
-            value = UNKNOWN
+            value = state.dict.get(key, UNKNOWN)
+            value = None if isinstance(value, Null) else value
         if value is not None and not isinstance(value, str):
             return None
         texts.append(value)
@@ -173,6 +218,7 @@ def _load(session: Session, mapper: Mapper[Any], states: dict[tuple[Any, ...], I
 def _put(state: InstanceState[Any], mapped: MappedEmbedding, vector: Array, digest: uuid.UUID) -> None:
     _set(state, mapped.vector, vector)
     _set(state, mapped.digest, digest)
+    _ours.setdefault(state, {})[mapped.vector] = (vector, digest)
 
 
 def _set(state: InstanceState[Any], key: str, value: Any) -> None:

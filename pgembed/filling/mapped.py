@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from sqlalchemy import Column
+from sqlalchemy import Column, Null
 from sqlalchemy.orm import Mapper
 
 from pgembed.columns import EmbeddingColumn, bound
@@ -38,8 +38,15 @@ def mapped_embeddings(mapper: Mapper[Any]) -> tuple[MappedEmbedding, ...]:
     return found
 
 
-def default_of(column: Column[Any]) -> Any:
-    """What an INSERT without the column stores there: a value, NULL as ``None``, or :data:`UNKNOWN`."""
+def text_of(value: Any, column: Column[Any]) -> Any:
+    """What an INSERT of ``value`` stores: a value, NULL as ``None``, or :data:`UNKNOWN`.
+
+    A column without a value, or with ``None``, gets its default; ``null()`` is NULL.
+    """
+    if isinstance(value, Null):
+        return None
+    if value is not None:
+        return value
     default = column.default
     if column.server_default is not None or not (default is None or default.is_scalar):
         return UNKNOWN

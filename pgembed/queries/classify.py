@@ -57,6 +57,8 @@ def knn_classify(
     """
     if weights not in ("distance", "uniform"):
         raise QueryError(f'weights={weights!r}; needed "distance" or "uniform"')
+    if not hasattr(label, "is_not"):
+        raise QueryError(f"label={label!r}; needed is an attribute or expression, such as Article.section")
     target = resolve(column, metric)
     vector, conditions = query_sql(target, query)
     labelled = label.is_not(None)

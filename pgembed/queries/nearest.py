@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -45,8 +46,9 @@ class Nearest:
         check_mode(self.mode)
         _check_count("limit", self.limit, 1)
         _check_count("offset", self.offset, 0)
-        if self.max_distance is not None and not isinstance(self.max_distance, int | float):
-            raise QueryError(f"max_distance={self.max_distance!r}; needed is a number")
+        distance = self.max_distance
+        if distance is not None and (not isinstance(distance, int | float) or math.isnan(distance)):
+            raise QueryError(f"max_distance={distance!r}; needed is a number")
         if self.mode == "exact":
             self.settings.refuse('mode="exact" uses no index')
         elif not self.approximate:

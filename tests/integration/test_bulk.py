@@ -147,6 +147,13 @@ def test_vectors_of_ones_own(session: Session, models: Models) -> None:
     session.commit()
     assert models.pending(session) == 0
     assert np.array_equal(session.scalars(select(models.article.embedding)).one(), own + 1)
+    session.execute(update(models.article), [{"id": 1, "embedding": own + 2}])
+    session.commit()
+    assert models.pending(session) == 0
+    session.execute(
+        update(models.article).ordered_values((models.article.title, "x"), (models.article.body, "y"))
+    )
+    assert models.pending(session) == 1
     session.execute(update(models.article).values(embedding=own, title="t", body="b"))
     models.check(session)
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sqlalchemy import Engine, event, func, inspect, select, text, update
+from sqlalchemy import Engine, event, func, insert, inspect, null, select, text, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, load_only, mapped_column, undefer
 
 from pgembed import HNSW, Vector, embedding_column
-from pgembed.exc import DimensionMismatchError, TextError, VectorValueError
+from pgembed.exc import DimensionMismatchError, EncoderError, TextError, VectorValueError
 from pgembed.testing import HashEncoder
 from tests.integration.models import Models
 
@@ -167,6 +167,104 @@ def test_a_vector_taken_away_is_pending_not_falsely_fresh(session: Session, mode
     article.embedding = None
     session.commit()
     assert models.pending(session) == 1
+
+
+def test_a_loaded_vector_that_is_merged_claims_no_text(session: Session, models: Models) -> None:
+    session.add(models.article(id=1, title="a"))
+    session.commit()
+    session.execute(text("UPDATE article SET title = 'psql'"))
+    session.commit()
+    detached = session.get_one(models.article, 1)
+    assert detached.embedding is not None
+    session.expunge_all()
+    session.merge(detached)
+    session.commit()
+    models.check(session)
+
+    session.execute(text("UPDATE article SET title = 'again'"))
+    session.commit()
+    session.expunge_all()
+    detached = session.get_one(models.article, 1, options=[undefer(models.article.embedding)])
+    session.expunge_all()
+    session.merge(detached)
+    session.commit()
+    models.check(session)
+
+
+def test_a_digest_left_by_a_failed_flush_vouches_for_no_other_vector(
+    session: Session, models: Models
+) -> None:
+    session.add(models.article(id=1, title="a"))
+    session.commit()
+    article = session.get_one(models.article, 1)
+    fail = [True]
+
+    @event.listens_for(session, "before_flush")
+    def late(session: Session, context: Any, instances: Any) -> None:
+        if fail:
+            fail.pop()
+            raise RuntimeError
+
+    article.title = "one"
+    with pytest.raises(RuntimeError):
+        session.flush()
+    article.embedding = np.ones(8, dtype=np.float32)
+    session.commit()
+    models.check(session)
+
+
+def test_a_vector_put_by_a_later_listener_loses_to_a_changed_text(session: Session, models: Models) -> None:
+    session.add(models.article(id=1, title="a"))
+    session.commit()
+
+    @event.listens_for(session, "before_flush")
+    def late(session: Session, context: Any, instances: Any) -> None:
+        for article in session.dirty:
+            article.embedding = np.ones(8, dtype=np.float32)
+
+    session.get_one(models.article, 1).title = "changed"
+    session.commit()
+    models.check(session)
+
+
+def test_nulls_and_defaults_are_what_the_insert_makes_of_them(engine: Engine) -> None:
+    class Base(DeclarativeBase):
+        pass
+
+    encoder = HashEncoder()
+
+    class Note(Base):
+        __tablename__ = "note"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        words: Mapped[str | None] = mapped_column(default="by default")
+        vec: Mapped[Vector | None] = embedding_column("words", encoder=encoder)
+
+    Base.metadata.create_all(engine)
+    with Session(engine) as session:
+        session.add_all([Note(), Note(words=None), Note(words=null()), Note(words="x", vec=null())])
+        session.execute(insert(Note), [{"words": None}, {"words": "y"}])
+        session.commit()
+        assert session.scalar(text("SELECT pending FROM pgembed.status")) == 0
+        assert session.scalar(select(func.count()).where(Note.vec.is_not(None))) == 5
+
+
+@pytest.mark.parametrize("shape", [(0, 8), (8,), (1, 7), "nan"])
+def test_nonsense_from_an_encoder_is_its_error(engine: Engine, shape: Any) -> None:
+    class Broken(HashEncoder):
+        def encode_documents(self, texts: Any) -> Any:
+            return np.full((1, 8), np.nan) if shape == "nan" else np.zeros(shape)
+
+    for on_error in ("raise", "pending"):
+        models = Models(encoder=Broken(), on_error=on_error)
+        models.base.metadata.create_all(engine)
+        with Session(engine) as session:
+            session.add(models.article(title="a"))
+            if on_error == "raise":
+                with pytest.raises(EncoderError, match="encoder 'hash' gave"):
+                    session.commit()
+            else:
+                session.commit()
+                assert models.pending(session) == 1
 
 
 def test_unknown_texts_leave_the_row_pending(session: Session, models: Models) -> None:

@@ -119,6 +119,11 @@ def test_the_registration_lives_and_dies_with_the_table(empty: Engine) -> None:
         assert connection.scalars(query).all() == ["essay"]
         connection.execute(text("COMMENT ON TABLE essay IS '{\"pgembed\": broken'"))
         assert connection.scalars(query).all() == ["essay"]
+        connection.execute(text("CREATE INDEX broken ON essay (id) WHERE id > 0"))
+        connection.execute(text("COMMENT ON INDEX broken IS '{\"pgembed\": oops'"))
+        assert connection.scalars(query).all() == ["essay"]
+        connection.execute(text("ALTER TABLE essay RENAME COLUMN embedding TO vec"))
+        assert "register the column" in connection.scalar(text("SELECT problem FROM pgembed.status"))
         connection.execute(text("DROP TABLE essay"))
         assert connection.scalars(query).all() == []
 

@@ -253,3 +253,14 @@ def test_a_source_that_is_not_there_and_one_of_a_parent_table_are_refused() -> N
             __tablename__ = "lost"
             id: Mapped[int] = mapped_column(primary_key=True)
             vec: Mapped[Vector | None] = embedding_column("nowhere", encoder=ENCODER)
+
+    assert "lost" not in Local.metadata.tables
+
+    class Found(Local):
+        __tablename__ = "lost"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        words: Mapped[str]
+        vec: Mapped[Vector | None] = embedding_column("words", encoder=ENCODER)
+
+    configure_mappers()
+    Local.registry.dispose()

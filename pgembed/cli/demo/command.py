@@ -26,7 +26,7 @@ from pgembed.encoders import Encoder, packaged
 ENCODER = "all-MiniLM-L6-v2"
 QUESTIONS = (
     "how do I compress a file?",
-    "run another program and read what it prints",
+    "start a subprocess and wait for it to finish",
     "parse the options given on the command line",
     "wait until several threads are done",
     "pick a random element of a list",
@@ -97,10 +97,9 @@ def _search(show: Show, session: Session, model: Any) -> None:
 def _classify(show: Show, session: Session, model: Any, truth: dict[str, str]) -> None:
     with show.phase("entries classified"), show.progress("classifying", len(truth)) as advance:
         accuracy = library.accuracy(session, model, truth, advance)
-    areas = len(set(truth.values()))
     show.say(
-        f"\n[bold]Which module is it from?[/] {accuracy:.0%} of {len(truth)} held-back entries guessed right "
-        f"by 15 neighbours, among all modules ({areas} of them held back from)."
+        f"\n[bold]Which module is it from?[/] 15 neighbours guess right for {accuracy:.0%} of {len(truth)} "
+        f"held-back entries, of {len(set(truth.values()))} modules."
     )
 
 
