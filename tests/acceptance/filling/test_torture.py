@@ -24,6 +24,7 @@ import pytest
 from sqlalchemy import URL, Engine, create_engine, delete, insert, select, text, update
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
+from sqlalchemy.orm.exc import StaleDataError
 from sqlalchemy.pool import NullPool
 
 from pgembed.columns import embeddings_of
@@ -186,7 +187,8 @@ class Writer:
                 raise DBAPIError("COPY", None, error) from error
 
     def flush(self) -> None:
-        with Session(self.engine) as session:
+        # Another user may delete the row in between.
+        with contextlib.suppress(StaleDataError), Session(self.engine) as session:
             article = session.get(Article, self.key())
             if article is not None:
                 article.title = self.words()
