@@ -83,6 +83,9 @@ def test_autogenerate_writes_concurrently_when_asked(migrations: Migrations) -> 
     assert revision.upgrade.endswith("    concurrently=True,\n)")
     migrations.upgrade()
     migrations.check()
+    other = article(encoder=HashEncoder(4, "other"), index=HNSW(m=8))
+    assert migrations.generate(other).upgrade.count("concurrently=True") == 2
+    migrations.there_and_back(article(encoder=ENCODER, index=HNSW(m=8)))
 
 
 def test_assert_backfilled(migrations: Migrations) -> None:

@@ -207,7 +207,8 @@ def run_drop(operations: Operations, operation: DropPendingIndexOp) -> None:
     if operation.concurrently:
         index.dialect_kwargs["postgresql_concurrently"] = True
         with outside_transaction(operations, index):
-            operations.impl.drop_index(index)
+            # What was committed before a failure is there already when the migration is run again.
+            operations.impl.drop_index(index, if_exists=True)
     else:
         operations.impl.drop_index(index)
 

@@ -209,7 +209,8 @@ def _create(operations: Operations, index: Index, concurrently: bool, *, tempora
 def _drop(operations: Operations, index: Index, concurrently: bool) -> None:
     index.dialect_kwargs["postgresql_concurrently"] = concurrently
     with outside_transaction(operations, index) if concurrently else nullcontext():
-        operations.impl.drop_index(index)
+        # What was committed before a failure is there already when the migration is run again.
+        operations.impl.drop_index(index, if_exists=concurrently)
 
 
 def _definition(
