@@ -1,13 +1,13 @@
-"""Tables of clustered vectors, in a database of their own for each test."""
+"""Tables of clustered vectors, in a database of their own for each module."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import numpy as np
 import pytest
-from sqlalchemy import Column, Engine, Index, Integer, MetaData, Table, insert
+from sqlalchemy import URL, Column, Engine, Index, Integer, MetaData, Table, create_engine, insert
 
 from pgembed.columns.types import VectorType
 
@@ -21,6 +21,16 @@ def clustered(rows: int, dimensions: int = DIMENSIONS, seed: int = 0) -> np.ndar
     return (centres[random.integers(0, 20, rows)] + 0.6 * random.normal(size=(rows, dimensions))).astype(
         np.float32
     )
+
+
+@pytest.fixture
+def engine(module_url: URL) -> Iterator[Engine]:
+    """An engine of its own for each test, on the database of the module, without the tables of others."""
+    engine = create_engine(module_url)
+    with engine.begin() as connection:
+        connection.exec_driver_sql('DROP TABLE IF EXISTS "Item", unbuilt')
+    yield engine
+    engine.dispose()
 
 
 @pytest.fixture
