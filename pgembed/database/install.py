@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import re
-from collections.abc import Iterator
-from importlib.resources import files
-from importlib.resources.abc import Traversable
-from pathlib import Path
-
 from sqlalchemy import Connection, text
 
+from pgembed.database.scripts import REVISION, installation
 from pgembed.database.server import check_server, ensure_extension, lock_installation
 from pgembed.exc import MissingPrivilegeError, NotInstalledError
-
-#: Rises with every release that changes the folder ``sql/``.
-REVISION = 1
 
 
 def install(connection: Connection, *, extension: bool = True) -> bool:
@@ -37,10 +28,9 @@ def install(connection: Connection, *, extension: bool = True) -> bool:
     check_server(connection)
     lock_installation(connection)
     vector_schema = ensure_extension(connection, create=extension)
-    script = _script().replace("@extschema:vector@", vector_schema)
-    checksum = hashlib.sha256(script.encode()).hexdigest()
+    scripts = installation(vector_schema)
     installed = _installed(connection)
-    if installed == (REVISION, checksum):
+    if installed == (REVISION, scripts.checksum):
         return False
     if installed is not None and installed[0] > REVISION:
         raise NotInstalledError(
@@ -48,16 +38,9 @@ def install(connection: Connection, *, extension: bool = True) -> bool:
             "upgrade the package"
         )
     _check_privileges(connection)
-    for statement in _statements(script):
+    for statement in scripts.statements:
         connection.exec_driver_sql(statement, execution_options={"no_parameters": True})
-    connection.execute(
-        text(
-            "INSERT INTO pgembed.version (revision, checksum) VALUES (:revision, :checksum) "
-            "ON CONFLICT (only_row) DO UPDATE SET revision = excluded.revision, "
-            "checksum = excluded.checksum, installed_at = clock_timestamp()"
-        ),
-        {"revision": REVISION, "checksum": checksum},
-    )
+    connection.execute(scripts.record())
     return True
 
 
@@ -104,25 +87,3 @@ def _check_privileges(connection: Connection) -> None:
             f"database {database!r}",
             fix=f'Let its owner run: GRANT CREATE ON DATABASE "{database}" TO "{role}"',
         )
-
-
-def _script() -> str:
-    scripts = sorted(
-        (file for file in _folder().iterdir() if file.name.endswith(".sql")), key=lambda file: file.name
-    )
-    return "\n".join(file.read_text(encoding="utf-8") for file in scripts)
-
-
-def _statements(script: str) -> Iterator[str]:
-    """The statements of a script: some drivers prepare every statement, and so take one at a time."""
-    start = 0
-    for token in re.finditer(r"\$(\w*)\$.*?\$\1\$|'[^']*'|--[^\n]*|;", script, re.DOTALL):
-        if token[0] == ";":
-            yield script[start : token.end()]
-            start = token.end()
-
-
-def _folder() -> Traversable:
-    """``sql/`` lies inside the installed package, and beside it in a checkout."""
-    packaged = files("pgembed") / "sql"
-    return packaged if packaged.is_dir() else Path(__file__).parents[2] / "sql"

@@ -28,7 +28,7 @@ class RegisterEmbedding(DDLElement):
         """What the comment holds."""
         embedding = self.index.embedding
         declaration = embedding.declaration
-        return {
+        facts: dict[str, Any] = {
             "pgembed": 1,
             "column": embedding.vector.name,
             "digest": embedding.digest.name,
@@ -40,6 +40,9 @@ class RegisterEmbedding(DDLElement):
             "metric": declaration.metric.name,
             "fill": declaration.fill,
         }
+        if declaration.sources != tuple(facts["sources"]):  # what the template calls them
+            facts["fields"] = list(declaration.sources)
+        return facts
 
 
 @compiles(RegisterEmbedding)

@@ -15,7 +15,7 @@ from sqlalchemy import Column, Connection, Index, Table
 
 from pgembed.columns import PendingIndex, VectorType
 from pgembed.columns.types import shape_of
-from pgembed.database.install import REVISION
+from pgembed.database.scripts import REVISION
 from pgembed.exc import DeclarationError
 from pgembed.indexes import access_method_of
 from pgembed.migrations.catalogue import (

@@ -11,7 +11,7 @@ from sqlalchemy import Column, Connection, Index, Integer, MetaData, Table, Text
 from sqlalchemy.dialects.postgresql import insert
 
 from pgembed import HNSW, IVFFlat
-from pgembed.database.install import REVISION
+from pgembed.database.scripts import REVISION
 from pgembed.testing import HashEncoder
 from tests.migrations.conftest import Migrations
 from tests.migrations.models import article

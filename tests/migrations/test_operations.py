@@ -8,7 +8,7 @@ from sqlalchemy import Column, Integer, MetaData, Table, Text, inspect, text
 from sqlalchemy.exc import DBAPIError
 
 from pgembed import HNSW
-from pgembed.database.install import REVISION
+from pgembed.database.scripts import REVISION
 from pgembed.migrations import MigrationError
 from pgembed.testing import HashEncoder
 from tests.migrations.conftest import Migrations

@@ -7,7 +7,8 @@ from typing import Any
 from alembic.operations import MigrateOperation, Operations
 from sqlalchemy.schema import DropSchema
 
-from pgembed.database.install import REVISION, install
+from pgembed.database.install import install
+from pgembed.database.scripts import REVISION
 from pgembed.migrations.errors import MigrationError
 from pgembed.migrations.operations.scripts import installation_script
 

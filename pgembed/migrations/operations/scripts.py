@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-
-from sqlalchemy import Integer, Text, column, func, table
 from sqlalchemy.dialects import postgresql
-from sqlalchemy.dialects.postgresql import insert
 
-from pgembed.database.install import REVISION, _script, _statements
+from pgembed.database.scripts import installation
 
 
 def installation_script(extension_schema: str) -> list[str]:
@@ -16,22 +12,7 @@ def installation_script(extension_schema: str) -> list[str]:
 
     :param extension_schema: the quoted name of the schema where the extension ``vector`` is.
     """
-    script = _script().replace("@extschema:vector@", extension_schema)
-    statements = [statement.strip().removesuffix(";") for statement in _statements(script)]
-    version = table(
-        "version",
-        column("revision", Integer),
-        column("checksum", Text),
-        column("installed_at"),
-        schema="pgembed",
-    )
-    values = {"revision": REVISION, "checksum": hashlib.sha256(script.encode()).hexdigest()}
-    record = (
-        insert(version)
-        .values(values)
-        .on_conflict_do_update(
-            index_elements=["only_row"], set_={**values, "installed_at": func.clock_timestamp()}
-        )
-    )
+    scripts = installation(extension_schema)
     dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
-    return [*statements, str(record.compile(dialect=dialect, compile_kwargs={"literal_binds": True}))]
+    record = scripts.record().compile(dialect=dialect, compile_kwargs={"literal_binds": True})
+    return [*(statement.removesuffix(";") for statement in scripts.statements), str(record)]
