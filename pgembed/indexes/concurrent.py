@@ -6,7 +6,7 @@ import re
 import time
 from collections.abc import Mapping
 
-from sqlalchemy import Connection, Engine, Index, func, select
+from sqlalchemy import Connection, Engine, Index, func, select, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.schema import DDLElement
 
@@ -33,6 +33,7 @@ from pgembed.indexes.planning import IndexTarget, declared_index, parameters_of
 from pgembed.indexes.progress import OnProgress, watched
 
 _LOCK_NOT_AVAILABLE = "55P03"
+_KIND = text("SELECT CAST(relkind AS text) FROM pg_catalog.pg_class WHERE oid = to_regclass(:relation)")
 #: What PostgreSQL calls the indexes that REINDEX CONCURRENTLY works with.
 _TRANSIENT = re.compile(r"(.+)_cc(?:new|old)\d*")
 
@@ -196,11 +197,7 @@ def _remove_leftovers(connection: Connection, index: Index) -> None:
 
 
 def _refuse_partitioned(connection: Connection, index: Index) -> None:
-    kind = select(func.pg_partition_root(func.to_regclass(relation_of(connection, index))).is_not(None))
-    has_children = select(func.count()).select_from(
-        func.pg_partition_tree(func.to_regclass(relation_of(connection, index))).alias()
-    )
-    if connection.scalar(kind) and (connection.scalar(has_children) or 0) > 1:
+    if connection.scalar(_KIND, {"relation": relation_of(connection, index)}) == "p":
         raise IndexBuildError(
             name_of(connection, index),
             "the table is partitioned, and Postgres builds no index of a partitioned table concurrently",
