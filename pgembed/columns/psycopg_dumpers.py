@@ -9,7 +9,7 @@ from psycopg.abc import Buffer
 from psycopg.adapt import Dumper
 from psycopg.pq import Format
 
-from pgembed.columns.values import BinaryVector, to_text
+from pgembed.columns.values import BinaryVector, VectorArray, to_text
 
 
 class VectorBinaryDumper(Dumper):
@@ -31,7 +31,27 @@ class VectorTextDumper(Dumper):
         return to_text(obj.array).encode()
 
 
+class VectorArrayBinaryDumper(Dumper):
+    """The array in one piece; its type is left open, and derived from the cast around the parameter."""
+
+    format = Format.BINARY
+
+    def dump(self, obj: VectorArray) -> Buffer:
+        return obj.to_binary()
+
+
+class VectorArrayTextDumper(Dumper):
+    """For client-side cursors."""
+
+    format = Format.TEXT
+
+    def dump(self, obj: VectorArray) -> Buffer:
+        return ("{" + ",".join(f'"{to_text(vector)}"' for vector in obj.vectors) + "}").encode()
+
+
 def register(connection: Any) -> None:
     """Teach one psycopg connection, sync or async, to send vectors."""
     connection.adapters.register_dumper(BinaryVector, VectorTextDumper)
     connection.adapters.register_dumper(BinaryVector, VectorBinaryDumper)
+    connection.adapters.register_dumper(VectorArray, VectorArrayTextDumper)
+    connection.adapters.register_dumper(VectorArray, VectorArrayBinaryDumper)

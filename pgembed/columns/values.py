@@ -70,3 +70,35 @@ class BinaryVector:
 
     def __repr__(self) -> str:  # shown by echo=True and in the messages of failed statements
         return f"<{self.storage} of {self.array.shape[0]} dimensions>"
+
+
+class VectorArray:
+    """Vectors on their way through psycopg: float32 ``(n, d)`` as the array of n pgvector values."""
+
+    __slots__ = ("type_oid", "vectors", "width")
+
+    def __init__(self, vectors: Array, type_oid: int, width: int) -> None:
+        self.vectors = vectors
+        self.type_oid = type_oid
+        self.width = width
+
+    def __repr__(self) -> str:  # shown by echo=True and in the messages of failed statements
+        return f"<{len(self.vectors)} vectors>"
+
+    def to_binary(self) -> bytes:
+        """The form that ``array_recv`` reads, whose elements are in the form that ``vector_recv`` reads."""
+        rows, dimensions = self.vectors.shape
+        head = np.array([1, 0, self.type_oid, rows, 1], dtype=">u4").tobytes()
+        element = np.dtype(
+            [
+                ("size", ">i4"),
+                ("dimensions", ">u2"),
+                ("reserved", ">u2"),
+                ("numbers", f">f{self.width}", (dimensions,)),
+            ]
+        )
+        body = np.zeros(rows, dtype=element)
+        body["size"] = 4 + self.width * dimensions
+        body["dimensions"] = dimensions
+        body["numbers"] = self.vectors
+        return head + body.tobytes()

@@ -1,4 +1,20 @@
-"""Filling embedding columns: the hooks of flushes and of bulk statements, backfills and the worker."""
+"""Filling embedding columns: the hooks of sessions, backfills and the worker.
+
+=======================  ===========================================================================
+file                     what it is for
+=======================  ===========================================================================
+flush, bulk              the hooks: objects of a flush, statements of the ORM
+mapped, batch            what both hooks need: attributes of a class, one encoder batch
+backfill, worker         the two that fill what no hook saw: once, and for ever
+targets                  the columns to fill, from models or from the database's registry
+cycle                    claim, encode, write: three threads, joined by ``channel``
+leases, statements       the claims, and all SQL of the cycle
+encoding, batches, pace  batches sized by time; a bad row is found by bisection
+writing, failures        short writes under the digest's guard; the rows that are set aside
+transactions, tables     transactions that outlive a restart of the server; the tables in ``pgembed``
+arrays                   many vectors as one parameter
+=======================  ===========================================================================
+"""
 
 from pgembed.filling import bulk as _bulk  # noqa: F401  (listens on import)
 from pgembed.filling import flush as _flush  # noqa: F401  (listens on import)

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-from sqlalchemy import Connection
 from sqlalchemy.engine import Dialect
 from sqlalchemy.types import UserDefinedType
 
 from pgembed.columns import Array
-from pgembed.columns.values import to_text
+from pgembed.columns.values import VectorArray, to_text
 
 
 class NamedType(UserDefinedType[Any]):
@@ -24,38 +22,6 @@ class NamedType(UserDefinedType[Any]):
 
     def get_col_spec(self, **_: Any) -> str:
         return self.name
-
-
-class VectorArray:
-    """Vectors on their way through psycopg: float32 ``(n, d)`` as the array of n pgvector values."""
-
-    __slots__ = ("type_oid", "vectors", "width")
-
-    def __init__(self, vectors: Array, type_oid: int, width: int) -> None:
-        self.vectors = vectors
-        self.type_oid = type_oid
-        self.width = width
-
-    def __repr__(self) -> str:  # shown by echo=True and in the messages of failed statements
-        return f"<{len(self.vectors)} vectors>"
-
-    def to_binary(self) -> bytes:
-        """The form that ``array_recv`` reads, whose elements are in the form that ``vector_recv`` reads."""
-        rows, dimensions = self.vectors.shape
-        head = np.array([1, 0, self.type_oid, rows, 1], dtype=">u4").tobytes()
-        element = np.dtype(
-            [
-                ("size", ">i4"),
-                ("dimensions", ">u2"),
-                ("reserved", ">u2"),
-                ("numbers", f">f{self.width}", (dimensions,)),
-            ]
-        )
-        body = np.zeros(rows, dtype=element)
-        body["size"] = 4 + self.width * dimensions
-        body["dimensions"] = dimensions
-        body["numbers"] = self.vectors
-        return head + body.tobytes()
 
 
 class VectorArrayType(UserDefinedType[Any]):
@@ -84,11 +50,3 @@ class VectorArrayType(UserDefinedType[Any]):
             return [to_text(vector) for vector in vectors]
 
         return binary if dialect.driver == "psycopg" else texts
-
-
-def prepare(connection: Connection) -> None:
-    """Teach a connection to send :class:`VectorArray`, where its driver is psycopg; again is free."""
-    if connection.dialect.driver == "psycopg":
-        from pgembed.filling.psycopg_arrays import register
-
-        register(connection.connection.driver_connection)

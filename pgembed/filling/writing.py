@@ -11,7 +11,6 @@ from typing import Any
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
-from pgembed.filling.arrays import prepare
 from pgembed.filling.batches import Encoded, Row
 from pgembed.filling.pace import Pace
 from pgembed.filling.statements import Statements
@@ -115,7 +114,6 @@ class Writing:
         self._on_settled(settled, fresh)
 
     def _execute(self, connection: Connection, some: Encoded) -> dict[str, tuple[bool, Any]]:
-        prepare(connection)
         rows = connection.execute(
             self._write,
             {
