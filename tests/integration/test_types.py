@@ -34,8 +34,9 @@ table = Table(
     Column("v", VectorType(4)),
     Column("h", VectorType(4, "halfvec")),
 )
-SINGLE = st.floats(width=32, allow_nan=False, allow_infinity=False, allow_subnormal=False)
-HALF = st.floats(width=16, allow_nan=False, allow_infinity=False)
+# Numbers that have an exact form in 32 and in 16 bits.
+SINGLE = st.integers(-(2**24), 2**24).map(lambda n: n / 2**10)
+HALF = st.integers(-(2**11), 2**11).map(lambda n: n / 2**5)
 
 
 @pytest.fixture(params=["psycopg", "psycopg2"])
