@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 from sqlalchemy import URL, Engine, create_engine, make_url, text
 from sqlalchemy.orm import Session
@@ -20,6 +21,13 @@ from pgembed import Encoder
 from pgembed.database import embedded, install
 from pgembed.encoders import packaged
 from pgembed.testing import HashEncoder
+
+# Machines that test many things at once are slow in fits and starts; the examples are the same each time there.
+hypothesis.settings.register_profile(
+    "ci", derandomize=True, deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+if os.environ.get("CI"):
+    hypothesis.settings.load_profile("ci")
 
 _numbers = itertools.count()
 
