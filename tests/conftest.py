@@ -22,7 +22,7 @@ from pgembed.database import embedded, install
 from pgembed.encoders import packaged
 from pgembed.testing import HashEncoder
 
-# Machines that test many things at once are slow in fits and starts; the examples are the same each time there.
+# In CI the examples are the same each time, and a slow machine is no failure.
 hypothesis.settings.register_profile(
     "ci", derandomize=True, deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
