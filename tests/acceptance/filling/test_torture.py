@@ -1,6 +1,6 @@
 """Everything at once: workers and writers on the same few hundred rows, and a killer among them.
 
-``PGEMBED_TORTURE_SECONDS`` sets how long it goes on (15 seconds by default). It uses a server of its own,
+``PGEMBED_TORTURE_SECONDS`` sets how long it goes on (60 seconds by default). It uses a server of its own,
 because it is restarted in the middle.
 """
 
@@ -34,12 +34,12 @@ from pgembed.testing import HashEncoder
 from .models import Article, Base
 from .processes import MODELS, start
 
-SECONDS = float(os.environ.get("PGEMBED_TORTURE_SECONDS", "15"))
+SECONDS = float(os.environ.get("PGEMBED_TORTURE_SECONDS", "60"))
 KEYS = 500
 WORKERS = 4
 WRITERS = 8
 #: A worker's use of the encoder, much longer than any of its transactions may be.
-ENCODER_SECONDS = 0.5
+ENCODER_SECONDS = 2.0
 #: What a writer may wait behind a worker at most.
 LONGEST_WAIT = 0.05
 
@@ -263,7 +263,7 @@ def test_every_vector_is_that_of_its_text_whatever_died(server: Server, tmp_path
     stop = threading.Event()
     log = tmp_path / "workers"
     environment = {"ENCODER_SECONDS": str(ENCODER_SECONDS)}
-    arguments = ("worker", "--models", MODELS, "--poll", "0.05", "--batch-seconds", "1")
+    arguments = ("worker", "--models", MODELS, "--poll", "0.05", "--batch-seconds", "4")
     workers = [start(server.url, *arguments, log=log, **environment) for _ in range(WORKERS)]
     engine = create_engine(server.url, poolclass=NullPool)
     try:
