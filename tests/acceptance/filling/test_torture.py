@@ -82,8 +82,6 @@ class Server:
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    if os.environ.get("PGEMBED_TEST_DSN"):
-        pytest.skip("restarts the server")
     version = os.environ.get("PGEMBED_TEST_POSTGRES")
     with (
         # Not below pytest's own folder: every start of pytest closes that to other users, as whom the server
