@@ -10,7 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from sqlalchemy.exc import DontWrapMixin
+from sqlalchemy.exc import DBAPIError, DontWrapMixin
+
+
+def sqlstate(error: DBAPIError) -> str:
+    """The five characters by which Postgres tells errors apart; empty where it had no part in the error."""
+    return str(getattr(error.orig, "sqlstate", None) or getattr(error.orig, "pgcode", None) or "")
 
 
 class PgembedError(DontWrapMixin, Exception):

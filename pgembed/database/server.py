@@ -11,6 +11,7 @@ from pgembed.exc import (
     ExtensionError,
     MissingPrivilegeError,
     UnsupportedServerError,
+    sqlstate,
 )
 
 MIN_POSTGRES = 15
@@ -103,7 +104,7 @@ def _create_extension(connection: Connection) -> None:
         with connection.begin_nested():
             connection.execute(text("CREATE EXTENSION IF NOT EXISTS vector"))
     except DBAPIError as error:
-        if getattr(error.orig, "sqlstate", getattr(error.orig, "pgcode", None)) != _INSUFFICIENT_PRIVILEGE:
+        if sqlstate(error) != _INSUFFICIENT_PRIVILEGE:
             raise
         role, database = connection.execute(text("SELECT current_user, current_database()")).one()
         raise MissingPrivilegeError(

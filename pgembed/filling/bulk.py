@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -47,12 +47,7 @@ def _insert(
     completed = _complete_upsert(statement, embeddings)
     single, several = _values(statement, mapper)
     if state.parameters is not None and not single and not several:
-        given = state.parameters
-        rows = [dict(row) for row in ([given] if isinstance(given, Mapping) else given)]
-        _fill_new(rows, embeddings)
-        return state.invoke_statement(
-            statement=completed, params=rows[0] if isinstance(given, Mapping) else rows
-        )
+        return _invoke(state, completed, lambda rows: _fill_new(rows, embeddings))
     if state.parameters is not None:  # values in the statement and in its parameters: too mixed to read
         return None
     if several:
@@ -79,15 +74,22 @@ def _update(
         return None  # ordered_values() of SQLAlchemy 2.0 and 2.1 takes no further ones: the rows are pending
     values, _ = _values(statement, mapper)
     if not values and state.parameters is not None:
-        given = state.parameters
-        rows = [dict(row) for row in ([given] if isinstance(given, Mapping) else given)]
-        _fill_changed(rows, embeddings, expressions=False)
-        return state.invoke_statement(params=rows[0] if isinstance(given, Mapping) else rows)
+        return _invoke(state, statement, lambda rows: _fill_changed(rows, embeddings, expressions=False))
     row = dict(values)
     _fill_changed([row], embeddings, expressions=True)
     if added := _added(row, values, mapper):
         state.statement = statement.values(added)
     return None
+
+
+def _invoke(
+    state: ORMExecuteState, statement: Insert | Update, fill: Callable[[list[dict[str, Any]]], None]
+) -> Any:
+    """Run a statement with its parameters filled; the caller's own rows are left alone."""
+    given = state.parameters
+    rows = [dict(row) for row in ([given] if isinstance(given, Mapping) else given or [])]
+    fill(rows)
+    return state.invoke_statement(statement=statement, params=rows[0] if isinstance(given, Mapping) else rows)
 
 
 def _fill_new(rows: Sequence[dict[str, Any]], embeddings: Sequence[MappedEmbedding]) -> None:

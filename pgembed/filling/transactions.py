@@ -11,6 +11,8 @@ from typing import TypeVar
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
+from pgembed.exc import sqlstate
+
 logger = logging.getLogger(__name__)
 
 _R = TypeVar("_R")
@@ -25,11 +27,6 @@ _SETTINGS = text(
 )
 #: Pauses between attempts to reach the server: doubled from the first to the second.
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
-
-
-def sqlstate(error: DBAPIError) -> str:
-    """The five characters by which Postgres tells errors apart; empty where it had no part in the error."""
-    return str(getattr(error.orig, "sqlstate", None) or getattr(error.orig, "pgcode", None) or "")
 
 
 def is_lost(error: BaseException) -> bool:

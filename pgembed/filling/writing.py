@@ -11,10 +11,11 @@ from typing import Any
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
+from pgembed.exc import sqlstate
 from pgembed.filling.batches import Encoded, Row
 from pgembed.filling.pace import Pace
 from pgembed.filling.statements import Statements
-from pgembed.filling.transactions import Transactions, is_lost, sqlstate
+from pgembed.filling.transactions import Transactions, is_lost
 
 logger = logging.getLogger(__name__)
 

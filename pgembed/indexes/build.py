@@ -9,7 +9,7 @@ from sqlalchemy import Connection, Index, bindparam, func, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.schema import CreateIndex
 
-from pgembed.exc import DeclarationError
+from pgembed.exc import DeclarationError, sqlstate
 from pgembed.indexes.catalogue import column_of, find
 from pgembed.indexes.ddl import DropIndexNow
 from pgembed.indexes.errors import IndexBuildError
@@ -102,12 +102,6 @@ def is_parallel(settings: Mapping[str, str]) -> bool:
 def lacks_shared_memory(error: DBAPIError) -> bool:
     """Whether a parallel build failed for want of shared memory, which a serial one doesn't need."""
     return sqlstate(error) in _NO_SHARED_MEMORY and "shared memory" in str(error.orig)
-
-
-def sqlstate(error: DBAPIError) -> str | None:
-    """The SQLSTATE of an error, with every driver."""
-    state: str | None = getattr(error.orig, "sqlstate", None) or getattr(error.orig, "pgcode", None)
-    return state
 
 
 @contextmanager

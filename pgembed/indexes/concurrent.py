@@ -10,6 +10,7 @@ from sqlalchemy import Connection, Engine, Index, func, select, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.schema import DDLElement
 
+from pgembed.exc import sqlstate
 from pgembed.indexes.build import (
     SERIAL,
     applied,
@@ -18,7 +19,6 @@ from pgembed.indexes.build import (
     lacks_shared_memory,
     refuse_while_building,
     settings_for,
-    sqlstate,
 )
 from pgembed.indexes.catalogue import find, name_of, relation_of, require, standing
 from pgembed.indexes.ddl import (
