@@ -36,7 +36,9 @@ SELECT indrelid::pg_catalog.regclass AS relation,
        facts ->> 'metric' AS metric,
        facts ->> 'fill' AS fill,
        indexrelid::pg_catalog.regclass AS pending_index,
-       predicate AS pending_predicate
+       predicate AS pending_predicate,
+       CASE WHEN facts -> 'fields' IS NOT NULL
+            THEN ARRAY(SELECT pg_catalog.jsonb_array_elements_text(facts -> 'fields')) END AS fields
 FROM commented
 WHERE facts IS NOT NULL;
 COMMENT ON VIEW pgembed.embedding_columns IS

@@ -40,7 +40,7 @@ _REGISTERED = """
 SELECT e.relation::oid AS relation, c.relname AS name, n.nspname AS schema,
        pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(c.relname) AS qualified,
        e.column_name, e.digest_name, e.sources, e.template, e.encoder, e.fingerprint, e.dimensions, e.metric,
-       pg_catalog.obj_description(e.pending_index, 'pg_class')::jsonb -> 'fields' AS fields
+       e.fields
 FROM pgembed.embedding_columns AS e
 JOIN pg_catalog.pg_class AS c ON c.oid = e.relation
 JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
