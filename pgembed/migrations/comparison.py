@@ -35,6 +35,7 @@ from pgembed.migrations.operations.pending_index import (
     CreatePendingIndexOp,
     DropPendingIndexOp,
     RegisterEmbeddingOp,
+    ReplacePendingIndexOp,
 )
 from pgembed.migrations.operations.vector_column import AlterVectorColumnOp, discards
 from pgembed.migrations.operations.vector_index import (
@@ -142,11 +143,11 @@ def compare_indexes(
             after.extend(_registration(old, new))
             continue
         log.info("Detected changed index %r on %r", name, table_name)
-        if isinstance(old, VectorIndexDefinition) and isinstance(new, VectorIndexDefinition) and not retyped:
-            after.append(ReplaceVectorIndexOp(new, old, concurrently=concurrently))
+        if type(old) is type(new) and not retyped:
+            after.append(_replace(old, new, concurrently))
         else:
-            before.append(_drop(old, concurrently, new))
-            after.append(_create(new, concurrently, old))
+            before.append(_drop(old, concurrently))
+            after.append(_create(new, concurrently))
     modify_ops.ops[:] = [*before, *modify_ops.ops, *after]
     return _Result.CONTINUE
 
@@ -256,20 +257,24 @@ def _registration(old: Definition, new: Definition) -> list[ops.MigrateOperation
     return [RegisterEmbeddingOp(new.name, new.registration, existing=old.registration, schema=new.schema)]
 
 
-def _create(
-    definition: Definition, concurrently: bool, old: Definition | None = None
-) -> ops.MigrateOperation:
+def _create(definition: Definition, concurrently: bool) -> ops.MigrateOperation:
     if isinstance(definition, VectorIndexDefinition):
         return CreateVectorIndexOp(definition, concurrently=concurrently)
-    replaces = old if isinstance(old, PendingIndexDefinition) else None
-    return CreatePendingIndexOp(definition, replaces=replaces, concurrently=concurrently)
+    return CreatePendingIndexOp(definition, concurrently=concurrently)
 
 
-def _drop(definition: Definition, concurrently: bool, new: Definition | None = None) -> ops.MigrateOperation:
+def _replace(old: Definition, new: Definition, concurrently: bool) -> ops.MigrateOperation:
+    if isinstance(old, VectorIndexDefinition) and isinstance(new, VectorIndexDefinition):
+        return ReplaceVectorIndexOp(new, old, concurrently=concurrently)
+    assert isinstance(old, PendingIndexDefinition)
+    assert isinstance(new, PendingIndexDefinition)
+    return ReplacePendingIndexOp(new, old, concurrently=concurrently)
+
+
+def _drop(definition: Definition, concurrently: bool) -> ops.MigrateOperation:
     if isinstance(definition, VectorIndexDefinition):
         return DropVectorIndexOp(definition, concurrently=concurrently)
-    replaced_by = new if isinstance(new, PendingIndexDefinition) else None
-    return DropPendingIndexOp(definition, replaced_by=replaced_by, concurrently=concurrently)
+    return DropPendingIndexOp(definition, concurrently=concurrently)
 
 
 def _name(context: AutogenContext, index: Index) -> str:

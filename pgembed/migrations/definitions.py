@@ -135,6 +135,10 @@ class PendingIndexDefinition:
             schema=schema,
         )
 
+    def renamed(self, name: str) -> Self:
+        """The same index under another name."""
+        return replace(self, name=name)
+
     def index(self) -> Index:
         """As an SQLAlchemy index, on a table that holds nothing else."""
         index = Index(conv(self.name), *self.columns, postgresql_where=literal_column(self.where))

@@ -11,14 +11,17 @@ from sqlalchemy.types import TypeEngine, UserDefinedType
 
 from pgembed.columns.types import shape_of
 from pgembed.exc import DeclarationError
-from pgembed.migrations.definitions import Facts, VectorIndexDefinition
-from pgembed.migrations.operations.installation import InstallPgembedOp, KeepPgembedOp, UninstallPgembedOp
+from pgembed.migrations.definitions import Facts, PendingIndexDefinition, VectorIndexDefinition
+from pgembed.migrations.operations.installation import InstallPgembedOp, UninstallPgembedOp
+from pgembed.migrations.operations.locking import LockTableOp, SetNotNullOp
+from pgembed.migrations.operations.nothing import NextRevisionOp, NothingOp
 from pgembed.migrations.operations.pending_index import (
     CreatePendingIndexOp,
     DropPendingIndexOp,
     RegisterEmbeddingOp,
+    ReplacePendingIndexOp,
 )
-from pgembed.migrations.operations.vector_column import AlterVectorColumnOp
+from pgembed.migrations.operations.vector_column import AlterVectorColumnOp, AssertBackfilledOp
 from pgembed.migrations.operations.vector_index import (
     CreateVectorIndexOp,
     DropVectorIndexOp,
@@ -67,8 +70,33 @@ def uninstall_pgembed(context: AutogenContext, operation: UninstallPgembedOp) ->
     return _lines(context, "uninstall_pgembed", ["extension=True"] if operation.extension else [])
 
 
-def keep_pgembed(_context: AutogenContext, _operation: KeepPgembedOp) -> list[str]:
-    return ["# pgembed's SQL objects stay as they are; they serve older models as well", "pass"]
+def nothing(_context: AutogenContext, operation: NothingOp) -> list[str]:
+    return [*_comment(operation.comment), "pass"] if operation.comment else []
+
+
+def next_revision(_context: AutogenContext, _operation: NextRevisionOp) -> list[str]:
+    return []
+
+
+def lock_table(context: AutogenContext, operation: LockTableOp) -> list[str]:
+    call = _call(context, "lock_table", [operation.table_name], schema=operation.schema)
+    return [*(line for paragraph in operation.reason for line in _comment(paragraph)), call]
+
+
+def set_not_null(context: AutogenContext, operation: SetNotNullOp) -> str:
+    names = [operation.table_name, operation.column_name]
+    return _call(context, "set_not_null", names, schema=operation.schema)
+
+
+def assert_backfilled(context: AutogenContext, operation: AssertBackfilledOp) -> str:
+    return _call(
+        context,
+        "assert_backfilled",
+        [operation.table_name, operation.column_name],
+        allowed=operation.allowed or None,
+        share=operation.share if operation.share < 1 else None,
+        schema=operation.schema,
+    )
 
 
 def create_vector_index(context: AutogenContext, operation: CreateVectorIndexOp) -> str:
@@ -91,33 +119,25 @@ def drop_vector_index(context: AutogenContext, operation: DropVectorIndexOp) -> 
 
 
 def create_pending_index(context: AutogenContext, operation: CreatePendingIndexOp) -> str:
+    return _pending_index(context, "create_pending_index", operation.definition, operation.concurrently)
+
+
+def replace_pending_index(context: AutogenContext, operation: ReplacePendingIndexOp) -> list[str]:
+    new, old = operation.definition, operation.existing
+    call = _pending_index(context, "replace_pending_index", new, operation.concurrently)
+    reason = _reason(new.table, None if old is None else old.registration, new.registration)
+    return [*_comment(reason), call]
+
+
+def drop_pending_index(context: AutogenContext, operation: DropPendingIndexOp) -> str:
     definition = operation.definition
-    call = _call(
-        context,
-        "create_pending_index",
-        [definition.name, definition.table, list(definition.columns)],
-        where=definition.where,
-        schema=definition.schema,
-        concurrently=operation.concurrently or None,
-        registration=definition.registration,
-    )
-    if definition.registration is None:
-        call = call.removesuffix(")") + "    registration=None,\n)"
-    return call
-
-
-def drop_pending_index(context: AutogenContext, operation: DropPendingIndexOp) -> list[str]:
-    definition, new = operation.definition, operation.replaced_by
-    call = _call(
+    return _call(
         context,
         "drop_pending_index",
         [definition.name, definition.table],
         schema=definition.schema,
         concurrently=operation.concurrently or None,
     )
-    if new is None:
-        return [call]
-    return [*_comment(_reason(definition.table, definition.registration, new.registration)), call]
 
 
 def register_embedding(context: AutogenContext, operation: RegisterEmbeddingOp) -> str:
@@ -146,8 +166,8 @@ def alter_vector_column(context: AutogenContext, operation: AlterVectorColumnOp)
     return [
         *_comment(
             f"Vectors of other dimensions cannot be converted: those in {operation.table_name}."
-            f"{operation.column_name} are set to NULL, and their rows are pending until they are filled "
-            "again. A second embedding column keeps searches going meanwhile."
+            f"{operation.column_name} are set to NULL, and searches find nothing until their rows are filled "
+            "again. The table is rewritten, and nobody reads it meanwhile."
         ),
         call,
     ]
@@ -175,6 +195,23 @@ def _reason(table: str, old: Facts | None, new: Facts | None) -> str:
 
 def _encoder(facts: Facts) -> str:
     return f"{facts['encoder']!r} ({facts['fingerprint'][:8]})"
+
+
+def _pending_index(
+    context: AutogenContext, function: str, definition: PendingIndexDefinition, concurrently: bool
+) -> str:
+    call = _call(
+        context,
+        function,
+        [definition.name, definition.table, list(definition.columns)],
+        where=definition.where,
+        schema=definition.schema,
+        concurrently=concurrently or None,
+        registration=definition.registration,
+    )
+    if definition.registration is None:
+        call = call.removesuffix(")") + "    registration=None,\n)"
+    return call
 
 
 def _vector_index(

@@ -11,13 +11,20 @@ from alembic.operations import MigrateOperation, Operations
 from alembic.util import DispatchPriority
 
 from pgembed.migrations import comparison, rendering
-from pgembed.migrations.operations import installation, pending_index, vector_column, vector_index
+from pgembed.migrations.operations import (
+    installation,
+    locking,
+    nothing,
+    pending_index,
+    vector_column,
+    vector_index,
+)
 
 _Run = Callable[[Operations, Any], None]
 _Render = Callable[..., str | list[str]]
 
 #: Operation, its name in ``op``, what carries it out, what writes it into a migration.
-_OPERATIONS: tuple[tuple[type[MigrateOperation], str | None, _Run, _Render | None], ...] = (
+_OPERATIONS: tuple[tuple[type[MigrateOperation], str | None, _Run, _Render], ...] = (
     (
         installation.InstallPgembedOp,
         "install_pgembed",
@@ -30,7 +37,10 @@ _OPERATIONS: tuple[tuple[type[MigrateOperation], str | None, _Run, _Render | Non
         installation.run_uninstall,
         rendering.uninstall_pgembed,
     ),
-    (installation.KeepPgembedOp, None, installation.run_keep, rendering.keep_pgembed),
+    (nothing.NothingOp, None, nothing.run_nothing, rendering.nothing),
+    (nothing.NextRevisionOp, None, nothing.run_nothing, rendering.next_revision),
+    (locking.LockTableOp, "lock_table", locking.run_lock, rendering.lock_table),
+    (locking.SetNotNullOp, "set_not_null", locking.run_set_not_null, rendering.set_not_null),
     (
         vector_index.CreateVectorIndexOp,
         "create_vector_index",
@@ -57,6 +67,12 @@ _OPERATIONS: tuple[tuple[type[MigrateOperation], str | None, _Run, _Render | Non
         rendering.drop_pending_index,
     ),
     (
+        pending_index.ReplacePendingIndexOp,
+        "replace_pending_index",
+        pending_index.run_replace,
+        rendering.replace_pending_index,
+    ),
+    (
         pending_index.RegisterEmbeddingOp,
         "register_embedding",
         pending_index.run_register,
@@ -68,7 +84,12 @@ _OPERATIONS: tuple[tuple[type[MigrateOperation], str | None, _Run, _Render | Non
         vector_column.run_alter,
         rendering.alter_vector_column,
     ),
-    (vector_column.AssertBackfilledOp, "assert_backfilled", vector_column.run_assert, None),
+    (
+        vector_column.AssertBackfilledOp,
+        "assert_backfilled",
+        vector_column.run_assert,
+        rendering.assert_backfilled,
+    ),
 )
 
 
@@ -89,8 +110,7 @@ def setup() -> None:
         if name is not None:
             Operations.register_operation(name)(operation)
         Operations.implementation_for(operation)(run)
-        if render is not None:
-            renderers.dispatch_for(operation)(render)
+        renderers.dispatch_for(operation)(render)
 
     # A subgroup of its own keeps what one comparator returns from stopping others. "types" is Alembic's: a
     # vector column that was compared here is not compared again there.

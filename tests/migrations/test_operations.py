@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+import time
+
 import pytest
 from alembic.util import CommandError
 from sqlalchemy import Column, Integer, MetaData, Table, Text, inspect, text
@@ -84,8 +87,11 @@ def test_autogenerate_writes_concurrently_when_asked(migrations: Migrations) -> 
     migrations.upgrade()
     migrations.check()
     other = article(encoder=HashEncoder(4, "other"), index=HNSW(m=8))
-    assert migrations.generate(other).upgrade.count("concurrently=True") == 2
+    assert migrations.generate(other).upgrade.count("concurrently=True") == 1
     migrations.there_and_back(article(encoder=ENCODER, index=HNSW(m=8)))
+    with migrations.engine.connect() as connection:
+        left = connection.scalars(text("SELECT relname FROM pg_class WHERE relname LIKE 'ix_article%'")).all()
+    assert sorted(left) == ["ix_article_embedding_hnsw", "ix_article_embedding_pending"]
 
 
 def test_assert_backfilled(migrations: Migrations) -> None:
@@ -105,6 +111,131 @@ def test_assert_backfilled(migrations: Migrations) -> None:
     with migrations.engine.begin() as connection:
         connection.execute(text("DELETE FROM article"))
     migrations.upgrade()
+
+
+def test_assert_backfilled_by_share(migrations: Migrations) -> None:
+    article(encoder=ENCODER).create_all(migrations.engine)
+    with migrations.engine.begin() as connection:
+        connection.execute(text("INSERT INTO article (title) SELECT NULL FROM generate_series(1, 8)"))
+        connection.execute(text("INSERT INTO article (title) VALUES ('one'), ('two')"))
+    migrations.write("op.assert_backfilled('article', 'embedding', share=0.8)")
+    migrations.write("op.assert_backfilled('article', 'embedding', share=0.81)")
+    script = migrations.offline("base:0001").split("BEGIN;")[-1].split("INSERT INTO alembic")[0]
+    with migrations.engine.connect() as connection:
+        connection.exec_driver_sql(script, execution_options={"no_parameters": True})
+
+    migrations.upgrade("0001")
+    with pytest.raises(MigrationError, match="2 rows are pending, allowed are 1"):
+        migrations.upgrade()
+    script = migrations.offline("0001:0002").split("BEGIN;", 1)[1].split("UPDATE alembic")[0]
+    with migrations.engine.connect() as connection, pytest.raises(DBAPIError, match="2 rows are pending"):
+        connection.exec_driver_sql(script, execution_options={"no_parameters": True})
+
+
+def test_a_lock_is_waited_for_briefly_and_often(migrations: Migrations) -> None:
+    article(encoder=ENCODER).create_all(migrations.engine)
+    migrations.write(
+        "op.lock_table('article', timeout=0.2, attempts=2); "
+        "op.add_column('article', sa.Column('n', sa.Integer()))"
+    )
+
+    with migrations.engine.connect() as reader:
+        reader.execute(text("SELECT * FROM article"))
+        with pytest.raises(MigrationError, match=r"kept article locked, 2 times for 0\.2 s"):
+            migrations.upgrade()
+        # The reader ends while the lock is not even asked for.
+        ended = threading.Timer(0.3, reader.rollback)
+        ended.start()
+        migrations.upgrade()
+        ended.join()
+    assert "n" in {column["name"] for column in inspect(migrations.engine).get_columns("article")}
+
+
+def test_others_wait_behind_a_lock_no_longer_than_its_timeout(migrations: Migrations) -> None:
+    article(encoder=ENCODER).create_all(migrations.engine)
+    migrations.write("op.lock_table('article', timeout=0.3, attempts=4)")
+    waits = []
+
+    def refused() -> None:
+        with pytest.raises(MigrationError):
+            migrations.upgrade()
+
+    with migrations.engine.connect() as reader, migrations.engine.connect() as other:
+        reader.execute(text("SELECT * FROM article"))
+        upgrade = threading.Thread(target=refused)
+        upgrade.start()
+        while upgrade.is_alive():
+            started = time.perf_counter()
+            other.execute(text("SELECT * FROM article"))
+            other.rollback()
+            waits.append(time.perf_counter() - started)
+            time.sleep(0.01)
+        upgrade.join()
+    assert 0.1 < max(waits) < 0.6
+
+
+def test_a_lock_by_hand(migrations: Migrations) -> None:
+    article(encoder=ENCODER).create_all(migrations.engine)
+    migrations.write("op.lock_table('article', timeout=0.1, attempts=2)")
+    script = migrations.offline().split("BEGIN;", 1)[1].split("INSERT INTO alembic")[0].split(");\n\n", 1)[1]
+    with migrations.engine.connect() as connection:
+        connection.exec_driver_sql(script, execution_options={"no_parameters": True})
+        mode = connection.scalar(
+            text("SELECT mode FROM pg_locks WHERE relation = 'article'::regclass AND pid = pg_backend_pid()")
+        )
+        assert mode == "AccessExclusiveLock"
+        assert connection.scalar(text("SHOW lock_timeout")) == "0"
+
+
+def test_not_null_by_steps(migrations: Migrations) -> None:
+    article(encoder=ENCODER).create_all(migrations.engine)
+    with migrations.engine.begin() as connection:
+        connection.execute(text("INSERT INTO article (title) VALUES ('one'), (NULL)"))
+    migrations.write(
+        "op.set_not_null('article', 'title')", "op.alter_column('article', 'title', nullable=True)"
+    )
+
+    with pytest.raises(MigrationError, match=r"article\.title: there are rows with NULL"):
+        migrations.upgrade()
+    with migrations.engine.begin() as connection:
+        connection.execute(text("DELETE FROM article WHERE title IS NULL"))
+    migrations.upgrade()
+    assert [c["nullable"] for c in inspect(migrations.engine).get_columns("article")][:2] == [False, False]
+    assert inspect(migrations.engine).get_check_constraints("article") == []
+    script = migrations.offline()
+    assert script.index("NOT VALID") < script.index("VALIDATE") < script.index("SET NOT NULL")
+    migrations.downgrade()
+
+
+def test_a_pending_index_is_replaced_without_a_gap(migrations: Migrations) -> None:
+    metadata = article(encoder=ENCODER)
+    metadata.create_all(migrations.engine)
+    name = "ix_article_embedding_pending"
+    operation = f"op.replace_pending_index('{name}', 'article', ['id'], where='id > 5', registration=FACTS"
+    operation = operation.replace("FACTS", repr({"pgembed": 1, "column": "embedding"}))
+    migrations.write(f"{operation}, concurrently=True)")
+
+    listed = "SELECT count(*) FROM pg_description WHERE description LIKE '{\"pgembed\":%'"
+    counts = set()
+    stop = threading.Event()
+
+    def watch() -> None:
+        with migrations.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            while not stop.is_set():
+                counts.add(connection.scalar(text(listed)))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    migrations.upgrade()
+    stop.set()
+    watcher.join()
+
+    assert counts == {1}
+    with migrations.engine.connect() as connection:
+        predicate = connection.scalar(
+            text(f"SELECT pg_get_expr(indpred, indrelid) FROM pg_index WHERE indexrelid = '{name}'::regclass")
+        )
+    assert predicate == "(id > 5)"
 
 
 def test_assert_backfilled_names_what_is_missing(migrations: Migrations) -> None:

@@ -6,9 +6,63 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from alembic.operations import Operations
-from sqlalchemy import Index, text
+from sqlalchemy import Connection, Index, Table, func, select, text
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.schema import DDLElement
 
 from pgembed.migrations.errors import MigrationError
+from pgembed.migrations.operations.quoting import qualified_name
+
+#: A limit that a role of an application has is not meant for builds, and would leave an invalid index.
+_NO_LIMITS = {"statement_timeout": "0", "lock_timeout": "0"}
+
+
+class RenameIndex(DDLElement):
+    """``ALTER INDEX <index> RENAME TO <name>``"""
+
+    def __init__(self, index: Index, name: str) -> None:
+        self.index = index
+        self.name = name
+
+
+@compiles(RenameIndex)
+def _rename_index(element: RenameIndex, compiler: object, **_: object) -> str:
+    preparer = compiler.preparer  # type: ignore[attr-defined]
+    return f"ALTER INDEX {qualified_name(preparer, element.index)} RENAME TO {preparer.quote(element.name)}"
+
+
+def temporary_name(name: str, suffix: str) -> str:
+    """The name of an index while it is built beside the one it replaces; Postgres cuts names at 63 bytes."""
+    return name.encode()[: 62 - len(suffix)].decode(errors="ignore") + "_" + suffix
+
+
+def create_index(
+    operations: Operations, index: Index, *, concurrently: bool, temporary: bool = False
+) -> None:
+    """``CREATE INDEX [CONCURRENTLY]``, which drops first what a failed attempt left.
+
+    Concurrently it does nothing where the index stands, so that a migration that failed behind it can be run
+    again.
+
+    :param temporary: the name is a temporary one, and whatever has it is a leftover.
+    """
+    if not concurrently:
+        operations.impl.create_index(index)
+        return
+    index.dialect_kwargs["postgresql_concurrently"] = True
+    with outside_transaction(operations, index):
+        _drop_leftover(operations, index, valid=temporary)
+        operations.impl.create_index(index, if_not_exists=True)
+
+
+def drop_index(operations: Operations, index: Index, *, concurrently: bool) -> None:
+    """``DROP INDEX``, or ``DROP INDEX CONCURRENTLY IF EXISTS``, which can be run again."""
+    if not concurrently:
+        operations.impl.drop_index(index)
+        return
+    index.dialect_kwargs["postgresql_concurrently"] = True
+    with outside_transaction(operations, index):
+        operations.impl.drop_index(index, if_exists=True)
 
 
 @contextmanager
@@ -17,38 +71,63 @@ def outside_transaction(operations: Operations, index: Index) -> Iterator[None]:
 
     :raises MigrationError: the transaction is not Alembic's to commit, or the table is partitioned.
     """
-    context = operations.get_context()
-    if not context.as_sql:
+    assert index.table is not None
+    what = f"index {index.name!r} is to be changed CONCURRENTLY"
+    if not operations.get_context().as_sql:
+        check_own_transaction(operations, what)
         connection = operations.get_bind()
-        if connection.in_transaction() and context._transaction is None:
+        if is_partitioned(connection, index.table):
             raise MigrationError(
-                f"index {index.name!r} is to be changed CONCURRENTLY, which works outside of transactions, "
-                "and this connection was in a transaction before Alembic began its own. Let env.py execute "
-                "nothing on the connection before context.configure(), wrap nothing but "
-                "context.begin_transaction() around context.run_migrations(), or leave concurrently=True out"
+                f"table {index.table.fullname} is partitioned, and Postgres changes indexes of partitioned "
+                "tables not CONCURRENTLY: leave concurrently=True out, or build the index of each partition "
+                "and attach them"
             )
-        assert index.table is not None
-        relation = connection.dialect.identifier_preparer.format_table(index.table)
-        if connection.scalar(
-            text(
-                "SELECT relkind = 'p' FROM pg_catalog.pg_class WHERE oid = pg_catalog.to_regclass(:relation)"
-            ),
-            {"relation": relation},
-        ):
-            raise MigrationError(
-                f"table {relation} is partitioned, and Postgres changes indexes of partitioned tables not "
-                "CONCURRENTLY: leave concurrently=True out, or build the index of each partition and attach "
-                "them"
-            )
-    with context.autocommit_block():
+    with autocommit(operations):
         yield
 
 
-def drop_leftover(operations: Operations, index: Index, *, valid: bool = False) -> None:
-    """Drop what an earlier attempt left under the same name.
+@contextmanager
+def autocommit(operations: Operations) -> Iterator[None]:
+    """Commit the migration's transaction, and run what follows without one and without time limits."""
+    context = operations.get_context()
+    with context.autocommit_block():
+        if context.as_sql:
+            yield
+            return
+        connection = operations.get_bind()
+        before = {name: str(connection.scalar(select(func.current_setting(name)))) for name in _NO_LIMITS}
+        _set(connection, _NO_LIMITS)
+        try:
+            yield
+        finally:
+            if not connection.invalidated:
+                _set(connection, before)
 
-    :param valid: even if it is valid, because the name is a temporary one.
+
+def check_own_transaction(operations: Operations, what: str) -> None:
     """
+    :raises MigrationError: the transaction is not Alembic's to commit.
+    """
+    context = operations.get_context()
+    if not context.as_sql and operations.get_bind().in_transaction() and context._transaction is None:
+        raise MigrationError(
+            f"{what}, which works outside of transactions, "
+            "and this connection was in a transaction before Alembic began its own. Let env.py execute "
+            "nothing on the connection before context.configure(), wrap nothing but "
+            "context.begin_transaction() around context.run_migrations(), or leave concurrently=True out"
+        )
+
+
+def is_partitioned(connection: Connection, table: Table) -> bool:
+    """Whether a table is partitioned, and so knows no concurrent changes of indexes."""
+    relation = connection.dialect.identifier_preparer.format_table(table)
+    statement = text(
+        "SELECT relkind = 'p' FROM pg_catalog.pg_class WHERE oid = pg_catalog.to_regclass(:relation)"
+    )
+    return bool(connection.scalar(statement, {"relation": relation}))
+
+
+def _drop_leftover(operations: Operations, index: Index, *, valid: bool) -> None:
     if operations.get_context().as_sql:
         return
     connection = operations.get_bind()
@@ -64,3 +143,7 @@ def drop_leftover(operations: Operations, index: Index, *, valid: bool = False) 
         {"relation": relation, "name": name, "valid": valid},
     ):
         operations.impl.drop_index(index, if_exists=True)
+
+
+def _set(connection: Connection, settings: dict[str, str]) -> None:
+    connection.execute(select(*(func.set_config(name, value, False) for name, value in settings.items())))

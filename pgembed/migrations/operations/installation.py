@@ -10,6 +10,7 @@ from sqlalchemy.schema import DropSchema
 from pgembed.database.install import install
 from pgembed.database.scripts import REVISION
 from pgembed.migrations.errors import MigrationError
+from pgembed.migrations.operations.nothing import NothingOp
 from pgembed.migrations.operations.scripts import installation_script
 
 
@@ -64,7 +65,10 @@ class InstallPgembedOp(MigrateOperation):
 
     def reverse(self) -> MigrateOperation:
         if self.existing is not None:
-            return KeepPgembedOp(self)
+            # Newer objects serve older models.
+            return NothingOp(
+                self, comment="pgembed's SQL objects stay as they are; they serve older models as well"
+            )
         return UninstallPgembedOp(extension=not self.had_extension, reverse=self)
 
     def to_diff_tuple(self) -> tuple[Any, ...]:
@@ -98,19 +102,6 @@ class UninstallPgembedOp(MigrateOperation):
         return ("uninstall_pgembed", self.extension)
 
 
-class KeepPgembedOp(MigrateOperation):
-    """The opposite of an upgrade of the SQL objects: none, newer ones serve older models."""
-
-    def __init__(self, reverse: InstallPgembedOp) -> None:
-        self._reverse = reverse
-
-    def reverse(self) -> MigrateOperation:
-        return self._reverse
-
-    def to_diff_tuple(self) -> tuple[Any, ...]:
-        return ("keep_pgembed",)
-
-
 def run_install(operations: Operations, operation: InstallPgembedOp) -> None:
     """Carry out :class:`InstallPgembedOp`."""
     if operation.revision > REVISION:
@@ -134,7 +125,3 @@ def run_uninstall(operations: Operations, operation: UninstallPgembedOp) -> None
     operations.execute(DropSchema("pgembed", cascade=True, if_exists=True))
     if operation.extension:
         operations.execute("DROP EXTENSION IF EXISTS vector")
-
-
-def run_keep(operations: Operations, operation: KeepPgembedOp) -> None:
-    """Carry out :class:`KeepPgembedOp`: nothing."""

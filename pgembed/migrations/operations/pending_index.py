@@ -1,4 +1,4 @@
-"""``op.create_pending_index``, ``op.drop_pending_index`` and ``op.register_embedding``."""
+"""``op.create_pending_index``, ``drop_pending_index``, ``replace_pending_index``, ``register_embedding``."""
 
 from __future__ import annotations
 
@@ -12,25 +12,20 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.schema import DDLElement, conv
 
 from pgembed.migrations.definitions import Facts, PendingIndexDefinition
-from pgembed.migrations.operations.concurrency import drop_leftover, outside_transaction
+from pgembed.migrations.operations.concurrency import (
+    RenameIndex,
+    create_index,
+    drop_index,
+    temporary_name,
+)
 from pgembed.migrations.operations.quoting import literal, qualified_name
 
 
 class CreatePendingIndexOp(MigrateOperation):
-    """Create the index of the pending rows of an embedding column.
+    """Create the index of the pending rows of an embedding column."""
 
-    :ivar replaces: the definition that autogenerate found under the same name.
-    """
-
-    def __init__(
-        self,
-        definition: PendingIndexDefinition,
-        *,
-        replaces: PendingIndexDefinition | None = None,
-        concurrently: bool = False,
-    ) -> None:
+    def __init__(self, definition: PendingIndexDefinition, *, concurrently: bool = False) -> None:
         self.definition = definition
-        self.replaces = replaces
         self.concurrently = concurrently
 
     @classmethod
@@ -63,38 +58,21 @@ class CreatePendingIndexOp(MigrateOperation):
         :param concurrently: do not lock writers out. It commits the migration's transaction.
         :raises MigrationError: ``concurrently`` where it is impossible.
         """
-        definition = PendingIndexDefinition(
-            name=index_name,
-            table=table_name,
-            columns=tuple(columns),
-            where=where,
-            registration=None if registration is None else dict(registration),
-            schema=schema,
-        )
+        definition = _definition(index_name, table_name, columns, where, registration, schema)
         operations.invoke(cls(definition, concurrently=concurrently))
 
     def reverse(self) -> MigrateOperation:
-        return DropPendingIndexOp(self.definition, replaced_by=self.replaces, concurrently=self.concurrently)
+        return DropPendingIndexOp(self.definition, concurrently=self.concurrently)
 
     def to_diff_tuple(self) -> tuple[Any, ...]:
         return ("add_pending_index", self.definition)
 
 
 class DropPendingIndexOp(MigrateOperation):
-    """Drop the index of the pending rows of an embedding column.
+    """Drop the index of the pending rows of an embedding column."""
 
-    :ivar replaced_by: what autogenerate creates under the same name.
-    """
-
-    def __init__(
-        self,
-        definition: PendingIndexDefinition,
-        *,
-        replaced_by: PendingIndexDefinition | None = None,
-        concurrently: bool = False,
-    ) -> None:
+    def __init__(self, definition: PendingIndexDefinition, *, concurrently: bool = False) -> None:
         self.definition = definition
-        self.replaced_by = replaced_by
         self.concurrently = concurrently
 
     @classmethod
@@ -118,12 +96,65 @@ class DropPendingIndexOp(MigrateOperation):
         operations.invoke(cls(definition, concurrently=concurrently))
 
     def reverse(self) -> MigrateOperation:
-        return CreatePendingIndexOp(
-            self.definition, replaces=self.replaced_by, concurrently=self.concurrently
-        )
+        return CreatePendingIndexOp(self.definition, concurrently=self.concurrently)
 
     def to_diff_tuple(self) -> tuple[Any, ...]:
         return ("remove_pending_index", self.definition)
+
+
+class ReplacePendingIndexOp(MigrateOperation):
+    """Build the index of the pending rows anew, and let it take the place of the one of the same name.
+
+    :ivar existing: the definition that autogenerate found.
+    """
+
+    def __init__(
+        self,
+        definition: PendingIndexDefinition,
+        existing: PendingIndexDefinition | None = None,
+        *,
+        concurrently: bool = False,
+    ) -> None:
+        self.definition = definition
+        self.existing = existing
+        self.concurrently = concurrently
+
+    @classmethod
+    def replace_pending_index(
+        cls,
+        operations: Operations,
+        index_name: str,
+        table_name: str,
+        columns: Sequence[str],
+        *,
+        where: str,
+        registration: Mapping[str, Any] | None,
+        schema: str | None = None,
+        concurrently: bool = False,
+    ) -> None:
+        """Have other rows of an embedding column pending: those of another encoder, template, or text.
+
+        ::
+
+            CREATE INDEX ix_article_embedding_pending_new ON article (id) WHERE ...;
+            ALTER INDEX ix_article_embedding_pending RENAME TO ix_article_embedding_pending_old;
+            ALTER INDEX ix_article_embedding_pending_new RENAME TO ix_article_embedding_pending;
+            COMMENT ON INDEX ... ;
+            DROP INDEX ix_article_embedding_pending_old
+
+        Names and registration change in one transaction: workers see the one or the other.
+
+        The parameters are those of ``op.create_pending_index``.
+        """
+        definition = _definition(index_name, table_name, columns, where, registration, schema)
+        operations.invoke(cls(definition, concurrently=concurrently))
+
+    def reverse(self) -> MigrateOperation:
+        assert self.existing is not None, "only what autogenerate found can be reversed"
+        return ReplacePendingIndexOp(self.existing, self.definition, concurrently=self.concurrently)
+
+    def to_diff_tuple(self) -> tuple[Any, ...]:
+        return ("replace_pending_index", self.existing, self.definition)
 
 
 class RegisterEmbeddingOp(MigrateOperation):
@@ -188,29 +219,30 @@ def _comment(element: CommentOnIndex, compiler: Any, **_: Any) -> str:
 def run_create(operations: Operations, operation: CreatePendingIndexOp) -> None:
     """Carry out :class:`CreatePendingIndexOp`."""
     index = operation.definition.index()
-    if operation.concurrently:
-        index.dialect_kwargs["postgresql_concurrently"] = True
-        with outside_transaction(operations, index):
-            drop_leftover(operations, index)
-            operations.impl.create_index(index)
-    else:
-        operations.impl.create_index(index)
+    create_index(operations, index, concurrently=operation.concurrently)
     if operation.definition.registration is not None:
         operations.execute(CommentOnIndex(index, operation.definition.registration))
 
 
 def run_drop(operations: Operations, operation: DropPendingIndexOp) -> None:
     """Carry out :class:`DropPendingIndexOp`."""
-    definition = operation.definition
-    index = Index(conv(definition.name))
-    Table(definition.table, MetaData(), index, schema=definition.schema)
-    if operation.concurrently:
-        index.dialect_kwargs["postgresql_concurrently"] = True
-        with outside_transaction(operations, index):
-            # What was committed before a failure is there already when the migration is run again.
-            operations.impl.drop_index(index, if_exists=True)
-    else:
-        operations.impl.drop_index(index)
+    drop_index(operations, operation.definition.index(), concurrently=operation.concurrently)
+
+
+def run_replace(operations: Operations, operation: ReplacePendingIndexOp) -> None:
+    """Carry out :class:`ReplacePendingIndexOp`."""
+    definition, concurrently = operation.definition, operation.concurrently
+    new = definition.renamed(temporary_name(definition.name, "new")).index()
+    old = definition.renamed(temporary_name(definition.name, "old")).index()
+    current = definition.index()
+    if concurrently:  # what an attempt left that failed at its last step
+        drop_index(operations, old, concurrently=True)
+    create_index(operations, new, concurrently=concurrently, temporary=True)
+    operations.execute(CommentOnIndex(current, None))
+    operations.execute(RenameIndex(current, str(old.name)))
+    operations.execute(RenameIndex(new, definition.name))
+    operations.execute(CommentOnIndex(current, definition.registration))
+    drop_index(operations, old, concurrently=concurrently)
 
 
 def run_register(operations: Operations, operation: RegisterEmbeddingOp) -> None:
@@ -218,3 +250,21 @@ def run_register(operations: Operations, operation: RegisterEmbeddingOp) -> None
     index = Index(conv(operation.index_name))
     Table("", MetaData(), index, schema=operation.schema)
     operations.execute(CommentOnIndex(index, operation.registration))
+
+
+def _definition(
+    index_name: str,
+    table_name: str,
+    columns: Sequence[str],
+    where: str,
+    registration: Mapping[str, Any] | None,
+    schema: str | None,
+) -> PendingIndexDefinition:
+    return PendingIndexDefinition(
+        name=index_name,
+        table=table_name,
+        columns=tuple(columns),
+        where=where,
+        registration=None if registration is None else dict(registration),
+        schema=schema,
+    )

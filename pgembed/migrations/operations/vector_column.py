@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
@@ -15,6 +16,7 @@ from pgembed.columns.types import shape_of
 from pgembed.migrations.catalogue import indexes_of
 from pgembed.migrations.definitions import PendingIndexDefinition, sql
 from pgembed.migrations.errors import MigrationError
+from pgembed.migrations.operations.nothing import NothingOp
 from pgembed.migrations.operations.quoting import literal
 
 
@@ -101,11 +103,20 @@ class AssertBackfilledOp(MigrateOperation):
     """Stop while rows of an embedding column are pending."""
 
     def __init__(
-        self, table_name: str, column_name: str, *, allowed: int = 0, schema: str | None = None
+        self,
+        table_name: str,
+        column_name: str,
+        *,
+        allowed: int = 0,
+        share: float = 1.0,
+        schema: str | None = None,
     ) -> None:
+        if not 0 <= share <= 1:
+            raise MigrationError(f"share={share!r}; needed is a share of the rows, 0 to 1")
         self.table_name = table_name
         self.column_name = column_name
         self.allowed = allowed
+        self.share = share
         self.schema = schema
 
     @classmethod
@@ -116,6 +127,7 @@ class AssertBackfilledOp(MigrateOperation):
         column_name: str,
         *,
         allowed: int = 0,
+        share: float = 1.0,
         schema: str | None = None,
     ) -> None:
         """Stop the migration while rows of an embedding column are pending.
@@ -128,9 +140,17 @@ class AssertBackfilledOp(MigrateOperation):
         changes nothing, so a downgrade has nothing to undo. Offline it is a ``DO`` block that does the same.
 
         :param allowed: so many pending rows are no obstacle.
+        :param share: the share of the rows that must be fresh. Where the table is written all the time, a few
+            rows are pending at any moment.
         :raises MigrationError: more rows are pending, or the column has no pending index.
         """
-        operations.invoke(cls(table_name, column_name, allowed=allowed, schema=schema))
+        operations.invoke(cls(table_name, column_name, allowed=allowed, share=share, schema=schema))
+
+    def reverse(self) -> MigrateOperation:
+        return NothingOp(self)
+
+    def to_diff_tuple(self) -> tuple[Any, ...]:
+        return ("assert_backfilled", self.schema, self.table_name, self.column_name)
 
 
 def discards(existing: TypeEngine[Any], wanted: TypeEngine[Any]) -> bool:
@@ -166,10 +186,9 @@ def run_alter(operations: Operations, operation: AlterVectorColumnOp) -> None:
 class CheckBackfilled(DDLElement):
     """The offline form of :class:`AssertBackfilledOp`."""
 
-    def __init__(self, table: Table, column_name: str, allowed: int) -> None:
+    def __init__(self, table: Table, operation: AssertBackfilledOp) -> None:
         self.table = table
-        self.column_name = column_name
-        self.allowed = allowed
+        self.operation = operation
 
 
 _CHECK_BACKFILLED = """DO $pgembed$
@@ -177,6 +196,7 @@ DECLARE
     relation regclass := :relation;
     predicate text;
     pending bigint;
+    allowed bigint := :allowed;
 BEGIN
     SELECT pg_get_expr(i.indpred, i.indrelid) INTO predicate
       FROM pg_index AS i
@@ -186,7 +206,10 @@ BEGIN
         RAISE EXCEPTION 'table % has no embedding column %', relation, quote_ident(:column);
     END IF;
     EXECUTE format('SELECT count(*) FROM %s WHERE %s', relation, predicate) INTO pending;
-    IF pending > :allowed THEN
+    IF :share < 1 AND pending > allowed THEN
+        EXECUTE format('SELECT floor((1 - :share) * count(*)) FROM %s', relation) INTO allowed;
+    END IF;
+    IF pending > greatest(allowed, :allowed) THEN
         RAISE EXCEPTION '%.%: % rows are pending', relation, quote_ident(:column), pending;
     END IF;
 END
@@ -197,10 +220,11 @@ $pgembed$"""
 def _check_backfilled(element: CheckBackfilled, compiler: Any, **_: Any) -> str:
     values = {
         "relation": literal(compiler.preparer, compiler.preparer.format_table(element.table)),
-        "column": literal(compiler.preparer, element.column_name),
-        "allowed": str(element.allowed),
+        "column": literal(compiler.preparer, element.operation.column_name),
+        "allowed": str(int(element.operation.allowed)),
+        "share": repr(float(element.operation.share)),
     }
-    return re.sub(r":(relation|column|allowed)\b", lambda found: values[found[1]], _CHECK_BACKFILLED)
+    return re.sub(r":(relation|column|allowed|share)\b", lambda found: values[found[1]], _CHECK_BACKFILLED)
 
 
 def run_assert(operations: Operations, operation: AssertBackfilledOp) -> None:
@@ -209,7 +233,7 @@ def run_assert(operations: Operations, operation: AssertBackfilledOp) -> None:
         operation.table_name, MetaData(), Column(operation.column_name, NullType()), schema=operation.schema
     )
     if operations.get_context().as_sql:
-        operations.execute(CheckBackfilled(table, operation.column_name, operation.allowed))
+        operations.execute(CheckBackfilled(table, operation))
         return
     connection = operations.get_bind()
     where = next(
@@ -225,8 +249,12 @@ def run_assert(operations: Operations, operation: AssertBackfilledOp) -> None:
     if where is None:
         raise MigrationError(f"{name} is not an embedding column: it has no registered pending index")
     pending = connection.scalar(select(func.count()).select_from(table).where(literal_column(where))) or 0
-    if pending > operation.allowed:
+    allowed = operation.allowed
+    if pending > allowed and operation.share < 1:
+        rows = connection.scalar(select(func.count()).select_from(table)) or 0
+        allowed = max(allowed, math.floor((1 - operation.share) * rows + 1e-9))
+    if pending > allowed:
         raise MigrationError(
-            f"{name}: {pending} rows are pending, allowed are {operation.allowed}. Let a worker or "
+            f"{name}: {pending} rows are pending, allowed are {allowed}. Let a worker or "
             "`pgembed backfill` fill them, then run the migration again"
         )

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import nullcontext
 from typing import Any
 
 from alembic.operations import MigrateOperation, Operations
-from sqlalchemy import Index
-from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.schema import DDLElement
 
 from pgembed.migrations.definitions import VectorIndexDefinition
 from pgembed.migrations.errors import MigrationError
-from pgembed.migrations.operations.concurrency import drop_leftover, outside_transaction
-from pgembed.migrations.operations.quoting import qualified_name
+from pgembed.migrations.operations.concurrency import (
+    RenameIndex,
+    create_index,
+    drop_index,
+    temporary_name,
+)
 
 
 class CreateVectorIndexOp(MigrateOperation):
@@ -54,7 +54,8 @@ class CreateVectorIndexOp(MigrateOperation):
         :param parameters: storage parameters; pgvector's defaults for what is left out.
         :param where: the SQL predicate of a partial index.
         :param concurrently: do not lock writers out. It commits the migration's transaction, so it should be
-            the only operation of its migration. What a failed attempt left is dropped first.
+            the only operation of its migration. What a failed attempt left is dropped first, and where the
+            index stands nothing happens.
         :raises MigrationError: neither or both of ``column`` and ``expression``; or ``concurrently`` where it
             is impossible.
         """
@@ -161,56 +162,23 @@ class ReplaceVectorIndexOp(MigrateOperation):
         return ("replace_vector_index", self.existing, self.definition)
 
 
-class RenameIndex(DDLElement):
-    """``ALTER INDEX <index> RENAME TO <name>``"""
-
-    def __init__(self, index: Index, name: str) -> None:
-        self.index = index
-        self.name = name
-
-
-@compiles(RenameIndex)
-def _rename_index(element: RenameIndex, compiler: Any, **_: Any) -> str:
-    name = qualified_name(compiler.preparer, element.index)
-    return f"ALTER INDEX {name} RENAME TO {compiler.preparer.quote(element.name)}"
-
-
 def run_create(operations: Operations, operation: CreateVectorIndexOp) -> None:
     """Carry out :class:`CreateVectorIndexOp`."""
-    _create(operations, operation.definition.index(), operation.concurrently)
+    create_index(operations, operation.definition.index(), concurrently=operation.concurrently)
 
 
 def run_drop(operations: Operations, operation: DropVectorIndexOp) -> None:
     """Carry out :class:`DropVectorIndexOp`."""
-    _drop(operations, operation.definition.index(), operation.concurrently)
+    drop_index(operations, operation.definition.index(), concurrently=operation.concurrently)
 
 
 def run_replace(operations: Operations, operation: ReplaceVectorIndexOp) -> None:
     """Carry out :class:`ReplaceVectorIndexOp`."""
-    name = operation.definition.name
-    # Postgres cuts names at 63 bytes.
-    old = operation.definition.index()
-    new = operation.definition.renamed(name.encode()[:59].decode(errors="ignore") + "_new").index()
-    _create(operations, new, operation.concurrently, temporary=True)
-    _drop(operations, old, operation.concurrently)
-    operations.execute(RenameIndex(new, name))
-
-
-def _create(operations: Operations, index: Index, concurrently: bool, *, temporary: bool = False) -> None:
-    if not concurrently:
-        operations.impl.create_index(index)
-        return
-    index.dialect_kwargs["postgresql_concurrently"] = True
-    with outside_transaction(operations, index):
-        drop_leftover(operations, index, valid=temporary)
-        operations.impl.create_index(index)
-
-
-def _drop(operations: Operations, index: Index, concurrently: bool) -> None:
-    index.dialect_kwargs["postgresql_concurrently"] = concurrently
-    with outside_transaction(operations, index) if concurrently else nullcontext():
-        # What was committed before a failure is there already when the migration is run again.
-        operations.impl.drop_index(index, if_exists=concurrently)
+    definition, concurrently = operation.definition, operation.concurrently
+    new = definition.renamed(temporary_name(definition.name, "new")).index()
+    create_index(operations, new, concurrently=concurrently, temporary=True)
+    drop_index(operations, definition.index(), concurrently=concurrently)
+    operations.execute(RenameIndex(new, definition.name))
 
 
 def _definition(

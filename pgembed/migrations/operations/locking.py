@@ -1,0 +1,234 @@
+"""``op.lock_table`` and ``op.set_not_null``: changes of a table that others hardly notice."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from alembic.operations import MigrateOperation, Operations, ops
+from sqlalchemy import CheckConstraint, Column, MetaData, Table
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.schema import AddConstraint, DDLElement, conv
+from sqlalchemy.types import NullType, TypeEngine
+
+from pgembed.exc import sqlstate
+from pgembed.migrations.errors import MigrationError
+from pgembed.migrations.operations.concurrency import autocommit, check_own_transaction, temporary_name
+from pgembed.migrations.operations.nothing import NothingOp
+
+_LOCK_NOT_AVAILABLE = "55P03"
+_CHECK_VIOLATION = "23514"
+
+
+class LockTableOp(MigrateOperation):
+    """Take the lock that the statements after it need, without having others wait behind it.
+
+    :ivar reason: why, for whoever reviews the migration.
+    """
+
+    def __init__(
+        self,
+        table_name: str,
+        *,
+        timeout: float = 1.0,
+        attempts: int = 30,
+        schema: str | None = None,
+        reason: tuple[str, ...] = (),
+    ) -> None:
+        self.table_name = table_name
+        self.timeout = timeout
+        self.attempts = attempts
+        self.schema = schema
+        self.reason = reason
+
+    @classmethod
+    def lock_table(
+        cls,
+        operations: Operations,
+        table_name: str,
+        *,
+        timeout: float = 1.0,
+        attempts: int = 30,
+        schema: str | None = None,
+    ) -> None:
+        """Lock a table for the statements that follow in the migration, and be patient about it.
+
+        ::
+
+            SET LOCAL lock_timeout = '1000ms'; LOCK TABLE article IN ACCESS EXCLUSIVE MODE
+
+        ``ADD COLUMN`` and ``DROP COLUMN`` take a moment once they have their lock. Until then everybody who
+        wants to read or write the table waits behind them, however long the transaction lasts that they wait
+        for: so the lock is waited for briefly, given up, and asked for again. What follows in the same
+        transaction finds it taken. Offline it is the same ``DO`` block.
+
+        :param timeout: seconds to wait at a time, and so the longest that others wait behind it.
+        :param attempts: how often to try, with a pause of as many seconds between.
+        :raises MigrationError: somebody has kept the table for all that time.
+        """
+        operations.invoke(cls(table_name, timeout=timeout, attempts=attempts, schema=schema))
+
+    def reverse(self) -> MigrateOperation:
+        return NothingOp(self)
+
+    def to_diff_tuple(self) -> tuple[Any, ...]:
+        return ("lock_table", self.schema, self.table_name)
+
+
+class SetNotNullOp(MigrateOperation):
+    """``SET NOT NULL`` without keeping anybody out for the time it takes to read the table."""
+
+    def __init__(
+        self,
+        table_name: str,
+        column_name: str,
+        *,
+        schema: str | None = None,
+        existing_type: TypeEngine[Any] | None = None,
+    ) -> None:
+        self.table_name = table_name
+        self.column_name = column_name
+        self.schema = schema
+        self.existing_type = existing_type
+
+    @classmethod
+    def set_not_null(
+        cls, operations: Operations, table_name: str, column_name: str, *, schema: str | None = None
+    ) -> None:
+        """Forbid NULL in a column of a table that is in use.
+
+        ::
+
+            ALTER TABLE article ADD CONSTRAINT embedding_not_null CHECK (embedding IS NOT NULL) NOT VALID;
+            COMMIT;
+            ALTER TABLE article VALIDATE CONSTRAINT embedding_not_null;    -- reads the table, beside writers
+            BEGIN;
+            ALTER TABLE article ALTER COLUMN embedding SET NOT NULL;       -- reads nothing any more
+            ALTER TABLE article DROP CONSTRAINT embedding_not_null
+
+        The strong locks are waited for as by ``op.lock_table``. The migration's transaction is committed;
+        where it failed, it can be run again.
+
+        :raises MigrationError: there are rows with NULL, or the transaction is not Alembic's to commit.
+        """
+        operations.invoke(cls(table_name, column_name, schema=schema))
+
+    def reverse(self) -> MigrateOperation:
+        return ops.AlterColumnOp(
+            self.table_name,
+            self.column_name,
+            schema=self.schema,
+            existing_type=self.existing_type,
+            existing_nullable=False,
+            modify_nullable=True,
+        )
+
+    def to_diff_tuple(self) -> tuple[Any, ...]:
+        return ("set_not_null", self.schema, self.table_name, self.column_name)
+
+
+class LockPatiently(DDLElement):
+    """The ``DO`` block of :class:`LockTableOp`."""
+
+    def __init__(self, table: Table, timeout: float, attempts: int) -> None:
+        self.table = table
+        self.timeout = timeout
+        self.attempts = attempts
+
+
+# A block with an exception clause is a savepoint: what it had locked is free again while it sleeps.
+_LOCK = """DO $pgembed$
+DECLARE
+    given text := current_setting('lock_timeout');
+BEGIN
+    FOR attempt IN 1 .. :attempts LOOP
+        BEGIN
+            PERFORM set_config('lock_timeout', :milliseconds || 'ms', true);
+            LOCK TABLE :table IN ACCESS EXCLUSIVE MODE;
+            PERFORM set_config('lock_timeout', given, true);
+            RETURN;
+        EXCEPTION WHEN lock_not_available THEN
+            IF attempt = :attempts THEN
+                RAISE;
+            END IF;
+            PERFORM pg_sleep(:milliseconds / 1000.0);
+        END;
+    END LOOP;
+END
+$pgembed$"""
+
+
+@compiles(LockPatiently)
+def _lock_patiently(element: LockPatiently, compiler: Any, **_: Any) -> str:
+    values = {
+        "table": compiler.preparer.format_table(element.table),
+        "milliseconds": str(round(element.timeout * 1000)),
+        "attempts": str(int(element.attempts)),
+    }
+    return re.sub(r":(table|milliseconds|attempts)\b", lambda found: values[found[1]], _LOCK)
+
+
+def run_lock(operations: Operations, operation: LockTableOp) -> None:
+    """Carry out :class:`LockTableOp`."""
+    _lock(operations, Table(operation.table_name, MetaData(), schema=operation.schema), operation)
+
+
+def _lock(operations: Operations, table: Table, operation: LockTableOp) -> None:
+    try:
+        operations.execute(LockPatiently(table, operation.timeout, operation.attempts))
+    except DBAPIError as error:
+        if sqlstate(error) != _LOCK_NOT_AVAILABLE:
+            raise
+        raise MigrationError(
+            f"other sessions have kept {table.fullname} locked, {operation.attempts} times for "
+            f"{operation.timeout:g} s: look for long transactions in pg_stat_activity, then run the "
+            "migration again"
+        ) from error
+
+
+class ValidateConstraint(DDLElement):
+    """``ALTER TABLE <table> VALIDATE CONSTRAINT <name>``, or ``DROP CONSTRAINT IF EXISTS <name>``"""
+
+    def __init__(self, table: Table, name: str, *, drop: bool = False) -> None:
+        self.table = table
+        self.name = name
+        self.drop = drop
+
+
+@compiles(ValidateConstraint)
+def _validate(element: ValidateConstraint, compiler: Any, **_: Any) -> str:
+    preparer = compiler.preparer
+    action = "DROP CONSTRAINT IF EXISTS" if element.drop else "VALIDATE CONSTRAINT"
+    return f"ALTER TABLE {preparer.format_table(element.table)} {action} {preparer.quote(element.name)}"
+
+
+def run_set_not_null(operations: Operations, operation: SetNotNullOp) -> None:
+    """Carry out :class:`SetNotNullOp`."""
+    column: Column[Any] = Column(operation.column_name, NullType())
+    table = Table(operation.table_name, MetaData(), column, schema=operation.schema)
+    name = conv(temporary_name(operation.column_name, "not_null"))
+    check = CheckConstraint(column.is_not(None), name=name, postgresql_not_valid=True)
+    table.append_constraint(check)
+    lock = LockTableOp(operation.table_name, schema=operation.schema)
+    check_own_transaction(operations, f"{table.fullname}.{column.name} is to be NOT NULL by steps")
+
+    _lock(operations, table, lock)
+    operations.execute(ValidateConstraint(table, name, drop=True))
+    operations.execute(AddConstraint(check))
+    with autocommit(operations):
+        try:
+            operations.execute(ValidateConstraint(table, name))
+        except DBAPIError as error:
+            if sqlstate(error) != _CHECK_VIOLATION:
+                raise
+            operations.execute(ValidateConstraint(table, name, drop=True))
+            raise MigrationError(
+                f"{table.fullname}.{column.name}: there are rows with NULL, pending ones or ones without "
+                "text; fill them, or declare the column nullable"
+            ) from error
+    _lock(operations, table, lock)
+    operations.alter_column(
+        operation.table_name, operation.column_name, nullable=False, schema=operation.schema
+    )
+    operations.execute(ValidateConstraint(table, name, drop=True))
