@@ -1,11 +1,13 @@
-"""How well indexes are planned and built: estimates beside facts, create beside a hand-tuned CREATE INDEX.
+"""How well indexes are planned, built and tuned: estimates beside facts, create beside CREATE INDEX by hand.
 
 Usage::
 
-    python benchmarks/indexes.py [--rows 20000] [--dimensions 384] [--rounds 1] [--url postgresql+psycopg://...]
+    python benchmarks/indexes.py [--rows 100000] [--rounds 2] [--defaults] [--url postgresql+psycopg://...]
 
-Vectors lie around 200 centres. Builds are interleaved, so that a busy machine is unfair to none. Memory is
-measured by a build with too little of it: Postgres then says how many rows have fitted.
+Rows are mixtures of the vectors of 6,000 real texts (first lines of the standard library's documentation, by
+all-MiniLM-L6-v2), with noise; 400 more texts are held back as queries that nothing has seen. Builds are
+interleaved, so that a busy machine is unfair to none. Memory is measured by builds with too little of it: for
+HNSW Postgres then says how many rows have fitted, for IVFFlat how much it needs.
 """
 
 from __future__ import annotations
@@ -15,15 +17,19 @@ import re
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from corpus import short
 from sqlalchemy import (
     URL,
     Column,
     Connection,
     Engine,
+    Index,
     Integer,
     MetaData,
     Table,
@@ -31,39 +37,55 @@ from sqlalchemy import (
     make_url,
     text,
 )
+from sqlalchemy.exc import DBAPIError
 
-from pgembed import HNSW
+from pgembed import HNSW, Encoder, IVFFlat
 from pgembed.columns.types import VectorType
 from pgembed.database import embedded
-from pgembed.indexes import create, create_concurrently, drop, plan, recall, sizes, tune
+from pgembed.encoders import packaged
+from pgembed.indexes import Plan, Recall, create, create_concurrently, drop, plan, recall, sizes, tune
 
 HAND_TUNED = (
     "CREATE INDEX ann ON item USING hnsw (vector vector_cosine_ops) WITH (m = 16, ef_construction = 64)"
 )
+TEXTS, HELD_BACK = 6000, 400
 
 
-def load(engine: Engine, rows: int, dimensions: int) -> Table:
-    """A table of clustered vectors, with an index declared."""
-    table = Table(
-        "item",
-        MetaData(),
-        Column("id", Integer, primary_key=True),
-        Column("vector", VectorType(dimensions)),
-        HNSW("vector", name="ann"),
-    )
+def vectors_of_texts() -> tuple[np.ndarray, np.ndarray]:
+    """Vectors of the texts that rows are made of, and of those held back."""
+    with Encoder(packaged("all-MiniLM-L6-v2", into=Path(__file__).parents[1] / ".encoders")) as encoder:
+        vectors = encoder.encode_documents(short(TEXTS + HELD_BACK))
+    held_back = np.random.default_rng(1).permutation(len(vectors)) < HELD_BACK
+    return vectors[~held_back], vectors[held_back]
+
+
+def mixtures(vectors: np.ndarray, rows: int) -> Iterator[np.ndarray]:
+    """One text, a share of another, and noise; of length 1."""
     random = np.random.default_rng(0)
-    centres = random.normal(size=(200, dimensions))
+    for _ in range(rows):
+        first, second = vectors[random.integers(len(vectors), size=2)]
+        noise = random.normal(size=len(first)) / np.sqrt(len(first))
+        mixed = first + random.uniform(0, 0.8) * second + 0.3 * noise
+        yield mixed / np.linalg.norm(mixed)
+
+
+def load(engine: Engine, vectors: np.ndarray, rows: int) -> tuple[Table, Index, Index]:
+    """The table, and two indexes of it that are declared."""
+    hnsw = HNSW("vector", name="ann")
+    ivfflat = IVFFlat("vector", name="lists", lists=max(1, rows // 1000))
+    columns = Column("id", Integer, primary_key=True), Column("vector", VectorType(vectors.shape[1]))
+    table = Table("item", MetaData(), *columns, hnsw, ivfflat)
     with engine.begin() as connection:
+        connection.execute(text("CREATE EXTENSION IF NOT EXISTS vector"))
         table.drop(connection, checkfirst=True)
         table.create(connection)
         driver = connection.connection.driver_connection
         with driver.cursor() as cursor, cursor.copy("COPY item FROM STDIN") as copy:
-            for key in range(rows):
-                vector = centres[random.integers(200)] + 0.7 * random.normal(size=dimensions)
-                copy.write_row((key, "[" + ",".join(f"{number:.5f}" for number in vector) + "]"))
+            for key, vector in enumerate(mixtures(vectors, rows)):
+                copy.write_row((key, "[" + ",".join(f"{number:.6f}" for number in vector) + "]"))
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.exec_driver_sql("VACUUM ANALYZE item")
-    return table
+    return table, hnsw, ivfflat
 
 
 def by_hand(connection: Connection, budget: int, workers: int) -> None:
@@ -72,22 +94,51 @@ def by_hand(connection: Connection, budget: int, workers: int) -> None:
     connection.exec_driver_sql(f"SET LOCAL max_parallel_maintenance_workers = {workers}")
     connection.exec_driver_sql("ALTER TABLE item SET (parallel_workers = 2)")
     connection.exec_driver_sql(HAND_TUNED)
+    connection.exec_driver_sql("ALTER TABLE item RESET (parallel_workers)")
 
 
-def memory_ratio(engine: Engine, dimensions: int) -> float:
-    """Computed memory over measured memory."""
-    budget = 16 * 1024**2
-    notices: list[str] = []
-    with engine.connect() as connection:
-        connection.connection.driver_connection.add_notice_handler(
-            lambda notice: notices.append(notice.message_primary)
-        )
-        connection.exec_driver_sql("CREATE TEMPORARY TABLE part AS SELECT * FROM item LIMIT 12000")
+def hnsw_memory_ratio(engine: Engine, planned: Plan) -> float:
+    """Computed memory over measured memory, of at most 30,000 rows: a build that does not fit is slow."""
+    rows = min(planned.rows, 30_000)
+    vector = sizes.vector_size("vector", planned.dimensions)
+    budget = int(0.9 * sizes.hnsw_memory(rows, vector, 16))
+    with engine.connect() as connection, noticed(connection) as notices:
+        connection.exec_driver_sql(f"CREATE TEMPORARY TABLE part AS SELECT * FROM item LIMIT {rows}")
         connection.exec_driver_sql(f"SET LOCAL maintenance_work_mem = '{budget // 1024}kB'")
         connection.exec_driver_sql(HAND_TUNED.replace("ON item", "ON part"))
         connection.rollback()
-    found = [int(match[1]) for notice in notices if (match := re.search(r"after (\d+) tuples", notice))]
-    return sizes.hnsw_memory(found[0], sizes.vector_size("vector", dimensions), 16) / budget
+    (fitted,) = [int(found[1]) for notice in notices if (found := re.search(r"after (\d+) tuples", notice))]
+    return sizes.hnsw_memory(fitted, vector, 16) / budget
+
+
+def ivfflat_memory_ratio(engine: Engine, planned: Plan) -> float:
+    """Computed memory over what Postgres says that the build needs."""
+    with engine.connect() as connection:
+        connection.exec_driver_sql("SET LOCAL maintenance_work_mem = '1MB'")
+        try:
+            connection.exec_driver_sql(
+                "CREATE INDEX ON item USING ivfflat (vector vector_cosine_ops) "
+                f"WITH (lists = {planned.parameters['lists']})"
+            )
+        except DBAPIError as error:
+            found = re.search(r"memory required is (\d+) MB", str(error.orig))
+            assert found is not None
+            return planned.memory / (int(found[1]) * 1024**2)
+    raise AssertionError("IVFFlat was built in 1 MB")
+
+
+@contextmanager
+def noticed(connection: Connection) -> Iterator[list[str]]:
+    """What the server notices meanwhile."""
+    notices: list[str] = []
+    driver: Any = connection.connection.driver_connection
+
+    def note(notice: Any) -> None:
+        notices.append(notice.message_primary)
+
+    driver.add_notice_handler(note)
+    yield notices
+    driver.remove_notice_handler(note)
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -97,54 +148,89 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def run(url: URL, rows: int, dimensions: int, rounds: int) -> None:
-    """Measure and print."""
-    engine = create_engine(url)
-    with engine.begin() as connection:
-        connection.execute(text("CREATE EXTENSION IF NOT EXISTS vector"))
-    table = load(engine, rows, dimensions)
-    with engine.begin() as connection:
-        planned = plan(connection, table.c.vector)
+def in_memory(connection: Connection, index: Index) -> None:
+    """``create``, which must not find at some row that the graph no longer fits."""
+    with noticed(connection) as notices:
+        create(connection, index)
+    assert not [notice for notice in notices if "no longer fits" in notice], notices
+
+
+def builds(engine: Engine, index: Index, planned: Plan, rounds: int) -> dict[str, list[float]]:
+    """Seconds of each way to build the index; it stands at the end."""
     times: dict[str, list[float]] = {"by hand": [], "create": [], "create_concurrently": []}
 
     def inside(work: Callable[[Connection], object]) -> None:
         with engine.begin() as connection:
             work(connection)
 
+    ways: dict[str, Callable[[], object]] = {
+        "by hand": lambda: inside(lambda c: by_hand(c, planned.maintenance_work_mem, planned.workers)),
+        "create": lambda: inside(lambda c: in_memory(c, index)),
+        "create_concurrently": lambda: create_concurrently(engine, index, on_progress=lambda _: None),
+    }
     for _ in range(rounds):
-        times["by hand"].append(
-            seconds(lambda: inside(lambda c: by_hand(c, planned.maintenance_work_mem, planned.workers)))
-        )
-        with engine.begin() as connection:
-            connection.exec_driver_sql("ALTER TABLE item RESET (parallel_workers)")
-        drop(engine, table.c.vector)
-        times["create"].append(seconds(lambda: inside(lambda c: create(c, table.c.vector))))
-        drop(engine, table.c.vector)
-        times["create_concurrently"].append(
-            seconds(lambda: create_concurrently(engine, table.c.vector, on_progress=lambda _: None))
-        )
-        with engine.begin() as connection:
-            disk = connection.scalar(text("SELECT pg_relation_size('ann')"))
-            assert disk is not None
-        if len(times["create"]) < rounds:
-            drop(engine, table.c.vector)
-    medians = {name: statistics.median(found) for name, found in times.items()}
-    print(f"{rows:,} x {dimensions}, {planned.workers} workers, {rounds} rounds, medians")
-    for name, found in medians.items():
-        print(f"  {name:<20} {found:7.1f} s   {found / medians['by hand']:.2f} of by hand")
+        for name, work in ways.items():
+            drop(engine, index)
+            times[name].append(seconds(work))
+    return times
+
+
+def print_estimates(engine: Engine, planned: Plan, taken: float, memory: float) -> None:
+    """The plan beside the facts."""
     assert planned.seconds is not None
-    share = planned.seconds / medians["create"]
-    print(f"  {'time planned':<20} {planned.seconds:7.1f} s   {share:.2f} of create")
-    print(f"  disk planned / real    {planned.disk / disk:.3f}")
-    print(f"  memory planned / real  {memory_ratio(engine, dimensions):.3f}")
+    with engine.connect() as connection:
+        disk = connection.scalar(text("SELECT pg_relation_size(to_regclass(:name))"), {"name": planned.index})
+        assert disk is not None
+    print(f"  planned / measured: memory {memory:.3f}, disk {planned.disk / disk:.3f}", end="")
+    print(f", time {planned.seconds / taken:.2f} ({planned.seconds:.1f} of {taken:.1f} s)")
+
+
+def print_recall(connection: Connection, index: Index, held_back: np.ndarray) -> None:
+    """Tune, and ask again for rows and texts that took no part in it."""
+    tuned = tune(connection, index, target_recall=0.95, queries=400)
+    print(f"  tuned to 0.95: {tuned.sql}")
+
+    def line(name: str, found: Recall) -> None:
+        print(
+            f"  {name:<20} {found.recall:.3f} ({found.low:.3f} to {found.high:.3f}), "
+            f"p50 {found.approximate.p50:.1f} ms against {found.exact.p50:.1f} ms of a scan"
+        )
+
+    line("on its own queries", tuned.tuned)
+    line("on other rows", recall(connection, index, queries=300, **tuned.arguments))
+    on_texts = tune(connection, index, target_recall=0.95, queries=held_back[::2])
+    print(f"  tuned on texts: {on_texts.sql}")
+    line("on other texts", recall(connection, index, queries=held_back[1::2], **on_texts.arguments))
+
+
+def run(url: URL, rows: int, rounds: int, defaults: bool) -> None:
+    """Measure and print."""
+    engine = create_engine(url)
+    vectors, held_back = vectors_of_texts()
+    _, hnsw, ivfflat = load(engine, vectors, rows)
     with engine.begin() as connection:
-        tuned = tune(connection, table.c.vector, target_recall=0.95, queries=200)
-        again = recall(connection, table.c.vector, queries=200, **tuned.arguments)
-    print(f"  tuned to 0.95: {tuned.sql}; on its own queries {tuned.tuned.recall:.3f}")
-    print(
-        f"  on new queries {again.recall:.3f} ({again.low:.3f} to {again.high:.3f}), "
-        f"{again.approximate.p50:.1f} ms against {again.exact.p50:.1f} ms of a scan"
-    )
+        planned = plan(connection, hnsw)
+    times = {name: statistics.median(t) for name, t in builds(engine, hnsw, planned, rounds).items()}
+    print(f"HNSW: {rows:,} x {planned.dimensions}, {planned.workers} workers, {rounds} rounds, medians")
+    for name, found in times.items():
+        print(f"  {name:<20} {found:7.1f} s   {found / times['by hand']:.2f} of by hand")
+    print_estimates(engine, planned, times["create"], hnsw_memory_ratio(engine, planned))
+    with engine.begin() as connection:
+        print_recall(connection, hnsw, held_back)
+    drop(engine, hnsw)
+    if defaults:
+        with engine.begin() as connection:
+            taken = seconds(lambda: connection.exec_driver_sql(HAND_TUNED))
+        print(f"  {'server defaults':<20} {taken:7.1f} s   {taken / times['by hand']:.2f} of by hand")
+        drop(engine, hnsw)
+
+    with engine.begin() as connection:
+        planned = plan(connection, ivfflat)
+    taken = seconds(lambda: create_concurrently(engine, ivfflat))
+    print(f"IVFFlat: {rows:,} x {planned.dimensions}, {planned.parameters['lists']} lists")
+    print_estimates(engine, planned, taken, ivfflat_memory_ratio(engine, planned))
+    with engine.begin() as connection:
+        print_recall(connection, ivfflat, held_back)
     engine.dispose()
 
 
@@ -153,12 +239,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rows", type=int, default=20_000)
-    parser.add_argument("--dimensions", type=int, default=384)
-    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--rows", type=int, default=100_000)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--defaults", action="store_true", help="build once with the server's settings too")
     parser.add_argument("--url")
     arguments = parser.parse_args()
-    facts = (arguments.rows, arguments.dimensions, arguments.rounds)
+    facts = (arguments.rows, arguments.rounds, arguments.defaults)
     if arguments.url:
         run(make_url(arguments.url), *facts)
         return

@@ -7,13 +7,22 @@ from contextlib import contextmanager
 
 from sqlalchemy import Connection, Index, bindparam, func, select
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.schema import CreateIndex
+from sqlalchemy.schema import CreateIndex, DDLElement
 
 from pgembed.exc import DeclarationError, sqlstate
-from pgembed.indexes.catalogue import column_of, find
-from pgembed.indexes.ddl import DropIndexNow
+from pgembed.indexes.catalogue import StandingIndex, column_of, find, name_of, relation_of
+from pgembed.indexes.ddl import CreateIndexOnly, DropIndexNow
 from pgembed.indexes.errors import IndexBuildError
-from pgembed.indexes.planning import ROWS_A_LIST, IndexTarget, Plan, declared_index, plan, suitable_lists
+from pgembed.indexes.partitions import Series, is_partitioned, refuse_foreign_partitions
+from pgembed.indexes.planning import (
+    ROWS_A_LIST,
+    IndexTarget,
+    Plan,
+    declared_index,
+    parameters_of,
+    plan,
+    suitable_lists,
+)
 
 #: What the server says when ``/dev/shm`` is too small for a parallel build: disk full, out of memory.
 _NO_SHARED_MEMORY = ("53100", "53200")
@@ -30,7 +39,8 @@ def create(
 
     Writers of the table wait while it runs; :func:`pgembed.indexes.create_concurrently` lets them work. It
     runs in the caller's transaction. Settings that the build needs, so that its graph fits into memory, are
-    made before and taken back after it. An invalid index that a failed build left over is dropped first.
+    made before and taken back after it. An invalid index that a failed build left over is dropped first. Of a
+    partitioned table the partitions that have no such index yet get one.
 
     :param target: the index, or the column (or mapped attribute) that it is declared on.
     :param maintenance_work_mem: bytes to build with; left out, those of :func:`pgembed.indexes.plan`.
@@ -43,22 +53,18 @@ def create(
     if is_built(connection, index):
         return index
     settings = settings_for(connection, index, maintenance_work_mem, workers)
+    if is_partitioned(connection, relation_of(connection, index)):
+        Series(
+            connection,
+            concurrently=False,
+            build=lambda _, statement, __: _execute(connection, statement, settings),
+            briefly=lambda _, work: work(connection),
+        ).complete(root_of(connection, index))
+        return index
     if (leftover := find(connection, index)) is not None:
-        refuse_while_building(leftover.name, leftover.building)
+        leftover.refuse_while_building()
         connection.execute(DropIndexNow(leftover.schema, leftover.name))
-    statement = CreateIndex(index, if_not_exists=True)
-    with applied(connection, settings):
-        if not is_parallel(settings) or _in_autocommit(connection):
-            connection.execute(statement)
-            return index
-        try:
-            with connection.begin_nested():
-                connection.execute(statement)
-        except DBAPIError as error:
-            if not lacks_shared_memory(error):
-                raise
-            with applied(connection, SERIAL):
-                connection.execute(statement)
+    _execute(connection, CreateIndex(index, if_not_exists=True), settings)
     return index
 
 
@@ -66,6 +72,25 @@ def is_built(connection: Connection, target: IndexTarget) -> bool:
     """Whether the declared index stands in the database, valid."""
     found = find(connection, declared_index(target))
     return found is not None and found.valid
+
+
+def root_of(connection: Connection, index: Index, name: str | None = None) -> StandingIndex:
+    """The index of a partitioned table that those of its partitions are attached to.
+
+    Where it is not there it is created. One that is not finished is gone on with, unless it has other
+    parameters than are declared: then it is dropped.
+
+    :param name: for one that is built beside the one of the declared name.
+    """
+    found = find(connection, index, name)
+    if found is not None and parameters_of(index, found.parameters) != parameters_of(index):
+        connection.execute(DropIndexNow(found.schema, found.name))
+        found = None
+    if found is None:
+        connection.execute(CreateIndexOnly(index, name))
+        found = find(connection, index, name)
+        assert found is not None
+    return found
 
 
 #: Settings of a build without workers.
@@ -77,8 +102,9 @@ def settings_for(
 ) -> dict[str, str]:
     """The settings to build an index with; none for one on an expression, whose size is not known.
 
-    :raises IndexBuildError: IVFFlat on fewer than 50 rows a list.
+    :raises IndexBuildError: IVFFlat on fewer than 50 rows a list, or a partition is a foreign table.
     """
+    refuse_foreign_partitions(connection, relation_of(connection, index), name_of(connection, index))
     try:
         column_of(index)
     except DeclarationError:
@@ -116,23 +142,26 @@ def applied(connection: Connection, settings: Mapping[str, str]) -> Iterator[Non
         _set(connection, settings)
         yield
     except BaseException:
-        if _in_autocommit(connection) and not connection.invalidated:
+        if not connection.invalidated and _in_autocommit(connection):
             _set(connection, before)
         raise
     _set(connection, before)
 
 
-def refuse_while_building(name: str, building: bool) -> None:
-    """
-    :raises IndexBuildError: ``building``; an index that is being built looks like one that a failed build
-        left over, and dropping it would wait for the build, and then drop its result.
-    """
-    if building:
-        raise IndexBuildError(
-            name,
-            "another session is building it at this moment",
-            fix="Wait for it; pg_stat_progress_create_index shows how far it is",
-        )
+def _execute(connection: Connection, statement: DDLElement, settings: Mapping[str, str]) -> None:
+    """Run a build; where shared memory is too small for workers, without."""
+    with applied(connection, settings):
+        if not is_parallel(settings) or _in_autocommit(connection):
+            connection.execute(statement)
+            return
+        try:
+            with connection.begin_nested():
+                connection.execute(statement)
+        except DBAPIError as error:
+            if not lacks_shared_memory(error):
+                raise
+            with applied(connection, SERIAL):
+                connection.execute(statement)
 
 
 def _refuse_few_rows(planned: Plan) -> None:

@@ -10,7 +10,7 @@ from sqlalchemy import Column, Connection, Index, Table, bindparam, func, select
 from sqlalchemy.types import String
 
 from pgembed.exc import DeclarationError
-from pgembed.indexes.errors import IndexMissingError
+from pgembed.indexes.errors import IndexBuildError, IndexMissingError
 from pgembed.metrics import BY_NAME
 
 #: Above this many rows they are estimated from the statistics.
@@ -32,7 +32,12 @@ SELECT i.indexrelid AS oid,
        EXISTS (SELECT FROM pg_catalog.pg_stat_progress_create_index AS p
                WHERE p.datname = pg_catalog.current_database()
                  AND (p.index_relid = i.indexrelid OR p.relid IS NULL)) AS building,
-       pg_catalog.pg_relation_size(i.indexrelid) AS size
+       c.relkind = 'I' AS partitioned,
+       (SELECT h.inhparent FROM pg_catalog.pg_inherits AS h WHERE h.inhrelid = i.indexrelid) AS parent,
+       CASE WHEN c.relkind = 'I'
+            THEN (SELECT coalesce(sum(pg_catalog.pg_relation_size(part.relid)), 0)
+                    FROM pg_catalog.pg_partition_tree(i.indexrelid) AS part WHERE part.isleaf)
+            ELSE pg_catalog.pg_relation_size(i.indexrelid) END AS size
   FROM pg_catalog.pg_index AS i
   JOIN pg_catalog.pg_class AS c ON c.oid = i.indexrelid
   JOIN pg_catalog.pg_class AS t ON t.oid = i.indrelid
@@ -66,7 +71,10 @@ class StandingIndex:
     :ivar predicate: the condition of a partial index.
     :ivar valid: whether queries may use it.
     :ivar building: whether it is being built at this moment.
-    :ivar size: bytes on the disk.
+    :ivar partitioned: whether it is that of a partitioned table, which holds nothing itself: the indexes of
+        the partitions are attached to it. Until all are, it is not valid.
+    :ivar parent: the oid of the index that it is attached to.
+    :ivar size: bytes on the disk, those of the partitions included.
     """
 
     oid: int
@@ -82,6 +90,8 @@ class StandingIndex:
     predicate: str | None
     valid: bool
     building: bool
+    partitioned: bool
+    parent: int | None
     size: int
 
     @property
@@ -100,6 +110,18 @@ class StandingIndex:
         """The distance operator that it serves."""
         return None if self.metric is None else BY_NAME[self.metric].operator
 
+    def refuse_while_building(self) -> None:
+        """
+        :raises IndexBuildError: it is being built. It looks like one that a failed build left over, and to
+            drop it would be to wait for the build, and then to drop its result.
+        """
+        if self.building:
+            raise IndexBuildError(
+                self.name,
+                "another session is building it at this moment",
+                fix="Wait for it; pg_stat_progress_create_index shows how far it is",
+            )
+
 
 def standing(connection: Connection, relation: str | None = None) -> list[StandingIndex]:
     """The vector indexes of a table (its name as SQL writes it), or of the whole database."""
@@ -113,9 +135,12 @@ def standing(connection: Connection, relation: str | None = None) -> list[Standi
     ]
 
 
-def find(connection: Connection, index: Index) -> StandingIndex | None:
-    """The declared index as it stands in the database, valid or not; ``None`` where it does not."""
-    name = name_of(connection, index)
+def find(connection: Connection, index: Index, name: str | None = None) -> StandingIndex | None:
+    """The declared index as it stands in the database, valid or not; ``None`` where it does not.
+
+    :param name: for one that stands beside it by another name.
+    """
+    name = name or name_of(connection, index)
     return next(
         (found for found in standing(connection, relation_of(connection, index)) if found.name == name), None
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Table
+from sqlalchemy import Index, Table
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.schema import CreateIndex, DDLElement
 from sqlalchemy.sql.elements import ClauseElement
@@ -20,6 +20,49 @@ def _create(element: CreateIndexConcurrently, compiler: Any, **kw: Any) -> str:
     statement: str = compiler.visit_create_index(element, **kw)
     words = "INDEX CONCURRENTLY "
     return statement if words in statement else statement.replace("INDEX ", words, 1)
+
+
+class CreateIndexOnly(CreateIndex):
+    """``CREATE INDEX ... ON ONLY table ...``: the index of a partitioned table, not those of its partitions.
+
+    :param name: for an index that is built beside the one of the declared name.
+    """
+
+    def __init__(self, index: Index, name: str | None = None) -> None:
+        super().__init__(index)
+        self.name = name
+
+
+@compiles(CreateIndexOnly)
+def _create_only(element: CreateIndexOnly, compiler: Any, **kw: Any) -> str:
+    statement: str = compiler.visit_create_index(element, **kw)
+    preparer = compiler.preparer
+    on = " ON " + preparer.format_table(element.element.table) + " "
+    head, _, tail = statement.partition(on)
+    head = head if element.name is None else "CREATE INDEX " + preparer.quote(element.name)
+    return str(head + on.replace(" ON ", " ON ONLY ", 1) + tail)
+
+
+class CreatePartitionIndex(DDLElement):
+    """``CREATE INDEX CONCURRENTLY ON partition USING ...``, by a name that Postgres chooses.
+
+    :param using: the end of the definition, as ``pg_get_indexdef`` gives it.
+    """
+
+    def __init__(
+        self, partition: Table, using: str, *, concurrently: bool = False, only: bool = False
+    ) -> None:
+        self.partition = partition
+        self.using = using
+        self.concurrently = concurrently
+        self.only = only
+
+
+@compiles(CreatePartitionIndex)
+def _create_partition(element: CreatePartitionIndex, compiler: Any, **_: Any) -> str:
+    words = "CREATE INDEX " + ("CONCURRENTLY " if element.concurrently else "") + "ON "
+    table: str = compiler.preparer.format_table(element.partition)
+    return words + ("ONLY " if element.only else "") + table + " " + element.using.replace("%", "%%")
 
 
 class OfIndex(DDLElement):
@@ -50,6 +93,22 @@ class SetParameters(OfIndex):
         self.parameters = parameters
 
 
+class AttachIndex(OfIndex):
+    """``ALTER INDEX schema.name ATTACH PARTITION schema.part``"""
+
+    def __init__(self, schema: str, name: str, part: OfIndex) -> None:
+        super().__init__(schema, name)
+        self.part = part
+
+
+class RenameIndex(OfIndex):
+    """``ALTER INDEX schema.name RENAME TO other``"""
+
+    def __init__(self, schema: str, name: str, other: str) -> None:
+        super().__init__(schema, name)
+        self.other = other
+
+
 class LockTable(DDLElement):
     """``LOCK TABLE name IN SHARE UPDATE EXCLUSIVE MODE``, the lock of a concurrent build."""
 
@@ -77,6 +136,18 @@ def _set(element: SetParameters, compiler: Any, **_: Any) -> str:
     quote = compiler.preparer.quote
     stated = ", ".join(quote(name) + " = " + str(int(value)) for name, value in element.parameters.items())
     return "ALTER INDEX " + _qualified(element, compiler) + " SET (" + stated + ")"
+
+
+@compiles(AttachIndex)
+def _attach(element: AttachIndex, compiler: Any, **_: Any) -> str:
+    part = _qualified(element.part, compiler)
+    return "ALTER INDEX " + _qualified(element, compiler) + " ATTACH PARTITION " + part
+
+
+@compiles(RenameIndex)
+def _rename(element: RenameIndex, compiler: Any, **_: Any) -> str:
+    other: str = compiler.preparer.quote(element.other)
+    return "ALTER INDEX " + _qualified(element, compiler) + " RENAME TO " + other
 
 
 @compiles(LockTable)

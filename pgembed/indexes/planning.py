@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, TypeAlias
 
@@ -148,9 +149,12 @@ def declared_index(target: IndexTarget) -> Index:
     return index
 
 
-def parameters_of(index: Index) -> dict[str, int]:
-    """The storage parameters of a declared index, pgvector's defaults included."""
-    stated = index.dialect_options["postgresql"]["with"] or {}
+def parameters_of(index: Index, stated: Mapping[str, Any] | None = None) -> dict[str, int]:
+    """The storage parameters of a declared index, pgvector's defaults included.
+
+    :param stated: those of the index as it stands, in place of the declared ones.
+    """
+    stated = index.dialect_options["postgresql"]["with"] or {} if stated is None else stated
     defaults = {"lists": 100} if access_method_of(index) == "ivfflat" else {"m": 16, "ef_construction": 64}
     return defaults | {name: int(value) for name, value in stated.items()}
 

@@ -30,11 +30,14 @@ class Progress:
     :ivar phase: as Postgres calls it: ``"building index: loading tuples"``, ...
     :ivar done: blocks or rows of this phase that are done.
     :ivar total: all of them; 0 in phases that have none.
+    :ivar part: which partition is being built, and ``parts`` how many there are; 1 of 1 without partitions.
     """
 
     phase: str
     done: int
     total: int
+    part: int = 1
+    parts: int = 1
 
 
 OnProgress: TypeAlias = Callable[[Progress], None]

@@ -58,8 +58,9 @@ def tune(
     """Find the smallest ``ef_search`` or ``probes`` whose recall is at least ``target_recall``.
 
     Recall grows with the setting, so the values are bisected: about five measurements on every other query.
-    The choice is then measured on the remaining ones; if these say with 95 % confidence that it falls short,
-    larger values are tried until they do not. SQL and errors are those of :func:`pgembed.indexes.recall`.
+    The choice is then measured on the remaining ones; if it falls short there, larger values are tried until
+    it does not, so that both halves reach the target. SQL and errors are those of
+    :func:`pgembed.indexes.recall`.
 
     :param target_recall: above 0, to 1.
     :param queries: how many random rows of the table to ask for, or the vectors; at least two.
@@ -92,13 +93,13 @@ def tune(
         else:
             low = middle + 1
     checked = unseen.measure(connection, values[low])
-    while checked.high < target_recall and low < len(values) - 1:
+    while checked.recall < target_recall and low < len(values) - 1:
         low += 1
         checked = unseen.measure(connection, values[low])
     chosen = measured(low)
     return Tuning(
         target_recall=target_recall,
-        reached=chosen.recall >= target_recall and checked.high >= target_recall,
+        reached=min(chosen.recall, checked.recall) >= target_recall,
         tuned=chosen,
         unseen=checked,
         tried=tuple(tried[value] for value in sorted(tried)),

@@ -257,16 +257,3 @@ def test_drop(engine, fill):
     create_concurrently(engine, index)
     assert drop(engine, index)
     assert indexes_of(engine) == []
-
-
-def test_partitioned_tables_are_refused_before_anything_happens(engine):
-    index = HNSW("vector", name="ann")
-    table = item(index, postgresql_partition_by="RANGE (id)")
-    with engine.begin() as connection:
-        table.create(connection)
-        connection.execute(text('CREATE TABLE part PARTITION OF "Item" FOR VALUES FROM (0) TO (100)'))
-    with pytest.raises(IndexBuildError, match="partitioned"):
-        create_concurrently(engine, index)
-    with engine.begin() as connection:
-        create(connection, index)
-        assert is_built(connection, index)
