@@ -35,7 +35,7 @@ SELECT i.indexrelid AS oid,
        c.relkind = 'I' AS partitioned,
        (SELECT h.inhparent FROM pg_catalog.pg_inherits AS h WHERE h.inhrelid = i.indexrelid) AS parent,
        CASE WHEN c.relkind = 'I'
-            THEN (SELECT coalesce(sum(pg_catalog.pg_relation_size(part.relid)), 0)
+            THEN (SELECT CAST(coalesce(sum(pg_catalog.pg_relation_size(part.relid)), 0) AS bigint)
                     FROM pg_catalog.pg_partition_tree(i.indexrelid) AS part WHERE part.isleaf)
             ELSE pg_catalog.pg_relation_size(i.indexrelid) END AS size
   FROM pg_catalog.pg_index AS i
