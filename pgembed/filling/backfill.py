@@ -102,13 +102,10 @@ def estimate(
     rows = pending(engine, target, where=where)
     rows = rows if limit is None else min(rows, limit)
     claim = statements.claim(where=conditions)
-    keys = transactions.run(
-        lambda connection: [row.key for row in connection.execute(claim, {"rows": sample, "after": None})]
-    )
-    read = statements.read()
-    found = transactions.run(lambda connection: connection.execute(read, {"keys": keys}).all())
+    bound = {"rows": sample, "octets": Settings().batch_octets, "after": None}
+    found = transactions.run(lambda connection: connection.execute(claim, bound).all())
     compose = target.embedding.declaration.compose
-    texts = [compose(texts) for _, wanted, *texts in found if wanted is not None]
+    texts = [compose(texts) for _, wanted, _, _, *texts in found if wanted is not None]
     if not texts:
         return Estimate(rows, None)
     target.encoder.encode_documents(texts[:1])  # opens the weights, which is no part of the speed

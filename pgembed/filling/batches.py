@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import threading
-import uuid
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from pgembed.columns import Array
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """A row in hand: its key, the text to encode, and the digest of what the text was made of.
 
-    ``digest`` is ``None`` where there is no text, and so no vector.
+    ``digest`` is ``None`` where there is no text, and so no vector; ``failed_before`` says that the text, as
+    it stands, has failed before, ``bare`` that the row has no vector, not even an older one.
     """
 
     key: str
-    digest: uuid.UUID | None
+    digest: str | None
     text: str
     failed_before: bool = False
+    bare: bool = True
 
 
 @dataclass(frozen=True)

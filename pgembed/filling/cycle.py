@@ -23,7 +23,7 @@ from pgembed.filling import failures
 from pgembed.filling.batches import Counter, Counts, Encoded, Row
 from pgembed.filling.channel import Channel, Closed
 from pgembed.filling.encoding import Encoding
-from pgembed.filling.leases import Claimed, Leases
+from pgembed.filling.leases import Leases
 from pgembed.filling.pace import Pace
 from pgembed.filling.statements import Statements
 from pgembed.filling.targets import Target
@@ -98,7 +98,6 @@ class Cycle:
             utc=any(name.endswith("with time zone") for name in target.key_types),
         )
         self._statements = Statements(target)
-        self._read_statement = self._statements.read()
         self._leases = Leases(
             self._transactions,
             target,
@@ -214,18 +213,28 @@ class Cycle:
             self._stop.wait(self._settings.poll * idle)
 
     def _pass(self) -> int:
+        """One pass; while it replaces older vectors, every second batch is new rows, which have none.
+
+        New rows are found at the end of the order of the keys, where keys that count up put them.
+        """
         after: str | None = None
+        newest: str | None = None
         total = 0
+        replacing = False
         while not self._stop.is_set() and (room := self._room()):
-            claimed = self._leases.claim(room, after=after)
-            if not claimed:
-                break
-            self._count(claimed=len(claimed))
-            total += len(claimed)
-            after = claimed[-1].key
-            rows = self._texts(claimed)
+            rows = self._leases.claim(room, after=newest or after, newest=True) if replacing else []
             if rows:
-                self._windows.put(rows)
+                newest = rows[-1].key
+                replacing = False
+            else:
+                rows = self._leases.claim(room, after=after)
+                if not rows:
+                    break
+                after = rows[-1].key
+                replacing = not all(row.bare for row in rows)
+            self._count(claimed=len(rows))
+            total += len(rows)
+            self._windows.put(rows)
         return total
 
     def _room(self) -> int:
@@ -238,19 +247,6 @@ class Cycle:
             room = min(room, max(math.ceil(self._throttle), 1))
             self._stop.wait(max(self._started + claimed / self._throttle - time.monotonic(), 0))
         return room
-
-    def _texts(self, claimed: list[Claimed]) -> list[Row]:
-        failed = {row.key: row.failed_before for row in claimed}
-        found = self._transactions.run(
-            lambda connection: connection.execute(self._read_statement, {"keys": list(failed)}).all()
-        )
-        compose = self.target.embedding.declaration.compose
-        rows = [Row(key, wanted, compose(texts), failed[key]) for key, wanted, *texts in found]
-        gone = failed.keys() - {row.key for row in rows}
-        if gone:
-            self._leases.settle(gone)
-            self._count(left=len(gone))
-        return rows
 
     # --- encoding ---------------------------------------------------------------------------------
 

@@ -6,7 +6,6 @@ again after a pause that doubles with every attempt.
 
 from __future__ import annotations
 
-import uuid
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -63,7 +62,7 @@ def record(
     connection: Connection,
     target: Target,
     key: str,
-    digest: uuid.UUID | None,
+    digest: str | None,
     error: BaseException | str,
     *,
     pause: timedelta,

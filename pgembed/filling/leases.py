@@ -1,7 +1,7 @@
 """Claims: which rows this worker has in hand, told to the others by rows of ``pgembed.lease``.
 
 A claim is a short transaction. Under an advisory lock, which serialises the claims on one table, it reads
-the keys of pending rows that nobody has in hand and inserts them as a lease. Reading is a statement of its
+the pending rows that nobody has in hand and inserts their keys as a lease. Reading is a statement of its
 own after the lock is taken, so it sees every lease that was committed; and because a lease is released
 only after the rows are written, a row that is seen as pending by it is nobody's. No row of the user's table
 is locked.
@@ -14,28 +14,20 @@ import socket
 import threading
 import uuid
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Executable, delete, func, literal, select, update
 from sqlalchemy.dialects.postgresql import INTERVAL, insert
 
-from pgembed.filling.statements import Statements
+from pgembed.filling.batches import Row
+from pgembed.filling.statements import Statements, lines, text_array
 from pgembed.filling.tables import lease
 from pgembed.filling.targets import Target
 from pgembed.filling.transactions import Transactions
 
 #: First half of the advisory lock of a table's claims; the second is the table's oid.
 _LOCK = 0x7067656D
-
-
-@dataclass(frozen=True)
-class Claimed:
-    """A row in hand: its key, and whether its text, as it stands, has failed before."""
-
-    key: str
-    failed_before: bool
 
 
 class Leases:
@@ -63,28 +55,26 @@ class Leases:
         self._worker = f"{socket.gethostname()}:{os.getpid()}"
         self._first = statements.claim(where=where)
         self._next = statements.claim(where=where, after=True)
+        self._newest = statements.claim(where=where, after=True, newest=True)
         self._lock = threading.Lock()
         self._held: dict[uuid.UUID, set[str]] = {}
 
-    def claim(self, rows: int, *, after: str | None = None) -> list[Claimed]:
+    def claim(self, rows: int, *, after: str | None = None, newest: bool = False) -> list[Row]:
         """Take the next pending rows in the order of their keys; none where there are none.
 
         :param rows: how many at most; less where their texts are long.
         :param after: the key to go on after.
+        :param newest: rows without a vector among so many last ones after that key, instead.
         """
         number = uuid.uuid4()
 
-        def work(connection: Connection) -> list[Claimed]:
+        def work(connection: Connection) -> Sequence[Any]:
             connection.execute(select(func.pg_advisory_xact_lock(_LOCK, _signed(self._target.relation))))
-            statement = self._first if after is None else self._next
-            claimed: list[Claimed] = []
-            octets = 0
-            for row in connection.execute(statement, {"rows": rows, "after": after}):
-                octets += row.octets
-                if claimed and octets > self._octets:
-                    break
-                claimed.append(Claimed(row.key, row.failed_before))
+            statement = self._newest if newest else self._first if after is None else self._next
+            bound = {"rows": rows, "octets": self._octets, "after": after}
+            claimed = connection.execute(statement, bound).all()
             if claimed:
+                keys = text_array(lines(key for key, *_ in claimed))
                 connection.execute(
                     insert(lease)
                     .values(
@@ -92,19 +82,22 @@ class Leases:
                         worker=self._worker,
                         relation=self._target.oid,
                         column_name=self._target.column_name,
-                        keys=[row.key for row in claimed],
+                        keys=keys,
                         expires_at=self._expiry,
                     )
                     # A second attempt, after a commit that was not heard of.
-                    .on_conflict_do_update(index_elements=["id"], set_={"keys": [row.key for row in claimed]})
+                    .on_conflict_do_update(index_elements=["id"], set_={"keys": keys})
                 )
             return claimed
 
         claimed = self._transactions.run(work)
         if claimed:
             with self._lock:
-                self._held[number] = {row.key for row in claimed}
-        return claimed
+                self._held[number] = {key for key, *_ in claimed}
+        compose = self._target.embedding.declaration.compose
+        return [
+            Row(key, wanted, compose(texts), failed, bare) for key, wanted, failed, bare, *texts in claimed
+        ]
 
     def renew(self) -> None:
         """Let all leases hold for their full time again; called before every use of the encoder."""
@@ -125,7 +118,7 @@ class Leases:
                 held -= done
                 mine = lease.c.id == number
                 if held:
-                    statements.append(update(lease).where(mine).values(keys=sorted(held)))
+                    statements.append(update(lease).where(mine).values(keys=text_array(lines(sorted(held)))))
                 else:
                     statements.append(delete(lease).where(mine))
                     del self._held[number]

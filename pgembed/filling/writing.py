@@ -14,7 +14,7 @@ from sqlalchemy.exc import DBAPIError
 from pgembed.exc import sqlstate
 from pgembed.filling.batches import Encoded, Row
 from pgembed.filling.pace import Pace
-from pgembed.filling.statements import Statements
+from pgembed.filling.statements import Statements, lines
 from pgembed.filling.transactions import Transactions, is_lost
 
 logger = logging.getLogger(__name__)
@@ -97,40 +97,32 @@ class Writing:
             self._refused(some, attempt, error)
             return
         self._pace.took(len(some.rows), time.perf_counter() - started)
-        for row in some.rows:
-            pending, wanted = written.get(row.key, (False, None))
-            if pending:
+        changed = {key: again for key, again in written.items() if again is not None}
+        for row in some.rows if changed else ():
+            if row.key in changed:
                 self._on_failure(
                     row,
-                    wanted,
+                    changed[row.key] or None,
                     "the row is pending again as soon as it is written: a trigger of the table changes its "
                     "text or its vector in every update",
                 )
-        missed = [position for position, row in enumerate(some.rows) if row.key not in written]
-        settled = [row for row in some.rows if not written.get(row.key, (False,))[0]]
-        if missed:
+        settled = some.rows
+        if changed or len(written) < len(some.rows):
+            missed = [position for position, row in enumerate(some.rows) if row.key not in written]
             waiting = self._wait_for_locks(some, missed, attempt)
-            settled = [row for row in settled if row.key not in waiting]
-        fresh = sum(not pending for pending, _ in written.values())
-        self._on_settled(settled, fresh)
+            settled = [row for row in some.rows if row.key not in waiting and row.key not in changed]
+        self._on_settled(settled, len(written) - len(changed))
 
-    def _execute(self, connection: Connection, some: Encoded) -> dict[str, tuple[bool, Any]]:
-        rows = connection.execute(
-            self._write,
-            {
-                "keys": [row.key for row in some.rows],
-                "digests": [row.digest for row in some.rows],
-                "vectors": some.vectors,
-            },
-        )
-        return {row.key: (row.pending, row.wanted) for row in rows}
+    def _execute(self, connection: Connection, some: Encoded) -> dict[str, str | None]:
+        """The keys of the rows that were written, and what :meth:`Statements.write` says of each."""
+        given = _named(some.rows) | {"vectors": some.vectors}
+        return dict(connection.execute(self._write, given).all())
 
     def _wait_for_locks(self, some: Encoded, missed: list[int], attempt: int) -> set[str]:
         """Keep the vectors of rows that still want them: somebody has them locked. Returns their keys."""
-        if attempt == len(_RETRIES):
+        if attempt == len(_RETRIES) or not missed:
             return set()
-        rows = [some.rows[position] for position in missed]
-        given = {"keys": [row.key for row in rows], "digests": [row.digest for row in rows]}
+        given = _named([some.rows[position] for position in missed])
         still = set(
             self._transactions.run(lambda connection: connection.scalars(self._still_wanting, given).all())
         )
@@ -155,3 +147,7 @@ class Writing:
             middle = len(some.rows) // 2
             self._write_some(Encoded(some.rows[:middle], some.vectors[:middle]), attempt)
             self._write_some(Encoded(some.rows[middle:], some.vectors[middle:]), attempt)
+
+
+def _named(rows: list[Row]) -> dict[str, Any]:
+    return {"keys": lines(row.key for row in rows), "digests": lines(row.digest for row in rows)}
