@@ -2,7 +2,8 @@
 
 Usage::
 
-    python benchmarks/filling.py [--encoder FOLDER] [--texts 2000] [--rows 1000000] [--rounds 3] [PART ...]
+    python benchmarks/filling.py [--encoder FOLDER] [--texts 2000] [--rows 1000000] [--dimensions 384]
+                                 [--rounds 3] [PART ...]
 
 flush      a flush of 1,000 objects, beside encoding the same texts and a plain insert of the same rows
 backfill   a backfill without an ANN index, beside the encoder alone on the same texts
@@ -126,7 +127,7 @@ def fill(engine: Engine, encoder: Any, options: argparse.Namespace) -> None:
 
 def bulk(engine: Engine, _encoder: Any, options: argparse.Namespace) -> None:
     """At most 3: a third of the rows a second of a plain UPDATE."""
-    model = article(Free(32))
+    model = article(Free(options.dimensions))
     embedding = bound(model.__table__.c.embedding)
     assert embedding is not None
     wanted = embedding.wanted().compile(engine, compile_kwargs={"literal_binds": True})
@@ -151,12 +152,13 @@ def bulk(engine: Engine, _encoder: Any, options: argparse.Namespace) -> None:
                     ),
                     {"rows": options.rows},
                 )
-                connection.execute(text("CREATE TABLE vectors (id bigint, e vector(32))"))
+                connection.execute(text(f"CREATE TABLE vectors (id bigint, e vector({options.dimensions}))"))
                 raw = connection.connection.driver_connection
-                line = "[" + ",".join(["0.5"] * 32) + "]"
+                vector = "[" + ",".join(["0.5"] * options.dimensions) + "]"
                 with raw.cursor().copy("COPY vectors FROM STDIN") as copy:
-                    for number in range(1, options.rows + 1):
-                        copy.write(f"{number}\t{line}\n")
+                    for first in range(1, options.rows + 1, 1000):
+                        numbers = range(first, min(first + 1000, options.rows + 1))
+                        copy.write("".join(f"{number}\t{vector}\n" for number in numbers))
             _vacuum(engine)
             ours.append(seconds(lambda: backfill(engine, model.embedding)))
             with engine.begin() as connection:
@@ -260,6 +262,7 @@ def main() -> None:
     parser.add_argument("--encoder", type=Path, help="an encoder's folder; by default all-MiniLM-L6-v2")
     parser.add_argument("--texts", type=int, default=2000)
     parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--dimensions", type=int, default=384, help="of the vectors that cost nothing")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     folder = options.encoder or packaged("all-MiniLM-L6-v2", into=Path(__file__).parents[1] / ".encoders")
