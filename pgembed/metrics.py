@@ -1,14 +1,19 @@
 """The metrics, written once: operator, operator class and what a distance means as a score.
 
-=============  ========  =====================  ===========================  ==========================
-metric         operator  distance               score (higher is better)     range of the score
-=============  ========  =====================  ===========================  ==========================
-cosine         ``<=>``   1 - cosine similarity  1 - distance                 -1 to 1
-l2             ``<->``   Euclidean              1 / (1 + distance)           above 0, to 1
-inner_product  ``<#>``   -(inner product)       -distance                    unbounded
-=============  ========  =====================  ===========================  ==========================
+=============  ========  =====================  ===========================  ==================  ============
+metric         operator  distance               score (higher is better)     range of the score  types
+=============  ========  =====================  ===========================  ==================  ============
+cosine         ``<=>``   1 - cosine similarity  1 - distance                 -1 to 1             all but bit
+l2             ``<->``   Euclidean              1 / (1 + distance)           above 0, to 1       all but bit
+inner_product  ``<#>``   -(inner product)       -distance                    unbounded           all but bit
+l1             ``<+>``   sum of differences     1 / (1 + distance)           above 0, to 1       all but bit
+hamming        ``<~>``   bits that differ       1 / (1 + distance)           above 0, to 1       bit
+jaccard        ``<%>``   1 - shared / all bits  1 - distance                 0 to 1              bit
+=============  ========  =====================  ===========================  ==================  ============
 
-Operators and operator classes are those of pgvector (https://github.com/pgvector/pgvector#querying).
+Operators and operator classes are those of pgvector (https://github.com/pgvector/pgvector#querying), whose
+types are vector, halfvec, sparsevec and, of Postgres, bit. What an access method makes of them is written in
+:mod:`pgembed.indexes.methods`.
 """
 
 from __future__ import annotations
@@ -31,20 +36,25 @@ class Metric:
 
     :ivar operator: pgvector's distance operator.
     :ivar operator_class: suffix of the operator class: ``vector_<suffix>_ops``, ``halfvec_<suffix>_ops``.
+    :ivar types: the types whose values it compares.
     :ivar score: distance to score, for numbers as well as for SQL expressions.
     :ivar distance: score to distance, the inverse.
+    :ivar scores: the range of the score in words, and ``is_score`` tells whether a finite number is in it.
     :ivar weight: distance to the weight of a neighbour's vote, as SQL.
     """
 
     name: str
     operator: str
     operator_class: str
+    types: tuple[str, ...]
     score: Callable[[Any], Any]
     distance: Callable[[float], float]
+    scores: str
+    is_score: Callable[[float], bool]
     weight: Callable[[Expression], Expression]
 
     def opclass(self, storage: str) -> str:
-        """Name of the operator class of this metric for ``vector`` or ``halfvec``."""
+        """Name of the operator class of this metric for a type."""
         return f"{storage}_{self.operator_class}_ops"
 
     def between(self, left: Expression, right: Any) -> Expression:
@@ -62,24 +72,69 @@ def _softmax(distance: Expression) -> Expression:
     return func.exp(func.greatest(func.min(distance).over() - distance, -700.0))
 
 
+_NUMBERS = ("vector", "halfvec", "sparsevec")
+_BITS = ("bit",)
+
+
+def _of_difference(name: str, operator: str, operator_class: str, types: tuple[str, ...]) -> Metric:
+    """A distance from 0 to infinity: the score is 1 for equal values and falls towards 0."""
+    return Metric(
+        name,
+        operator,
+        operator_class,
+        types,
+        lambda d: 1 / (1 + d),
+        lambda s: 1 / s - 1,
+        "above 0 and up to 1",
+        lambda s: 0 < s <= 1,
+        _inverse,
+    )
+
+
 _METRICS = (
-    Metric("cosine", "<=>", "cosine", lambda d: 1 - d, lambda s: 1 - s, _inverse),
-    Metric("l2", "<->", "l2", lambda d: 1 / (1 + d), lambda s: 1 / s - 1, _inverse),
+    Metric(
+        "cosine",
+        "<=>",
+        "cosine",
+        _NUMBERS,
+        lambda d: 1 - d,
+        lambda s: 1 - s,
+        "-1 to 1",
+        lambda s: -1 <= s <= 1,
+        _inverse,
+    ),
+    _of_difference("l2", "<->", "l2", _NUMBERS),
     Metric(
         "inner_product",
         "<#>",
         "ip",
+        _NUMBERS,
         lambda d: -d,
         lambda s: -s,
+        "finite numbers",
+        lambda _: True,
         _softmax,
+    ),
+    _of_difference("l1", "<+>", "l1", _NUMBERS),
+    _of_difference("hamming", "<~>", "hamming", _BITS),
+    Metric(
+        "jaccard",
+        "<%>",
+        "jaccard",
+        _BITS,
+        lambda d: 1 - d,
+        lambda s: 1 - s,
+        "0 to 1",
+        lambda s: 0 <= s <= 1,
+        _inverse,
     ),
 )
 BY_NAME = {metric.name: metric for metric in _METRICS}
-_ALIASES = {"ip": "inner_product", "euclidean": "l2"}
+_ALIASES = {"ip": "inner_product", "euclidean": "l2", "manhattan": "l1"}
 
 
 def metric(name: str) -> Metric:
-    """The metric called ``name`` (``"ip"`` and ``"euclidean"`` are understood).
+    """The metric called ``name`` (``"ip"``, ``"euclidean"`` and ``"manhattan"`` are understood).
 
     :raises MetricNotSupportedError: no such metric.
     """
@@ -87,3 +142,8 @@ def metric(name: str) -> Metric:
         return BY_NAME[_ALIASES.get(name, name)]
     except (KeyError, TypeError):
         raise MetricNotSupportedError(name, tuple(BY_NAME), by="pgembed") from None
+
+
+def metrics_of(storage: str) -> tuple[str, ...]:
+    """The names of the metrics that compare values of a type; the first is taken where none is said."""
+    return tuple(metric.name for metric in _METRICS if storage in metric.types)

@@ -30,8 +30,9 @@ from pgembed.columns.embedding import (
 )
 from pgembed.columns.types import VectorType
 from pgembed.columns.values import Storage
-from pgembed.exc import DeclarationError
+from pgembed.exc import DeclarationError, MetricNotSupportedError
 from pgembed.metrics import metric as metric_named
+from pgembed.metrics import metrics_of
 
 
 def embedding_column(
@@ -68,7 +69,7 @@ def embedding_column(
         ``dimensions``, ``fingerprint``, ``encode_documents`` and ``encode_queries``.
     :param template: the text to encode, as ``"{title}: {body}"``; without it, the texts that are not empty,
         a line each.
-    :param metric: ``"cosine"``, ``"l2"`` or ``"inner_product"``; what queries and ``index`` use.
+    :param metric: ``"cosine"``, ``"l2"``, ``"inner_product"`` or ``"l1"``; what queries and ``index`` use.
     :param index: ``HNSW(...)``, built after the load (see :class:`pgembed.HNSW`).
     :param fill: ``"flush"`` encodes in the flush that writes the row; ``"worker"`` leaves the row pending.
     :param on_error: what a failing encoder does to the flush: ``"raise"``, or leave rows ``"pending"``.
@@ -93,6 +94,8 @@ def embedding_column(
         deferred=deferred,
     )
     column_type: TypeEngine[Any] = VectorType(encoder.dimensions, type)
+    if declaration.metric.name not in metrics_of(type):
+        raise MetricNotSupportedError(declaration.metric.name, metrics_of(type), by=f"a {type} column")
     if index is not None:
         index.check(column_type, declaration.metric)
     return mapped_column(

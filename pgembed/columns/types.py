@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from sqlalchemy import event
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine import Dialect
+from sqlalchemy.exc import UnsupportedCompilationError
 from sqlalchemy.pool import Pool
 from sqlalchemy.sql import operators
 from sqlalchemy.sql.elements import ColumnElement
@@ -20,17 +22,27 @@ from pgembed.metrics import metric
 
 #: The most dimensions that pgvector stores in a column of each type.
 MAX_DIMENSIONS: dict[str, int] = {"vector": 16000, "halfvec": 16000}
+_POSTGRESQL: Any = postgresql.dialect()  # type: ignore[no-untyped-call]
 
 
 def shape_of(type_: TypeEngine[Any]) -> tuple[str, int | None]:
-    """Storage and dimensions of a vector type, pgembed's own or pgvector-python's.
+    """Storage and dimensions of a type that vector indexes take: pgembed's, pgvector-python's, SQLAlchemy's.
 
-    :raises DeclarationError: the type is not ``vector`` or ``halfvec``.
+    The storage is ``"vector"``, ``"halfvec"``, ``"sparsevec"`` or ``"bit"``.
+
+    :raises DeclarationError: the type is none of them.
     """
-    spec = type_.get_col_spec() if isinstance(type_, UserDefinedType) else ""
-    match = re.fullmatch(r"(VECTOR|HALFVEC)(?:\((\d+)\))?", spec)
+    try:
+        spec = type_.compile(dialect=_POSTGRESQL)
+    except UnsupportedCompilationError:  # the type of a column that is still to be told
+        spec = ""
+    match = re.fullmatch(r"(VECTOR|HALFVEC|SPARSEVEC|BIT)(?:\((\d+)\))?", spec)
     if match is None:
-        raise DeclarationError(f"the column has the type {type_!r}; needed is vector or halfvec")
+        raise DeclarationError(
+            f"the column has the type {type_!r}; needed is vector or halfvec (for an index, sparsevec or bit)"
+        )
+    if match[1] == "BIT":
+        return "bit", int(match[2] or 1)
     return match[1].lower(), int(match[2]) if match[2] else None
 
 

@@ -3,26 +3,40 @@
 from pgembed.indexes.build import create, is_built
 from pgembed.indexes.checking import Finding, check
 from pgembed.indexes.concurrent import create_concurrently, drop, reindex
-from pgembed.indexes.declaration import HNSW, IVFFlat, VectorIndex, access_method_of, vector_index_of
+from pgembed.indexes.declaration import (
+    HNSW,
+    IVFFlat,
+    VectorIndex,
+    access_method_of,
+    indexes_on,
+    vector_index_of,
+)
 from pgembed.indexes.errors import IndexBuildError, IndexMissingError, IndexNotUsedError
 from pgembed.indexes.explaining import Explanation, explain
+from pgembed.indexes.indexed import Indexed, indexed
 from pgembed.indexes.measuring import Latency, Recall, recall
+from pgembed.indexes.methods import ACCESS_METHODS, AccessMethod, Parameter, Search
 from pgembed.indexes.planning import Plan, plan
 from pgembed.indexes.progress import Progress
 from pgembed.indexes.tuning import Tuning, tune
 
 __all__ = [
+    "ACCESS_METHODS",
     "HNSW",
+    "AccessMethod",
     "Explanation",
     "Finding",
     "IVFFlat",
     "IndexBuildError",
     "IndexMissingError",
     "IndexNotUsedError",
+    "Indexed",
     "Latency",
+    "Parameter",
     "Plan",
     "Progress",
     "Recall",
+    "Search",
     "Tuning",
     "VectorIndex",
     "access_method_of",
@@ -31,6 +45,8 @@ __all__ = [
     "create_concurrently",
     "drop",
     "explain",
+    "indexed",
+    "indexes_on",
     "is_built",
     "plan",
     "recall",

@@ -13,6 +13,7 @@ from pgembed.exc import DeclarationError, sqlstate
 from pgembed.indexes.catalogue import StandingIndex, column_of, find, name_of, relation_of
 from pgembed.indexes.ddl import CreateIndexOnly, DropIndexNow
 from pgembed.indexes.errors import IndexBuildError
+from pgembed.indexes.methods import suitable_lists
 from pgembed.indexes.partitions import Series, is_partitioned, refuse_foreign_partitions
 from pgembed.indexes.planning import (
     ROWS_A_LIST,
@@ -21,7 +22,6 @@ from pgembed.indexes.planning import (
     declared_index,
     parameters_of,
     plan,
-    suitable_lists,
 )
 
 #: What the server says when ``/dev/shm`` is too small for a parallel build: disk full, out of memory.

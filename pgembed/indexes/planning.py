@@ -130,11 +130,6 @@ def recommend(rows: int, dimensions: int) -> str:
     return f"HNSW(m=16, ef_construction={construction}) on a {stored} column"
 
 
-def suitable_lists(rows: int) -> int:
-    """pgvector's advice: rows / 1000 up to a million rows, above it their square root."""
-    return max(1, rows // 1000 if rows <= 1_000_000 else math.isqrt(rows))
-
-
 def declared_index(target: IndexTarget) -> Index:
     """The vector index meant by ``target``.
 

@@ -17,9 +17,9 @@ from pgembed.columns import Embedding, EmbeddingColumn, bound
 from pgembed.columns.embedding import INFO
 from pgembed.columns.types import shape_of
 from pgembed.columns.values import Storage
-from pgembed.exc import QueryError
+from pgembed.exc import MetricNotSupportedError, QueryError
 from pgembed.indexes import VectorIndex, access_method_of
-from pgembed.metrics import BY_NAME, Metric
+from pgembed.metrics import BY_NAME, Metric, metrics_of
 from pgembed.metrics import metric as metric_named
 
 #: A mapped attribute (of a class or of an alias), or a column of a Core table or of its alias.
@@ -108,7 +108,7 @@ def resolve(column: VectorColumn, metric: str | None = None) -> Target:
     :param metric: how to measure; ``None`` for the column's own metric (that of its embedding, else that of
         its index, else cosine).
     :raises QueryError: not a vector column of a mapped class or a table, or no primary key.
-    :raises MetricNotSupportedError: no such metric.
+    :raises MetricNotSupportedError: no such metric, or not for values of this type.
     """
     found: Any = column
     try:
@@ -130,7 +130,11 @@ def resolve(column: VectorColumn, metric: str | None = None) -> Target:
     elif declaration is not None:
         chosen = declaration.metric
     else:
-        chosen = next((_metric_of(index, base) for index in candidates), None) or metric_named("cosine")
+        chosen = next((_metric_of(index, base) for index in candidates), None) or metric_named(
+            metrics_of(storage)[0]
+        )
+    if chosen.name not in metrics_of(storage):
+        raise MetricNotSupportedError(chosen.name, metrics_of(storage), by=f"{base}, a {storage} column,")
     return Target(
         entity=entity,
         selectable=selectable,

@@ -162,7 +162,7 @@ def test_dataclasses_need_no_vector_to_be_constructed() -> None:
         ),
         (
             {"encoder": HashEncoder(2001), "index": HNSW()},
-            'at most 2000 dimensions.*type="halfvec" allows 4000',
+            'at most 2000 dimensions.*type="halfvec" or quantize="half" allows 4000',
         ),
     ],
 )

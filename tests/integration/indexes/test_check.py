@@ -41,7 +41,7 @@ def test_invalid_and_of_another_metric(connection, fill):
     found = {finding.code: finding for finding in check(connection, table.c.vector)}
     assert found["invalid"].index == "ann"
     assert found["metric"].index == "other"
-    assert "vector_l1_ops, and queries of vector use cosine" in str(found["metric"])
+    assert "it serves l1, and queries of vector use cosine" in str(found["metric"])
     assert json.loads(json.dumps(found["metric"].as_dict()))["code"] == "metric"
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pgembed.indexes.planning import recommend, suitable_lists
+from pgembed.indexes.methods import suitable_lists
+from pgembed.indexes.planning import recommend
 
 
 @pytest.mark.parametrize(
