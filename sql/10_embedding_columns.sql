@@ -17,7 +17,7 @@ CREATE OR REPLACE VIEW pgembed.embedding_columns AS
 WITH commented AS MATERIALIZED (
     SELECT i.indexrelid,
            i.indrelid,
-           pg_catalog.pg_get_expr(i.indpred, i.indrelid) AS predicate,
+           i.indpred,
            pgembed.registration(d.description) AS facts
     FROM pg_catalog.pg_index AS i
     JOIN pg_catalog.pg_description AS d
@@ -36,7 +36,8 @@ SELECT indrelid::pg_catalog.regclass AS relation,
        facts ->> 'metric' AS metric,
        facts ->> 'fill' AS fill,
        indexrelid::pg_catalog.regclass AS pending_index,
-       predicate AS pending_predicate,
+       -- Here, because it locks the table (it waits for ALTER TABLE), and most readers do not ask for it.
+       pg_catalog.pg_get_expr(indpred, indrelid) AS pending_predicate,
        CASE WHEN facts -> 'fields' IS NOT NULL
             THEN ARRAY(SELECT pg_catalog.jsonb_array_elements_text(facts -> 'fields')) END AS fields
 FROM commented

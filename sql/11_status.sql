@@ -1,5 +1,6 @@
 -- How fresh every embedding column is. Pending rows are counted exactly, from the index that holds just
--- them. Rows are counted in tables below 100,000 rows and estimated above, from the statistics.
+-- them. Rows are counted in tables below 100,000 rows and estimated above, from the statistics and the size.
+-- A table that cannot be read, or that somebody keeps locked, has a problem, and the others are shown.
 -- Failed rows are those that workers have set aside (pgembed.failure); they are pending as well.
 DO $$
 BEGIN
@@ -29,13 +30,17 @@ CREATE OR REPLACE FUNCTION pgembed.column_status(
 RETURNS SETOF record
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
+SET lock_timeout = '2s'
 AS $$
 DECLARE
     entry record;
+    predicate text;
     estimate double precision;
+    unknown bigint; -- pages of tables without statistics
 BEGIN
     FOR entry IN
-        SELECT e.* FROM pgembed.embedding_columns AS e ORDER BY e.relation::text, e.column_name
+        SELECT e.relation, e.column_name, e.encoder, e.fingerprint, e.pending_index
+          FROM pgembed.embedding_columns AS e ORDER BY e.relation::text, e.column_name
     LOOP
         relation := entry.relation;
         column_name := entry.column_name;
@@ -63,22 +68,31 @@ BEGIN
                               entry.relation, entry.column_name);
         END IF;
         BEGIN
-            EXECUTE format('SELECT count(*) FROM %s WHERE %s', entry.relation, entry.pending_predicate)
-               INTO pending;
-            SELECT sum(c.reltuples) INTO estimate
-              FROM pg_partition_tree(entry.relation) AS part
-              JOIN pg_class AS c ON c.oid = part.relid
-             WHERE part.isleaf;
-            IF coalesce(estimate, 0) < 100000 THEN
+            SELECT pg_get_expr(i.indpred, i.indrelid) INTO predicate
+              FROM pg_index AS i WHERE i.indexrelid = entry.pending_index;
+            EXECUTE format('SELECT count(*) FROM %s WHERE %s', entry.relation, predicate) INTO pending;
+            SELECT count(*) INTO failed
+              FROM pgembed.failure AS f
+             WHERE f.relation = entry.relation AND f.column_name = entry.column_name;
+            SELECT sum(c.reltuples / c.relpages * leaf.pages) FILTER (WHERE c.relpages > 0),
+                   sum(leaf.pages) FILTER (WHERE c.relpages = 0)
+              INTO estimate, unknown
+              FROM ( -- a table without partitions is no partition tree
+                  SELECT entry.relation AS relid UNION SELECT t.relid FROM pg_partition_tree(entry.relation) AS t
+              ) AS part
+              JOIN pg_class AS c ON c.oid = part.relid AND c.relkind = 'r'
+             CROSS JOIN LATERAL (
+                 SELECT pg_relation_size(c.oid) / current_setting('block_size')::integer AS pages
+             ) AS leaf;
+            IF unknown > 12800 THEN -- 100 MB, more than is counted in passing
+                problem := format('%s has no statistics, so its rows are not estimated: ANALYZE %1$s', entry.relation);
+            ELSIF coalesce(estimate, 0) < 100000 THEN
                 EXECUTE format('SELECT count(*) FROM %s', entry.relation) INTO total;
             ELSE
                 total := greatest(estimate::bigint, pending);
             END IF;
             fresh := total - pending;
-            SELECT count(*) INTO failed
-              FROM pgembed.failure AS f
-             WHERE f.relation = entry.relation AND f.column_name = entry.column_name;
-        EXCEPTION WHEN insufficient_privilege OR undefined_column OR undefined_table THEN
+        EXCEPTION WHEN OTHERS THEN
             problem := SQLERRM;
         END;
         RETURN NEXT;

@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
-from sqlalchemy import text
+from sqlalchemy import Connection, text
+from sqlalchemy.exc import DBAPIError
 
 from pgembed.cli.options import AsJson, DatabaseUrl, connect, require_installed
+from pgembed.exc import PgembedError
+from pgembed.filling.cuts import count_cuts
+from pgembed.filling.targets import Refused, Target, registered_targets
+
+#: The view, and the name that the registry's targets have.
+_STATUS = """
+SELECT quote_ident(n.nspname) || '.' || quote_ident(c.relname) || '.' || s.column_name AS target, s.*
+FROM pgembed.status AS s
+JOIN pg_catalog.pg_class AS c ON c.oid = s.relation
+JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+"""
 
 
 def register(app: typer.Typer) -> None:
@@ -18,32 +31,84 @@ def register(app: typer.Typer) -> None:
     app.command("status")(status)
 
 
-def status(url: DatabaseUrl, as_json: AsJson = False) -> None:
-    """Show fresh, pending and failed rows of every embedding column (the view pgembed.status)."""
+def status(
+    url: DatabaseUrl,
+    as_json: AsJson = False,
+    sample: Annotated[
+        int,
+        typer.Option(min=0, help="Tokenise so many rows of each column to see how many texts are cut."),
+    ] = 1000,
+) -> None:
+    """Show fresh, pending and failed rows of every embedding column (the view pgembed.status).
+
+    A text longer than its encoder's limit is cut. How many are is known from a sample of the rows, and where
+    the encoder's tokenizer is on this machine.
+    """
     with connect(url) as connection:
         require_installed(connection)
-        rows = [
-            dict(row) for row in connection.execute(text("SELECT * FROM pgembed.status")).mappings().all()
-        ]
+        rows = [dict(row) for row in connection.execute(text(_STATUS)).mappings()]
+        if sample and rows:
+            targets = {_name(one): one for one in registered_targets(connection)}
+            for row in rows:
+                row |= _cuts(connection, targets.get(row["target"]), row, sample)
+    for row in rows:
+        del row["target"]
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
     elif not rows:
         typer.echo("no embedding columns in this database")
     else:
-        Console().print(_table(rows))
+        Console().print(_table(rows, sampled=sample > 0))
+        for row in rows:
+            if row.get("cut_problem") and not row["problem"]:
+                typer.echo(f"{row['relation']}.{row['column_name']}: cut texts unknown: {row['cut_problem']}")
 
 
-def _table(rows: list[dict[str, Any]]) -> Table:
+def _name(target: Target | Refused) -> str:
+    return target.name
+
+
+def _cuts(
+    connection: Connection, target: Target | Refused | None, row: dict[str, Any], sample: int
+) -> dict[str, Any]:
+    """What is known of a column's cut texts, or why nothing is."""
+    found: dict[str, Any] = {"sampled": None, "cut": None, "cut_problem": None}
+    try:
+        if row["problem"] or row["total"] is None or target is None:
+            return found | {"cut_problem": row["problem"] or "the table has changed meanwhile"}
+        if isinstance(target, Refused):
+            raise target.error
+        with connection.begin_nested():
+            cuts = count_cuts(connection, target, total=row["total"], rows=sample)
+    except (PgembedError, DBAPIError) as error:
+        cause = error.orig if isinstance(error, DBAPIError) else error
+        return found | {"cut_problem": " ".join(str(cause).split())}
+    return found | {"sampled": cuts.sampled, "cut": cuts.cut}
+
+
+def _table(rows: list[dict[str, Any]], *, sampled: bool) -> Table:
     table = Table("column", "encoder", "fingerprint", box=None)
     for heading in ("rows", "fresh", "pending", "failed"):
         table.add_column(heading, justify="right")
     table.add_column("index")
+    if sampled:
+        table.add_column("cut texts")
     for row in rows:
-        column = f"{row['relation']}.{row['column_name']}"
-        facts = (column, row["encoder"], row["fingerprint"][:12])
-        if row["problem"]:
-            table.add_row(*facts, "?", "?", "?", "?", row["problem"])
-        else:
-            counts = (f"{row[name]:,}" for name in ("total", "fresh", "pending", "failed"))
-            table.add_row(*facts, *counts, row["index"])
+        counts = [row[name] for name in ("total", "fresh", "pending", "failed")]
+        table.add_row(
+            escape(f"{row['relation']}.{row['column_name']}"),
+            escape(row["encoder"]),
+            row["fingerprint"][:12],
+            *("?" if count is None else f"{count:,}" for count in counts),
+            escape(row["problem"] or row["index"]),
+            *([_share(row)] if sampled else []),
+        )
     return table
+
+
+def _share(row: dict[str, Any]) -> str:
+    if row["sampled"] is None:
+        return "?"
+    if not row["sampled"]:
+        return "none"
+    return f"{row['cut'] / row['sampled']:.1%} of {row['sampled']:,}"

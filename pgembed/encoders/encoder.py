@@ -20,6 +20,7 @@ from pgembed.encoders.recent import RecentVectors
 from pgembed.encoders.runtime import Kind, OnnxRuntime, Vectors
 from pgembed.encoders.spec import EncoderSpec
 from pgembed.encoders.texts import checked, distinct
+from pgembed.encoders.tokenizing import open_tokenizer
 from pgembed.exc import EncoderError, EncoderNotFoundError, EncoderOptionError, FingerprintMismatchError
 
 PRECISIONS = ("auto", "fp32", "fp16", "int8")
@@ -184,6 +185,21 @@ class Encoder:
         if tower is not None:
             return tower.encode_queries(wanted)
         return self._recent.through(wanted, lambda missing: self._encode(missing, "query"), self.dimensions)
+
+    def count_cut(self, texts: Iterable[str]) -> int:
+        """How many of these documents are longer than :attr:`max_tokens`: opens the tokenizer, no weights.
+
+        :raises TextError: something is no text.
+        :raises EncoderNotFoundError: the tokenizer is not on this machine.
+        """
+        folder, spec = self._load_spec()
+        tokenizer = open_tokenizer(
+            self._with_weights(folder, spec),
+            max_tokens=spec.max_tokens,
+            special_tokens=spec.special_tokens,
+            lowercase=spec.lowercase,
+        )
+        return tokenizer([spec.document_prompt + text for text in checked(texts)]).cut
 
     def _own_tower(self) -> Encoder | None:
         """The encoder for queries that lies in this one's folder."""

@@ -75,6 +75,29 @@ def test_status_counts(helpdesk: str) -> None:
     assert (row["total"], row["fresh"], row["pending"]) == (3, 2, 1)
 
 
+def test_status_says_how_many_texts_are_cut_or_why_it_cannot(
+    helpdesk: str, environment: dict[str, str]
+) -> None:
+    engine = create_engine(helpdesk)
+    with engine.begin() as connection:
+        connection.execute(text("INSERT INTO article (title) VALUES (repeat('word ', 300))"))
+    engine.dispose()
+    shown = run("status", "--url", helpdesk, **environment)
+    assert re.search(r"index +cut texts *\n.* none +25\.0% of 4 *\n$", shown.stdout)
+    (row,) = json.loads(run("status", "--url", helpdesk, "--json", **environment).stdout)
+    assert (row["sampled"], row["cut"], row["cut_problem"]) == (4, 1, None)
+
+    nowhere = {"PGEMBED_ENCODERS": "/nowhere", "XDG_DATA_HOME": "/nowhere"}
+    shown = run("status", "--url", helpdesk, **nowhere)
+    assert re.search(r" none +\? *\n", shown.stdout)
+    assert "article.embedding: cut texts unknown: no encoder 'all-MiniLM-L6-v2'" in shown.stdout
+    (row,) = json.loads(run("status", "--url", helpdesk, "--json", **nowhere).stdout)
+    assert (row["pending"], row["sampled"], row["cut"]) == (2, None, None)
+
+    shown = run("status", "--url", helpdesk, "--sample", "0", "--json", **environment)
+    assert "cut" not in json.loads(shown.stdout)[0]
+
+
 def test_search_prints_the_best_rows_first(helpdesk: str, environment: dict[str, str]) -> None:
     shown = run("search", "article", "embedding", "reset my password", "--url", helpdesk, **environment)
     assert shown.returncode == 0, shown.stderr
