@@ -1,15 +1,13 @@
 """The columns that are to be filled: found in models, or in the database, and checked against it.
 
 A worker that is given models and one that is given none run the same SQL: both have an
-:class:`~pgembed.columns.EmbeddingColumn`, and its predicate is what the pending index was made with. For a
-column known from the database alone, a :class:`sqlalchemy.Table` is built of what the registry says.
+:class:`~pgembed.columns.EmbeddingColumn`, and its predicate is what the pending index was made with.
 """
 
 from __future__ import annotations
 
 import importlib
 import re
-import string
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,42 +27,18 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import OID
 from sqlalchemy.orm import Mapper
 
-from pgembed.columns import EmbeddingColumn, TextEncoder, VectorType, bound, embedding_column, embeddings_of
-from pgembed.encoders import Encoder
+from pgembed.columns import EmbeddingColumn, TextEncoder, VectorType, bound, embeddings_of
 from pgembed.exc import DeclarationError, NotInstalledError, PgembedError
+from pgembed.filling import registry
 
 #: What ``jsonb ->> 0`` does not give back in a form that can be cast to the type again.
 _UNUSABLE_KEYS = re.compile(r"\[\]$|^(json|jsonb|record)$")
-
-_REGISTERED = """
-SELECT e.relation::oid AS relation, c.relname AS name, n.nspname AS schema,
-       pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(c.relname) AS qualified,
-       e.column_name, e.digest_name, e.sources, e.template, e.encoder, e.fingerprint, e.dimensions, e.metric,
-       e.fields
-FROM pgembed.embedding_columns AS e
-JOIN pg_catalog.pg_class AS c ON c.oid = e.relation
-JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
-ORDER BY qualified, e.column_name
-"""
 
 _RELATION = """
 SELECT c.oid FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
 WHERE c.relname = :name AND c.relkind IN ('r', 'p')
   AND CASE WHEN CAST(:schema AS text) IS NULL THEN pg_catalog.pg_table_is_visible(c.oid)
            ELSE n.nspname = :schema END
-"""
-
-_COLUMNS = """
-SELECT a.attname AS name, a.atttypid AS type_oid, t.typtype AS kind,
-       pg_catalog.format_type(a.atttypid, a.atttypmod) AS type,
-       pg_catalog.format_type(a.atttypid, -1) AS plain_type,
-       (SELECT p.n FROM pg_catalog.pg_index AS i,
-               pg_catalog.unnest(i.indkey::int2[]) WITH ORDINALITY AS p(attnum, n)
-         WHERE i.indrelid = a.attrelid AND i.indisprimary AND p.attnum = a.attnum) AS key_position
-FROM pg_catalog.pg_attribute AS a
-JOIN pg_catalog.pg_type AS t ON t.oid = a.atttypid
-WHERE a.attrelid = :relation AND a.attnum > 0 AND NOT a.attisdropped
-ORDER BY a.attnum
 """
 
 
@@ -127,11 +101,11 @@ def registered_targets(connection: Connection) -> list[Target | Refused]:
     :raises NotInstalledError: the database has no SQL objects of pgembed, or older ones.
     """
     found: list[Target | Refused] = []
-    for entry in _registry(connection):
+    for entry in registry.entries(connection):
         try:
-            found.append(_opened(connection, _declared(connection, entry), entry))
+            found.append(_opened(connection, registry.declared(connection, entry), entry))
         except PgembedError as error:
-            found.append(Refused(_name(entry), error))
+            found.append(Refused(registry.name_of(entry), error))
     return found
 
 
@@ -141,11 +115,11 @@ def model_targets(connection: Connection, embeddings: Sequence[EmbeddingColumn])
     :param embeddings: such as :func:`embeddings_in` finds.
     :raises NotInstalledError: the database has no SQL objects of pgembed, or older ones.
     """
-    registry = {(entry["relation"], entry["column_name"]): entry for entry in _registry(connection)}
+    registered = {(entry["relation"], entry["column_name"]): entry for entry in registry.entries(connection)}
     found: list[Target | Refused] = []
     for embedding in embeddings:
         try:
-            found.append(_checked(connection, embedding, registry))
+            found.append(_checked(connection, embedding, registered))
         except PgembedError as error:
             found.append(Refused(str(embedding), error))
     return found
@@ -238,67 +212,8 @@ def _tables(found: Any) -> list[Table]:
     return list(metadata.tables.values()) if isinstance(metadata, MetaData) else []
 
 
-def _registry(connection: Connection) -> list[dict[str, Any]]:
-    if connection.scalar(text("SELECT to_regclass('pgembed.failure')")) is None:
-        raise NotInstalledError(
-            "this database lacks pgembed's SQL objects, or holds those of an older version: run "
-            "`pgembed init`, or call pgembed.database.install(connection)"
-        )
-    return [dict(row) for row in connection.execute(text(_REGISTERED)).mappings()]
-
-
-def _name(entry: dict[str, Any]) -> str:
-    return f"{entry['qualified']}.{entry['column_name']}"
-
-
-def _declared(connection: Connection, entry: dict[str, Any]) -> EmbeddingColumn:
-    """The embedding column that an entry of the registry describes, over a table built for it."""
-    columns = {row["name"]: row for row in _columns(connection, entry["relation"])}
-    keys = sorted((row for row in columns.values() if row["key_position"]), key=lambda r: r["key_position"])
-    fields = _fields(entry)
-    missing = {*entry["sources"], entry["column_name"], entry["digest_name"]} - columns.keys()
-    if missing:
-        raise NotInstalledError(
-            f"{_name(entry)}: registered with the column {', '.join(sorted(missing))}, which the table does "
-            "not have; a renamed column has to be registered anew, by a migration"
-        )
-    storage = columns[entry["column_name"]]["plain_type"].rpartition(".")[2]
-    sources = dict(zip(entry["sources"], fields, strict=True))
-    table = Table(
-        entry["name"],
-        MetaData(),
-        *(
-            Column(row["name"], Text, key=sources.get(row["name"], row["name"]), primary_key=True)
-            for row in keys
-        ),
-        *(Column(name, Text, key=key) for name, key in sources.items() if not columns[name]["key_position"]),
-        embedding_column(
-            *fields,
-            encoder=Encoder(
-                entry["encoder"], fingerprint=entry["fingerprint"], dimensions=entry["dimensions"]
-            ),
-            template=entry["template"],
-            metric=entry["metric"],
-            type=storage,
-            name=entry["column_name"],
-        ).column,
-        schema=entry["schema"],
-    )
-    return embeddings_of(table)[0]
-
-
-def _fields(entry: dict[str, Any]) -> list[str]:
-    """What the template calls the sources: names of attributes, which can differ from those of columns."""
-    if entry["fields"]:
-        return list(entry["fields"])
-    sources = list(entry["sources"])
-    if entry["template"] is None or len(sources) > 1:
-        return sources
-    return [name for _, name, _, _ in string.Formatter().parse(entry["template"]) if name] or sources
-
-
 def _checked(
-    connection: Connection, embedding: EmbeddingColumn, registry: dict[tuple[int, str], dict[str, Any]]
+    connection: Connection, embedding: EmbeddingColumn, registered: dict[tuple[int, str], dict[str, Any]]
 ) -> Target:
     """The target of a model's column. Two workers with different declarations of one column would undo each
     other's work for ever, and a predicate other than the index's would read the whole table each time."""
@@ -308,7 +223,7 @@ def _checked(
         raise NotInstalledError(
             f"{embedding}: the database has no table {table.fullname}: create it, or migrate"
         )
-    entry = registry.get((relation, str(embedding.vector.name)))
+    entry = registered.get((relation, str(embedding.vector.name)))
     if entry is None:
         raise NotInstalledError(
             f"{embedding}: the database has no registered pending index "
@@ -326,7 +241,7 @@ def _checked(
 
 
 def _opened(connection: Connection, embedding: EmbeddingColumn, entry: dict[str, Any]) -> Target:
-    columns = {row["name"]: row for row in _columns(connection, entry["relation"])}
+    columns = {row["name"]: row for row in registry.columns_of(connection, entry["relation"])}
     types = []
     for column in embedding.table.primary_key.columns:
         row = columns[str(column.name)]
@@ -337,20 +252,11 @@ def _opened(connection: Connection, embedding: EmbeddingColumn, entry: dict[str,
     return Target(
         embedding,
         entry["relation"],
-        _name(entry),
+        registry.name_of(entry),
         tuple(types),
         vector["plain_type"],
         vector["type_oid"],
     )
-
-
-def _columns(connection: Connection, relation: int) -> list[dict[str, Any]]:
-    """The table's columns. Under an empty search path, format_type names the schema of every type."""
-    path = connection.scalar(text("SELECT current_setting('search_path')"))
-    connection.execute(text("SELECT set_config('search_path', '', true)"))
-    rows = connection.execute(text(_COLUMNS), {"relation": relation}).mappings().all()
-    connection.execute(text("SELECT set_config('search_path', :path, true)"), {"path": path})
-    return [dict(row) for row in rows]
 
 
 def _bare(embedding: EmbeddingColumn) -> EmbeddingColumn:
