@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 
-from sqlalchemy import Connection, Index, bindparam, func, select
+from sqlalchemy import Connection, Index
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.schema import CreateIndex, DDLElement
 
@@ -23,6 +22,7 @@ from pgembed.indexes.planning import (
     parameters_of,
     plan,
 )
+from pgembed.indexes.settings import applied, in_autocommit
 
 #: What the server says when ``/dev/shm`` is too small for a parallel build: disk full, out of memory.
 _NO_SHARED_MEMORY = ("53100", "53200")
@@ -130,28 +130,10 @@ def lacks_shared_memory(error: DBAPIError) -> bool:
     return sqlstate(error) in _NO_SHARED_MEMORY and "shared memory" in str(error.orig)
 
 
-@contextmanager
-def applied(connection: Connection, settings: Mapping[str, str]) -> Iterator[None]:
-    """Settings of the session for the time of the block, with and without a transaction.
-
-    They are not made local to the transaction, since without one they would end with their own statement.
-    A transaction that fails in the block takes them back itself, and accepts no statement that would.
-    """
-    before = {name: connection.scalar(select(func.current_setting(name))) for name in settings}
-    try:
-        _set(connection, settings)
-        yield
-    except BaseException:
-        if not connection.invalidated and _in_autocommit(connection):
-            _set(connection, before)
-        raise
-    _set(connection, before)
-
-
 def _execute(connection: Connection, statement: DDLElement, settings: Mapping[str, str]) -> None:
     """Run a build; where shared memory is too small for workers, without."""
     with applied(connection, settings):
-        if not is_parallel(settings) or _in_autocommit(connection):
+        if not is_parallel(settings) or in_autocommit(connection):
             connection.execute(statement)
             return
         try:
@@ -169,21 +151,13 @@ def _refuse_few_rows(planned: Plan) -> None:
         return
     lists = planned.parameters["lists"]
     needed = ROWS_A_LIST * lists
-    if planned.rows < needed:
+    rows = min(planned.parts, default=0)
+    if rows < needed:
+        where = "" if len(planned.parts) < 2 else " in a partition"
         raise IndexBuildError(
             planned.index,
-            f"{planned.rows} rows are too few for {lists} lists: the clusters of rows that come later would "
-            f"be those of the first {planned.rows}. Needed are {needed} rows, {ROWS_A_LIST} a list",
-            fix=f"Build it after the load, declare IVFFlat(lists={suitable_lists(planned.rows)}) or less, "
+            f"{rows} rows{where} are too few for {lists} lists: the clusters of rows that come later would "
+            f"be those of the first {rows}. Needed are {needed} rows, {ROWS_A_LIST} a list",
+            fix=f"Build it after the load, declare IVFFlat(lists={suitable_lists(rows)}) or less, "
             "or HNSW(), which needs no rows",
         )
-
-
-def _set(connection: Connection, settings: Mapping[str, str | None]) -> None:
-    if settings:
-        calls = (func.set_config(name, bindparam(None, value), False) for name, value in settings.items())
-        connection.execute(select(*calls))
-
-
-def _in_autocommit(connection: Connection) -> bool:
-    return bool(getattr(connection.connection.dbapi_connection, "autocommit", False))

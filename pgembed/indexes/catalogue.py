@@ -6,15 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Column, Connection, Index, Table, bindparam, func, select, text
+from sqlalchemy import Column, Connection, Index, Table, bindparam, text
 from sqlalchemy.types import String
 
 from pgembed.exc import DeclarationError
 from pgembed.indexes.errors import IndexBuildError, IndexMissingError
 from pgembed.metrics import BY_NAME
-
-#: Above this many rows they are estimated from the statistics.
-COUNTED = 1_000_000
 
 _STANDING = text("""
 SELECT i.indexrelid AS oid,
@@ -33,6 +30,10 @@ SELECT i.indexrelid AS oid,
                WHERE p.datname = pg_catalog.current_database()
                  AND (p.index_relid = i.indexrelid OR p.relid IS NULL)) AS building,
        c.relkind = 'I' AS partitioned,
+       ARRAY(SELECT CAST(leaf.relname AS text)
+               FROM pg_catalog.pg_partition_tree(i.indexrelid) AS part
+               JOIN pg_catalog.pg_class AS leaf ON leaf.oid = part.relid
+              WHERE part.isleaf) AS leaves,
        (SELECT h.inhparent FROM pg_catalog.pg_inherits AS h WHERE h.inhrelid = i.indexrelid) AS parent,
        CASE WHEN c.relkind = 'I'
             THEN (SELECT CAST(coalesce(sum(pg_catalog.pg_relation_size(part.relid)), 0) AS bigint)
@@ -50,16 +51,6 @@ SELECT i.indexrelid AS oid,
  ORDER BY n.nspname, t.relname, c.relname
 """).bindparams(bindparam("relation", type_=String))
 
-_ESTIMATE = text("""
-SELECT sum(c.reltuples * (1 - coalesce(s.null_frac, 0)))
-  FROM pg_catalog.pg_partition_tree(pg_catalog.to_regclass(:relation)) AS part
-  JOIN pg_catalog.pg_class AS c ON c.oid = part.relid
-  JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
-  LEFT JOIN pg_catalog.pg_stats AS s
-    ON s.schemaname = n.nspname AND s.tablename = c.relname AND s.attname = :column AND NOT s.inherited
- WHERE part.isleaf
-""")
-
 
 @dataclass(frozen=True)
 class StandingIndex:
@@ -73,6 +64,7 @@ class StandingIndex:
     :ivar building: whether it is being built at this moment.
     :ivar partitioned: whether it is that of a partitioned table, which holds nothing itself: the indexes of
         the partitions are attached to it. Until all are, it is not valid.
+    :ivar leaves: the names of those indexes, which are what plans show.
     :ivar parent: the oid of the index that it is attached to.
     :ivar size: bytes on the disk, those of the partitions included.
     """
@@ -91,6 +83,7 @@ class StandingIndex:
     valid: bool
     building: bool
     partitioned: bool
+    leaves: list[str]
     parent: int | None
     size: int
 
@@ -187,22 +180,6 @@ def column_of(index: Index) -> Column[Any]:
     if len(expressions) == 1 and isinstance(expressions[0], Column):
         return expressions[0]
     raise DeclarationError(f"{index.name} is not an index on one vector column, which is needed here")
-
-
-def count_vectors(connection: Connection, column: Column[Any]) -> int:
-    """How many rows have a vector: counted, above a million rows estimated from the statistics.
-
-    ::
-
-        SELECT count(embedding) FROM article
-    """
-    table = column.table
-    assert isinstance(table, Table)
-    relation = connection.dialect.identifier_preparer.format_table(table)
-    estimate = connection.scalar(_ESTIMATE, {"relation": relation, "column": column.name})
-    if estimate is not None and estimate > COUNTED:
-        return int(estimate)
-    return connection.scalar(select(func.count(column))) or 0
 
 
 def _table(index: Index) -> Table:

@@ -12,7 +12,6 @@ from sqlalchemy.schema import DDLElement
 
 from pgembed.indexes.build import (
     SERIAL,
-    applied,
     is_built,
     is_parallel,
     lacks_shared_memory,
@@ -32,6 +31,7 @@ from pgembed.indexes.locks import Patience
 from pgembed.indexes.partitions import Series, count_leaves, is_partitioned, leaves
 from pgembed.indexes.planning import IndexTarget, declared_index, parameters_of
 from pgembed.indexes.progress import OnProgress, Progress, watched
+from pgembed.indexes.settings import applied
 
 #: What PostgreSQL calls the indexes that REINDEX CONCURRENTLY works with.
 _TRANSIENT = re.compile(r"(.+)_cc(?:new|old)\d*")

@@ -167,7 +167,10 @@ class Explain(Executable, ClauseElement):
 
 @compiles(Explain)
 def _explain(element: Explain, compiler: Any, **kw: Any) -> str:
-    return "EXPLAIN (VERBOSE, FORMAT json) " + str(compiler.process(element.statement, **kw))
+    statement = str(compiler.process(element.statement, **kw))
+    # The answer is a plan, which is not to be read as the first column of the statement would be.
+    compiler._result_columns = []
+    return "EXPLAIN (VERBOSE, FORMAT json) " + statement
 
 
 def _qualified(element: OfIndex, compiler: Any) -> str:

@@ -104,8 +104,9 @@ def nodes(root: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def uses(root: dict[str, Any], index: StandingIndex) -> bool:
-    """Whether a plan scans the index."""
-    return any(node.get("Index Name") == index.name for node in nodes(root))
+    """Whether a plan scans the index, or that of any partition."""
+    names = {index.name, *index.leaves}
+    return any(node.get("Index Name") in names for node in nodes(root))
 
 
 def _of_index(connection: Connection, index: StandingIndex) -> Iterator[str]:

@@ -102,6 +102,6 @@ def test_drift(connection, fill):
 def test_known_bugs(version, hnsw, ivfflat):
     for method, expected in (("hnsw", hnsw), ("ivfflat", ivfflat)):
         facts = ("public", "ann", "t", "t", "v", None, method, "vector_l2_ops", {}, None)
-        facts = (*facts, True, False, False, None, 0)
+        facts = (*facts, True, False, False, [], None, 0)
         messages = [finding.message for finding in _old(StandingIndex(1, *facts), version)]
         assert sum(message.count(";") + 1 for message in messages) == expected

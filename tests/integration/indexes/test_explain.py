@@ -76,7 +76,7 @@ def test_statements_of_the_helpers_and_of_core(connection, table):
     assert found.used == ("ann",)
     exact = explain(connection, semantic_search(table.c.vector, clustered(1)[0], mode="exact"))
     assert exact.used == ()
-    core = select(table.c.id).order_by(table.c.vector.cosine_distance(clustered(1)[0]))
+    core = select(table.c.vector).order_by(table.c.vector.cosine_distance(clustered(1)[0]))
     assert explain(connection, core.limit(3)).used == ("ann",)
     assert found.as_dict()["used"] == ("ann",)
 

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import Column, Index, Integer, MetaData, Table, insert, text
 from sqlalchemy.exc import DBAPIError
 
-from pgembed import HNSW
+from pgembed import HNSW, IVFFlat
 from pgembed.columns.types import VectorType
 from pgembed.indexes import (
     IndexBuildError,
@@ -19,6 +19,8 @@ from pgembed.indexes import (
     create_concurrently,
     drop,
     is_built,
+    plan,
+    recall,
     reindex,
 )
 from pgembed.indexes.catalogue import standing
@@ -39,9 +41,9 @@ SELECT t.relname AS table, c.relname AS name, i.indisvalid AS valid, h.inhparent
 LEAVES = ["2023", "2024 even", "2024 odd", "2025"]
 
 
-def item(*indexes):
+def item(*indexes, primary_key=True):
     """The partitioned table, with indexes declared."""
-    columns = Column("id", Integer), Column("vector", VectorType(32))
+    columns = Column("id", Integer, primary_key=primary_key), Column("vector", VectorType(32))
     return Table("Item", MetaData(), *columns, *indexes, postgresql_partition_by="RANGE (id)")
 
 
@@ -49,8 +51,8 @@ def item(*indexes):
 def partitioned(engine):
     """``partitioned(index)``: 3,000 rows in three of four partitions, one of which has partitions itself."""
 
-    def make(*indexes, rows=3000):
-        table = item(*indexes)
+    def make(*indexes, rows=3000, primary_key=True):
+        table = item(*indexes, primary_key=primary_key)
         with engine.begin() as connection:
             table.create(connection)
             for statement in (
@@ -290,9 +292,51 @@ def test_reindex_and_drop(engine, partitioned, monkeypatch):
     assert not drop(engine, wider)
 
 
-def test_a_foreign_partition_is_refused(engine, partitioned):
+def test_a_plan_is_for_one_partition_after_the_other(engine, partitioned):
+    """Memory is that of the largest, and disk that of all; half of 2024's rows are even."""
     index = HNSW("vector", name="ann")
     partitioned(index)
+    with engine.begin() as connection:
+        planned = plan(connection, index, workers=0, sample=500)
+        assert planned.rows == sum(planned.parts) == 3000
+        assert len(planned.parts) == 3
+        assert planned.memory == max(planned.parts) * (4 * 32 + 8 + 32 * 16 + 165)
+        create(connection, index)
+        (root,) = standing(connection, '"Item"')
+        assert planned.disk == pytest.approx(root.size, rel=0.1)
+        assert planned.seconds > 0
+
+
+def test_ivfflat_wants_rows_in_each_partition_that_has_some(engine, partitioned):
+    index = IVFFlat("vector", name="ann", lists=19)
+    partitioned(index)
+    with engine.begin() as connection:
+        assert min(plan(connection, index, sample=0).parts) >= 950
+        create(connection, index)
+    assert_complete(engine)
+    drop(engine, index)
+    few = IVFFlat("vector", name="ann", lists=21)
+    item(few)
+    with pytest.raises(IndexBuildError, match="rows in a partition are too few for 21 lists"):
+        create_concurrently(engine, few)
+    assert tree(engine) == []
+
+
+def test_recall_is_measured_over_all_partitions(engine, partitioned):
+    index = HNSW("vector", name="ann", m=4, ef_construction=12, metric="l2")
+    table = partitioned(index)
+    create_concurrently(engine, index)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
+        low = recall(connection, table.c.vector, queries=clustered(200, seed=5), k=5, ef_search=5)
+        high = recall(connection, table.c.vector, queries=clustered(200, seed=5), k=5, ef_search=400)
+    assert low.recall < high.recall
+    assert high.recall > 0.97
+
+
+def test_a_foreign_partition_is_refused(engine, partitioned):
+    index = HNSW("vector", name="ann")
+    partitioned(index, primary_key=False)
     with engine.begin() as connection:
         for statement in (
             "CREATE FOREIGN DATA WRAPPER nothing",

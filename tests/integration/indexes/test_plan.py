@@ -87,9 +87,15 @@ def test_rows_of_large_tables_are_estimated(engine, fill, monkeypatch):
     with engine.begin() as connection:
         connection.execute(text('UPDATE "Item" SET vector = NULL WHERE id < 100'))
         assert plan(connection, table.c.vector, sample=0).rows == 300
-        monkeypatch.setattr("pgembed.indexes.catalogue.COUNTED", 10)
         connection.execute(text('ANALYZE "Item"'))
+        monkeypatch.setattr("pgembed.indexes.counting.COUNTED", 10)
+        connection.execute(text('DELETE FROM "Item" WHERE id < 200'))  # which no statistics know of yet
         assert plan(connection, table.c.vector, sample=0).rows == pytest.approx(300, abs=2)
+        partial = HNSW(table.c.vector, name="part")
+        partial.dialect_kwargs["postgresql_where"] = table.c.id >= 250
+        assert plan(connection, partial, sample=0).rows == pytest.approx(150 * 300 / 400, rel=0.1)
+        monkeypatch.undo()
+        assert plan(connection, partial, sample=0).rows == 150
 
 
 def test_an_empty_table_has_a_plan(engine, fill):
