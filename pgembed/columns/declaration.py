@@ -46,6 +46,7 @@ def embedding_column(
     type: Storage = "vector",
     deferred: bool = True,
     name: str | None = None,
+    replaces: str | None = None,
     **options: Any,
 ) -> MappedColumn[Any]:
     """A column that holds the vector of the texts in other columns, and fills itself.
@@ -76,6 +77,8 @@ def embedding_column(
     :param type: ``"vector"`` (4 bytes a dimension) or ``"halfvec"`` (2 bytes).
     :param deferred: do not load vector and digest together with the entity.
     :param name: the column's name, if it is not the attribute's.
+    :param replaces: the name of the table's column that this one is to take the place of, while both are
+        there. Migrations let that one stand, and drop it when ``replaces`` is taken away.
     :param options: further arguments of :func:`sqlalchemy.orm.mapped_column`, such as ``init=False`` for
         dataclasses. In a Core ``Table``, write ``embedding_column(..., name="embedding").column``.
     :raises DeclarationError: at declaration, for whatever cannot work.
@@ -92,6 +95,7 @@ def embedding_column(
         fill=fill,
         on_error=on_error,
         deferred=deferred,
+        replaces=replaces,
     )
     column_type: TypeEngine[Any] = VectorType(encoder.dimensions, type)
     if declaration.metric.name not in metrics_of(type):
@@ -154,6 +158,11 @@ def _bind(table: Table, vector: Column[Any], sources: tuple[Column[Any], ...]) -
     if present is not None and present.sources == sources:
         return present
     declaration: Embedding = vector.info[INFO]
+    if declaration.replaces == vector.name:
+        raise DeclarationError(
+            f"{table.fullname}.{vector.name} replaces itself: the new column needs a name of its own, "
+            f'name="{vector.name}_2"'
+        )
     embedding = EmbeddingColumn(declaration, table, vector, _digest_column(table, vector), sources)
     vector.info[SOURCES] = tuple(source.key for source in sources)
     # Constructed over columns of a table, an index attaches itself. They count as part of the column, as

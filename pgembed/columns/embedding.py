@@ -62,6 +62,7 @@ class Embedding:
     fill: Fill
     on_error: OnError
     deferred: bool
+    replaces: str | None = None
 
     @cached_property
     def recipe(self) -> str:

@@ -42,6 +42,8 @@ class RegisterEmbedding(DDLElement):
         }
         if declaration.sources != tuple(facts["sources"]):  # what the template calls them
             facts["fields"] = list(declaration.sources)
+        if declaration.replaces is not None:
+            facts["replaces"] = declaration.replaces
         return facts
 
 

@@ -88,8 +88,8 @@ def set_not_null(context: AutogenContext, operation: SetNotNullOp) -> str:
     return _call(context, "set_not_null", names, schema=operation.schema)
 
 
-def assert_backfilled(context: AutogenContext, operation: AssertBackfilledOp) -> str:
-    return _call(
+def assert_backfilled(context: AutogenContext, operation: AssertBackfilledOp) -> list[str]:
+    call = _call(
         context,
         "assert_backfilled",
         [operation.table_name, operation.column_name],
@@ -97,6 +97,7 @@ def assert_backfilled(context: AutogenContext, operation: AssertBackfilledOp) ->
         share=operation.share if operation.share < 1 else None,
         schema=operation.schema,
     )
+    return [*_comment(operation.reason), call]
 
 
 def create_vector_index(context: AutogenContext, operation: CreateVectorIndexOp) -> str:

@@ -10,7 +10,7 @@ from alembic.autogenerate import comparators, renderers
 from alembic.operations import MigrateOperation, Operations
 from alembic.util import DispatchPriority
 
-from pgembed.migrations import comparison, rendering
+from pgembed.migrations import comparison, index_comparison, rendering, series
 from pgembed.migrations.operations import (
     installation,
     locking,
@@ -117,7 +117,8 @@ def setup() -> None:
     for target, priority, subgroup, comparator in (
         ("schema", DispatchPriority.FIRST, "pgembed.installation", comparison.compare_installation),
         ("column", DispatchPriority.FIRST, "types", comparison.compare_vector_type),
-        ("table", DispatchPriority.LAST, "pgembed.indexes", comparison.compare_indexes),
+        ("table", DispatchPriority.LAST, "pgembed.indexes", index_comparison.compare_indexes),
+        ("schema", DispatchPriority.LAST, "pgembed.series", series.settle_drops),
     ):
         comparators.dispatch_for(target, priority=priority, qualifier="postgresql", subgroup=subgroup)(
             comparator

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from argparse import Namespace
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,6 +75,7 @@ class Migrations:
     metadata: MetaData = field(default_factory=MetaData)
     options: dict[str, Any] = field(default_factory=dict)
     statement: str = ""
+    arguments: Namespace | None = None
 
     def __post_init__(self) -> None:
         (self.folder / "versions").mkdir(parents=True)
@@ -83,7 +85,7 @@ class Migrations:
 
     @property
     def config(self) -> Config:
-        config = Config(stdout=io.StringIO(), output_buffer=io.StringIO())
+        config = Config(stdout=io.StringIO(), output_buffer=io.StringIO(), cmd_opts=self.arguments)
         config.set_main_option("script_location", str(self.folder))
         config.set_main_option("path_separator", "os")
         config.attributes.update(
@@ -96,15 +98,33 @@ class Migrations:
         if metadata is not None:
             self.metadata = metadata
         self.number += 1
-        script: Any = command.revision(
+        (revision,) = self._generate()
+        return revision
+
+    def generate_series(self, metadata: MetaData | None = None) -> list[Revision]:
+        """The same for changes that take several revisions."""
+        if metadata is not None:
+            self.metadata = metadata
+        self.number += 1
+        revisions = self._generate()
+        self.number += len(revisions) - 1
+        return revisions
+
+    def _generate(self) -> list[Revision]:
+        scripts: Any = command.revision(
             self.config, message="step", autogenerate=True, rev_id=f"{self.number:04}"
         )
-        text = Path(script.path).read_text()
-        return Revision(
-            upgrade=_body(text, "upgrade"),
-            downgrade=_body(text, "downgrade"),
-            imports=[line for line in text.splitlines() if line.startswith(("from ", "import "))],
-        )
+        texts = [
+            Path(script.path).read_text() for script in (scripts if isinstance(scripts, list) else [scripts])
+        ]
+        return [
+            Revision(
+                upgrade=_body(text, "upgrade"),
+                downgrade=_body(text, "downgrade"),
+                imports=[line for line in text.splitlines() if line.startswith(("from ", "import "))],
+            )
+            for text in texts
+        ]
 
     def write(self, upgrade: str, downgrade: str = "pass") -> None:
         """A migration by hand."""

@@ -15,12 +15,13 @@ def article(
     encoder: HashEncoder | None = None,
     schema: str | None = None,
     naming_convention: dict[str, str] | None = None,
+    name: str = "embedding",
     **options: Any,
 ) -> MetaData:
     """A table with an embedding column; ``encoder=None`` leaves the embedding column out."""
     metadata = MetaData(naming_convention=naming_convention)
     columns: list[Any] = [Column("id", Integer, primary_key=True), Column("title", Text)]
     if encoder is not None:
-        columns.append(embedding_column("title", encoder=encoder, name="embedding", **options).column)
+        columns.append(embedding_column("title", encoder=encoder, name=name, **options).column)
     Table("article", metadata, *columns, *items, schema=schema)
     return metadata

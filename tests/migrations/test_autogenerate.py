@@ -306,6 +306,7 @@ def test_dimensions_change_and_rows_are_pending(migrations: Migrations) -> None:
     with migrations.engine.begin() as connection:
         fill(connection, before, OLD)
 
+    migrations.options["pgembed_reembed"] = "in_place"
     revision = migrations.generate(after)
 
     assert without_hashes(revision.upgrade).startswith(
@@ -328,6 +329,7 @@ def test_another_encoder_makes_rows_pending_and_keeps_vectors(migrations: Migrat
     with migrations.engine.begin() as connection:
         fill(connection, before, OLD)
 
+    migrations.options["pgembed_reembed"] = "in_place"
     revision = migrations.generate(after)
 
     assert without_hashes(revision.upgrade) == (
@@ -397,6 +399,7 @@ def test_schema_and_naming_convention(migrations: Migrations) -> None:
     migrations.generate(article(encoder=OLD, index=HNSW(), **options))
 
     migrations.there_and_back(before)
+    migrations.options["pgembed_reembed"] = "in_place"
     migrations.generate(article(encoder=NEW, index=HNSW(m=4), **options))
     migrations.there_and_back(article(encoder=OLD, index=HNSW(), **options))
 

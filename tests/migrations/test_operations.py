@@ -86,6 +86,7 @@ def test_autogenerate_writes_concurrently_when_asked(migrations: Migrations) -> 
     assert revision.upgrade.endswith("    concurrently=True,\n)")
     migrations.upgrade()
     migrations.check()
+    migrations.options["pgembed_reembed"] = "in_place"
     other = article(encoder=HashEncoder(4, "other"), index=HNSW(m=8))
     assert migrations.generate(other).upgrade.count("concurrently=True") == 1
     migrations.there_and_back(article(encoder=ENCODER, index=HNSW(m=8)))

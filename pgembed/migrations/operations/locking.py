@@ -70,7 +70,7 @@ class LockTableOp(MigrateOperation):
         operations.invoke(cls(table_name, timeout=timeout, attempts=attempts, schema=schema))
 
     def reverse(self) -> MigrateOperation:
-        return NothingOp(self)
+        return NothingOp(LockTableOp(self.table_name, schema=self.schema))
 
     def to_diff_tuple(self) -> tuple[Any, ...]:
         return ("lock_table", self.schema, self.table_name)

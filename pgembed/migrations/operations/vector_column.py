@@ -110,6 +110,7 @@ class AssertBackfilledOp(MigrateOperation):
         allowed: int = 0,
         share: float = 1.0,
         schema: str | None = None,
+        reason: str = "",
     ) -> None:
         if not 0 <= share <= 1:
             raise MigrationError(f"share={share!r}; needed is a share of the rows, 0 to 1")
@@ -118,6 +119,7 @@ class AssertBackfilledOp(MigrateOperation):
         self.allowed = allowed
         self.share = share
         self.schema = schema
+        self.reason = reason
 
     @classmethod
     def assert_backfilled(

@@ -1,0 +1,462 @@
+"""What autogenerate compares of a table's indexes: vector indexes and pending indexes.
+
+:mod:`pgembed.migrations.series` says which columns take the place of others; here it is put into operations.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from typing import Any
+
+from alembic.autogenerate.api import AutogenContext
+from alembic.operations import MigrateOperation, ops
+from alembic.util import PriorityDispatchResult
+from sqlalchemy import Connection, Index, Table
+
+from pgembed.columns import PendingIndex
+from pgembed.columns.embedding import INFO
+from pgembed.exc import DeclarationError
+from pgembed.indexes import access_method_of
+from pgembed.migrations.catalogue import indexes_of, same_in_database
+from pgembed.migrations.definitions import (
+    PARAMETER_DEFAULTS,
+    Definition,
+    PendingIndexDefinition,
+    VectorIndexDefinition,
+)
+from pgembed.migrations.errors import MigrationError
+from pgembed.migrations.operations.concurrency import is_partitioned
+from pgembed.migrations.operations.locking import LockTableOp, SetNotNullOp
+from pgembed.migrations.operations.pending_index import (
+    CreatePendingIndexOp,
+    DropPendingIndexOp,
+    RegisterEmbeddingOp,
+    ReplacePendingIndexOp,
+)
+from pgembed.migrations.operations.vector_column import AlterVectorColumnOp, AssertBackfilledOp, discards
+from pgembed.migrations.operations.vector_index import (
+    CreateVectorIndexOp,
+    DropVectorIndexOp,
+    ReplaceVectorIndexOp,
+)
+from pgembed.migrations.revisions import in_parts
+from pgembed.migrations.series import Series, dependent, find_series, settle
+
+log = logging.getLogger(__name__)
+
+
+def compare_indexes(
+    context: AutogenContext,
+    modify_ops: ops.ModifyTableOps,
+    schema: str | None,
+    table_name: Any,  # noqa: ARG001
+    conn_table: Table | None,
+    metadata_table: Table | None,
+) -> PriorityDispatchResult:
+    """Vector and pending indexes, in place of Alembic's own comparison, which sees their names and columns.
+
+    It runs after the others, and takes what Alembic decided about these indexes (and with it the filters of
+    ``env.py``) out of the list again.
+    """
+    # Written as in the list of operations: without the schema that is the connection's default.
+    declared = _declared(context, metadata_table, schema)
+    pending = {
+        name for name, definition in declared.items() if isinstance(definition, PendingIndexDefinition)
+    }
+    assert context.connection is not None
+    existing = {} if conn_table is None else indexes_of(context.connection, conn_table, pending)
+    not_null = _convert_not_null(modify_ops, metadata_table)
+    if declared or existing:
+        created, dropped = _take_over(modify_ops, declared, existing)
+        compared = _in_both(context, conn_table, metadata_table) & declared.keys() & existing.keys()
+        compared |= declared.keys() & created & dropped
+        comparison = _Comparison(
+            context, modify_ops, conn_table, metadata_table, declared, existing, created, dropped, compared
+        )
+        comparison.find_changes_of_columns()
+        _convert_vector_types(modify_ops)
+        comparison.compare()
+        modify_ops.ops[:] = in_parts(
+            [*comparison.before, *modify_ops.ops, *comparison.after],
+            comparison.drop_old,
+            comparison.add_new,
+            comparison.index_new,
+            not_null,
+        )
+    else:
+        _convert_vector_types(modify_ops)
+        modify_ops.ops[:] = in_parts(modify_ops.ops, [], [], [], not_null)
+    return PriorityDispatchResult.CONTINUE
+
+
+@dataclass
+class _Comparison:
+    """The indexes of one table on both sides, and the operations that make the one like the other.
+
+    :ivar created: names that Alembic would create, and ``dropped``, those that it would drop.
+    :ivar compared: names that are on both sides.
+    :ivar before: operations that go before those on columns, and ``after``, those that go after them.
+    :ivar drop_old: the parts of a series; see :mod:`pgembed.migrations.series`.
+    :ivar series_of: the index names of new columns, with the column.
+    :ivar old_indexes: the index names of columns whose place was taken.
+    """
+
+    context: AutogenContext
+    modify_ops: ops.ModifyTableOps
+    conn_table: Table | None
+    metadata_table: Table | None
+    declared: dict[str, Definition]
+    existing: dict[str, Definition]
+    created: set[str]
+    dropped: set[str]
+    compared: set[str]
+    before: list[MigrateOperation] = field(default_factory=list)
+    after: list[MigrateOperation] = field(default_factory=list)
+    drop_old: list[MigrateOperation] = field(default_factory=list)
+    add_new: list[MigrateOperation] = field(default_factory=list)
+    index_new: list[MigrateOperation] = field(default_factory=list)
+    series_of: dict[str, Series] = field(default_factory=dict)
+    old_indexes: set[str] = field(default_factory=set)
+
+    @property
+    def connection(self) -> Connection:
+        assert self.context.connection is not None
+        return self.context.connection
+
+    def find_changes_of_columns(self) -> None:
+        """Look for columns that take, or have taken, the place of others."""
+        if self.conn_table is None or self.metadata_table is None:
+            return
+        for series in find_series(
+            self.context, self.connection, self.conn_table, self.metadata_table, self.existing, self.compared
+        ):
+            self._begin(series)
+        for name, definition in self.existing.items():
+            old = _replaced_by(definition)
+            if (
+                old is not None
+                and _replaced_by(self.declared.get(name)) is None
+                and old in self.conn_table.c
+                and old not in self.metadata_table.c
+            ):
+                self._finish(old)
+
+    def _begin(self, series: Series) -> None:
+        """The old column stays as it is, the new one is added."""
+        assert self.metadata_table is not None
+        columns = series.settle_columns(self.modify_ops, self.metadata_table)
+        settle(self.modify_ops, series.columns)
+        if columns:
+            lock = LockTableOp(
+                self.modify_ops.table_name, schema=self.modify_ops.schema, reason=series.reason
+            )
+            self.add_new += [lock, *columns, lock.reverse()]
+        elif series.proposed:
+            log.warning(
+                "%s.%s is being replaced: write name=%r, replaces=%r into its embedding_column()",
+                *(self.modify_ops.table_name, series.old, series.name, series.old),
+            )
+        stand = series.indexes & self.existing.keys()
+        for name in stand:
+            del self.existing[name]
+        wanted: dict[str, Definition] = {}
+        for index in series.new.table.indexes:
+            name = _name(self.context, index)
+            definition = _definition(index, name, self.modify_ops.schema)
+            if definition is None or not _is_on(index, series):
+                continue
+            if name in stand and not series.proposed:
+                raise MigrationError(
+                    f"{series.new}: its index {name!r} has the name of the index of {series.old!r}, whose "
+                    "place it takes while that is still in use: give it another name, or none"
+                )
+            name = name + series.name.removeprefix(series.old) if name in stand else name
+            wanted[name] = definition.renamed(name)
+        if series.proposed:
+            self.compared = (self.compared - stand) | (wanted.keys() & self.existing.keys())
+            self.created = (self.created - stand) | (wanted.keys() - self.existing.keys())
+            self.dropped -= wanted.keys()
+            for name in stand & self.declared.keys():
+                del self.declared[name]
+        self.declared |= wanted
+        self.series_of |= dict.fromkeys(wanted, series)
+
+    def _finish(self, old: str) -> None:
+        """Nobody uses the old column any more."""
+        assert self.conn_table is not None
+        facts = next((each.registration for each in self._pending_indexes() if _column_of(each) == old), None)
+        gone = {old} | ({str(facts["digest"])} if facts else set())
+        columns: list[MigrateOperation] = []
+        for name in sorted(gone):
+            column = self.conn_table.c.get(name)
+            if column is not None and self.context.run_object_filters(column, name, "column", True, None):
+                drop = ops.DropColumnOp.from_column_and_tablename(
+                    self.modify_ops.schema, self.modify_ops.table_name, column
+                )
+                drop.if_exists = True
+                columns.append(drop)
+        if not columns:
+            return
+        settle(self.modify_ops, gone)
+        self.old_indexes |= dependent(self.connection, self.conn_table, old)
+        lock = LockTableOp(self.modify_ops.table_name, schema=self.modify_ops.schema)
+        self.drop_old += [lock, *columns, lock.reverse()]
+
+    def compare(self) -> None:
+        """Find what is to be dropped, built and built anew."""
+        retyped = any(isinstance(operation, AlterVectorColumnOp) for operation in self.modify_ops.ops)
+        in_use = self.conn_table is not None and not is_partitioned(self.connection, self.conn_table)
+        # A concurrent build commits what came before it; if it failed, that could not be run again.
+        concurrently = (
+            bool(self.context.opts.get("pgembed_concurrently"))
+            and self.conn_table is not None
+            and self.metadata_table is not None
+            and not self.modify_ops.ops
+        )
+        table_name = self.modify_ops.table_name
+        ended: list[MigrateOperation] = []
+        for name in sorted(self.existing.keys() & self.dropped - self.created):
+            log.info("Detected removed index %r on %r", name, table_name)
+            if name in self.old_indexes:
+                ended.append(_drop(self.existing[name], in_use))
+            else:
+                self.before.append(_drop(self.existing[name], concurrently))
+        self.drop_old[:0] = ended
+        for name in sorted(self.declared.keys() & self.created - self.dropped):
+            log.info("Detected added index %r on %r", name, table_name)
+            self._put(name, _create(self.declared[name], in_use if name in self.series_of else concurrently))
+        for name in sorted(self.compared):
+            old, new = self.existing.get(name), self.declared[name]
+            concurrent = in_use if name in self.series_of else concurrently
+            if old is None:  # an index of another kind, which Alembic drops
+                self.after.append(_create(new, concurrently))
+                continue
+            assert self.conn_table is not None
+            if _same(self.connection, self.conn_table, old, new):
+                (self.drop_old if self.drop_old else self.after).extend(_registration(old, new))
+                continue
+            log.info("Detected changed index %r on %r", name, table_name)
+            if type(old) is type(new) and not retyped:
+                self._put(name, _replace(old, new, concurrent))
+            else:
+                self.before.append(_drop(old, concurrently))
+                self.after.append(_create(new, concurrently))
+        self._wait_for_backfill()
+
+    def _put(self, name: str, operation: MigrateOperation) -> None:
+        """An operation on an index, into the part where it belongs."""
+        if name not in self.series_of:
+            self.after.append(operation)
+        elif isinstance(self.declared[name], PendingIndexDefinition):
+            self.add_new.append(operation)
+        else:
+            self.index_new.append(operation)
+
+    def _wait_for_backfill(self) -> None:
+        """An index is built faster over vectors that are there, and makes filling slow."""
+        names = {
+            each.definition.name
+            for each in self.index_new
+            if isinstance(each, CreateVectorIndexOp | ReplaceVectorIndexOp)
+        }
+        columns = dict.fromkeys(self.series_of[name].name for name in sorted(names))
+        self.index_new[:0] = [
+            AssertBackfilledOp(
+                self.modify_ops.table_name,
+                column,
+                share=0.99,
+                schema=self.modify_ops.schema,
+                reason="The upgrade stops here until workers, or `pgembed backfill`, have filled the column.",
+            )
+            for column in columns
+        ]
+
+    def _pending_indexes(self) -> list[PendingIndexDefinition]:
+        return [each for each in self.existing.values() if isinstance(each, PendingIndexDefinition)]
+
+
+def _is_on(index: Index, series: Series) -> bool:
+    """Whether an index is one of a new column."""
+    if isinstance(index, PendingIndex):
+        return index.embedding is series.new
+    return series.new.vector in index.columns.values()
+
+
+def _column_of(definition: PendingIndexDefinition) -> str | None:
+    return (definition.registration or {}).get("column")
+
+
+def _replaced_by(definition: Definition | None) -> str | None:
+    """The column whose place an embedding column takes."""
+    if not isinstance(definition, PendingIndexDefinition):
+        return None
+    return (definition.registration or {}).get("replaces")
+
+
+def _convert_not_null(modify_ops: ops.ModifyTableOps, model: Table | None) -> list[MigrateOperation]:
+    """``NOT NULL`` of vector columns of tables that are there becomes an operation of its own."""
+    found: list[MigrateOperation] = []
+    kept: list[MigrateOperation] = []
+    for operation in modify_ops.ops:
+        if (
+            isinstance(operation, ops.AlterColumnOp)
+            and operation.modify_nullable is False
+            and model is not None
+            and (column := model.c.get(operation.column_name)) is not None
+            and column.info.get(INFO) is not None
+            and column.info[INFO].replaces is None
+        ):
+            found.append(
+                SetNotNullOp(
+                    operation.table_name,
+                    operation.column_name,
+                    schema=operation.schema,
+                    existing_type=column.type,
+                )
+            )
+            operation.modify_nullable = None
+            if not operation.has_changes():
+                continue
+        kept.append(operation)
+    modify_ops.ops[:] = kept
+    return found
+
+
+def _convert_vector_types(modify_ops: ops.ModifyTableOps) -> None:
+    """Changes of vector types become operations of their own; what else changes of a column stays."""
+    converted: list[MigrateOperation] = []
+    for operation in modify_ops.ops:
+        if isinstance(operation, ops.AlterColumnOp) and operation.modify_type is not None:
+            wanted: Any = operation.modify_type
+            existing: Any = operation.existing_type
+            try:
+                discard = discards(existing, wanted)
+            except DeclarationError:
+                converted.append(operation)
+                continue
+            converted.append(
+                AlterVectorColumnOp(
+                    operation.table_name,
+                    operation.column_name,
+                    wanted,
+                    existing_type=existing,
+                    discard=discard,
+                    schema=operation.schema,
+                )
+            )
+            operation.modify_type = None
+            operation.existing_type = wanted
+            if not operation.has_changes():
+                continue
+        converted.append(operation)
+    modify_ops.ops[:] = converted
+
+
+def _declared(context: AutogenContext, table: Table | None, schema: str | None) -> dict[str, Definition]:
+    """The vector and pending indexes of a model's table, by the names that they get in the database."""
+    found: dict[str, Definition] = {}
+    for index in table.indexes if table is not None else ():
+        name = _name(context, index)
+        definition = _definition(index, name, schema)
+        if definition is not None:
+            found[name] = definition
+    return found
+
+
+def _definition(index: Index, name: str, schema: str | None) -> Definition | None:
+    """What an index is, if it is one of ours."""
+    if isinstance(index, PendingIndex):
+        return PendingIndexDefinition.of(index, name, schema)
+    if access_method_of(index) in PARAMETER_DEFAULTS:
+        return VectorIndexDefinition.of(index, name, schema)
+    return None
+
+
+def _take_over(
+    modify_ops: ops.ModifyTableOps, declared: dict[str, Definition], existing: dict[str, Definition]
+) -> tuple[set[str], set[str]]:
+    """Remove Alembic's operations on our indexes; the names that it would create, and drop."""
+    created: set[str] = set()
+    dropped: set[str] = set()
+    kept: list[MigrateOperation] = []
+    for operation in modify_ops.ops:
+        if isinstance(operation, ops.CreateIndexOp) and operation.index_name in declared:
+            created.add(str(operation.index_name))
+        elif isinstance(operation, ops.DropIndexOp) and operation.index_name in existing:
+            dropped.add(str(operation.index_name))
+        else:
+            if isinstance(operation, ops.DropIndexOp) and operation.index_name in declared:
+                dropped.add(str(operation.index_name))
+            kept.append(operation)
+    modify_ops.ops[:] = kept
+    return created, dropped
+
+
+def _in_both(context: AutogenContext, conn_table: Table | None, metadata_table: Table | None) -> set[str]:
+    """The names of indexes that are on both sides and that the filters of ``env.py`` let through."""
+    if conn_table is None or metadata_table is None:
+        return set()
+    found = {str(index.name): index for index in conn_table.indexes}
+    parents: Any = {"table_name": str(conn_table.name), "schema_name": conn_table.schema}
+    names = set()
+    for index in metadata_table.indexes:
+        name = _name(context, index)
+        if (
+            name in found
+            and context.run_name_filters(name, "index", dict(parents))
+            and context.run_object_filters(index, name, "index", False, found[name])
+        ):
+            names.add(name)
+    return names
+
+
+def _same(connection: Connection, table: Table, old: Definition, new: Definition) -> bool:
+    """Whether an index stands as it is declared, its registration apart."""
+    if (
+        type(old) is not type(new)
+        or old.settings != new.settings
+        or (old.where is None) != (new.where is None)
+    ):
+        return False
+    pairs = [] if old.where is None or new.where is None else [(old.where, new.where)]
+    if isinstance(old, VectorIndexDefinition) and isinstance(new, VectorIndexDefinition):
+        if old.column != new.column:
+            return False
+        if old.expression is not None and new.expression is not None:
+            pairs.append((old.expression, new.expression))
+    return same_in_database(connection, table, pairs)
+
+
+def _registration(old: Definition, new: Definition) -> list[MigrateOperation]:
+    if not isinstance(old, PendingIndexDefinition) or not isinstance(new, PendingIndexDefinition):
+        return []
+    if old.registration == new.registration:
+        return []
+    return [RegisterEmbeddingOp(new.name, new.registration, existing=old.registration, schema=new.schema)]
+
+
+def _create(definition: Definition, concurrently: bool) -> MigrateOperation:
+    if isinstance(definition, VectorIndexDefinition):
+        return CreateVectorIndexOp(definition, concurrently=concurrently)
+    return CreatePendingIndexOp(definition, concurrently=concurrently)
+
+
+def _replace(old: Definition, new: Definition, concurrently: bool) -> MigrateOperation:
+    if isinstance(old, VectorIndexDefinition) and isinstance(new, VectorIndexDefinition):
+        return ReplaceVectorIndexOp(new, old, concurrently=concurrently)
+    assert isinstance(old, PendingIndexDefinition)
+    assert isinstance(new, PendingIndexDefinition)
+    return ReplacePendingIndexOp(new, old, concurrently=concurrently)
+
+
+def _drop(definition: Definition, concurrently: bool) -> MigrateOperation:
+    if isinstance(definition, VectorIndexDefinition):
+        return DropVectorIndexOp(definition, concurrently=concurrently)
+    return DropPendingIndexOp(definition, concurrently=concurrently)
+
+
+def _name(context: AutogenContext, index: Index) -> str:
+    """The name after naming conventions and shortening."""
+    assert context.dialect is not None
+    return context.dialect.identifier_preparer.format_index(index).strip('"')

@@ -1,0 +1,115 @@
+"""Several revisions of one ``alembic revision --autogenerate``: what one transaction cannot do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from alembic.autogenerate.api import AutogenContext
+from alembic.operations import MigrateOperation, ops
+from alembic.util import rev_id
+
+from pgembed.migrations.operations.nothing import NextRevisionOp
+
+#: What the revisions of a series are called after the first: by the places between :class:`NextRevisionOp`.
+_SUFFIXES = ("", "drop", "add", "index", "not null")
+
+
+def in_parts(*parts: Iterable[MigrateOperation]) -> list[MigrateOperation]:
+    """Operations of one table, part by part; of each part, those of all tables become one revision."""
+    listed = [list(part) for part in parts]
+    while listed and not listed[-1]:
+        listed.pop()
+    joined: list[MigrateOperation] = []
+    for number, part in enumerate(listed):
+        joined += [NextRevisionOp()] if number else []
+        joined += part
+    return joined
+
+
+def split_revisions(context: AutogenContext) -> None:
+    """Have this run write a revision for each part.
+
+    It goes after the ``process_revision_directives`` of ``context.configure()``, which sees one revision and
+    may name it. With several databases it is called once for each, and their parts join the same revisions.
+    """
+    theirs = context.opts.get("process_revision_directives")
+    if getattr(theirs, "splits_revisions", False):
+        return
+
+    def process(migration_context: Any, revision: Any, directives: list[ops.MigrationScript]) -> None:
+        if theirs is not None:
+            theirs(migration_context, revision, directives)
+        if directives:
+            _split(directives)
+
+    process.splits_revisions = True  # type: ignore[attr-defined]
+    context.opts["process_revision_directives"] = process
+
+
+def _split(directives: list[ops.MigrationScript]) -> None:
+    last = directives[-1]
+    chain: dict[int, ops.MigrationScript] = getattr(last, "pgembed_chain", {})
+    upgrade = last.upgrade_ops_list[-1]
+    parts = _parts(upgrade)
+    if set(parts) <= {0} and not chain:
+        return
+    last.upgrade_ops_list.pop()
+    down_token = last.downgrade_ops_list.pop().downgrade_token
+    for number in sorted(parts):
+        if not chain:
+            script = last
+        elif number in chain:
+            script = chain[number]
+        else:
+            script = _following(directives, number)
+        chain[number] = script
+        script.pgembed_chain = chain  # type: ignore[attr-defined]
+        part = ops.UpgradeOps(parts[number], upgrade_token=upgrade.upgrade_token)
+        script.upgrade_ops_list.append(part)
+        script.downgrade_ops_list.append(part.reverse_into(ops.DowngradeOps([], downgrade_token=down_token)))
+
+
+def _following(directives: list[ops.MigrationScript], number: int) -> ops.MigrationScript:
+    """A revision after the last one."""
+    last = directives[-1]
+    first = last.pgembed_first if hasattr(last, "pgembed_first") else last
+    script = ops.MigrationScript(
+        _next_id(str(last.rev_id)),
+        ops.UpgradeOps([]),
+        ops.DowngradeOps([]),
+        message=" ".join(part for part in (first.message, _SUFFIXES[number]) if part),
+        imports=set(first.imports),
+        head=last.rev_id,
+        version_path=first.version_path,
+    )
+    script._upgrade_ops, script._downgrade_ops = [], []
+    script.pgembed_first = first  # type: ignore[attr-defined]
+    directives.append(script)
+    return script
+
+
+def _next_id(previous: str) -> str:
+    """The number after it, where revisions are numbered, else a random one, as Alembic's own."""
+    return str(int(previous) + 1).zfill(len(previous)) if previous.isdigit() else rev_id()
+
+
+def _parts(upgrade: ops.UpgradeOps) -> dict[int, list[MigrateOperation]]:
+    """The operations by part; those of a table stay together."""
+    parts: dict[int, list[MigrateOperation]] = {}
+    for operation in upgrade.ops:
+        if not isinstance(operation, ops.ModifyTableOps):
+            parts.setdefault(0, []).append(operation)
+            continue
+        number = 0
+        groups: dict[int, list[MigrateOperation]] = {}
+        for each in operation.ops:
+            if isinstance(each, NextRevisionOp):
+                number += 1
+            else:
+                groups.setdefault(number, []).append(each)
+        for number, group in groups.items():
+            parts.setdefault(number, []).append(
+                ops.ModifyTableOps(operation.table_name, group, schema=operation.schema)
+            )
+    return parts
