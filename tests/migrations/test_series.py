@@ -260,8 +260,8 @@ def test_required_columns(migrations: Migrations) -> None:
         ({"schema": "My Docs"}, {"schema": "My Docs"}, "embedding_2", "VECTOR(4)"),
         ({"name": "vector_9"}, {"name": "vector_9"}, "vector_10", "VECTOR(4)"),
         (
-            {"naming_convention": {"ix": "idx_%(table_name)s", "pk": "pk_%(table_name)s"}},
-            {"naming_convention": {"ix": "idx_%(table_name)s", "pk": "pk_%(table_name)s"}},
+            {"naming_convention": {"ix": "idx_%(table_name)s_%(column_0_name)s", "pk": "pk_%(table_name)s"}},
+            {"naming_convention": {"ix": "idx_%(table_name)s_%(column_0_name)s", "pk": "pk_%(table_name)s"}},
             "embedding_2",
             "VECTOR(4)",
         ),
