@@ -34,3 +34,17 @@ CREATE TABLE IF NOT EXISTS pgembed.failure (
     PRIMARY KEY (relation, column_name, key)
 );
 COMMENT ON TABLE pgembed.failure IS 'the rows that could not be filled, with the error, and when they are tried again';
+
+-- For triggers that users may want: workers that listen (pgembed worker --listen) then look at once. None is
+-- made by default, because transactions that notify commit one after the other.
+CREATE OR REPLACE FUNCTION pgembed.notify_workers()
+RETURNS trigger
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM pg_notify('pgembed', '');
+    RETURN NULL;
+END
+$$;
+COMMENT ON FUNCTION pgembed.notify_workers IS 'a statement trigger that wakes workers at commit';

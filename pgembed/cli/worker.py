@@ -29,6 +29,9 @@ def worker(
     poll: Annotated[
         float, typer.Option(min=0.01, help="Seconds between two looks for pending rows.")
     ] = Settings.poll,
+    listen: Annotated[
+        bool, typer.Option("--listen", help="Look at once after NOTIFY pgembed, besides polling.")
+    ] = False,
     batch_seconds: Annotated[
         float, typer.Option(min=0.1, help="How long one use of the encoder should take.")
     ] = Settings.batch_seconds,
@@ -42,7 +45,7 @@ def worker(
     embeddings = columns_of(models)
     settings = Settings(poll=poll, batch_seconds=batch_seconds)
     with open_engine(url, pool_size=8, max_overflow=24, connect_args=_NAME) as engine:
-        filler = Worker(engine, embeddings, table=table, column_name=column, settings=settings)
+        filler = Worker(engine, embeddings, table=table, column_name=column, settings=settings, listen=listen)
 
         def stop(number: int, _frame: object) -> None:
             # A second signal is not caught: for those who cannot wait.

@@ -160,7 +160,7 @@ def _teach_psycopg(dbapi_connection: Any, _record: Any) -> None:
     ``DROP EXTENSION`` could make wrong.
     """
     driver = getattr(dbapi_connection, "driver_connection", None) or dbapi_connection
-    if type(driver).__module__.partition(".")[0] != "psycopg":
+    if not any(kind.__module__.partition(".")[0] == "psycopg" for kind in type(driver).__mro__):
         return
     from pgembed.columns.psycopg_dumpers import register
 

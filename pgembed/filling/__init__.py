@@ -11,6 +11,7 @@ cycle                    claim, encode, write: three threads, joined by ``channe
 leases, statements       the claims, and all SQL of the cycle
 encoding, batches, pace  batches sized by time; a bad row is found by bisection
 writing, failures        short writes under the digest's guard; the rows that are set aside
+listening                being woken by NOTIFY
 cuts                     how many texts are longer than their encoder's limit, from a sample
 transactions, tables     transactions that outlive a restart of the server; the tables in ``pgembed``
 arrays                   many vectors as one parameter

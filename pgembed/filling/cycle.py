@@ -89,6 +89,7 @@ class Cycle:
         self._throttle = throttle
         self._on_progress = on_progress
         self._stop = threading.Event()
+        self._woken = threading.Event()
         self._error: BaseException | None = None
         self._counter = Counter()
         self._transactions = Transactions(
@@ -123,6 +124,7 @@ class Cycle:
             on_settled=self._written,
         )
         self._settled: list[str] = []
+        self._outdated = False
         self._started = 0.0
         self._windows: Channel[list[Row]] = Channel(1)
         self._results: Channel[Encoded] = Channel(1)
@@ -135,6 +137,11 @@ class Cycle:
     def stop(self) -> None:
         """Finish the batch that is being encoded, write it, give back the rest, and return from ``run``."""
         self._stop.set()
+        self._woken.set()
+
+    def wake(self) -> None:
+        """Look for pending rows now: somebody says that there are some."""
+        self._woken.set()
 
     def run(self, *, once: bool) -> Counts:
         """Fill rows; from one thread, once.
@@ -185,14 +192,17 @@ class Cycle:
 
     def _fail(self, error: BaseException) -> None:
         self._error = self._error or error
-        self._stop.set()
+        self.stop()
 
     # --- reading ----------------------------------------------------------------------------------
 
     def _read(self, *, once: bool) -> None:
         """Passes over the pending rows, in the order of their keys."""
         idle = 1
-        while not self._stop.is_set():
+        while True:
+            self._woken.clear()
+            if self._stop.is_set():
+                return
             self._transactions.run(
                 lambda connection: failures.sweep(connection, self.target, self._statements)
             )
@@ -210,7 +220,7 @@ class Cycle:
             # Rows that somebody keeps locked are not to be encoded over and over.
             in_vain = self.counts.left > before.left and self.counts.written == before.written
             idle = min(2 * idle, _LONGEST_IDLE) if in_vain else 1
-            self._stop.wait(self._settings.poll * idle)
+            (self._stop if in_vain else self._woken).wait(self._settings.poll * idle)
 
     def _pass(self) -> int:
         """One pass; while it replaces older vectors, every second batch is new rows, which have none.
@@ -299,11 +309,16 @@ class Cycle:
     def _written(self, rows: list[Row], fresh: int) -> None:
         self._settled.extend(row.key for row in rows)
         self._count(written=fresh, left=len(rows) - fresh)
+        self._outdated = self._outdated or fresh < len(rows)
 
     def _give_back(self) -> None:
         if self._settled:
             self._leases.settle(self._settled)
             self._settled = []
+        if self._outdated:
+            # A pass that was woken for their new texts may have found them in hand.
+            self._outdated = False
+            self._woken.set()
 
     def _failed(self, row: Row, digest: Any, error: Exception | str) -> None:
         self._transactions.run(

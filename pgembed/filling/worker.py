@@ -11,6 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -22,6 +23,7 @@ from pgembed.exc import PgembedError
 from pgembed.filling import failures
 from pgembed.filling.batches import Counts
 from pgembed.filling.cycle import Cycle, Settings
+from pgembed.filling.listening import Listener
 from pgembed.filling.targets import Refused, Target, find_targets
 from pgembed.filling.transactions import Transactions, is_lost
 
@@ -63,6 +65,8 @@ class Worker:
     :param models: the columns to fill; without any, those in the database's registry, whose encoders are
         looked up by name.
     :param table: only this table, as SQL writes it; and ``column_name`` only this column.
+    :param listen: whether ``NOTIFY pgembed`` makes it look for pending rows at once.
+    :raises DatabaseError: to listen, the engine needs the driver psycopg.
     """
 
     def __init__(
@@ -73,8 +77,10 @@ class Worker:
         table: str | None = None,
         column_name: str | None = None,
         settings: Settings | None = None,
+        listen: bool = False,
     ) -> None:
         self._engine = engine
+        self._listener = Listener(engine) if listen else None
         self._models = models
         self._table = table
         self._column_name = column_name
@@ -97,6 +103,10 @@ class Worker:
         :raises NotInstalledError: the database has no SQL objects of pgembed.
         :raises DBAPIError: with ``once``, the database cannot be reached; otherwise it is waited for.
         """
+        with self._listener or nullcontext():
+            return self._run(once=once)
+
+    def _run(self, *, once: bool) -> bool:
         look_at = 0.0
         pause = 1.0
         looked = False
@@ -112,7 +122,10 @@ class Worker:
                             raise
                         logger.warning("event=look pause=%.0f error=%r", pause, _line(error))
                         look_at, pause = time.monotonic() + pause, min(2 * pause, _LONGEST_PAUSE)
+                woken = self._listener is not None and self._listener.heard()
                 for job in self._jobs.values():
+                    if woken and job.cycle is not None:
+                        job.cycle.wake()
                     self._tend(job, once=once)
                 if once and all(job.done for job in self._jobs.values()):
                     break

