@@ -48,3 +48,9 @@ def mixed(count: int) -> list[str]:
     """Whole docstrings as they come, with one 256-token passage among every ten."""
     passages = long(count // 10)
     return [*docstrings(count - len(passages)), *passages]
+
+
+def many(count: int) -> list[str]:
+    """Any number of different texts of mixed length: those of :func:`mixed` again and again, numbered."""
+    texts = mixed(min(count, 4000))
+    return [f"{index}. {texts[index % len(texts)]}" for index in range(count)]

@@ -138,10 +138,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", default="cuda")
     options = parser.parse_args()
-    texts = corpus.mixed(min(options.texts, 4000))
-    texts = [f"{index}. {text}" for index, text in enumerate(texts * -(-options.texts // len(texts)))][
-        : options.texts
-    ]
+    texts = corpus.many(options.texts)
     speed = matmul_speed(options.device)
     print(f"matrix product {speed / 1e12:.2f} TFLOP/s; {len(texts)} texts of mixed length")
     for shape in options.shapes:

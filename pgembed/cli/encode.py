@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from pgembed.encoders import Encoder
-from pgembed.encoders.runtime import Vectors
+from pgembed.encoders.backend import Vectors
 from pgembed.exc import TextError
 
 # Lines encoded together: enough to find texts of like length among them, little enough to flow.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import threading
 from pathlib import Path
 from typing import Annotated
 
@@ -41,12 +40,8 @@ def serve(
     for opened in encoders:
         opened.open()
 
-    def stop(*_: object) -> None:
-        threading.Thread(target=server.shutdown).start()  # it waits for the loop, which waits for us
-
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, stop)
+        signal.signal(number, lambda *_: server.shutdown())
     names = ", ".join(f"{opened.name} ({opened.fingerprint})" for opened in encoders)
     typer.echo(f"serving {names} on http://{host}:{server.server_port}")
     server.serve_forever()
-    server.server_close()

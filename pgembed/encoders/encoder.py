@@ -7,31 +7,21 @@ import os
 import threading
 import weakref
 from collections.abc import Iterable
-from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from pgembed.encoders import device as devices
 from pgembed.encoders import lookup
-from pgembed.encoders.graphs import MODEL_FILE, QUERY_FOLDER, WEIGHTS_FILE
+from pgembed.encoders.backend import Backend, Counts, Kind, Source, Vectors
+from pgembed.encoders.local import Local
 from pgembed.encoders.recent import RecentVectors
-from pgembed.encoders.runtime import Kind, OnnxRuntime, Vectors
 from pgembed.encoders.spec import EncoderSpec
-from pgembed.encoders.texts import checked, distinct
-from pgembed.encoders.tokenizing import open_tokenizer
-from pgembed.exc import EncoderError, EncoderNotFoundError, EncoderOptionError, FingerprintMismatchError
+from pgembed.encoders.texts import checked, distinct, repeated
+from pgembed.exc import EncoderError, EncoderOptionError
 
 PRECISIONS = ("auto", "fp32", "fp16", "int8")
-
-
-class Backend(Protocol):
-    """What computes the vectors: a session of this process, or a server."""
-
-    def encode(self, texts: list[str], kind: Kind) -> tuple[Vectors, int]:
-        """Vectors of different texts, prompts not yet included, and how many texts were cut."""
-        ...
 
 
 class Encoder:
@@ -86,35 +76,92 @@ class Encoder:
             raise EncoderOptionError("precision", precision, needed=" or ".join(PRECISIONS))
         if threads is not None and threads < 1:
             raise EncoderOptionError("threads", threads, needed="1 or more")
-        self._path = lookup.as_path(name_or_path)
-        self._given = str(name_or_path)
-        self._name = self._given if self._path is None else self._path.name
-        self._machine: dict[str, Any] = {"device": device, "precision": precision, "threads": threads}
-        self._stated = fingerprint
-        self._options: dict[str, Any] = {
-            "dimensions": dimensions,
-            "max_tokens": max_tokens,
-            "query_prompt": query_prompt,
-            "document_prompt": document_prompt,
-            "precision": "int8" if precision == "int8" else None,
-        }
-        self._query_cache = query_cache
-        self._start()
-        self._query_encoder = self._given_query_encoder = _tower(query_encoder, self._machine)
-        if fingerprint is None or dimensions is None:
-            self._load_spec()
-        if self._query_encoder is not None and self._query_encoder.dimensions != self.dimensions:
-            found = f"one of {self._query_encoder.dimensions} dimensions"
+        source = Local(
+            given=str(name_or_path),
+            path=lookup.as_path(name_or_path),
+            fingerprint=fingerprint,
+            options={
+                "dimensions": dimensions,
+                "max_tokens": max_tokens,
+                "query_prompt": query_prompt,
+                "document_prompt": document_prompt,
+                "precision": "int8" if precision == "int8" else None,
+            },
+            device=device,
+            precision=precision,
+            threads=threads,
+        )
+        if query_encoder is not None and not isinstance(query_encoder, Encoder):
+            query_encoder = Encoder(query_encoder, device=device, precision=precision, threads=threads)
+        self._start(source, query_encoder, query_cache)
+        if query_encoder is not None and query_encoder.dimensions != self.dimensions:
+            found = f"one of {query_encoder.dimensions} dimensions"
             raise EncoderOptionError("query_encoder", found, needed=f"{self.dimensions} dimensions")
 
-    def _start(self) -> None:
-        """What an encoder holds besides its arguments."""
+    @classmethod
+    def remote(
+        cls,
+        url: str,
+        *,
+        model: str | None = None,
+        fingerprint: str | None = None,
+        dimensions: int | None = None,
+        query_prompt: str = "",
+        document_prompt: str = "",
+        token: str | None = None,
+        timeout: float = 30.0,
+        retries: int = 3,
+        batch: int = 256,
+        query_cache: int = 1024,
+    ) -> Encoder:
+        """An encoder whose vectors a server computes: ``pgembed serve``, or any with OpenAI's embeddings API.
+
+        A ``pgembed serve`` tells the encoder's spec, so nothing has to be stated; it is asked at the first
+        use, never here. With ``fingerprint`` and ``dimensions`` stated, declaring models and migrating need
+        no server at all; the fingerprint is compared with the server's before the first vector. Other servers
+        tell no fingerprint: state one (any string of your own; change it when the server's model changes) and
+        the dimensions, and put in the prompts here.
+
+        :param url: such as ``http://127.0.0.1:8817``, with or without ``/v1``.
+        :param model: the model's name on the server; the first one by default.
+        :param fingerprint: what the vectors of documents must have.
+        :param dimensions: dimensions of the vectors.
+        :param query_prompt: put before queries, for servers that put nothing there themselves.
+        :param document_prompt: put before documents, for such servers.
+        :param token: sent as ``Authorization: Bearer``.
+        :param timeout: seconds for an answer.
+        :param retries: how often a request is repeated when the server is not there, or busy.
+        :param batch: texts of one request.
+        :param query_cache: how many vectors of queries are remembered.
+        :raises EncoderOptionError: the URL is none.
+        """
+        from pgembed.encoders.remote import Remote
+
+        source = Remote(
+            url,
+            model=model,
+            fingerprint=fingerprint,
+            dimensions=dimensions,
+            prompts={"query": query_prompt, "document": document_prompt},
+            token=token,
+            timeout=timeout,
+            retries=retries,
+            batch=batch,
+        )
+        return _made(cls, source, None, query_cache)
+
+    def _start(self, source: Source, query_encoder: Encoder | None, query_cache: int) -> None:
+        """Take what an encoder is described by; nothing else of it is copied or pickled."""
+        self._source = source
+        self._query_cache = query_cache
+        self._query_encoder = self._given_query_encoder = query_encoder
+        self._tower_sought = False
         self._lock = threading.RLock()
-        self._spec: EncoderSpec | None = None
-        self._runtime: Backend | None = None
+        self._backend: Backend | None = None
         self._closed = False
         self._cut = 0
-        self._recent = RecentVectors(self._query_cache)
+        self._recent = RecentVectors(query_cache)
+        self._spec = source.early_spec()
         _alive.add(self)
 
     # --- what it is -------------------------------------------------------------------------------
@@ -122,7 +169,7 @@ class Encoder:
     @property
     def name(self) -> str:
         """The name in the spec, or the one that was given while no spec has been read."""
-        return self._name if self._spec is None else self._spec.name
+        return self._source.name if self._spec is None else self._spec.name
 
     @property
     def spec(self) -> EncoderSpec:
@@ -131,17 +178,20 @@ class Encoder:
         :raises EncoderNotFoundError: only a fingerprint was stated, and there is no such encoder here.
         """
         with self._lock:
-            return self._spec or self._load_spec()[1]
+            if self._spec is None:
+                self._spec = self._source.spec()
+            return self._spec
 
     @property
     def dimensions(self) -> int:
         """Dimensions of the vectors."""
-        return int(self._options["dimensions"] if self._spec is None else self._spec.dimensions)
+        stated = self._source.dimensions
+        return self.spec.dimensions if stated is None else stated
 
     @property
     def fingerprint(self) -> str:
         """What decides the vectors of documents, as 32 hex digits; see :class:`EncoderSpec`."""
-        return self._stated or self.spec.fingerprint
+        return self._source.fingerprint or self.spec.fingerprint
 
     @property
     def max_tokens(self) -> int:
@@ -154,8 +204,11 @@ class Encoder:
         return self._cut
 
     def __repr__(self) -> str:
-        shown = [repr(self.name if self._path is None else str(self._path)), f"dimensions={self.dimensions}"]
-        shown += [f"fingerprint={self.fingerprint[:8]}..."]
+        shown = [self._source.label]
+        if self._spec is not None or self._source.dimensions is not None:
+            shown.append(f"dimensions={self.dimensions}")
+        if self._spec is not None or self._source.fingerprint is not None:
+            shown.append(f"fingerprint={self.fingerprint[:8]}...")
         return f"<Encoder {', '.join(shown)}>"
 
     # --- what it does -----------------------------------------------------------------------------
@@ -171,45 +224,49 @@ class Encoder:
         :raises EncoderNotFoundError: the weights are not on this machine.
         :raises EncoderFilesError: the encoder's files are damaged.
         """
-        return self._encode(texts, "document")
+        return self.encode_counted(texts, "document")[0]
 
     def encode_queries(self, texts: Iterable[str]) -> Vectors:
         """As :meth:`encode_documents`, for texts that are searched with: the prompt is that of queries.
 
         The vectors of recent queries are remembered.
         """
+        return self.encode_counted(texts, "query")[0]
+
+    def encode_counted(self, texts: Iterable[str], kind: Kind) -> tuple[Vectors, Counts]:
+        """The vectors of documents or queries, and the number of tokens of each text.
+
+        Counted is what was computed with: prompt and special tokens included, nothing beyond the limit. Of a
+        remote encoder's texts only the server knows, and 0 is said.
+        """
         wanted = checked(texts)
         if not wanted:
-            return np.empty((0, self.dimensions), dtype=np.float32)
-        tower = self._query_encoder or self._own_tower()
+            return np.empty((0, self.dimensions), dtype=np.float32), np.empty(0, dtype=np.int64)
+        if kind == "document":
+            return self._encode(wanted, kind)
+        tower = self._query_encoder if self._tower_sought else self._seek_tower()
         if tower is not None:
-            return tower.encode_queries(wanted)
-        return self._recent.through(wanted, lambda missing: self._encode(missing, "query"), self.dimensions)
+            return tower.encode_counted(wanted, kind)
+        return self._recent.through(wanted, lambda missing: self._encode(missing, kind), self.dimensions)
 
     def count_cut(self, texts: Iterable[str]) -> int:
         """How many of these documents are longer than :attr:`max_tokens`: opens the tokenizer, no weights.
 
         :raises TextError: something is no text.
         :raises EncoderNotFoundError: the tokenizer is not on this machine.
+        :raises EncoderOptionError: the encoder is a server's.
         """
-        folder, spec = self._load_spec()
-        tokenizer = open_tokenizer(
-            self._with_weights(folder, spec),
-            max_tokens=spec.max_tokens,
-            special_tokens=spec.special_tokens,
-            lowercase=spec.lowercase,
-        )
-        return tokenizer([spec.document_prompt + text for text in checked(texts)]).cut
+        prompt = self.spec.document_prompt
+        return self._source.tokenizer()([prompt + text for text in checked(texts)]).cut
 
-    def _own_tower(self) -> Encoder | None:
-        """The encoder for queries that lies in this one's folder."""
-        if not self.spec.query_tower:
-            return None
+    def _seek_tower(self) -> Encoder | None:
+        """The encoder for queries: the one that was given, or that comes with this one, or none."""
         with self._lock:
             self._check_open()
-            folder = self._with_weights(*self._load_spec()) / QUERY_FOLDER
-            options = {key: self._options[key] for key in ("dimensions", "max_tokens", "query_prompt")}
-            self._query_encoder = Encoder(folder, **options, **self._machine, query_cache=self._query_cache)
+            source = None if self._query_encoder is not None else self._source.tower()
+            if source is not None:
+                self._query_encoder = _made(Encoder, source, None, self._query_cache)
+            self._tower_sought = True
             return self._query_encoder
 
     async def aencode_documents(self, texts: Iterable[str]) -> Vectors:
@@ -220,15 +277,14 @@ class Encoder:
         """As :meth:`encode_queries`, on another thread, so that the event loop goes on."""
         return await asyncio.to_thread(self.encode_queries, list(texts))
 
-    def _encode(self, texts: Iterable[str], kind: Kind) -> Vectors:
-        wanted = checked(texts)
-        if not wanted:
-            return np.empty((0, self.dimensions), dtype=np.float32)
+    def _encode(self, wanted: list[str], kind: Kind) -> tuple[Vectors, Counts]:
         different, inverse = distinct(wanted)
-        vectors, cut = self._opened().encode(different, kind)
+        encoded = self._opened().encode(different, kind)
         with self._lock:
-            self._cut += cut
-        return vectors if len(different) == len(wanted) else vectors[inverse]
+            self._cut += encoded.cut
+        if len(different) == len(wanted):
+            return encoded.vectors, encoded.counts
+        return repeated(encoded.vectors, inverse), encoded.counts[inverse]
 
     # --- life -------------------------------------------------------------------------------------
 
@@ -240,7 +296,7 @@ class Encoder:
         """Give back the memory of the weights; a closed encoder encodes no more."""
         with self._lock:
             self._closed = True
-            self._runtime = None
+            self._backend = None
             if self._query_encoder is not None and self._query_encoder is not self._given_query_encoder:
                 self._query_encoder.close()
 
@@ -253,58 +309,20 @@ class Encoder:
         self.close()
 
     def _opened(self) -> Backend:
-        runtime = self._runtime
-        if runtime is not None:
-            return runtime
+        backend = self._backend
+        if backend is not None:
+            return backend
         with self._lock:
             self._check_open()
-            if self._runtime is None:
-                self._runtime = self._make_backend()
-            return self._runtime
+            if self._backend is None:
+                self._backend = self._source.backend()
+            return self._backend
 
     def _check_open(self) -> None:
         if self._closed:
             raise EncoderError(f"encoder {self.name!r} is closed: make a new one")
 
-    def _make_backend(self) -> Backend:
-        folder, spec = self._load_spec()
-        return OnnxRuntime(self._with_weights(folder, spec), spec, **self._machine)
-
-    def _load_spec(self) -> tuple[Path, EncoderSpec]:
-        """Find and read the spec, and put this encoder's options into it; returns its folder too."""
-        file = lookup.spec_file(self._path or lookup.find(self._name), given=self._given)
-        spec = EncoderSpec.load(file).replace(**self._options)
-        if self._stated is not None and spec.fingerprint != self._stated:
-            raise FingerprintMismatchError(
-                spec.fingerprint, self._stated, where=f"the encoder in {file.parent}"
-            )
-        self._spec = spec
-        return file.parent, spec
-
-    def _with_weights(self, folder: Path, spec: EncoderSpec) -> Path:
-        """``folder``; if it holds the spec alone, the folder of that encoder under its name."""
-        if any((folder / name).exists() for name in (MODEL_FILE, WEIGHTS_FILE)):
-            return folder
-        try:
-            found = lookup.find(spec.name)
-        except EncoderNotFoundError as error:
-            hint = f"{folder} holds the spec of the encoder, its weights are looked up by its name"
-            raise EncoderNotFoundError(spec.name, [folder, *error.searched], hint=hint) from None
-        other = EncoderSpec.load(lookup.spec_file(found)).replace(**self._options)
-        if other.fingerprint != spec.fingerprint:
-            raise FingerprintMismatchError(
-                other.fingerprint, spec.fingerprint, where=f"the encoder in {found}"
-            )
-        return found
-
     # --- copies: an encoder is a shared resource, described by its arguments ------------------------
-
-    @staticmethod
-    def remote(url: str, **options: Any) -> Encoder:
-        """An encoder whose vectors a server computes; see :class:`~pgembed.encoders.remote.RemoteEncoder`."""
-        from pgembed.encoders.remote import RemoteEncoder
-
-        return RemoteEncoder(url, **options)
 
     def __copy__(self) -> Encoder:
         return self
@@ -313,27 +331,22 @@ class Encoder:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        options = self._options | self._machine | {"fingerprint": self._stated}
-        options |= {"query_encoder": self._given_query_encoder, "query_cache": self._query_cache}
-        return _rebuild, (type(self), self._path or self._name, options)
+        return _made, (type(self), self._source, self._given_query_encoder, self._query_cache)
 
     def _after_fork(self) -> None:
         """Forget, in the child, the parent's session: its threads do not exist here."""
         self._lock = threading.RLock()
         self._recent = RecentVectors(self._query_cache)
-        if self._runtime is not None:
-            _left_behind.append(self._runtime)
-            self._runtime = None
+        if self._backend is not None:
+            _left_behind.append(self._backend)
+            self._backend = None
 
 
-def _tower(encoder: str | os.PathLike[str] | Encoder | None, machine: dict[str, Any]) -> Encoder | None:
-    if encoder is None or isinstance(encoder, Encoder):
-        return encoder
-    return Encoder(encoder, **machine)
-
-
-def _rebuild(kind: type[Encoder], name_or_path: str | Path, options: dict[str, Any]) -> Encoder:
-    return kind(name_or_path, **options)
+def _made(kind: type[Encoder], source: Source, query_encoder: Encoder | None, query_cache: int) -> Encoder:
+    """An encoder from any source."""
+    encoder = kind.__new__(kind)
+    encoder._start(source, query_encoder, query_cache)
+    return encoder
 
 
 _alive: weakref.WeakSet[Encoder] = weakref.WeakSet()

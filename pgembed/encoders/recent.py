@@ -8,7 +8,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from pgembed.encoders.runtime import Vectors
+from pgembed.encoders.backend import Counts, Vectors
+
+Encode = Callable[[list[str]], tuple[Vectors, Counts]]
 
 
 class RecentVectors:
@@ -20,30 +22,31 @@ class RecentVectors:
     def __init__(self, size: int) -> None:
         self._size = size
         self._lock = threading.Lock()
-        self._vectors: OrderedDict[str, Vectors] = OrderedDict()
+        self._known: OrderedDict[str, tuple[Vectors, int]] = OrderedDict()
 
-    def through(self, texts: list[str], encode: Callable[[list[str]], Vectors], dimensions: int) -> Vectors:
-        """Vectors of ``texts``, of which only the unknown ones go to ``encode``.
+    def through(self, texts: list[str], encode: Encode, dimensions: int) -> tuple[Vectors, Counts]:
+        """Vectors of ``texts`` and their numbers of tokens; only the unknown ones go to ``encode``.
 
-        :returns: float32 of shape (texts, dimensions), the caller's own.
+        :returns: float32 of shape (texts, dimensions) and int64 of shape (texts), the caller's own.
         """
         if not self._size:
             return encode(texts)
-        result = np.empty((len(texts), dimensions), dtype=np.float32)
+        vectors = np.empty((len(texts), dimensions), dtype=np.float32)
+        counts = np.empty(len(texts), dtype=np.int64)
         missing = []
         with self._lock:
             for index, text in enumerate(texts):
-                known = self._vectors.get(text)
+                known = self._known.get(text)
                 if known is None:
                     missing.append(index)
                 else:
-                    self._vectors.move_to_end(text)
-                    result[index] = known
+                    self._known.move_to_end(text)
+                    vectors[index], counts[index] = known
         if missing:
-            result[missing] = encode([texts[index] for index in missing])
+            vectors[missing], counts[missing] = encode([texts[index] for index in missing])
             with self._lock:
                 for index in missing[-self._size :]:
-                    self._vectors[texts[index]] = result[index].copy()
-                while len(self._vectors) > self._size:
-                    self._vectors.popitem(last=False)
-        return result
+                    self._known[texts[index]] = vectors[index].copy(), int(counts[index])
+                while len(self._known) > self._size:
+                    self._known.popitem(last=False)
+        return vectors, counts

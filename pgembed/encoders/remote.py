@@ -7,112 +7,87 @@ import http.client
 import json
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 import numpy as np
 
-from pgembed.encoders.encoder import Backend, Encoder
-from pgembed.encoders.runtime import Kind, Vectors
+from pgembed.encoders.backend import Encoded, Kind, Vectors
 from pgembed.encoders.spec import EncoderSpec
 from pgembed.exc import EncoderError, EncoderOptionError, EncoderServerError, FingerprintMismatchError
 
 _AGAIN = (429, 502, 503, 504)
 
 
-class RemoteEncoder(Encoder):
-    """See :meth:`Encoder.remote`.
-
-    A ``pgembed serve`` tells the encoder's spec, so nothing has to be stated; it is asked at the first use,
-    never by the constructor. With ``fingerprint`` and ``dimensions`` stated, declaring models and migrating
-    need no server at all; the fingerprint is compared with the server's before the first vector. Other
-    servers tell no fingerprint: state one (any string of your own; change it when the server's model changes)
-    and the dimensions, and put in the prompts here.
-
-    :param url: such as ``http://127.0.0.1:8817``, with or without ``/v1``.
-    :param model: the model's name on the server; the first one by default.
-    :param fingerprint: what the vectors of documents must have.
-    :param dimensions: dimensions of the vectors.
-    :param query_prompt: put before queries, for servers that put nothing there themselves.
-    :param document_prompt: put before documents, for such servers.
-    :param token: sent as ``Authorization: Bearer``.
-    :param timeout: seconds for an answer.
-    :param retries: how often a request is repeated when the server is not there, or busy.
-    :param batch: texts of one request.
-    :param query_cache: how many vectors of queries are remembered.
-    """
+class Remote:
+    """A server as the source of an encoder; the arguments are those of :meth:`Encoder.remote`."""
 
     def __init__(
         self,
         url: str,
         *,
-        model: str | None = None,
-        fingerprint: str | None = None,
-        dimensions: int | None = None,
-        query_prompt: str = "",
-        document_prompt: str = "",
-        token: str | None = None,
-        timeout: float = 30.0,
-        retries: int = 3,
-        batch: int = 256,
-        query_cache: int = 1024,
+        model: str | None,
+        fingerprint: str | None,
+        dimensions: int | None,
+        prompts: dict[Kind, str],
+        **connection: Any,
     ) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise EncoderOptionError("url", url, needed="http://host:port or https://host:port")
+        self.fingerprint = fingerprint
+        self.dimensions = dimensions
         self._url = url.rstrip("/").removesuffix("/v1")
-        self._name = model or self._url
-        self._path = None
         self._model = model
-        self._stated = fingerprint
-        self._options = {"dimensions": dimensions}
-        self._prompts: dict[Kind, str] = {"query": query_prompt, "document": document_prompt}
-        self._connection: dict[str, Any] = {
-            "token": token,
-            "timeout": timeout,
-            "retries": retries,
-            "batch": batch,
-        }
-        self._query_cache = query_cache
-        self._query_encoder = self._given_query_encoder = None
-        self._start()
+        self._prompts = prompts
+        self._connection = connection
 
     @property
-    def dimensions(self) -> int:
-        """Dimensions of the vectors."""
-        stated = self._options["dimensions"]
-        return int(self.spec.dimensions if stated is None else stated)
+    def name(self) -> str:
+        """The model's name, or the URL."""
+        return self._model or self._url
 
-    def __repr__(self) -> str:
-        stated = f", fingerprint={self._stated[:8]}..." if self._stated else ""
-        return f"<Encoder at {self._url}{f', model={self._model!r}' if self._model else ''}{stated}>"
+    @property
+    def label(self) -> str:
+        """The URL and the model."""
+        return f"at {self._url}{f', model={self._model!r}' if self._model else ''}"
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        options = self._connection | self._options | {"model": self._model, "fingerprint": self._stated}
-        options |= {f"{kind}_prompt": prompt for kind, prompt in self._prompts.items()}
-        return _rebuild, (self._url, options | {"query_cache": self._query_cache})
+    def early_spec(self) -> None:
+        """Nobody is asked before there is something to encode."""
 
-    def _load_spec(self) -> tuple[Path, EncoderSpec]:
-        spec = self._ask_for_spec(_Server(self._url, **self._connection))
-        if spec is None:
-            raise EncoderError(
-                f"{self._url} tells neither fingerprint nor dimensions of its model: "
-                "state them, Encoder.remote(url, fingerprint='...', dimensions=...)"
-            )
-        return Path(self._url), spec
-
-    def _own_tower(self) -> None:
+    def tower(self) -> None:
         """The server has it, if there is one."""
 
-    def _make_backend(self) -> Backend:
+    def spec(self) -> EncoderSpec:
+        """The server's spec, compared with what was stated."""
+        spec = self._ask_for_spec(_Server(self._url, **self._connection))
+        if spec is None:
+            raise self._unstated()
+        return spec
+
+    def tokenizer(self) -> NoReturn:
+        """The server has it."""
+        raise EncoderOptionError(
+            "encoder", self.label, needed="one that tells what it cuts: a server does not"
+        )
+
+    def backend(self) -> _RemoteBackend:
+        """Connections to the server, after a comparison of what it has with what was stated."""
         server = _Server(self._url, **self._connection)
         spec = self._ask_for_spec(server)
-        if spec is None and (self._stated is None or self._options["dimensions"] is None):
-            self._load_spec()  # says what has to be stated
+        dimensions = self.dimensions if spec is None else spec.dimensions
+        if dimensions is None or (spec is None and self.fingerprint is None):
+            raise self._unstated()
         for kind, prompt in self._prompts.items():
             if spec is not None and prompt:
                 raise EncoderOptionError(f"{kind}_prompt", prompt, needed="none: this server has its own")
-        return _Remote(server, self._model, self.dimensions, self._prompts, native=spec is not None)
+        return _RemoteBackend(server, self._model, dimensions, self._prompts, native=spec is not None)
+
+    def _unstated(self) -> EncoderError:
+        return EncoderError(
+            f"{self._url} tells neither fingerprint nor dimensions of its model: "
+            "state them, Encoder.remote(url, fingerprint='...', dimensions=...)"
+        )
 
     def _ask_for_spec(self, server: _Server) -> EncoderSpec | None:
         """The spec, from a server that tells one; compared with what was stated."""
@@ -121,22 +96,17 @@ class RemoteEncoder(Encoder):
         if "pgembed" not in entry:
             return None
         spec = EncoderSpec.parse(entry["pgembed"], Path(self._url))
-        if self._stated is not None and spec.fingerprint != self._stated:
+        if self.fingerprint is not None and spec.fingerprint != self.fingerprint:
             raise FingerprintMismatchError(
-                spec.fingerprint, self._stated, where=f"the encoder at {self._url}"
+                spec.fingerprint, self.fingerprint, where=f"the encoder at {self._url}"
             )
-        if self._options["dimensions"] not in (None, spec.dimensions):
-            found = self._options["dimensions"]
-            raise EncoderOptionError("dimensions", found, needed=f"{spec.dimensions}, as the server's")
-        self._spec = spec
+        if self.dimensions not in (None, spec.dimensions):
+            needed = f"{spec.dimensions}, as the server's"
+            raise EncoderOptionError("dimensions", self.dimensions, needed=needed)
         return spec
 
 
-def _rebuild(url: str, options: dict[str, Any]) -> RemoteEncoder:
-    return RemoteEncoder(url, **options)
-
-
-class _Remote:
+class _RemoteBackend:
     """The backend: texts to the server in batches, vectors back."""
 
     def __init__(
@@ -148,8 +118,8 @@ class _Remote:
         self._prompts = prompts
         self._native = native
 
-    def encode(self, texts: list[str], kind: Kind) -> tuple[Vectors, int]:
-        """Vectors of ``texts``; what was cut only the server knows."""
+    def encode(self, texts: list[str], kind: Kind) -> Encoded:
+        """Vectors of ``texts``; how many tokens they have and what was cut only the server knows."""
         vectors = np.empty((len(texts), self._dimensions), dtype=np.float32)
         for start in range(0, len(texts), self._server.batch):
             part = texts[start : start + self._server.batch]
@@ -166,7 +136,7 @@ class _Remote:
             if len(answer.get("data", ())) != len(part):
                 found = f"{len(answer.get('data', ()))} vectors for {len(part)} texts"
                 raise EncoderServerError(self._server.url, found)
-        return vectors, 0
+        return Encoded(vectors, np.zeros(len(texts), dtype=np.int64), 0)
 
     def _vector(self, embedding: str | list[float]) -> Vectors:
         vector = (

@@ -8,27 +8,24 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from pgembed.encoders import device as devices
+from pgembed.encoders.backend import Encoded, Kind, Vectors
 from pgembed.encoders.batching import batches
 from pgembed.encoders.device import CPU_PROVIDER, CUDA_PROVIDER, Device
 from pgembed.encoders.feeds import Batch, Feeder, packed, padded
 from pgembed.encoders.graphs import CUDA_FILE, INT8_FILE, MODEL_FILE, WEIGHTS_FILE
 from pgembed.encoders.spec import EncoderSpec
 from pgembed.encoders.threads import available_threads
-from pgembed.encoders.tokenizing import open_tokenizer
+from pgembed.encoders.tokenizing import tokenizer_of
 from pgembed.encoders.tokens import TOKENIZER_FILE, Tokens
 from pgembed.encoders.words import WORDS_FILE
 from pgembed.exc import DeviceError, EncoderFilesError, EncoderOptionError
 
 _logger = logging.getLogger("pgembed.encoders")
-
-Kind = Literal["document", "query"]
-Vectors = npt.NDArray[np.float32]
 
 # Texts that are tokenised and sorted together: enough to find many of like length, few enough that the memory
 # for their ids stays small, whatever the number of texts.
@@ -42,14 +39,14 @@ class Plan:
     :ivar graph: the graph's file.
     :ivar feeder: makes its inputs.
     :ivar budget: tokens of a batch.
-    :ivar slack: share of a batch that may be padding; packed texts have none, whatever their lengths.
+    :ivar overhead: what a batch costs beyond its tokens, as a number of tokens.
     :ivar runs: batches that are under way at once, so that a GPU need not wait for the next one's inputs.
     """
 
     graph: str
     feeder: Feeder
     budget: int
-    slack: float
+    overhead: int
     runs: int = 1
 
 
@@ -63,17 +60,16 @@ def plan(device: Device, precision: str, spec: EncoderSpec) -> Plan:
             raise EncoderOptionError("precision", precision, needed="fp16 or fp32 on CUDA")
         if INT8_FILE not in spec.files:
             raise EncoderOptionError("precision", precision, needed=f"fp32: {spec.name!r} has no int8 graph")
-        return Plan(INT8_FILE, padded, 4096, 0.1)
+        return Plan(INT8_FILE, padded, 4096, 16)
     if device.kind == "cuda" and precision in ("auto", "fp16") and CUDA_FILE in spec.files:
-        return Plan(CUDA_FILE, packed, 32_768, 0.5, runs=3)
+        return Plan(CUDA_FILE, packed, 32_768, 4096, runs=3)
     if precision == "fp16":
         where = "fp32 on the CPU" if device.kind == "cpu" else f"fp32: {spec.name!r} has no fp16 graph"
         raise EncoderOptionError("precision", precision, needed=where)
-    # Matrix products on the CPU reach their full speed at some hundred rows; more only takes memory. Short
-    # texts gain more from larger batches than a little padding costs.
+    # Matrix products on the CPU reach their full speed at some hundred rows; more only takes memory.
     if device.kind == "cpu":
-        return Plan(MODEL_FILE, padded, 4096, 0.1)
-    return Plan(MODEL_FILE, padded, 32_768, 0.1, runs=3)
+        return Plan(MODEL_FILE, padded, 4096, 16)
+    return Plan(MODEL_FILE, padded, 32_768, 1024, runs=3)
 
 
 class OnnxRuntime:
@@ -117,32 +113,26 @@ class OnnxRuntime:
         with ThreadPoolExecutor(1) as other_thread:
             intact = other_thread.submit(_check_files, folder, spec, self._plan.graph)
             try:
-                self._tokenizer = open_tokenizer(
-                    folder,
-                    max_tokens=spec.max_tokens,
-                    special_tokens=spec.special_tokens,
-                    lowercase=spec.lowercase,
-                )
+                self._tokenizer = tokenizer_of(folder, spec)
                 self._session = _open(folder / self._plan.graph, device, threads)
             finally:
                 intact.result()  # says best what is wrong with a damaged file
 
-    def encode(self, texts: list[str], kind: Kind) -> tuple[Vectors, int]:
-        """Vectors of ``texts``, with the prompt of their kind before them, and how many were cut.
-
-        :returns: float32 of shape (texts, dimensions), and a count.
-        """
+    def encode(self, texts: list[str], kind: Kind) -> Encoded:
+        """Vectors of ``texts``, with the prompt of their kind before them."""
         prompt = self._spec.query_prompt if kind == "query" else self._spec.document_prompt
         vectors = np.empty((len(texts), self._spec.dimensions), dtype=np.float32)
+        counts = np.empty(len(texts), dtype=np.int64)
         skipped = self._tokenizer.leading(prompt) if prompt and not self._spec.include_prompt else 0
         cut = start = 0
         for tokens in self._tokenised(texts, prompt):
-            part = vectors[start : start + len(tokens.lengths)]
+            end = start + len(tokens.lengths)
+            counts[start:end] = tokens.lengths
             for batch, computed in self._computed(tokens, skipped):
-                part[batch] = computed
+                vectors[start:end][batch] = computed
             cut += tokens.cut
-            start += len(part)
-        return vectors, cut
+            start = end
+        return Encoded(vectors, counts, cut)
 
     def _tokenised(self, texts: list[str], prompt: str) -> Iterator[Tokens]:
         """The tokens of ``texts``, window by window; a GPU works on one while the next is tokenised."""
@@ -168,7 +158,7 @@ class OnnxRuntime:
         def compute(batch: Batch) -> tuple[Batch, Vectors]:
             return batch, self._kept(self._run(tokens, batch, skipped))
 
-        planned = batches(tokens.lengths, budget=self._plan.budget, slack=self._plan.slack)
+        planned = batches(tokens.lengths, budget=self._plan.budget, overhead=self._plan.overhead)
         if self._plan.runs == 1:
             yield from map(compute, planned)
             return

@@ -11,6 +11,8 @@ from pgembed.exc import TextError
 
 Indices = npt.NDArray[np.intp]
 
+_ROWS = 4096  # moved at once
+
 
 def checked(texts: Iterable[str]) -> list[str]:
     """``texts`` as a list of encodable strings.
@@ -46,3 +48,16 @@ def distinct(texts: Sequence[str]) -> tuple[list[str], Indices]:
         (seen.setdefault(text, len(seen)) for text in texts), dtype=np.intp, count=len(texts)
     )
     return list(seen), inverse
+
+
+def repeated(vectors: npt.NDArray[np.float32], inverse: Indices) -> npt.NDArray[np.float32]:
+    """``vectors[inverse]`` for the indices of :func:`distinct`, in the place of ``vectors``.
+
+    A text's like appears no later than itself, so that rows can be filled from the last to the first, and
+    there are never two copies of a large result.
+    """
+    vectors.resize((len(inverse), vectors.shape[1]), refcheck=False)
+    for end in range(len(inverse), 0, -_ROWS):
+        start = max(end - _ROWS, 0)
+        vectors[start:end] = vectors[inverse[start:end]]
+    return vectors

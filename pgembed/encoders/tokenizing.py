@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
+from pgembed.encoders.spec import EncoderSpec
 from pgembed.encoders.tokens import TOKENIZER_FILE, Tokenizer, Tokens
 from pgembed.encoders.words import WORDS_FILE, WordTokenizer
 
@@ -38,4 +39,14 @@ def open_tokenizer(
         return WordTokenizer(folder / WORDS_FILE, max_tokens=max_tokens)
     return Tokenizer(
         folder / TOKENIZER_FILE, max_tokens=max_tokens, special_tokens=special_tokens, lowercase=lowercase
+    )
+
+
+def tokenizer_of(folder: Path, spec: EncoderSpec) -> AnyTokenizer:
+    """The tokenizer in ``folder`` with the limit and the habits that the spec states."""
+    return open_tokenizer(
+        folder,
+        max_tokens=spec.max_tokens,
+        special_tokens=spec.special_tokens,
+        lowercase=spec.lowercase,
     )

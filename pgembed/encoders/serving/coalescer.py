@@ -2,23 +2,39 @@
 
 from __future__ import annotations
 
-import queue
+import itertools
 import threading
+import time
 from collections import deque
-from concurrent.futures import Future
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from pgembed.encoders.backend import Counts, Kind, Vectors
 from pgembed.encoders.encoder import Encoder
-from pgembed.encoders.runtime import Kind, Vectors
+
+Result = tuple[Vectors, Counts] | Exception
 
 
-@dataclass
-class Request:
-    """Texts of one request and the promise of their vectors."""
+class BusyError(Exception):
+    """Too many requests wait, or one has waited too long."""
+
+
+@dataclass(eq=False)
+class Job:
+    """Texts of one request.
+
+    :ivar reply: what to do with their vectors and numbers of tokens, or with the error.
+    :ivar wanted: whether somebody still waits for them.
+    """
 
     texts: list[str]
     kind: Kind
-    vectors: Future[Vectors] = field(default_factory=Future)
+    reply: Callable[[Result], None]
+    wanted: Callable[[], bool] = lambda: True
+    since: float = field(default_factory=time.monotonic)
+
+
+Answers = Sequence[tuple[Job, Result]]
 
 
 class Coalescer:
@@ -28,64 +44,87 @@ class Coalescer:
     make up the next batch. So a single client has the latency of one forward pass, and many share theirs.
 
     :param encoder: what to feed.
+    :param done: called on the thread with the jobs of a batch and what became of each; it replies.
     :param texts: most texts of a batch (a larger request is a batch of its own).
     :param waiting: most requests that may wait; :meth:`submit` refuses more.
+    :param seconds: how long a request may wait before it is given up.
     """
 
-    def __init__(self, encoder: Encoder, *, texts: int = 256, waiting: int = 1024) -> None:
+    def __init__(
+        self,
+        encoder: Encoder,
+        done: Callable[[Answers], object],
+        *,
+        texts: int = 256,
+        waiting: int = 1024,
+        seconds: float = 60.0,
+    ) -> None:
         self.encoder = encoder
+        self._done = done
         self._most = texts
-        self._queue: queue.Queue[Request | None] = queue.Queue(waiting)
-        self._held: deque[Request] = deque()
+        self._most_waiting = waiting
+        self._seconds = seconds
+        self._waiting: deque[Job] = deque()
+        self._arrived = threading.Condition()
+        self._closed = False
         self._thread = threading.Thread(target=self._work, name=f"pgembed-{encoder.name}", daemon=True)
         self._thread.start()
 
-    def submit(self, texts: list[str], kind: Kind) -> Future[Vectors]:
-        """Queue texts, which have been checked before.
+    def submit(self, job: Job) -> None:
+        """Queue a job, whose texts have been checked before.
 
-        :raises queue.Full: too many requests wait.
+        :raises BusyError: too many requests wait, or the end is near.
         """
-        request = Request(texts, kind)
-        self._queue.put_nowait(request)
-        return request.vectors
+        with self._arrived:
+            if self._closed:
+                raise BusyError("the server is being stopped")
+            if len(self._waiting) >= self._most_waiting:
+                raise BusyError("too many requests are waiting")
+            self._waiting.append(job)
+            self._arrived.notify()
 
     def close(self) -> None:
         """Finish what waits, then stop."""
-        self._queue.put(None)
+        with self._arrived:
+            self._closed = True
+            self._arrived.notify()
         self._thread.join()
 
     def _work(self) -> None:
-        while (first := self._held.popleft() if self._held else self._queue.get()) is not None:
-            batch, stop = self._together(first)
-            self._encode(batch)
-            if stop:
-                return
+        while batch := self._together():
+            batch = [job for job in batch if job.wanted()]
+            late = time.monotonic() - self._seconds
+            in_time = [job for job in batch if job.since >= late]
+            given_up = BusyError(f"no answer within {self._seconds:g} seconds")
+            answers: list[tuple[Job, Result]] = [(job, given_up) for job in batch if job.since < late]
+            if in_time:
+                answers += zip(in_time, self._encoded(in_time), strict=True)
+            self._done(answers)
 
-    def _together(self, first: Request) -> tuple[list[Request], bool]:
-        """``first`` and what waits behind it, as far as it fits; and whether the end was reached."""
-        batch, size = [first], len(first.texts)
-        while True:
-            try:
-                request = self._queue.get_nowait()
-            except queue.Empty:
-                return batch, False
-            if request is None:
-                return batch, True
-            if request.kind != first.kind or size + len(request.texts) > self._most:
-                self._held.append(request)
-                return batch, False
-            batch.append(request)
-            size += len(request.texts)
+    def _together(self) -> list[Job]:
+        """The oldest job and all of its kind that fit beside it; nothing at the end."""
+        with self._arrived:
+            while not self._waiting:
+                if self._closed:
+                    return []
+                self._arrived.wait()
+            first = self._waiting.popleft()
+            batch, left, size = [first], deque[Job](), len(first.texts)
+            for job in self._waiting:
+                if job.kind == first.kind and size + len(job.texts) <= self._most:
+                    batch.append(job)
+                    size += len(job.texts)
+                else:
+                    left.append(job)
+            self._waiting = left
+            return batch
 
-    def _encode(self, batch: list[Request]) -> None:
-        encode = self.encoder.encode_queries if batch[0].kind == "query" else self.encoder.encode_documents
+    def _encoded(self, jobs: list[Job]) -> list[Result]:
+        """What becomes of each of these jobs."""
         try:
-            vectors = encode([text for request in batch for text in request.texts])
+            texts = [text for job in jobs for text in job.texts]
+            vectors, counts = self.encoder.encode_counted(texts, jobs[0].kind)
         except Exception as error:
-            for request in batch:
-                request.vectors.set_exception(error)
-            return
-        start = 0
-        for request in batch:
-            request.vectors.set_result(vectors[start : start + len(request.texts)])
-            start += len(request.texts)
+            return [error] * len(jobs)
+        ends = list(itertools.accumulate(len(job.texts) for job in jobs))
+        return [(vectors[start:end], counts[start:end]) for start, end in itertools.pairwise([0, *ends])]

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from pgembed.encoders import Encoder, EncoderSpec
+from pgembed.encoders.texts import distinct, repeated
 from pgembed.exc import (
     EncoderError,
     EncoderFilesError,
@@ -128,6 +129,15 @@ def test_nothing_and_repetition(minilm: Encoder) -> None:
     assert not np.array_equal(vectors[0], vectors[1])
 
 
+@pytest.mark.parametrize("texts", [["a", "a"], ["b", "a", "b", "c", "a", "a", "d"], ["a", "b"] * 5000])
+def test_repetition_takes_no_second_copy(texts: list[str]) -> None:
+    different, inverse = distinct(texts)
+    vectors = np.array([[ord(text), -ord(text)] for text in different], dtype=np.float32)
+    spread = repeated(vectors, inverse)
+    assert spread is vectors
+    assert spread.tolist() == [[ord(text), -ord(text)] for text in texts]
+
+
 def test_generators_are_welcome(minilm: Encoder) -> None:
     assert minilm.encode_documents(text for text in ("a", "b")).shape == (2, 384)
 
@@ -177,13 +187,11 @@ def test_fork_opens_its_own_session(minilm_folder: Path) -> None:
     assert run_python(code, TOKENIZERS_PARALLELISM="false") == "0 True"
 
 
-def test_copies(minilm: Encoder) -> None:
+def test_copies(minilm: Encoder, minilm_folder: Path) -> None:
     assert copy.copy(minilm) is minilm
     assert copy.deepcopy({"encoder": minilm})["encoder"] is minilm
     assert len({minilm, copy.deepcopy(minilm)}) == 1
-    other = pickle.loads(
-        pickle.dumps(Encoder(minilm.spec and minilm._path, dimensions=32, query_prompt="q: "))
-    )
+    other = pickle.loads(pickle.dumps(Encoder(minilm_folder, dimensions=32, query_prompt="q: ")))
     assert (other.dimensions, other.spec.query_prompt) == (32, "q: ")
     assert "all-MiniLM-L6-v2" in repr(other)
     assert other.fingerprint[:8] in repr(other)

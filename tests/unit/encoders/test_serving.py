@@ -6,8 +6,10 @@ import http.client
 import json
 import pickle
 import threading
+import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ import pytest
 
 from pgembed.encoders import Encoder, export_onnx
 from pgembed.encoders.serving import Limits, Server
-from pgembed.encoders.serving.coalescer import Coalescer
+from pgembed.encoders.serving.coalescer import Answers, BusyError, Coalescer, Job
 from pgembed.exc import (
     EncoderError,
     EncoderOptionError,
@@ -44,9 +46,20 @@ def running(server: ThreadingHTTPServer) -> Iterator[str]:
     server.server_close()
 
 
+@contextmanager
+def serving(server: Server) -> Iterator[str]:
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join(30)
+    assert not thread.is_alive()
+
+
 @pytest.fixture(scope="module")
 def url(local: Encoder) -> Iterator[str]:
-    yield from running(Server([local], port=0, limits=Limits(body=100_000, texts=50)))
+    with serving(Server([local], port=0, limits=Limits(body=100_000, texts=50))) as address:
+        yield address
 
 
 @pytest.fixture
@@ -100,6 +113,7 @@ def post(url: str, body: bytes | dict[str, Any], **headers: str) -> tuple[int, d
 def test_remote_vectors_are_the_local_ones(local: Encoder, url: str) -> None:
     texts = [f"text {i}" for i in range(120)]  # more than the server takes at once
     with Encoder.remote(url, batch=50) as remote:
+        assert isinstance(remote, Encoder)
         assert (remote.fingerprint, remote.dimensions) == (local.fingerprint, local.dimensions)
         assert np.abs(remote.encode_documents(texts) - local.encode_documents(texts)).max() < 1e-6
         assert np.abs(remote.encode_queries(["reset"]) - local.encode_queries(["reset"])).max() < 1e-6
@@ -162,6 +176,11 @@ def test_refusals(url: str, body: bytes | dict[str, Any], status: int, message: 
     assert message in answer["error"]["message"]
 
 
+def test_what_is_cut_a_server_does_not_tell(url: str) -> None:
+    with pytest.raises(EncoderOptionError, match="tells what it cuts"):
+        Encoder.remote(url).count_cut(["a text"])
+
+
 def test_openai_shape(local: Encoder, url: str) -> None:
     status, answer = post(url, {"model": "tiny", "input": "a text"})
     assert status == 200
@@ -172,7 +191,7 @@ def test_openai_shape(local: Encoder, url: str) -> None:
 def test_token(local: Encoder) -> None:
     with pytest.raises(EncoderOptionError, match="a token"):
         Server([local], host="0.0.0.0", port=0)
-    for url in running(Server([local], port=0, token="secret")):
+    with serving(Server([local], port=0, token="secret")) as url:
         assert post(url, {"input": "x"})[0] == 401
         assert post(url, {"input": "x"}, Authorization="Bearer secret")[0] == 200
         connection = http.client.HTTPConnection(url.removeprefix("http://"))
@@ -197,32 +216,69 @@ class Recorder:
         self.batches: list[list[str]] = []
         self.started, self.go_on = threading.Event(), threading.Event()
 
-    def encode_documents(self, texts: list[str]) -> np.ndarray:
+    def encode_counted(self, texts: list[str], kind: str) -> tuple[np.ndarray, np.ndarray]:
         self.batches.append(list(texts))
         self.started.set()
         self.go_on.wait(10)
         if "poison" in texts:
             raise EncoderError("poison")
-        return np.array([[len(text)] for text in texts], dtype=np.float32)
+        lengths = np.array([len(text) for text in texts])
+        return lengths[:, None].astype(np.float32), lengths
 
-    def encode_queries(self, texts: list[str]) -> np.ndarray:
-        return self.encode_documents(texts)
+
+class Clients:
+    """Jobs for a coalescer, whose answers are futures."""
+
+    def __init__(self, **limits: Any) -> None:
+        self.recorder = Recorder()
+        self.coalescer = Coalescer(self.recorder, self.reply, **limits)  # type: ignore[arg-type]
+
+    def reply(self, answers: Answers) -> None:
+        for job, result in answers:
+            job.reply(result)
+
+    def submit(self, texts: list[str], kind: Any = "document", *, wanted: bool = True) -> Future[Any]:
+        future: Future[Any] = Future()
+        self.coalescer.submit(Job(texts, kind, future.set_result, lambda: wanted))
+        return future
 
 
 def test_what_waits_is_encoded_together() -> None:
-    recorder = Recorder()
-    coalescer = Coalescer(recorder, texts=4)  # type: ignore[arg-type]
-    futures = [coalescer.submit(["a"], "document")]
-    recorder.started.wait(10)
-    futures += [coalescer.submit(texts, "document") for texts in (["bb"], ["ccc", "dddd"], ["e", "f"])]
-    futures.append(coalescer.submit(["query"], "query"))
-    recorder.go_on.set()
-    assert [future.result(10).tolist() for future in futures] == [[[1]], [[2]], [[3], [4]], [[1], [1]], [[5]]]
-    assert recorder.batches == [["a"], ["bb", "ccc", "dddd"], ["e", "f"], ["query"]]
-    with pytest.raises(EncoderError, match="poison"):
-        coalescer.submit(["poison"], "document").result(10)
-    assert coalescer.submit(["still here"], "document").result(10).tolist() == [[10]]
-    coalescer.close()
+    clients = Clients(texts=4)
+    futures = [clients.submit(["a"])]
+    clients.recorder.started.wait(10)
+    futures.append(clients.submit(["bb"]))
+    futures.append(clients.submit(["query"], "query"))
+    futures += [clients.submit(texts) for texts in (["ccc", "dddd"], ["e", "f"], ["g"])]
+    clients.recorder.go_on.set()
+    answers = [future.result(10)[0].tolist() for future in futures]
+    assert answers == [[[1]], [[2]], [[5]], [[3], [4]], [[1], [1]], [[1]]]
+    # the oldest goes first, with all of its kind that fit
+    assert clients.recorder.batches == [["a"], ["bb", "ccc", "dddd", "g"], ["query"], ["e", "f"]]
+    assert clients.submit(["one", "three"]).result(10)[1].tolist() == [3, 5]
+    assert str(clients.submit(["poison"]).result(10)) == "poison"
+    assert clients.submit(["still here"]).result(10)[0].tolist() == [[10]]
+    clients.coalescer.close()
+    with pytest.raises(BusyError, match="stopped"):
+        clients.submit(["too late"])
+
+
+def test_who_need_not_be_answered() -> None:
+    clients = Clients(waiting=3, seconds=0.2)
+    first = clients.submit(["a"])
+    clients.recorder.started.wait(10)
+    gone, late = clients.submit(["gone"], wanted=False), clients.submit(["late"])
+    time.sleep(0.3)
+    fresh = clients.submit(["fresh"])
+    with pytest.raises(BusyError, match="too many"):
+        clients.submit(["one too many"])
+    clients.recorder.go_on.set()
+    assert first.result(10)[0].tolist() == [[1]]
+    assert str(late.result(10)) == "no answer within 0.2 seconds"
+    assert fresh.result(10)[0].tolist() == [[5]]
+    clients.coalescer.close()
+    assert not gone.done()
+    assert clients.recorder.batches == [["a"], ["fresh"]]
 
 
 # --- other servers ------------------------------------------------------------------------------------

@@ -1,0 +1,296 @@
+"""The server on the wire: what clients of all makes send, whole and in pieces, and nonsense."""
+
+from __future__ import annotations
+
+import base64
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tokenizers
+
+from pgembed.encoders import Encoder, export_onnx
+from pgembed.encoders.serving import Limits, Server
+
+MODELS = Path(__file__).parents[2] / "golden" / "models"
+PROMPTS = {"document": "passage: ", "query": "query: "}
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Encoder:
+    folder = export_onnx(MODELS / "bert", tmp_path_factory.mktemp("http") / "tiny")
+    return Encoder(folder, max_tokens=16, query_prompt=PROMPTS["query"], document_prompt=PROMPTS["document"])
+
+
+@contextmanager
+def serving(encoder: Encoder, token: str | None = None, **limits: Any) -> Iterator[Server]:
+    server = Server([encoder], port=0, token=token, limits=Limits(**limits))
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join(30)
+    assert not thread.is_alive()
+
+
+@pytest.fixture(scope="module")
+def server(encoder: Encoder) -> Iterator[Server]:
+    with serving(encoder, body=200_000) as running:
+        yield running
+
+
+class Wire:
+    """A connection that shows what comes back, byte for byte."""
+
+    def __init__(self, server: Server) -> None:
+        self.socket = socket.create_connection(("127.0.0.1", server.server_port), timeout=20)
+        self.received = b""
+
+    def __enter__(self) -> Wire:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.socket.close()
+
+    def send(self, data: bytes) -> None:
+        self.socket.sendall(data)
+
+    def until(self, end: bytes) -> bytes:
+        while end not in self.received:
+            data = self.socket.recv(65536)
+            assert data, self.received
+            self.received += data
+        head, _, self.received = self.received.partition(end)
+        return head
+
+    def answer(self) -> tuple[int, dict[str, str], Any]:
+        first, *lines = self.until(b"\r\n\r\n").decode().split("\r\n")
+        headers = dict(line.split(": ", 1) for line in lines)
+        while len(self.received) < int(headers["Content-Length"]):
+            self.received += self.socket.recv(65536)
+        length = int(headers["Content-Length"])
+        body, self.received = self.received[:length], self.received[length:]
+        return int(first.split()[1]), headers, json.loads(body)
+
+    @property
+    def closed(self) -> bool:
+        return not self.received and self.socket.recv(1) == b""
+
+
+def request(body: Any, *headers: str, path: str = "/v1/embeddings") -> bytes:
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    lines = [f"POST {path} HTTP/1.1", "Host: localhost", f"Content-Length: {len(content)}", *headers]
+    return "".join(f"{line}\r\n" for line in [*lines, ""]).encode() + content
+
+
+def ask(server: Server, body: Any) -> dict[str, Any]:
+    with Wire(server) as wire:
+        wire.send(request(body))
+        status, _, answer = wire.answer()
+        assert status == 200, answer
+        return answer
+
+
+# --- answers ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["document", "query"])
+def test_tokens_are_counted(server: Server, kind: str) -> None:
+    """As the tokenizer itself counts: prompt and special tokens included, nothing beyond the limit."""
+    plain = tokenizers.Tokenizer.from_file(str(MODELS / "bert" / "tokenizer.json"))
+    plain.no_padding()
+    plain.no_truncation()
+    texts = ["reset the password", "printer", "printer", "", "printer reset " * 30, "the printer is on fire"]
+    counts = [min(len(plain.encode(PROMPTS[kind] + text).ids), 16) for text in texts]
+    assert len(set(counts)) >= 4
+    for _ in range(2):  # queries are remembered, and so are their tokens
+        usage = ask(server, {"input": texts, "input_type": kind})["usage"]
+        assert usage == {"prompt_tokens": sum(counts), "total_tokens": sum(counts)}
+    for text, count in zip(texts, counts, strict=True):
+        assert ask(server, {"input": text, "input_type": kind})["usage"]["total_tokens"] == count
+    assert ask(server, {"input": []})["usage"]["total_tokens"] == 0
+
+
+def test_both_encodings_give_the_same_floats(server: Server, encoder: Encoder) -> None:
+    texts = ["reset the password", "printer", "reset the password"]
+    floats = ask(server, {"input": texts, "encoding_format": "float", "model": "tiny"})
+    coded = ask(server, {"input": texts, "encoding_format": "base64"})
+    assert [item["index"] for item in floats["data"]] == [0, 1, 2]
+    vectors = np.array([item["embedding"] for item in floats["data"]], dtype=np.float32)
+    decoded = [np.frombuffer(base64.b64decode(item["embedding"]), dtype="<f4") for item in coded["data"]]
+    assert np.array_equal(vectors, decoded)
+    assert np.abs(vectors - encoder.encode_documents(texts)).max() < 1e-6
+
+
+def test_encoder_that_fails(caplog: pytest.LogCaptureFixture) -> None:
+    broken = Encoder(MODELS.parent / "none", fingerprint="f" * 32, dimensions=3)
+    with serving(broken) as server, Wire(server) as wire:
+        for _ in range(2):  # and the server goes on
+            wire.send(request({"input": "x"}))
+            status, _, answer = wire.answer()
+            assert (status, answer["error"]["type"]) == (500, "encoder_error")
+            assert "none" in answer["error"]["message"]
+    assert "an encoder failed" in caplog.text
+
+
+# --- the wire -----------------------------------------------------------------------------------------
+
+
+def test_requests_in_pieces_and_in_a_row(server: Server) -> None:
+    with Wire(server) as wire:
+        for byte in request({"input": "in pieces"}):
+            wire.send(bytes([byte]))
+        assert wire.answer()[0] == 200
+        texts = [f"text {'word ' * index}" for index in range(30)]
+        wire.send(b"".join(request({"input": text, "encoding_format": "base64"}) for text in texts))
+        counts = [wire.answer()[2]["usage"]["total_tokens"] for _ in texts]
+        assert counts == sorted(counts)
+        assert counts[0] < counts[-1] == 16
+        wire.send(b"GET /health?from=here HTTP/1.1\r\n\r\n")
+        assert wire.answer()[2] == {"status": "ok"}
+
+
+def test_expectation(server: Server) -> None:
+    """curl asks first, when a body is large."""
+    whole = request({"input": "x" * 100_000}, "Expect: 100-continue")
+    head, _, body = whole.partition(b"\r\n\r\n")
+    with Wire(server) as wire:
+        wire.send(head + b"\r\n\r\n")
+        assert wire.until(b"\r\n\r\n") == b"HTTP/1.1 100 Continue"
+        wire.send(body)
+        assert wire.answer()[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("version", "wish", "kept"),
+    [("1.1", "", True), ("1.1", "close", False), ("1.0", "", False), ("1.0", "Keep-Alive", True)],
+)
+def test_connections_are_kept_as_wished(server: Server, version: str, wish: str, kept: bool) -> None:
+    header = f"Connection: {wish}\r\n" if wish else ""
+    with Wire(server) as wire:
+        wire.send(f"GET /health HTTP/{version}\r\n{header}\r\n".encode())
+        status, headers, _ = wire.answer()
+        assert (status, headers["Connection"]) == (200, "keep-alive" if kept else "close")
+        if kept:
+            wire.send(b"GET /health HTTP/1.1\r\n\r\n")
+            assert wire.answer()[0] == 200
+        else:
+            assert wire.closed
+
+
+@pytest.mark.parametrize(
+    ("sent", "status", "message"),
+    [
+        (b"\x16\x03\x01\x02\x00\x01 hello of TLS\r\n\r\n", 400, "no request"),
+        (b"GET /health\r\n\r\n", 400, "no request"),
+        (b"GET /health HTTP/2\r\n\r\n", 400, "no request"),
+        (b"GET /health HTTP/1.1\r\nno header\r\n\r\n", 400, "'no header'"),
+        (b"GET /health HTTP/1.1\r\nA: b\r\n folded\r\n\r\n", 400, "folded"),
+        (b"GET /health HTTP/1.1\r\nContent-Length : 3\r\n\r\n", 400, "Content-Length"),
+        (b"POST /v1/embeddings HTTP/1.1\r\n\r\n", 411, "needs"),
+        (b"POST /v1/embeddings HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n", 411, "needs"),
+        (b"POST / HTTP/1.1\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n{}", 400, "two headers"),
+        (b"POST / HTTP/1.1\r\nContent-Length: -2\r\n\r\n{}", 400, "'-2'"),
+        (b"POST / HTTP/1.1\r\nContent-Length: \xb2\r\n\r\n{}", 400, "Content-Length"),
+        (b"POST / HTTP/1.1\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\n", 413, "at most 200000"),
+        (b"GET / HTTP/1.1\r\nCookie: " + b"x" * 70_000, 431, "headers"),
+    ],
+)
+def test_nonsense(server: Server, sent: bytes, status: int, message: str) -> None:
+    with Wire(server) as wire:
+        wire.send(sent)
+        found, headers, answer = wire.answer()
+        assert (found, headers["Connection"]) == (status, "close")
+        assert message in answer["error"]["message"]
+        assert wire.closed
+    with Wire(server) as wire:
+        wire.send(b"GET /health HTTP/1.1\r\n\r\n")
+        assert wire.answer()[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("GET", "/v1/embeddings", 405), ("DELETE", "/health", 405), ("GET", "/v2", 404), ("GET", "/", 404)],
+)
+def test_paths(server: Server, method: str, path: str, status: int) -> None:
+    with Wire(server) as wire:
+        wire.send(f"{method} {path} HTTP/1.1\r\n\r\n".encode())
+        assert wire.answer()[0] == status
+
+
+def test_too_much_is_refused_unread(server: Server) -> None:
+    """The client gets its answer though it was still sending."""
+    with Wire(server) as wire:
+        wire.send(request(b"x" * 5_000_000)[:2_000_000])
+        assert wire.answer()[0] == 413
+
+
+def test_without_a_token_no_body_is_read(encoder: Encoder) -> None:
+    with serving(encoder, token="secret") as server:
+        for given in ((), ("Authorization: Bearer wrong",), ("Authorization: Bearer sécret",)):
+            with Wire(server) as wire:
+                wire.send(request({"input": "x"}, *given).partition(b"\r\n\r\n")[0] + b"\r\n\r\n")
+                status, headers, _ = wire.answer()
+                assert (status, headers["WWW-Authenticate"]) == (401, "Bearer")
+        with Wire(server) as wire:
+            wire.send(b"GET /v1/models HTTP/1.1\r\nauthorization: Bearer secret\r\n\r\n")
+            assert wire.answer()[2]["data"][0]["id"] == "tiny"
+
+
+def test_json_nested_without_end(server: Server) -> None:
+    with Wire(server) as wire:
+        wire.send(request(b"[" * 100_000))
+        assert wire.answer()[0] == 400
+
+
+# --- coming and going ---------------------------------------------------------------------------------
+
+
+def test_clients_that_leave(server: Server) -> None:
+    for _ in range(20):
+        with Wire(server) as wire:
+            wire.send(request({"input": ["leaving"] * 50}))
+        with Wire(server) as wire:
+            wire.send(request({"input": "half"})[:-5])
+    assert ask(server, {"input": "still there"})["usage"]["total_tokens"] > 0
+
+
+def test_idle_connections_are_closed(encoder: Encoder) -> None:
+    with serving(encoder, idle=0.3) as server, Wire(server) as wire:
+        wire.send(b"GET /health HTTP/1.1\r\n\r\n")
+        assert wire.answer()[0] == 200
+        start = time.monotonic()
+        assert wire.closed
+        assert time.monotonic() - start < 10
+
+
+def test_what_was_accepted_is_answered(encoder: Encoder) -> None:
+    """A server that stops finishes what it has begun, and says so to who comes later."""
+    texts = ["a text of some words " + str(index) for index in range(2000)]
+    server = Server([encoder], port=0)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    with Wire(server) as wire, Wire(server) as late:
+        late.send(b"GET /health HTTP/1.1\r\n\r\n")
+        assert late.answer()[0] == 200
+        wire.send(request({"input": texts}))
+        late.send(b"GET /health HTTP/1.1\r\n\r\n")
+        assert late.answer()[0] == 200  # the other request has arrived
+        server.shutdown()
+        assert len(wire.answer()[2]["data"]) == 2000
+        assert late.closed
+    thread.join(30)
+    assert not thread.is_alive()
+    with pytest.raises(OSError, match="refused"):
+        Wire(server)
+    server.shutdown()  # once more does no harm
+    early = Server([encoder], port=server.server_port)
+    early.shutdown()
+    early.serve_forever()
