@@ -17,7 +17,6 @@ new column is given a name here, which the first revision asks to be written int
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,6 +27,7 @@ from sqlalchemy import Column, Connection, MetaData, Table, text
 
 from pgembed.columns import EmbeddingColumn, embeddings_of
 from pgembed.columns.embedding import INFO, SOURCES
+from pgembed.filling.reembedding import next_name
 from pgembed.migrations.definitions import Definition, Facts, PendingIndexDefinition
 from pgembed.migrations.errors import MigrationError
 from pgembed.migrations.operations.nothing import NextRevisionOp
@@ -242,14 +242,7 @@ def _chosen_name(embedding: EmbeddingColumn, table: Table, pending: dict[str, Pe
         facts = definition.registration or {}
         if facts.get("replaces") == old and facts["fingerprint"] == encoder.fingerprint:
             return name
-    match = re.fullmatch(r"(.*)_(\d+)", old)
-    stem, number = (match[1], int(match[2])) if match else (old, 1)
-    taken = {*table.c.keys(), *(column.name for column in embedding.table.c)}
-    while True:
-        number += 1
-        name = f"{stem}_{number}"
-        if not {name, f"{name}_digest"} & taken:
-            return name
+    return next_name(old, {*table.c.keys(), *(column.name for column in embedding.table.c)})
 
 
 def _beside(embedding: EmbeddingColumn, name: str) -> EmbeddingColumn:

@@ -1,0 +1,116 @@
+"""``pgembed reembed``: from one encoder to another without a moment in which searches mix the two."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from pgembed.cli.backfill import Models, columns_of
+from pgembed.cli.options import AsJson, DatabaseUrl, connect, open_encoder
+from pgembed.filling.reembedding import Change, changes, plan_reembedding
+from pgembed.indexes.sizes import readable
+
+group = typer.Typer(no_args_is_help=True, help="Change the encoder of a column, without downtime.")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the group to the application."""
+    app.add_typer(group, name="reembed")
+
+
+@group.command()
+def plan(
+    table: Annotated[str, typer.Argument(help='The table, as SQL writes it: article, "My schema".article.')],
+    column: Annotated[str, typer.Argument(help="Its vector column.")],
+    url: DatabaseUrl,
+    encoder: Annotated[str, typer.Option(help="The new encoder: a folder, or a name.")],
+    as_json: AsJson = False,
+) -> None:
+    """What it takes to re-embed a column with another encoder: space, time, and the steps."""
+    with connect(url) as connection, open_encoder(encoder) as opened:
+        found = plan_reembedding(connection, table, column, opened)
+    if as_json:
+        typer.echo(json.dumps(found.as_dict(), indent=2))
+        return
+    typer.echo(f"{found.table}: {found.old} to {found.new}, of {found.dimensions} dimensions")
+    typer.echo(f"rows with a text      {found.rows:,}")
+    typer.echo(f"new vectors           {readable(found.column_size)}")
+    if found.index_size is not None and found.index_memory is not None:
+        typer.echo(
+            f"their index           {readable(found.index_size)}, "
+            f"built in {readable(found.index_memory)} of memory"
+        )
+    if found.seconds is None:
+        typer.echo("time                  not known: the encoder's weights are not on this machine")
+    else:
+        typer.echo(
+            f"time                  {found.seconds / 3600:.1f} h "
+            f"at {found.rows_per_second:,.0f} rows a second"
+        )
+    for number, step in enumerate(
+        (
+            f'write encoder=..., name="{found.new}", replaces="{found.old}" in embedding_column(); do not '
+            "release it yet",
+            "alembic revision --autogenerate, which writes two revisions; alembic upgrade +1",
+            f"pgembed backfill '{found.table}' {found.new}; a worker stays, for both columns",
+            "alembic upgrade head, which builds the index",
+            "pgembed reembed status --gate 0.95, and release the application",
+            f'when the old one is gone: take replaces="{found.old}" away, alembic revision --autogenerate, '
+            "alembic upgrade head",
+        ),
+        1,
+    ):
+        typer.echo(f"{number}. {step}")
+
+
+@group.command()
+def status(
+    url: DatabaseUrl,
+    models: Models = None,
+    gate: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=1, help="Exit with 1 unless all is ready to switch, and recall is at least this."
+        ),
+    ] = None,
+    queries: Annotated[int, typer.Option(min=2, help="How many random rows to ask for.")] = 200,
+    as_json: AsJson = False,
+) -> None:
+    """Where each change of encoder stands, and what to do next.
+
+    With --gate the searches of the new column are tried: their recall is measured, and vectors are compared
+    with what the encoder makes of their texts.
+    """
+    embeddings = columns_of(models)
+    with connect(url) as connection:
+        found = changes(connection, embeddings, min_recall=gate, queries=queries)
+    if as_json:
+        typer.echo(json.dumps([change.as_dict() for change in found], indent=2))
+    elif not found:
+        typer.echo("no column of this database is about to take the place of another")
+    for change in [] if as_json else found:
+        _print(change)
+    if gate is not None and any(change.obstacles for change in found):
+        raise typer.Exit(1)
+
+
+def _print(change: Change) -> None:
+    old = _short(change.old_encoder, change.old_fingerprint)
+    new = _short(change.new_encoder, change.new_fingerprint)
+    typer.echo(f"{change.table}: {change.old} ({old}) to {change.new} ({new})")
+    typer.echo(f"  filled  {change.filled:.1%} of {change.rows:,} rows, {change.pending:,} pending")
+    typer.echo(f"  index   {change.index}, the old column's: {change.old_index}")
+    if change.recall is not None:
+        typer.echo(
+            f"  recall  {change.recall.recall:.3f} ({change.recall.low:.3f} to {change.recall.high:.3f}) at "
+            f"{change.recall.setting} = {change.recall.value}"
+        )
+    for obstacle in change.obstacles[1:]:
+        typer.echo(f"  also    {obstacle}")
+    typer.echo(f"  next    {change.next_step}")
+
+
+def _short(encoder: str | None, fingerprint: str | None) -> str:
+    return f"{encoder} {(fingerprint or '')[:12]}" if encoder else "no encoder"

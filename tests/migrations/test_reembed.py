@@ -1,0 +1,160 @@
+"""``pgembed reembed``: what a change of encoder takes, where it stands, and the gate before the switch."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from sqlalchemy import MetaData, insert, text
+from typer.testing import CliRunner
+
+from pgembed import HNSW
+from pgembed.cli.main import app
+from pgembed.columns import embeddings_of
+from pgembed.exc import DeclarationError
+from pgembed.filling import backfill
+from pgembed.filling.reembedding import changes, plan_reembedding
+from pgembed.indexes import create
+from pgembed.testing import HashEncoder
+from tests.migrations.conftest import Migrations
+from tests.migrations.models import article
+
+OLD, NEW = HashEncoder(4, "old"), HashEncoder(24, "new")
+ROWS = 2000
+#: What ``--models`` names.
+BEFORE = article(encoder=OLD, index=HNSW())
+AFTER = article(encoder=NEW, index=HNSW(), name="embedding_2", replaces="embedding")
+MODELS = ("--models", f"{__name__}:AFTER")
+
+
+@pytest.fixture
+def underway(migrations: Migrations) -> Migrations:
+    """The new column is there, and nothing is in it."""
+    BEFORE.create_all(migrations.engine)
+    with migrations.engine.begin() as connection:
+        words = [{"title": f"word{i} word{i % 7} word{i % 31}"} for i in range(ROWS)]
+        connection.execute(insert(BEFORE.tables["article"]), words)
+    fill(migrations, BEFORE)
+    with migrations.engine.begin() as connection:
+        create(connection, BEFORE.tables["article"].c.embedding)
+    migrations.generate_series(AFTER)
+    migrations.upgrade("0001")
+    return migrations
+
+
+def fill(migrations: Migrations, metadata: MetaData) -> None:
+    backfill(migrations.engine, embeddings_of(metadata.tables["article"])[0])
+
+
+def run(migrations: Migrations, *arguments: str, code: int = 0) -> str:
+    url = migrations.engine.url.render_as_string(hide_password=False)
+    result = CliRunner().invoke(app, ["reembed", *arguments, "--url", url])
+    assert result.exit_code == code, result.output
+    return result.stdout
+
+
+def only(migrations: Migrations, **options: Any) -> Any:
+    with migrations.engine.begin() as connection:
+        (change,) = changes(connection, embeddings_of(AFTER.tables["article"]), **options)
+    return change
+
+
+def test_what_it_takes(underway: Migrations) -> None:
+    with underway.engine.begin() as connection:
+        connection.execute(text("INSERT INTO article (title) VALUES (NULL)"))
+        other = HashEncoder(100, "third")
+        found = plan_reembedding(connection, "article", "embedding", other)
+        with pytest.raises(DeclarationError, match="has that encoder already"):
+            plan_reembedding(connection, "article", "embedding", OLD)
+    assert (found.rows, found.new, found.dimensions) == (ROWS, "embedding_3", 100)
+    assert found.column_size == ROWS * 408
+    assert found.index_memory == ROWS * (408 + 32 * 16 + 165)
+    assert found.rows_per_second is not None
+    assert found.rows_per_second > 0
+    assert found.seconds == pytest.approx(ROWS / found.rows_per_second)
+
+
+def test_status_says_what_to_do_next(underway: Migrations) -> None:
+    change = only(underway)
+    assert (change.filled, change.index, change.old_index) == (0, "none", "hnsw")
+    assert "pgembed backfill 'article' embedding_2" in change.next_step
+    assert "2,000 of 2,000 rows are pending" in run(underway, "status")
+    run(underway, "status", *MODELS, "--gate", "0.95", code=1)
+
+    fill(underway, AFTER)
+    change = only(underway)
+    assert (change.filled, change.next_step) == (1, "build its index: alembic upgrade head")
+    underway.upgrade()
+    found = json.loads(run(underway, "status", "--json"))
+    assert [(one["ready"], one["index"], one["recall"]) for one in found] == [(True, "hnsw", None)]
+    assert found[0]["next_step"].startswith('release the application with name="embedding_2"')
+    assert (found[0]["old_encoder"], found[0]["new_encoder"]) == ("old", "new")
+
+    with underway.engine.begin() as connection:
+        connection.execute(
+            text(
+                "UPDATE pg_index SET indisvalid = false WHERE indexrelid = "
+                "'ix_article_embedding_2_hnsw'::regclass"
+            )
+        )
+    assert only(underway).index == "invalid"
+
+
+def test_the_gate(underway: Migrations) -> None:
+    fill(underway, AFTER)
+    underway.upgrade()
+
+    passed = json.loads(run(underway, "status", *MODELS, "--gate", "0.9", "--queries", "50", "--json"))
+    assert passed[0]["recall"]["recall"] >= 0.9
+    assert passed[0]["recall"]["index"] == "ix_article_embedding_2_hnsw"
+    assert "  recall  " in run(underway, "status", *MODELS, "--gate", "0.9", "--queries", "50")
+    assert only(underway, min_recall=0.9, queries=50).obstacles == ()
+
+    # Without models, the registry's encoder has no weights here: what was not tried is not ready.
+    assert "cannot be asked from here" in run(underway, "status", "--gate", "0.9", code=1)
+
+
+def test_the_gate_is_closed_to_an_index_that_finds_too_little(
+    underway: Migrations, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(underway, AFTER)
+    underway.upgrade()
+    # Most rows have left the index, as after a build with the wrong predicate.
+    with underway.engine.begin() as connection:
+        connection.execute(text("DROP INDEX ix_article_embedding_2_hnsw"))
+        connection.execute(
+            text(
+                "CREATE INDEX ix_article_embedding_2_hnsw ON article USING hnsw "
+                "(embedding_2 vector_cosine_ops) WITH (m = 2, ef_construction = 4)"
+            )
+        )
+    change = only(underway, min_recall=1.0, queries=100)
+    assert change.recall.recall < 1
+    assert "wanted is 1.0" in change.next_step
+
+
+def test_the_gate_is_closed_to_vectors_of_another_space(underway: Migrations) -> None:
+    fill(underway, AFTER)
+    underway.upgrade()
+    wrong = HashEncoder(24, "wrong").encode_documents(["something"])[0]
+    table = AFTER.tables["article"]
+    with underway.engine.begin() as connection:
+        connection.execute(table.update().values(embedding_2=wrong))
+
+    change = only(underway, min_recall=0.5, queries=20)
+
+    assert "16 of 16 vectors are not those that new makes of their texts" in change.next_step
+
+
+def test_after_the_old_column_is_gone(underway: Migrations) -> None:
+    fill(underway, AFTER)
+    underway.upgrade()
+    with underway.engine.begin() as connection:
+        connection.execute(text("ALTER TABLE article DROP COLUMN embedding"))
+    assert only(underway).next_step == "take replaces='embedding' away: that column is gone"
+
+
+def test_nothing_to_report(migrations: Migrations) -> None:
+    assert "no column of this database" in run(migrations, "status")
+    assert run(migrations, "status", "--json", "--gate", "1").strip() == "[]"
