@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from sqlalchemy import Connection, Engine, MetaData, Table, text
+from sqlalchemy import Connection, Engine, Index
 
 from pgembed import indexes
+from pgembed.cli.known import encoded, index_on
 from pgembed.cli.options import AsJson, DatabaseUrl, open_engine
-from pgembed.exc import DeclarationError
-from pgembed.indexes import HNSW, IVFFlat, VectorIndex
-from pgembed.indexes.catalogue import StandingIndex, standing
-from pgembed.indexes.measuring import Recall
+from pgembed.indexes import Recall
+from pgembed.indexes.asking import Queries
+from pgembed.indexes.catalogue import find
 from pgembed.indexes.progress import OnProgress
 from pgembed.indexes.sizes import readable
 
@@ -34,7 +35,15 @@ EfConstruction = Annotated[
 ]
 Lists = Annotated[int | None, typer.Option(help="IVFFlat: number of clusters.", show_default="100")]
 Workers = Annotated[int | None, typer.Option(min=0, help="Parallel workers.", show_default="the server's")]
-Queries = Annotated[int, typer.Option(min=2, help="How many random rows to ask for.")]
+Count = Annotated[int, typer.Option("--queries", min=2, help="How many random rows to ask for.")]
+Texts = Annotated[
+    typer.FileText | None,
+    typer.Option(help="A file of texts to ask for in place of rows, one a line.", show_default=False),
+]
+EncoderName = Annotated[
+    str | None,
+    typer.Option("--encoder", help="Of the texts; by default the one that the column is filled with."),
+]
 K = Annotated[int, typer.Option("--k", min=1, help="Neighbours of each.")]
 
 
@@ -60,7 +69,7 @@ def plan(
     parameters = {"m": m, "ef_construction": ef_construction, "lists": lists}
     with open_engine(url) as engine, engine.begin() as connection:
         found = indexes.plan(
-            connection, _declared(connection, table, column, method, metric, parameters), workers=workers
+            connection, index_on(connection, table, column, method, metric, parameters), workers=workers
         )
     if as_json:
         typer.echo(json.dumps(found.as_dict(), indent=2))
@@ -95,11 +104,11 @@ def create(
     parameters = {"m": m, "ef_construction": ef_construction, "lists": lists}
     with open_engine(url) as engine:
         with engine.begin() as connection:
-            index = _declared(connection, table, column, method, metric, parameters)
+            index = index_on(connection, table, column, method, metric, parameters)
         _with_progress(
             lambda report: indexes.create_concurrently(engine, index, workers=workers, on_progress=report)
         )
-        _print_standing(engine, str(index.name), as_json)
+        _print_standing(engine, index, as_json)
 
 
 @group.command()
@@ -117,9 +126,9 @@ def reindex(
     parameters = {"m": m, "ef_construction": ef_construction, "lists": lists}
     with open_engine(url) as engine:
         with engine.begin() as connection:
-            index = _declared(connection, table, column, None, None, parameters)
+            index = index_on(connection, table, column, None, None, parameters)
         _with_progress(lambda report: indexes.reindex(engine, index, workers=workers, on_progress=report))
-        _print_standing(engine, str(index.name), as_json)
+        _print_standing(engine, index, as_json)
 
 
 @group.command()
@@ -127,17 +136,37 @@ def recall(
     table: TableName,
     column: ColumnName,
     url: DatabaseUrl,
-    queries: Queries = 200,
+    queries: Count = 200,
+    texts: Texts = None,
+    encoder: EncoderName = None,
     k: K = 10,
     ef_search: Annotated[int | None, typer.Option(help="For HNSW.", show_default=False)] = None,
     probes: Annotated[int | None, typer.Option(help="For IVFFlat.", show_default=False)] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(help="Draw recall against latency over all settings: a PNG, SVG or PDF file."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """How many of the nearest rows the index finds, and how fast, against exact scans."""
+    if plot is not None and not (ef_search is None and probes is None):
+        raise typer.BadParameter(
+            "it takes all settings: leave --ef-search and --probes out", param_hint="--plot"
+        )
     with open_engine(url) as engine, engine.begin() as connection:
-        index = _declared(connection, table, column, None, None, {})
-        found = indexes.recall(connection, index, queries=queries, k=k, ef_search=ef_search, probes=probes)
-    typer.echo(json.dumps(found.as_dict(), indent=2) if as_json else _line(found))
+        index = index_on(connection, table, column, None, None, {})
+        asked = _asked(connection, table, column, queries, texts, encoder)
+        if plot is None:
+            found = indexes.recall(connection, index, queries=asked, k=k, ef_search=ef_search, probes=probes)
+            typer.echo(json.dumps(found.as_dict(), indent=2) if as_json else _line(found))
+            return
+        swept = indexes.sweep(connection, index, queries=asked, k=k)
+    indexes.plot(swept, plot)
+    if as_json:
+        typer.echo(json.dumps([found.as_dict() for found in swept], indent=2))
+        return
+    for found in swept:
+        typer.echo(_line(found))
 
 
 @group.command()
@@ -146,14 +175,17 @@ def tune(
     column: ColumnName,
     url: DatabaseUrl,
     target_recall: Annotated[float, typer.Option(help="The share of neighbours to find, to 1.")] = 0.95,
-    queries: Queries = 400,
+    queries: Count = 400,
+    texts: Texts = None,
+    encoder: EncoderName = None,
     k: K = 10,
     as_json: AsJson = False,
 ) -> None:
     """The cheapest ef_search or probes that reaches a recall; exit code 1 if none does."""
     with open_engine(url) as engine, engine.begin() as connection:
-        index = _declared(connection, table, column, None, None, {})
-        found = indexes.tune(connection, index, target_recall=target_recall, queries=queries, k=k)
+        index = index_on(connection, table, column, None, None, {})
+        asked = _asked(connection, table, column, queries, texts, encoder)
+        found = indexes.tune(connection, index, target_recall=target_recall, queries=asked, k=k)
     if as_json:
         typer.echo(json.dumps(found.as_dict(), indent=2))
     else:
@@ -186,74 +218,20 @@ def check(url: DatabaseUrl, as_json: AsJson = False) -> None:
         raise typer.Exit(1)
 
 
-def _declared(
+def _asked(
     connection: Connection,
     table: str,
     column: str,
-    method: str | None,
-    metric: str | None,
-    parameters: dict[str, int | None],
-) -> VectorIndex:
-    """The index that stands on the column, or else the one that is asked for.
-
-    :raises typer.BadParameter: there is no such table, column or access method.
-    :raises DeclarationError: a parameter of the other access method.
-    """
-    import pgvector.sqlalchemy  # noqa: F401  (so that reflection knows the type)
-
-    place = connection.execute(
-        text(
-            "SELECT n.nspname, c.relname FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace "
-            "WHERE c.oid = to_regclass(:table)"
-        ),
-        {"table": table},
-    ).one_or_none()
-    if place is None:
-        raise typer.BadParameter(f"there is no table {table}", param_hint="TABLE")
-    reflected = Table(
-        place.relname, MetaData(), schema=place.nspname, autoload_with=connection, resolve_fks=False
-    )
-    if column not in reflected.c:
-        raise typer.BadParameter(f"{table} has no column {column}", param_hint="COLUMN")
-    there = _standing_on(connection, table, column, method)
-    chosen = method or (there.access_method if there else "hnsw")
-    kinds: dict[str, type[HNSW] | type[IVFFlat]] = {"hnsw": HNSW, "ivfflat": IVFFlat}
-    if chosen not in kinds:
-        raise typer.BadParameter(f"{chosen}; needed is hnsw or ivfflat", param_hint="--method")
-    known = {"m", "ef_construction"} if chosen == "hnsw" else {"lists"}
-    stated = {name: value for name, value in parameters.items() if value is not None}
-    if foreign := stated.keys() - known:
-        raise DeclarationError(f"{', '.join(sorted(foreign))} is no parameter of {chosen}")
-    options: dict[str, Any] = (there.parameters if there else {}) | stated
-    return kinds[chosen](
-        reflected.c[column],
-        name=there.name if there else None,
-        metric=metric or (there.metric if there else None) or _registered(connection, table, column),
-        **options,
-    )
-
-
-def _standing_on(connection: Connection, table: str, column: str, method: str | None) -> StandingIndex | None:
-    there = [
-        index
-        for index in standing(connection, table)
-        if index.column == column and index.predicate is None and method in (None, index.access_method)
-    ]
-    return next((index for index in there if index.valid), there[0] if there else None)
-
-
-def _registered(connection: Connection, table: str, column: str) -> str | None:
-    """The metric of a registered embedding column."""
-    if connection.scalar(text("SELECT to_regclass('pgembed.embedding_columns')")) is None:
-        return None
-    metric: str | None = connection.scalar(
-        text(
-            "SELECT metric FROM pgembed.embedding_columns "
-            "WHERE relation = to_regclass(:table) AND column_name = :column"
-        ),
-        {"table": table, "column": column},
-    )
-    return metric
+    count: int,
+    texts: typer.FileText | None,
+    encoder: str | None,
+) -> Queries:
+    if texts is None:
+        return count
+    lines = [line.strip() for line in texts if line.strip()]
+    if not lines:
+        raise typer.BadParameter("the file holds no text", param_hint="--texts")
+    return list(encoded(connection, table, column, lines, encoder))
 
 
 def _with_progress(work: Callable[[OnProgress], object]) -> None:
@@ -262,14 +240,20 @@ def _with_progress(work: Callable[[OnProgress], object]) -> None:
         task = bar.add_task("starting", total=None)
         work(
             lambda progress: bar.update(
-                task, description=progress.phase, completed=progress.done, total=progress.total or None
+                task, description=_phase(progress), completed=progress.done, total=progress.total or None
             )
         )
 
 
-def _print_standing(engine: Engine, name: str, as_json: bool) -> None:
+def _phase(progress: indexes.Progress) -> str:
+    part = f"partition {progress.part} of {progress.parts}: " if progress.parts > 1 else ""
+    return part + progress.phase
+
+
+def _print_standing(engine: Engine, index: Index, as_json: bool) -> None:
     with engine.connect() as connection:
-        (found,) = [index for index in standing(connection) if index.name == name]
+        found = find(connection, index)
+    assert found is not None
     if as_json:
         facts = {"index": found.name, "table": found.relation, "access_method": found.access_method}
         typer.echo(json.dumps({**facts, "parameters": found.parameters, "size": found.size}, indent=2))

@@ -18,6 +18,7 @@ from pgembed.indexes.measuring import Latency, Recall, recall
 from pgembed.indexes.methods import ACCESS_METHODS, AccessMethod, Parameter, Search
 from pgembed.indexes.planning import Plan, plan
 from pgembed.indexes.progress import Progress
+from pgembed.indexes.sweeping import plot, sweep
 from pgembed.indexes.tuning import Tuning, tune
 
 __all__ = [
@@ -49,8 +50,10 @@ __all__ = [
     "indexes_on",
     "is_built",
     "plan",
+    "plot",
     "recall",
     "reindex",
+    "sweep",
     "tune",
     "vector_index_of",
 ]

@@ -7,24 +7,21 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
-from sqlalchemy import Column, Connection, Integer, Select, Table, bindparam, func, literal_column, select
+from sqlalchemy import Column, Connection, Integer, Select, bindparam, func, literal_column, select
 from sqlalchemy.sql.elements import ColumnElement
 
-from pgembed.columns.types import shape_of
-from pgembed.columns.values import Array, as_array
+from pgembed.columns.values import Array
 from pgembed.exc import DeclarationError, QueryError
+from pgembed.indexes.asking import Key, Queries, ask, keys_of
 from pgembed.indexes.catalogue import StandingIndex, column_of, require
 from pgembed.indexes.declaration import access_method_of
 from pgembed.indexes.errors import IndexNotUsedError
 from pgembed.indexes.explaining import plan_of, reasons, uses
 from pgembed.indexes.planning import IndexTarget, declared_index, parameters_of
 from pgembed.metrics import BY_NAME
-
-#: How many random rows to ask for, or the vectors to ask for.
-Queries: TypeAlias = int | Sequence[Any]
 
 #: The setting of an access method: its name, the range that pgvector takes, and the form of its scans.
 SETTINGS = {
@@ -93,7 +90,8 @@ def recall(
     The interval is Wilson's (1927) over the effective number of independent answers: neighbours of one query
     are missed together (Kish 1965, design effect).
 
-    :param queries: how many random rows of the table to ask for, or the vectors to ask for.
+    :param queries: how many random rows of the table to ask for; or the vectors to ask for; or texts, which
+        the encoder of the column encodes as queries.
     :param k: neighbours of each.
     :param ef_search: for HNSW; left out, what the query helpers take: 2 k and at least 40.
     :param probes: for IVFFlat; left out, what the query helpers take: the square root of all lists.
@@ -109,7 +107,7 @@ def recall(
 class Bench:
     """Queries with their exact answers, to measure any number of settings with.
 
-    :ivar keys: the key of the row that a query is the vector of, or ``None``.
+    :ivar asked: the vectors, with the keys of the rows that they are of.
     :ivar truth: the distances of the exact neighbours of each query.
     :ivar exact_ms: how long each exact answer took.
     """
@@ -119,8 +117,7 @@ class Bench:
     where: Any
     lists: int
     k: int
-    vectors: list[Array]
-    keys: list[tuple[Any, ...] | None]
+    asked: list[tuple[Array, Key]]
     truth: list[list[float]]
     exact_ms: list[float]
 
@@ -137,9 +134,9 @@ class Bench:
         where = index.dialect_options["postgresql"]["where"]
         lists = parameters_of(index).get("lists", 0) if access_method_of(index) == "ivfflat" else 0
         lists = found.parameters.get("lists", lists)
-        vectors, keys = _queries(connection, column, where, queries)
-        bench = cls(found, column, where, lists, k, vectors, keys, [], [])
-        for vector, key in zip(vectors, keys, strict=True):
+        asked = ask(connection, column, where, queries)
+        bench = cls(found, column, where, lists, k, asked, [], [])
+        for vector, key in asked:
             distances, seconds = bench._ask(connection, bench._statement(exact=True), vector, key)
             bench.truth.append(distances)
             bench.exact_ms.append(1000 * seconds)
@@ -176,8 +173,7 @@ class Bench:
             self.where,
             self.lists,
             self.k,
-            self.vectors[chosen],
-            self.keys[chosen],
+            self.asked[chosen],
             self.truth[chosen],
             self.exact_ms[chosen],
         )
@@ -190,16 +186,13 @@ class Bench:
         statement = self._statement(exact=False)
         with self._searching(connection, value):
             # Also the first use, which loads what later ones find loaded.
-            parameters = {"query": self.vectors[0]}
+            parameters = {"query": self.asked[0][0]}
             root = plan_of(connection, statement, parameters)
             if not uses(root, self.index):
                 raise IndexNotUsedError(
                     self.index.name, reasons(connection, self.index, root, statement, parameters)
                 )
-            answers = [
-                self._ask(connection, statement, vector, key)
-                for vector, key in zip(self.vectors, self.keys, strict=True)
-            ]
+            answers = [self._ask(connection, statement, vector, key) for vector, key in self.asked]
         shares = [
             share_found(found, exact) for (found, _), exact in zip(answers, self.truth, strict=True) if exact
         ]
@@ -220,7 +213,7 @@ class Bench:
     def used_at(self, connection: Connection, value: int) -> bool:
         """Whether the planner uses the index with the setting at ``value``: the more, the dearer it looks."""
         with self._searching(connection, value):
-            root = plan_of(connection, self._statement(exact=False), {"query": self.vectors[0]})
+            root = plan_of(connection, self._statement(exact=False), {"query": self.asked[0][0]})
         return uses(root, self.index)
 
     @contextmanager
@@ -246,11 +239,11 @@ class Bench:
         distance = distance + _ZERO if exact else distance
         # One more than asked for: the row itself may be among them.
         rows: Any = bindparam("rows", self.k + 1, Integer, literal_execute=True)
-        statement = select(*_keys(self.column), distance.label("distance")).order_by(distance).limit(rows)
+        statement = select(*keys_of(self.column), distance.label("distance")).order_by(distance).limit(rows)
         return statement if self.where is None else statement.where(self.where)
 
     def _ask(
-        self, connection: Connection, statement: Select[Any], vector: Array, key: tuple[Any, ...] | None
+        self, connection: Connection, statement: Select[Any], vector: Array, key: Key
     ) -> tuple[list[float], float]:
         """The distances of the rows found but the row itself, and the seconds that it took."""
         started = time.perf_counter()
@@ -284,36 +277,6 @@ def interval(shares: Sequence[float], k: int) -> tuple[float, float, float]:
     centre = (mean + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
     half = _Z / (1 + _Z**2 / n) * math.sqrt(mean * (1 - mean) / n + _Z**2 / (4 * n**2))
     return mean, max(0.0, centre - half), min(1.0, centre + half)
-
-
-def _queries(
-    connection: Connection, column: Column[Any], where: Any, queries: Queries
-) -> tuple[list[Array], list[tuple[Any, ...] | None]]:
-    if not isinstance(queries, int):
-        dimensions = shape_of(column.type)[1]
-        vectors = [as_array(vector, dimensions) for vector in queries]
-        if not vectors:
-            raise QueryError("queries is empty: give vectors, or a number of rows")
-        return vectors, [None] * len(vectors)
-    if queries < 1:
-        raise QueryError(f"queries={queries}; needed is a number of at least 1")
-    keys = _keys(column)
-    statement = select(*keys, column.label("query")).where(column.is_not(None))
-    statement = statement if where is None else statement.where(where)
-    rows = connection.execute(statement.order_by(func.random()).limit(queries)).all()
-    # A vector of zeros has no cosine distance to anything.
-    pairs = [(as_array(row.query), tuple(row[:-1])) for row in rows if np.any(as_array(row.query))]
-    if not pairs:
-        raise QueryError(f"{column} has no vectors to ask for")
-    return [vector for vector, _ in pairs], [key for _, key in pairs]
-
-
-def _keys(column: Column[Any]) -> list[Column[Any]]:
-    table = column.table
-    assert isinstance(table, Table)
-    if not table.primary_key.columns:
-        raise QueryError(f"{table.fullname} has no primary key, which a row is told from its neighbours by")
-    return list(table.primary_key.columns)
 
 
 def _latency(milliseconds: Sequence[float]) -> Latency:

@@ -87,7 +87,7 @@ def plan(
     :param target: the index, or the column (or mapped attribute) that it is declared on.
     :param workers: the parallel workers to plan with; left out, those that the server allows
         (``max_parallel_maintenance_workers``), none below 10,000 rows.
-    :param sample: rows of the sample; 0 builds none and leaves the time open. IVFFlat takes up to two times
+    :param sample: rows of the sample; 0 builds none and leaves the time open. IVFFlat takes up to four times
         the rows that its clusters are found from (10,000, or 50 a list) whatever is said here.
     :raises DeclarationError: no index is declared on the column, or it cannot be planned for.
     """
@@ -194,13 +194,13 @@ def _time(connection: Connection, index: Index, parts: list[int], workers: int, 
             return count * math.log(count + 1) * (_OUT_OF_CACHE if count * memory > _CACHE else 1.0)
 
         return seconds * sum(cost(part) for part in parts) / cost(taken) / processes if taken else 0.0
-    # Up to `first` rows the clusters are found from all of them, by one process; what a second as many take
-    # on top is for assigning rows to clusters, and that is all that further rows cost.
+    # Up to `first` rows the clusters are found from all of them, by one process; what three times as many
+    # take on top is for assigning rows to clusters, and that is all that further rows cost.
     first = min(rows, sizes.ivfflat_samples(parameters_of(index)["lists"]))
     taken, clusters = _timed(connection, index, rows, first)
     assigning = 0.0
     if rows > taken > 0:
-        more, seconds = _timed(connection, index, rows, min(rows, 2 * first))
+        more, seconds = _timed(connection, index, rows, min(rows, 4 * first))
         assigning = max(seconds - clusters, 0.0) / (more - taken) if more > taken else 0.0
     return sum(
         clusters * min(1.0, part / taken) + assigning * max(0, part - taken) / processes

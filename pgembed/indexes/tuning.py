@@ -8,7 +8,8 @@ from typing import Any
 from sqlalchemy import Connection
 
 from pgembed.exc import QueryError
-from pgembed.indexes.measuring import SETTINGS, Bench, Queries, Recall
+from pgembed.indexes.asking import Queries
+from pgembed.indexes.measuring import SETTINGS, Bench, Recall
 from pgembed.indexes.planning import IndexTarget
 
 #: Each value that is tried is about this many times the one before.
@@ -22,7 +23,8 @@ class Tuning:
     :ivar reached: whether any setting reaches the target.
     :ivar tuned: the measurement on the queries that the setting was chosen with.
     :ivar unseen: the measurement on the queries that took no part in the choice: what to expect.
-    :ivar tried: all measurements that led to the choice.
+    :ivar tried: all measurements on the first queries.
+    :ivar rejected: measurements on the others of smaller settings, which fell short there.
     """
 
     target_recall: float
@@ -30,6 +32,7 @@ class Tuning:
     tuned: Recall
     unseen: Recall
     tried: tuple[Recall, ...]
+    rejected: tuple[Recall, ...]
 
     @property
     def arguments(self) -> dict[str, int]:
@@ -63,14 +66,14 @@ def tune(
     :func:`pgembed.indexes.recall`.
 
     :param target_recall: above 0, to 1.
-    :param queries: how many random rows of the table to ask for, or the vectors; at least two.
+    :param queries: how many random rows of the table to ask for, or the vectors or texts; at least two.
     :param k: neighbours of each; settings that suit 10 are too low for 100.
     :raises QueryError: the target is no share, or there are too few queries.
     """
     if not 0 < target_recall <= 1:
         raise QueryError(f"target_recall={target_recall!r}; needed is a share above 0, at most 1")
     bench = Bench.of(connection, target, queries, k)
-    if len(bench.vectors) < 2:
+    if len(bench.asked) < 2:
         raise QueryError("tuning needs at least two queries: one to choose with, one to check the choice")
     seen, unseen = bench.part(0, 2), bench.part(1, 2)
     values = candidates(bench)
@@ -93,7 +96,9 @@ def tune(
         else:
             low = middle + 1
     checked = unseen.measure(connection, values[low])
+    rejected = []
     while checked.recall < target_recall and low < len(values) - 1:
+        rejected.append(checked)
         low += 1
         checked = unseen.measure(connection, values[low])
     chosen = measured(low)
@@ -103,10 +108,11 @@ def tune(
         tuned=chosen,
         unseen=checked,
         tried=tuple(tried[value] for value in sorted(tried)),
+        rejected=tuple(rejected),
     )
 
 
-def candidates(bench: Bench) -> list[int]:
+def candidates(bench: Bench, step: float = _STEP) -> list[int]:
     """The values to choose among, ascending: from k for ``ef_search``, to all lists for ``probes``."""
     name, low, high, _ = SETTINGS[bench.index.access_method]
     if name == "ef_search":
@@ -115,5 +121,5 @@ def candidates(bench: Bench) -> list[int]:
         high = max(1, bench.lists)
     values = [low]
     while values[-1] < high:
-        values.append(min(max(values[-1] + 1, round(values[-1] * _STEP)), high))
+        values.append(min(max(values[-1] + 1, round(values[-1] * step)), high))
     return values

@@ -6,10 +6,15 @@ import json
 
 import pytest
 from sqlalchemy import text
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from typer.testing import CliRunner
 
+from pgembed import HNSW, Vector, embedding_column, indexes
 from pgembed.cli.main import app
 from pgembed.indexes import checking
+
+VERBS = ("paint", "sell", "fix", "clean", "buy", "draw", "rent", "lift")
+NOUNS = ("house", "car", "table", "dress", "boat", "window", "bike", "lamp")
 
 
 @pytest.fixture
@@ -46,6 +51,54 @@ def test_from_plan_to_reindex(engine, run):
 
     again = json.loads(run("reindex", *item, "--m", "12", "--workers", "0", "--json"))
     assert (again["index"], again["parameters"]) == (name, {"m": 12, "ef_construction": 64})
+
+
+def test_recall_of_texts_and_its_drawing(engine, minilm, minilm_folder, tmp_path, monkeypatch):
+    class Base(DeclarativeBase):
+        pass
+
+    class Page(Base):
+        __tablename__ = "page"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        title: Mapped[str]
+        embedding: Mapped[Vector | None] = embedding_column("title", encoder=minilm, index=HNSW())
+
+    with Session(engine) as session:
+        Base.metadata.create_all(session.connection())
+        session.add_all(Page(title=f"how to {verb} a {noun}") for verb in VERBS for noun in NOUNS)
+        session.commit()
+        indexes.create(session.connection(), Page.embedding)
+        session.commit()
+    texts, drawn = tmp_path / "texts.txt", tmp_path / "drawn.png"
+    texts.write_text("paint my house\n\nwhere can I sell a car\n")
+    monkeypatch.setenv("PGEMBED_ENCODERS", str(minilm_folder.parent))
+    url = engine.url.update_query_dict({"options": "-c enable_seqscan=off"})
+    page = ("page", "embedding", "--url", url.render_as_string(hide_password=False))
+
+    def command(*arguments, code=0):
+        result = CliRunner().invoke(app, ["index", *arguments])
+        assert result.exit_code == code, result.output
+        return result.output
+
+    found = json.loads(command("recall", *page, "--texts", str(texts), "--k", "5", "--json"))
+    assert (found["queries"], found["recall"]) == (2, 1)
+    swept = json.loads(command("recall", *page, "--texts", str(texts), "--plot", str(drawn), "--json"))
+    assert [each["value"] for each in swept] == [10]
+    assert drawn.read_bytes().startswith(b"\x89PNG")
+    assert "recall 1.000" in command("recall", *page, "--plot", str(drawn), "--queries", "5")
+    tuned = json.loads(command("tune", *page, "--texts", str(texts), "--json"))
+    assert tuned["unseen"]["queries"] == 1
+    assert "leave --ef-search" in command("recall", *page, "--plot", "x.png", "--ef-search", "9", code=2)
+    texts.write_text("\n")
+    assert "no text" in command("recall", *page, "--texts", str(texts), code=2)
+    with engine.begin() as connection:
+        Base.metadata.drop_all(connection)
+
+
+def test_texts_for_a_column_that_is_no_embedding_need_an_encoder(run, tmp_path):
+    run("create", '"Item"', "vector", "--workers", "0")
+    (tmp_path / "texts.txt").write_text("anything")
+    run("recall", '"Item"', "vector", "--texts", str(tmp_path / "texts.txt"), code=2)
 
 
 def test_check_says_what_is_wrong_and_exits_with_1(engine, run, monkeypatch):

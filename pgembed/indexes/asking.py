@@ -1,0 +1,79 @@
+"""What an index is measured with: rows of its table, vectors, or texts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+from sqlalchemy import Column, Connection, Table, func, select
+from sqlalchemy.sql.elements import ColumnElement
+
+from pgembed.columns import bound
+from pgembed.columns.types import shape_of
+from pgembed.columns.values import Array, as_array
+from pgembed.exc import QueryError
+
+#: How many random rows to ask for; or the vectors or texts to ask for.
+Queries: TypeAlias = int | Sequence[Any]
+#: The primary key of a row that is asked for; ``None`` for what is no row.
+Key: TypeAlias = tuple[Any, ...] | None
+
+
+def ask(
+    connection: Connection, column: Column[Any], where: ColumnElement[bool] | None, queries: Queries
+) -> list[tuple[Array, Key]]:
+    """The vectors to ask for. Texts are encoded as queries, by the encoder of the column.
+
+    :param where: which rows to draw from.
+    :raises QueryError: there are none, or texts for a column that is not declared with an encoder.
+    """
+    if isinstance(queries, int):
+        return _rows(connection, column, where, queries)
+    found = list(queries)
+    if not found:
+        raise QueryError("queries is empty: give vectors, texts, or a number of rows")
+    if any(isinstance(query, str) for query in found):
+        found = list(_encoded(column, found))
+    dimensions = shape_of(column.type)[1]
+    return [(as_array(vector, dimensions), None) for vector in found]
+
+
+def keys_of(column: Column[Any]) -> list[Column[Any]]:
+    """The primary key of the column's table.
+
+    :raises QueryError: it has none.
+    """
+    table = column.table
+    assert isinstance(table, Table)
+    if not table.primary_key.columns:
+        raise QueryError(f"{table.fullname} has no primary key, which a row is told from its neighbours by")
+    return list(table.primary_key.columns)
+
+
+def _encoded(column: Column[Any], texts: list[Any]) -> Array:
+    if not all(isinstance(text, str) and text.strip() for text in texts):
+        raise QueryError("queries are texts that are not empty, or vectors, not both")
+    embedding = bound(column)
+    if embedding is None:
+        raise QueryError(
+            f"{column} is not declared with an encoder, so that texts cannot be asked for: give vectors"
+        )
+    return embedding.declaration.encoder.encode_queries(texts)
+
+
+def _rows(
+    connection: Connection, column: Column[Any], where: ColumnElement[bool] | None, count: int
+) -> list[tuple[Array, Key]]:
+    if count < 1:
+        raise QueryError(f"queries={count}; needed is a number of at least 1")
+    statement = select(*keys_of(column), column.label("query")).where(column.is_not(None))
+    statement = statement if where is None else statement.where(where)
+    rows = connection.execute(statement.order_by(func.random()).limit(count)).all()
+    # A vector of zeros has no cosine distance to anything.
+    found: list[tuple[Array, Key]] = [
+        (as_array(row.query), tuple(row[:-1])) for row in rows if np.any(as_array(row.query))
+    ]
+    if not found:
+        raise QueryError(f"{column} has no vectors to ask for")
+    return found

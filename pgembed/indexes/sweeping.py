@@ -1,0 +1,79 @@
+"""``sweep``: recall against latency, over the whole range of the search setting."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sqlalchemy import Connection
+
+from pgembed.exc import MissingExtraError
+from pgembed.indexes.asking import Queries
+from pgembed.indexes.errors import IndexNotUsedError
+from pgembed.indexes.measuring import Bench, Recall
+from pgembed.indexes.planning import IndexTarget
+from pgembed.indexes.tuning import candidates
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def sweep(
+    connection: Connection, target: IndexTarget, *, queries: Queries = 200, k: int = 10
+) -> tuple[Recall, ...]:
+    """Measure an index with one set of queries, at an ``ef_search`` or ``probes`` that doubles each time.
+
+    It ends where all is found, or where the planner takes a scan to be cheaper. SQL, arguments and errors are
+    those of :func:`pgembed.indexes.recall`.
+    """
+    bench = Bench.of(connection, target, queries, k)
+    found: list[Recall] = []
+    for value in candidates(bench, 2):
+        try:
+            found.append(bench.measure(connection, value))
+        except IndexNotUsedError:
+            if not found:
+                raise
+            break
+        if found[-1].recall == 1:
+            break
+    return tuple(found)
+
+
+def plot(recalls: Sequence[Recall], path: Path | str) -> None:
+    """Draw recall against latency into a file: PNG, SVG or PDF, as its name ends.
+
+    :raises MissingExtraError: matplotlib is not installed.
+    """
+    figure(recalls).savefig(path)
+
+
+def figure(recalls: Sequence[Recall]) -> Figure:
+    """The drawing: a point for each setting with its 95 % interval, and exact scans as a vertical line.
+
+    :raises MissingExtraError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingExtraError("matplotlib", "plot", needed_for="drawing recall against latency") from error
+    # Not by pyplot, which would look for a display.
+    drawn = Figure(figsize=(7, 4.5), dpi=150, layout="constrained")
+    axes = drawn.add_subplot()
+    first = recalls[0]
+    latencies = [found.approximate.p50 for found in recalls]
+    shares = [found.recall for found in recalls]
+    below = [found.recall - found.low for found in recalls]
+    above = [found.high - found.recall for found in recalls]
+    axes.errorbar(latencies, shares, yerr=[below, above], marker="o", capsize=3, label=first.index)
+    for found in recalls:
+        place = (found.approximate.p50, found.recall)
+        axes.annotate(str(found.value), place, xytext=(4, -11), textcoords="offset points", fontsize=8)
+    axes.axvline(first.exact.p50, linestyle="--", color="grey", label="exact scan")
+    axes.set_xscale("log")
+    axes.set_xlabel("median latency, ms")
+    axes.set_ylabel(f"recall of {first.k} neighbours, with 95 % interval")
+    axes.set_title(f"{first.index}: {first.setting} at the points, {first.queries} queries")
+    axes.legend(loc="lower right")
+    return drawn
