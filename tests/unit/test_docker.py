@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+from typer import Context
 from typer.main import get_command
 
 from pgembed.cli.main import app
@@ -18,8 +19,20 @@ DOCKERFILE = (DOCKER / "Dockerfile").read_text()
 STAGES = dict(re.findall(r"^FROM (\S+) AS (\w+)$", DOCKERFILE, re.MULTILINE))
 
 
-def commands() -> set[str]:
-    return set(get_command(app).commands)  # type: ignore[attr-defined]
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the services have."""
+    assert "PGEMBED_URL" in COMPOSE["services"]["init"]["environment"]
+    monkeypatch.setenv("PGEMBED_URL", "postgresql://postgres@postgres/postgres")
+
+
+def check(name: str, *arguments: str) -> None:
+    """
+    :raises ClickException: `pgembed` has no such command, or that no such options.
+    """
+    command = get_command(app)
+    _, found, rest = command.resolve_command(Context(command), [name, *arguments])  # type: ignore[attr-defined]
+    found.make_context(name, rest)
 
 
 @pytest.mark.parametrize("name", ["init", "worker", "worker-gpu"])
@@ -29,7 +42,7 @@ def test_services_build_what_the_dockerfile_has_and_run_what_pgembed_has(name: s
     assert (DOCKER / build["context"] / build["dockerfile"]).resolve() == DOCKER / "Dockerfile"
     assert build["target"] in STAGES.values()
     assert service["image"] == f"pgembed:{build['target']}"
-    assert service["command"][0] in commands()
+    check(*service["command"])
 
 
 def test_images_are_pinned() -> None:
@@ -49,7 +62,10 @@ def test_long_running_services_have_health_checks_and_start_in_order() -> None:
     services = COMPOSE["services"]
     for name in ("postgres", "worker", "worker-gpu"):
         assert services[name]["healthcheck"]["test"][0] == "CMD"
-    assert services["worker"]["healthcheck"]["test"][2] in commands()
+        if name != "postgres":
+            program, *arguments = services[name]["healthcheck"]["test"][1:]
+            assert program == "pgembed"
+            check(*arguments)
     assert services["init"]["depends_on"]["postgres"]["condition"] == "service_healthy"
     for name in ("worker", "worker-gpu"):
         assert services[name]["depends_on"]["init"]["condition"] == "service_completed_successfully"
