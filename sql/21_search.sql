@@ -58,8 +58,8 @@ BEGIN
       FROM unnest(target.keys) WITH ORDINALITY AS named (name, place);
     RETURN QUERY EXECUTE format(
         $query$
-        WITH ann AS MATERIALIZED (
-            %1$s %2$s AS distance FROM %3$s AS t WHERE NOT $3 AND %4$s ORDER BY %2$s, %5$s LIMIT $2
+        WITH ann AS MATERIALIZED ( -- before Postgres 17, a further key keeps the index from being used
+            %1$s %2$s AS distance FROM %3$s AS t WHERE NOT $3 AND %4$s ORDER BY %2$s LIMIT $2
         ), found AS (
             SELECT * FROM ann WHERE (SELECT count(*) FROM ann) >= $2
             UNION ALL

@@ -80,7 +80,7 @@ def reasons(
     parameters: Mapping[str, Any] | None,
 ) -> tuple[str, ...]:
     """Why ``index`` is not in the plan ``root``; at least one reason."""
-    found = [*_of_index(connection, index), *_of_plan(index, root)]
+    found = [*_of_index(connection, index), *_of_plan(index, root, _version(connection))]
     if not found:
         found = [_of_cost(connection, index, statement, parameters)]
     return tuple(found)
@@ -118,7 +118,7 @@ def _of_index(connection: Connection, index: StandingIndex) -> Iterator[str]:
         yield "enable_indexscan is off in this session"
 
 
-def _of_plan(index: StandingIndex, root: dict[str, Any]) -> Iterator[str]:
+def _of_plan(index: StandingIndex, root: dict[str, Any], version: int) -> Iterator[str]:
     found = list(nodes(root))
     keys = [key for node in found for key in node.get("Sort Key", ())]
     ordered = [key for key in keys if _OPERATOR.search(key) or _FUNCTION.search(key)]
@@ -126,6 +126,10 @@ def _of_plan(index: StandingIndex, root: dict[str, Any]) -> Iterator[str]:
         yield "nothing is ordered by a distance: it serves ORDER BY distance LIMIT n"
     for key in ordered:
         yield from _of_key(index, key)
+    if version < 170000 and any(
+        len(node.get("Sort Key", ())) > 1 and node["Sort Key"][0] in ordered for node in found
+    ):
+        yield "more than the distance orders the rows, which an index serves since Postgres 17"
     if not any(node["Node Type"] == "Limit" for node in found):
         yield "there is no LIMIT, and all rows in order are had more cheaply by a sort"
     if any(node["Node Type"] == "WindowAgg" for node in found):
@@ -133,6 +137,10 @@ def _of_plan(index: StandingIndex, root: dict[str, Any]) -> Iterator[str]:
     conditions = " ".join(str(node.get("Filter", "")) for node in found)
     if index.predicate is not None and index.predicate.strip("()") not in conditions:
         yield f"it is partial, and the conditions do not imply its own: {index.predicate}"
+
+
+def _version(connection: Connection) -> int:
+    return int(connection.scalar(select(func.current_setting("server_version_num"))) or 0)
 
 
 def _of_key(index: StandingIndex, key: str) -> Iterator[str]:

@@ -84,13 +84,14 @@ class Nearest:
                 SELECT nearest.* FROM settings JOIN LATERAL (
                     SELECT id AS key_1, embedding <=> :query AS distance FROM article
                     WHERE settings.applied IS NOT NULL AND <conditions>
-                    ORDER BY embedding <=> :query, id LIMIT <rows>) AS nearest ON true)
+                    ORDER BY embedding <=> :query LIMIT <rows>) AS nearest ON true)
             SELECT ... FROM (SELECT * FROM ann WHERE (SELECT count(*) FROM ann) >= <rows>
                              UNION ALL
                              (SELECT <exact form> AND (SELECT count(*) FROM ann) < <rows> ...)) AS found
             WHERE distance < 'NaN' ORDER BY distance, key_1 LIMIT :limit OFFSET :offset
 
         Rows without a vector are never found, nor are vectors of zeros by their cosine distance (it is NaN).
+        Inside, nothing but the distance orders: before Postgres 17 a further key would defeat the index.
         A ``max_distance`` stands outside: inside, an index scan would walk on to its end to look for more.
         """
         found: FromClause
@@ -119,7 +120,7 @@ class Nearest:
         nearest = (
             select(*self._columns(payload), distance.label("distance"))
             .where(settings.c.applied.is_not(None), *self.conditions)
-            .order_by(distance, *self.target.keys)
+            .order_by(distance)
             .limit(literal_rows(self.rows))
             .correlate(settings)
             .lateral()

@@ -199,6 +199,16 @@ def test_rows_locked_by_somebody_are_skipped_and_written_later_without_encoding_
     assert articles.encoder.times("b") == 1
 
 
+def test_rows_that_others_refer_to_are_filled_meanwhile(articles: Articles) -> None:
+    """A row that is inserted elsewhere with a foreign key to an article locks the article's key alone."""
+    articles.insert("a", "b")
+    execute(articles.engine, "CREATE TABLE comment (article_id integer REFERENCES article)")
+    with articles.engine.begin() as connection:
+        connection.execute(text("INSERT INTO comment VALUES (1)"))
+        assert fill(articles).written == 2
+    assert articles.pending() == set()
+
+
 def test_rows_that_stay_locked_do_not_hold_up_a_drain(articles: Articles) -> None:
     articles.insert("a", "b")
     with locked(articles.engine, "id = 2"):

@@ -15,6 +15,8 @@ from .conftest import clustered, fill_table
 
 QUERY = str(clustered(1)[0].tolist())
 NEAREST = 'SELECT id FROM "Item" ORDER BY '
+TIES_BROKEN = NEAREST + "vector <=> CAST(:q AS vector), id LIMIT 5"
+COUNTED = 'SELECT id, count(*) OVER () FROM "Item" ORDER BY vector <=> CAST(:q AS vector) LIMIT 5'
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +45,7 @@ def connection(corpus):
     ("statement", "reason"),
     [
         (NEAREST + "vector <=> CAST(:q AS vector) LIMIT 5", None),
-        (NEAREST + "vector <=> CAST(:q AS vector), id LIMIT 5", None),
+        (TIES_BROKEN, "more than the distance orders the rows"),
         (NEAREST + "vector <=> CAST(:q AS vector) DESC LIMIT 5", "the order is descending"),
         (NEAREST + "1 - (vector <=> CAST(:q AS vector)) LIMIT 5", "an expression over the distance"),
         (NEAREST + "(vector <=> CAST(:q AS vector)) + 0 LIMIT 5", "an expression over the distance"),
@@ -51,10 +53,7 @@ def connection(corpus):
         (NEAREST + "vector <-> CAST(:q AS vector) LIMIT 5", "ordered by <->, and it serves <=>"),
         (NEAREST + "CAST(vector AS halfvec(32)) <=> CAST(:q AS halfvec) LIMIT 5", r"cast to halfvec\(32\)"),
         (NEAREST + "vector <=> CAST(:q AS vector)", "there is no LIMIT"),
-        (
-            'SELECT id, count(*) OVER () FROM "Item" ORDER BY vector <=> CAST(:q AS vector) LIMIT 5',
-            "a window function",
-        ),
+        (COUNTED, "a window function"),
         (NEAREST + "id LIMIT 5", "nothing is ordered by a distance"),
         (NEAREST + "vector <=> CAST(:q AS vector) LIMIT 4900", "takes another plan to be cheaper"),
     ],
@@ -62,6 +61,10 @@ def connection(corpus):
 def test_reasons(connection, statement, reason):
     parameters = {"q": QUERY} if ":q" in statement else None
     explanation = explain(connection, statement, parameters)
+    # Postgres 17 learnt the one, and is too clever for the other.
+    version = connection.dialect.server_version_info[0]
+    if statement == (TIES_BROKEN if version >= 17 else COUNTED):
+        reason = None
     if reason is None:
         assert (explanation.used, explanation.unused) == (("ann",), {})
         return
