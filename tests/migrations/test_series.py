@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from alembic import command
+from alembic.operations import MigrateOperation, ops
 from sqlalchemy import Column, MetaData, Text, text
 from sqlalchemy.dialects.postgresql import insert
 
@@ -15,6 +16,7 @@ from pgembed import HNSW, embedding_column
 from pgembed.columns import embeddings_of
 from pgembed.filling import backfill
 from pgembed.migrations import MigrationError
+from pgembed.migrations.series import settle_drops
 from pgembed.testing import HashEncoder
 from tests.migrations.conftest import Migrations, Revision
 from tests.migrations.models import article
@@ -397,3 +399,23 @@ def test_a_template_changes_in_place(migrations: Migrations) -> None:
     revision = migrations.generate(article(**{**BEFORE, "template": "title: {title}"}))
 
     assert revision.upgrade.startswith("# What article.embedding is made from changes")
+
+
+def test_what_others_would_drop_of_ours(migrations: Migrations) -> None:
+    """alembic-utils drops whatever is not declared as an entity of it; here are operations of its shape."""
+
+    class DropOp(MigrateOperation):
+        def __init__(self, kind: str, schema: str, signature: str) -> None:
+            self.target = type(kind, (), {"schema": schema, "signature": signature})()
+
+    operations = [
+        DropOp("PGExtension", "public", "vector"),
+        DropOp("PGFunction", "pgembed", "search(regclass)"),
+        DropOp("PGExtension", "public", "citext"),
+        DropOp("PGFunction", "public", "vector"),
+    ]
+    upgrade = ops.UpgradeOps(list(operations))
+
+    settle_drops(None, upgrade, set())
+
+    assert upgrade.ops == operations[2:]
