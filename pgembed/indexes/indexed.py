@@ -13,12 +13,14 @@ from typing import Any, Literal, TypeAlias
 from sqlalchemy import Column, Index, Integer, cast, func, literal_column
 from sqlalchemy.dialects.postgresql import BIT
 from sqlalchemy.sql.elements import ColumnElement, Grouping, Label
+from sqlalchemy.sql.selectable import FromClause
+from sqlalchemy.sql.util import ClauseAdapter
 from sqlalchemy.sql.visitors import replacement_traverse
 
 from pgembed.columns.types import VectorType, shape_of
 from pgembed.exc import DeclarationError
 from pgembed.indexes.methods import ACCESS_METHODS
-from pgembed.metrics import BY_NAME, Metric
+from pgembed.metrics import BY_NAME, Metric, metrics_of
 
 Quantize: TypeAlias = Literal["half", "bit"]
 
@@ -57,6 +59,13 @@ class Indexed:
         return self.expression is self.column
 
     @property
+    def search_metric(self) -> Metric | None:
+        """The metric of the searches that it was declared for, where that can be told."""
+        stated: Metric | None = getattr(self.index, "metric", self.metric)
+        served = stated is not None and stated.name in metrics_of(shape_of(self.column.type)[0])
+        return stated if served else None
+
+    @property
     def value_size(self) -> int | None:
         """Bytes of one indexed value; ``None`` for a sparsevec, whose values take 8 for each number but 0."""
         if self.dimensions is None or self.storage == "sparsevec":
@@ -84,6 +93,14 @@ class Indexed:
         """SQL: the distance that the index orders by, of the column (or an alias's) and a query."""
         assert self.metric is not None
         return self.metric.between(self.over(vector), self.over(other))
+
+    def predicate(self, selectable: FromClause) -> ColumnElement[bool]:
+        """Its predicate, over the table or an alias of it."""
+        assert self.where is not None
+        if selectable is self.column.table:
+            return self.where
+        adapted: ColumnElement[bool] = ClauseAdapter(selectable).traverse(self.where)
+        return adapted
 
     def candidates(self, rows: int, ef_search: int | None = None) -> int:
         """How many rows to take from the index, of which the ``rows`` nearest are kept.

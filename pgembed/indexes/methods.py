@@ -19,7 +19,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
+
+from sqlalchemy import Integer, cast, func
 
 from pgembed.exc import DeclarationError
 
@@ -43,7 +45,8 @@ class Search:
 
     :ivar argument: what the query helpers call it: ``"ef_search"`` or ``"probes"``.
     :ivar setting: the server's setting behind it, within ``low`` and ``high``.
-    :ivar suitable: the value for so many rows, given the storage parameters.
+    :ivar suitable: the value for so many rows, given the storage parameters: numbers, or SQL where
+        a parameter is found when the index is built.
     :ivar iterative: the setting that has a scan go on where it found too few rows, and its value.
     """
 
@@ -51,7 +54,7 @@ class Search:
     setting: str
     low: int
     high: int
-    suitable: Callable[[int, Mapping[str, int]], int]
+    suitable: Callable[[int, Mapping[str, Any]], Any]
     iterative: tuple[str, str] | None = None
 
 
@@ -112,6 +115,13 @@ def suitable_lists(rows: int) -> int:
     return min(max(1, rows // 1000 if rows <= 1_000_000 else math.isqrt(rows)), 32768)
 
 
+def _root(lists: Any) -> Any:
+    """The square root, rounded up."""
+    if isinstance(lists, int):
+        return math.ceil(math.sqrt(lists))
+    return cast(func.ceil(func.sqrt(lists)), Integer)
+
+
 def _check_hnsw(parameters: Mapping[str, int]) -> None:
     m, ef_construction = parameters["m"], parameters["ef_construction"]
     if ef_construction < 2 * m:
@@ -157,7 +167,7 @@ ACCESS_METHODS: dict[str, AccessMethod] = {
             "ivfflat.probes",
             1,
             32768,
-            lambda _, parameters: math.ceil(math.sqrt(parameters["lists"])),
+            lambda _, parameters: _root(parameters["lists"]),
             ("ivfflat.iterative_scan", "relaxed_order"),
         ),
         least={"cosine": 2, "inner_product": 2},  # its clusters are directions

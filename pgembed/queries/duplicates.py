@@ -130,24 +130,23 @@ def _pairs(
     _check_score(target.metric, min_score)
     if not isinstance(k, int) or isinstance(k, bool) or not 1 <= k <= 1000:
         raise QueryError(f"k={k!r}; needed is a whole number of neighbours, 1 to 1000")
+    distance = target.metric.distance(min_score)
+    pairs = Pairs(target, target.conditions(where, stale), distance, k, mode, settings)
     if mode == "exact":
         settings.refuse('mode="exact" uses no index')
-    elif mode == "auto" and target.index is None:
-        settings.refuse(f"{target} has no index declared for {target.metric.name}, so all pairs are compared")
-    conditions = target.conditions(where, stale)
-    return Pairs(target, conditions, target.metric.distance(min_score), k, mode, settings)
+    elif mode == "auto" and pairs.index is None:
+        settings.refuse(
+            f"{target} has no index declared for {target.metric.name} and these rows: all pairs are compared"
+        )
+    return pairs
 
 
 def _check_score(metric: Metric, score: Any) -> None:
     """:raises QueryError: no score of the metric is like that."""
     possible = isinstance(score, int | float) and not isinstance(score, bool) and math.isfinite(score)
-    scores = "finite numbers"
-    if metric.name == "cosine":
-        scores, possible = "-1 to 1", possible and -1 <= score <= 1
-    elif metric.name == "l2":
-        scores, possible = "above 0 and up to 1", possible and 0 < score <= 1
+    possible = possible and metric.is_score(score)
     if not possible:
-        raise QueryError(f"min_score={score!r}; scores of the metric {metric.name} are {scores}")
+        raise QueryError(f"min_score={score!r}; scores of the metric {metric.name} are {metric.scores}")
 
 
 def _key(target: Target, numbered: FromClause) -> ColumnElement[Any]:

@@ -12,6 +12,8 @@ from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.sql.selectable import CTE, FromClause, Select, Subquery
 
 from pgembed.exc import QueryError
+from pgembed.indexes import Indexed
+from pgembed.queries.choosing import choose, is_implied
 from pgembed.queries.ctes import materialized
 from pgembed.queries.settings import SearchSettings
 from pgembed.queries.target import Target
@@ -53,8 +55,9 @@ class Nearest:
             self.settings.refuse('mode="exact" uses no index')
         elif not self.approximate:
             self.settings.refuse(
-                f"{self.target} has no index declared for {self.target.metric.name}, so that it is searched "
-                'exactly. Declare one (index=HNSW()), or say mode="approximate" if the database has one'
+                f"{self.target} has no index declared for {self.target.metric.name} and these rows, so that "
+                'it is searched exactly. Declare one (index=HNSW()), or say mode="approximate" if there is '
+                "one in the database"
             )
 
     @property
@@ -64,7 +67,12 @@ class Nearest:
     @property
     def approximate(self) -> bool:
         """Whether an index may be used."""
-        return self.mode == "approximate" or (self.mode == "auto" and self.target.index is not None)
+        return self.mode == "approximate" or (self.mode == "auto" and self.index is not None)
+
+    @property
+    def index(self) -> Indexed | None:
+        """The declared index that serves this search."""
+        return choose(self.target.indexes, self.conditions)
 
     def subquery(self, *payload: ColumnElement[Any]) -> Subquery:
         """The rows found: columns ``key_1``, ..., ``payload_1``, ..., ``distance``; nearest first.
@@ -89,6 +97,17 @@ class Nearest:
                              UNION ALL
                              (SELECT <exact form> AND (SELECT count(*) FROM ann) < <rows> ...)) AS found
             WHERE distance < 'NaN' ORDER BY distance, key_1 LIMIT :limit OFFSET :offset
+
+        Where the index does not hold whole vectors, it gives candidates, more than the rows asked for. The
+        nearest of them by the distance of the whole vectors are ``ann``. As long as there is no such index,
+        ``settings`` has no row, so that the exact form takes over::
+
+            ann AS MATERIALIZED (
+                SELECT nearest.* FROM settings JOIN LATERAL (
+                    SELECT id AS key_1, embedding <=> :query AS distance FROM article WHERE ...
+                    ORDER BY embedding::halfvec(384) <=> :query::halfvec(384)
+                    LIMIT <candidates>) AS nearest ON true
+                WHERE distance < 'NaN' ORDER BY distance, key_1 LIMIT <rows>)
 
         Rows without a vector are never found, nor are vectors of zeros by their cosine distance (it is NaN).
         Inside, nothing but the distance orders: before Postgres 17 a further key would defeat the index.
@@ -115,17 +134,31 @@ class Nearest:
         ]
 
     def _ann(self, payload: Sequence[ColumnElement[Any]]) -> CTE:
-        settings = self.settings.cte(self.target.index, self.rows)
+        index = self.index
+        settings = self.settings.cte(index, self.rows)
         distance = self.target.distance(self.query)
-        nearest = (
+        candidates = (
             select(*self._columns(payload), distance.label("distance"))
             .where(settings.c.applied.is_not(None), *self.conditions)
-            .order_by(distance)
-            .limit(literal_rows(self.rows))
             .correlate(settings)
-            .lateral()
         )
-        return materialized(select(*nearest.c).select_from(settings.join(nearest, true())), "ann")
+        if index is not None and index.where is not None and is_implied(index.where, self.conditions):
+            # Said once more without parameters, of which a generic plan knows nothing.
+            candidates = candidates.where(index.predicate(self.target.selectable))
+        if index is None or index.whole:
+            nearest = candidates.order_by(distance).limit(literal_rows(self.rows)).lateral()
+            return materialized(select(*nearest.c).select_from(settings.join(nearest, true())), "ann")
+        wanted = index.candidates(self.rows, self.settings.ef_search)
+        coarse = index.distance(self.target.vector, self.query)
+        nearest = candidates.order_by(coarse).limit(literal_rows(wanted)).lateral()
+        ranked = (
+            select(*nearest.c)
+            .select_from(settings.join(nearest, true()))
+            .where(nearest.c.distance < NAN)
+            .order_by(nearest.c.distance, *keys_of(self.target, nearest))
+            .limit(literal_rows(self.rows))
+        )
+        return materialized(ranked, "ann")
 
     def _exact(self, payload: Sequence[ColumnElement[Any]], *gate: ColumnElement[bool]) -> Select[Any]:
         distance = self.target.distance(self.query) + _ZERO

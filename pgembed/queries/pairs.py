@@ -15,24 +15,22 @@ from sqlalchemy import (
     Integer,
     and_,
     cast,
-    column,
-    exists,
     func,
     literal_column,
     or_,
     select,
-    table,
     true,
-    type_coerce,
     union_all,
 )
-from sqlalchemy.dialects.postgresql import ARRAY, OID
 from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.sql.selectable import CTE, FromClause, Select, SelectBase, Subquery
 
+from pgembed.indexes import Indexed
+from pgembed.queries.choosing import choose, is_implied
 from pgembed.queries.ctes import materialized
 from pgembed.queries.nearest import Mode, literal_rows
 from pgembed.queries.settings import SearchSettings
+from pgembed.queries.standing import is_ready
 from pgembed.queries.target import Target
 
 #: Up to so many rows, comparing all pairs is about as fast as looking up the neighbours of each.
@@ -59,6 +57,15 @@ class Pairs:
     mode: Mode
     settings: SearchSettings
 
+    @property
+    def index(self) -> Indexed | None:
+        """The declared index that serves all rows that take part."""
+        index = choose(self.target.indexes, self.conditions)
+        unsure = (
+            index is not None and index.where is not None and not is_implied(index.where, self.conditions)
+        )
+        return None if unsure and self.mode == "auto" else index
+
     def numbered(self) -> CTE:
         """The rows that take part: ``n`` (1, 2, ... in the order of the key), ``key_1``, ..., ``vector``.
 
@@ -75,7 +82,7 @@ class Pairs:
     def of(self, numbered: CTE) -> CTE:
         """The pairs as a CTE with the columns ``a``, ``b`` (row numbers, a < b) and ``distance``."""
         blocks = _blocks(numbered)
-        if self.mode == "exact" or (self.mode == "auto" and self.target.index is None):
+        if self.mode == "exact" or (self.mode == "auto" and self.index is None):
             pairs: SelectBase = self._exact(blocks)
         elif self.mode == "approximate":
             pairs = self._through_index(numbered, blocks)
@@ -87,8 +94,9 @@ class Pairs:
 
     def _worth_an_index(self, numbered: CTE) -> ColumnElement[bool]:
         """Whether there are many rows, and an index that is ready: without one, each row is a full scan."""
+        assert self.index is not None
         rows = select(func.count()).select_from(numbered).scalar_subquery()
-        return and_(rows > EXACT_UP_TO, _index_is_ready(self.target))
+        return and_(rows > EXACT_UP_TO, is_ready(self.index))
 
     def _exact(self, blocks: CTE, *gate: ColumnElement[bool]) -> Select[Any]:
         """Every row is compared with every other."""
@@ -153,22 +161,32 @@ class Pairs:
         )
 
     def _neighbours(self, numbered: CTE, gate: Sequence[ColumnElement[bool]]) -> CTE:
-        target = self.target
-        settings = self.settings.cte(target.index, self.neighbours)
+        target, index = self.target, self.index
+        settings = self.settings.cte(index, self.neighbours)
         distance = target.distance(numbered.c.vector)
         keys = list(zip(target.keys, self._key_names, strict=True))
         itself = and_(*(key == numbered.c[name] for key, name in keys))
-        nearest = (
+        found_by = (
             select(
                 *(key.label(name) for key, name in keys),
                 distance.label("distance"),
             )
             .where(settings.c.applied.is_not(None), ~itself, *self.conditions)
-            .order_by(distance)
-            .limit(literal_rows(self.neighbours))
             .correlate(settings, numbered)
-            .lateral()
         )
+        if index is None or index.whole:
+            nearest = found_by.order_by(distance).limit(literal_rows(self.neighbours)).lateral()
+        else:  # what the index holds gives candidates, the nearest of which are the neighbours
+            coarse = index.distance(target.vector, numbered.c.vector)
+            wanted = index.candidates(self.neighbours, self.settings.ef_search)
+            candidates = found_by.order_by(coarse).limit(literal_rows(wanted)).lateral()
+            nearest = (
+                select(*candidates.c)
+                .order_by(candidates.c.distance)
+                .limit(literal_rows(self.neighbours))
+                .correlate(settings, numbered)
+                .lateral()
+            )
         found = select(numbered.c.n, *nearest.c).select_from(
             settings.join(numbered, true()).join(nearest, true())
         )
@@ -216,24 +234,3 @@ def _unpacked(met: Subquery, numbers: ColumnElement[Any], vectors: ColumnElement
     """The rows of a block. (As functions of FROM, the arrays would be copied to a table first.)"""
     rows = select(func.unnest(numbers).label("number"), func.unnest(vectors).label("vector"))
     return rows.correlate(met).offset(_ZERO).lateral()
-
-
-def _index_is_ready(target: Target) -> ColumnElement[bool]:
-    """SQL: a valid index over all rows serves the metric, whatever its name."""
-    rows = target.column.table.alias()
-    index = table("pg_index", *map(column, ("indrelid", "indkey", "indclass", "indisvalid", "indpred")))
-    attribute = table("pg_attribute", *map(column, ("attrelid", "attnum", "attname")))
-    opclass = table("pg_opclass", *map(column, ("oid", "opcname")))
-    # The table is named by one of its rows: that holds under schema_translate_map and search_path alike.
-    relation = select(column("tableoid")).select_from(rows).limit(1).scalar_subquery()
-    indkey, indclass = (type_coerce(found, ARRAY(OID)) for found in (index.c.indkey, index.c.indclass))
-    return exists().where(
-        index.c.indrelid == relation,
-        index.c.indisvalid,
-        index.c.indpred.is_(None),
-        attribute.c.attrelid == index.c.indrelid,
-        attribute.c.attname == target.column.name,
-        attribute.c.attnum == indkey[0],
-        opclass.c.oid == indclass[0],
-        opclass.c.opcname == target.metric.opclass(target.storage),
-    )

@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import ColumnElement, Index, Integer, String, cast, func, select
+from sqlalchemy import ColumnElement, Integer, String, cast, func, literal_column, select
 from sqlalchemy.sql.selectable import CTE
 
 from pgembed.exc import QueryError
-from pgembed.indexes import access_method_of
+from pgembed.indexes import ACCESS_METHODS, Indexed, access_method_of
+from pgembed.indexes.methods import AUTO
 from pgembed.queries.ctes import materialized
+from pgembed.queries.standing import is_ready, parameter
 
 #: What pgvector takes (https://github.com/pgvector/pgvector#query-options).
 _RANGES = {"ef_search": (1, 1000), "probes": (1, 32768)}
@@ -47,49 +50,64 @@ class SearchSettings:
             if getattr(self, name) is not None:
                 raise QueryError(f"{name}={getattr(self, name)} has no effect: {reason}")
 
-    def cte(self, index: Index | None, rows: int) -> CTE:
+    def cte(self, index: Indexed | None, rows: int) -> CTE:
         """The settings for a scan that is asked for ``rows`` rows, as a CTE with the column ``applied``.
 
-        HNSW's candidate list is made twice as long as the rows asked for, within 40 to 1000, and the scan
-        goes on in strict order where that does not do; IVFFlat looks into the square root of its lists. A
-        higher value that the session has set already is kept.
+        HNSW's candidate list is made twice as long as the rows asked for, within 40 to 1000, and as long as
+        the candidates that are compared again; the scan goes on in strict order where that does not do.
+        IVFFlat looks into the square root of its lists. A higher value that the session has set already is
+        kept.
 
-        :raises QueryError: a setting of the other access method.
+        An index that does not hold whole vectors is used only where it stands: without it, the CTE has no
+        row, and nothing is looked for in the order that only the index is good for.
+
+        :raises QueryError: a setting of another access method.
         """
-        method = access_method_of(index) if index is not None else ("ivfflat" if self.probes else "hnsw")
-        if method == "hnsw":
-            if self.probes is not None:
-                raise QueryError(f"probes is for IVFFlat, {_named(index)} is an HNSW index: use ef_search=")
-            ours = min(max(2 * rows, 40), 1000)
-            value = _at_least("hnsw.ef_search", ours) if self.ef_search is None else _text(self.ef_search)
-            calls = (_set("hnsw.ef_search", value), _set("hnsw.iterative_scan", "strict_order"))
+        calls = self._calls(index, rows)
+        applied: ColumnElement[Any] = func.concat(*calls) if calls else literal_column("''")
+        settings = select(applied.label("applied"))
+        if index is not None and not index.whole:
+            settings = settings.where(is_ready(index))
+        return materialized(settings, "settings")
+
+    def _calls(self, index: Indexed | None, rows: int) -> list[ColumnElement[str]]:
+        name = access_method_of(index.index) if index else ("ivfflat" if self.probes else "hnsw")
+        search = ACCESS_METHODS[name].search
+        given = {setting: getattr(self, setting) for setting in _RANGES}
+        value = None if search is None else given.pop(search.argument)
+        for other, refused in given.items():
+            if refused is not None:
+                which = "an index" if index is None else str(index.index.name)
+                instead = "" if search is None else f": use {search.argument}="
+                raise QueryError(f"{other}= is not for {which}, which is of the method {name}{instead}")
+        if search is None:
+            return []
+        if value is None:
+            wanted = rows if index is None else max(rows, math.ceil(index.candidates(rows) / 2))
+            applied = _at_least(search.setting, search.suitable(wanted, _parameters(index, name)))
         else:
-            if self.ef_search is not None:
-                raise QueryError(f"ef_search is for HNSW, {_named(index)} is an IVFFlat index: use probes=")
-            ours = math.ceil(math.sqrt(_lists(index)))
-            value = _at_least("ivfflat.probes", ours) if self.probes is None else _text(self.probes)
-            calls = (_set("ivfflat.probes", value), _set("ivfflat.iterative_scan", "relaxed_order"))
-        return materialized(select(func.concat(*calls).label("applied")), "settings")
+            applied = cast(value, String)
+        return [_set(search.setting, applied), *([_set(*search.iterative)] if search.iterative else [])]
+
+
+def _parameters(index: Indexed | None, name: str) -> dict[str, Any]:
+    """The storage parameters of an index: those that are declared, or SQL for one that is not known yet."""
+    defaults = ACCESS_METHODS[name].defaults
+    if index is None:
+        return dict(defaults)
+    options = index.index.dialect_options["postgresql"]
+    stated = getattr(index.index, "parameters", None) or options["with"] or {}
+    return defaults | {
+        key: parameter(index, key, defaults[key]) if value == AUTO else int(value)
+        for key, value in stated.items()
+    }
 
 
 def _set(name: str, value: str | ColumnElement[str]) -> ColumnElement[str]:
     return func.set_config(name, value, True)
 
 
-def _text(value: int) -> ColumnElement[str]:
-    return cast(value, String)
-
-
-def _at_least(name: str, value: int) -> ColumnElement[str]:
+def _at_least(name: str, value: int | ColumnElement[int]) -> ColumnElement[str]:
     # Empty or NULL as long as nothing has loaded the extension's library in this connection.
     current = cast(func.nullif(func.current_setting(name, True), ""), Integer)
     return cast(func.greatest(current, value), String)
-
-
-def _lists(index: Index | None) -> int:
-    stated = {} if index is None else index.dialect_options["postgresql"]["with"] or {}
-    return int(stated.get("lists", 100))
-
-
-def _named(index: Index | None) -> str:
-    return "the index" if index is None else str(index.name)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
-from sqlalchemy import Column, Index, Table, inspect, select
+from sqlalchemy import Column, inspect, select
 from sqlalchemy.exc import NoInspectionAvailable
 from sqlalchemy.orm import ColumnProperty, QueryableAttribute
 from sqlalchemy.sql.elements import ColumnElement
@@ -16,10 +15,9 @@ from sqlalchemy.sql.util import ClauseAdapter
 from pgembed.columns import Embedding, EmbeddingColumn, bound
 from pgembed.columns.embedding import INFO
 from pgembed.columns.types import shape_of
-from pgembed.columns.values import Storage
 from pgembed.exc import MetricNotSupportedError, QueryError
-from pgembed.indexes import VectorIndex, access_method_of
-from pgembed.metrics import BY_NAME, Metric, metrics_of
+from pgembed.indexes import Indexed, indexes_on
+from pgembed.metrics import Metric, metrics_of
 from pgembed.metrics import metric as metric_named
 
 #: A mapped attribute (of a class or of an alias), or a column of a Core table or of its alias.
@@ -35,7 +33,7 @@ class Target:
     :ivar vector: the vector column as an expression over the entity.
     :ivar column: the table's column behind it.
     :ivar keys: the primary key as expressions over the entity.
-    :ivar index: the approximate index that is declared on the column and serves the metric.
+    :ivar indexes: the approximate indexes that are declared on the column and serve the metric.
     """
 
     entity: Any
@@ -43,11 +41,11 @@ class Target:
     vector: ColumnElement[Any]
     column: Column[Any]
     keys: tuple[ColumnElement[Any], ...]
-    storage: Storage
+    storage: str
     dimensions: int | None
     metric: Metric
     embedding: EmbeddingColumn | None
-    index: Index | None
+    indexes: tuple[Indexed, ...]
 
     def __str__(self) -> str:
         return str(self.column)
@@ -124,15 +122,14 @@ def resolve(column: VectorColumn, metric: str | None = None) -> Target:
     storage, dimensions = shape_of(base.type)
     embedding = bound(base)
     declaration: Embedding | None = base.info.get(INFO)
-    candidates = _indexes_on(base)
+    candidates = indexes_on(base)
     if metric is not None:
         chosen = metric_named(metric)
     elif declaration is not None:
         chosen = declaration.metric
     else:
-        chosen = next((_metric_of(index, base) for index in candidates), None) or metric_named(
-            metrics_of(storage)[0]
-        )
+        of_index = next((each.search_metric for each in candidates if each.search_metric), None)
+        chosen = of_index or metric_named(metrics_of(storage)[0])
     if chosen.name not in metrics_of(storage):
         raise MetricNotSupportedError(chosen.name, metrics_of(storage), by=f"{base}, a {storage} column,")
     return Target(
@@ -141,11 +138,11 @@ def resolve(column: VectorColumn, metric: str | None = None) -> Target:
         vector=found,
         column=base,
         keys=keys,
-        storage=cast("Storage", storage),
+        storage=storage,
         dimensions=dimensions,
         metric=chosen,
         embedding=embedding,
-        index=next((index for index in candidates if _metric_of(index, base) is chosen), None),
+        indexes=tuple(each for each in candidates if each.serves(chosen)),
     )
 
 
@@ -170,28 +167,6 @@ def _core(
     if not keys:
         raise QueryError(f"{selectable} has no primary key, which the rows found are told apart by")
     return selectable, selectable, base, keys
-
-
-def _indexes_on(column: Column[Any]) -> Sequence[Index]:
-    indexes = column.table.indexes if isinstance(column.table, Table) else ()
-    return sorted(
-        (
-            index
-            for index in indexes
-            if access_method_of(index) in ("hnsw", "ivfflat") and list(index.columns) == [column]
-        ),
-        key=lambda index: str(index.name),
-    )
-
-
-def _metric_of(index: Index, column: Column[Any]) -> Metric | None:
-    """The metric that an index serves, by its operator class where it is a plain ``Index``."""
-    if isinstance(index, VectorIndex):
-        return index.metric
-    storage, _ = shape_of(column.type)
-    operators = index.dialect_options["postgresql"]["ops"]
-    opclass = operators.get(column.key) or operators.get(column.name)
-    return next((metric for metric in BY_NAME.values() if metric.opclass(storage) == opclass), None)
 
 
 def _as_conditions(where: Any) -> list[ColumnElement[bool]]:

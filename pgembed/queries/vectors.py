@@ -14,6 +14,7 @@ from sqlalchemy import BindParameter, Select, and_, bindparam, inspect, select
 from sqlalchemy.orm.state import InstanceState
 from sqlalchemy.sql.elements import ClauseElement, ColumnElement
 from sqlalchemy.sql.selectable import ScalarSelect
+from sqlalchemy.types import TypeEngine
 
 from pgembed.columns import Array, Embedding, VectorType, as_array
 from pgembed.columns.concurrency import off_event_loop
@@ -92,10 +93,8 @@ def query_sql(target: Target, query: Query) -> tuple[ColumnElement[Any], list[Co
     :raises VectorValueError: a sequence that is not a vector of numbers.
     :raises DimensionMismatchError: a vector of other dimensions than the column's.
     """
-    kind = QueryVectorType(
-        target.dimensions, target.storage, target.declaration, directed=target.metric.name == "cosine"
-    )
-    if isinstance(query, str):
+    kind = _kind(target)
+    if isinstance(query, str) and isinstance(kind, QueryVectorType):
         if target.declaration is None:
             raise QueryError(
                 f"a text needs an encoder, and {target} is not declared with embedding_column(): "
@@ -115,10 +114,20 @@ def query_sql(target: Target, query: Query) -> tuple[ColumnElement[Any], list[Co
         raise QueryError(
             "the query is None; needed is a text, a vector, bindparam(...), an entity or a subquery"
         )
-    return bindparam("query", kind.to_array(query), type_=kind, unique=True), []
+    value = kind.to_array(query) if isinstance(kind, QueryVectorType) else query
+    return bindparam("query", value, type_=kind, unique=True), []
 
 
-def _typed(parameter: BindParameter[Any], kind: QueryVectorType) -> BindParameter[Any]:
+def _kind(target: Target) -> TypeEngine[Any]:
+    """The type of a query parameter; bits and sparse vectors are what the column's own type takes."""
+    if target.storage not in ("vector", "halfvec"):
+        return target.column.type
+    storage: Any = target.storage
+    directed = target.metric.name == "cosine"
+    return QueryVectorType(target.dimensions, storage, target.declaration, directed=directed)
+
+
+def _typed(parameter: BindParameter[Any], kind: TypeEngine[Any]) -> BindParameter[Any]:
     """The user's parameter with a type that understands texts."""
     if parameter.required:
         return bindparam(parameter.key, type_=kind, required=True, unique=parameter.unique)

@@ -350,14 +350,14 @@ def test_the_metric_and_the_index_are_found_by_declaration():
     assert resolve(table(plain_index).c.v).metric.name == "l2"
     inner = table(HNSW("v", metric="inner_product"))
     assert resolve(inner.c.v).metric.name == "inner_product"
-    assert resolve(inner.c.v, "cosine").index is None
+    assert not resolve(inner.c.v, "cosine").indexes
     both = table(HNSW("v", metric="l2", name="a"), HNSW("v", metric="cosine", name="b"))
-    assert resolve(both.c.v, "cosine").index.name == "b"
-    assert resolve(both.c.v, "l2").index.name == "a"
+    assert [each.index.name for each in resolve(both.c.v, "cosine").indexes] == ["b"]
+    assert [each.index.name for each in resolve(both.c.v, "l2").indexes] == ["a"]
     assert resolve(table().c.v).metric.name == "cosine"
     alias = inner.alias()
-    assert resolve(alias.c.v).index is not None
-    assert resolve(aliased(Article).embedding).index is not None
+    assert resolve(alias.c.v).indexes
+    assert resolve(aliased(Article).embedding).indexes
 
 
 def test_ivfflat_asks_for_the_square_root_of_its_lists():

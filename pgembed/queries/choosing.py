@@ -1,0 +1,62 @@
+"""Which of the indexes that are declared on a column a search can use.
+
+An index of all rows serves every search of its metric. A partial one serves those whose conditions imply its
+predicate: here that is shown where the conditions contain the predicate's, written alike. Postgres can show
+more (``score > 5`` implies ``score > 3``), and decides by itself on an index of whole vectors, where a scan
+of the table in its place gives the same rows.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.exc import CompileError
+from sqlalchemy.sql.elements import BooleanClauseList, ColumnElement, Grouping
+from sqlalchemy.sql.operators import and_
+
+from pgembed.indexes import Indexed
+
+_DIALECT: Any = postgresql.dialect()  # type: ignore[no-untyped-call]
+
+
+def choose(indexes: Sequence[Indexed], conditions: Sequence[ColumnElement[bool]]) -> Indexed | None:
+    """The index that loses least, of those that a search under these conditions can use.
+
+    :param indexes: those that serve the metric.
+    """
+    sure = [each for each in indexes if each.where is None or is_implied(each.where, conditions)]
+    if sure:
+        return min(sure, key=lambda each: (not each.whole, each.oversample, each.where is None))
+    perhaps = (each for each in indexes if each.whole)
+    return next(perhaps, None) if conditions else None
+
+
+def is_implied(predicate: Any, conditions: Sequence[ColumnElement[bool]]) -> bool:
+    """Whether every part of the predicate stands among the parts of the conditions."""
+    wanted = set(_texts([predicate]))
+    return None not in wanted and wanted <= set(_texts(conditions))
+
+
+def _texts(conditions: Sequence[Any]) -> Iterator[str | None]:
+    """What is joined by AND, as SQL without the name of the table; ``None`` for what has no text yet."""
+    for condition in conditions:
+        if isinstance(condition, Grouping):
+            yield from _texts([condition.element])
+        elif isinstance(condition, BooleanClauseList) and condition.operator is and_:
+            yield from _texts(list(condition.clauses))
+        else:
+            yield _text(condition)
+
+
+def _text(condition: Any) -> str | None:
+    clause = condition.__clause_element__() if hasattr(condition, "__clause_element__") else condition
+    try:
+        sql = clause.compile(
+            dialect=_DIALECT, compile_kwargs={"literal_binds": True, "include_table": False}
+        ).string
+    except (CompileError, NotImplementedError):  # a parameter whose value comes later
+        return None
+    return re.sub(r"\s+", " ", sql).strip()

@@ -1,0 +1,91 @@
+"""What the database knows of a declared index, asked for within a search."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import Integer, and_, cast, column, exists, func, select, table, true, type_coerce
+from sqlalchemy.dialects.postgresql import ARRAY, OID
+from sqlalchemy.sql.elements import ColumnElement
+from sqlalchemy.sql.selectable import ScalarSelect
+
+from pgembed.indexes import Indexed
+
+
+def is_ready(indexed: Indexed) -> ColumnElement[bool]:
+    """SQL: a valid index holds what the declared one does, of all rows whatever its name; a partial index
+    goes by its name."""
+    index, attribute, opclass = _index(), _attribute(), table("pg_opclass", column("oid"), column("opcname"))
+    indkey, indclass = (type_coerce(found, ARRAY(OID)) for found in (index.c.indkey, index.c.indclass))
+    assert indexed.metric is not None
+    conditions = [
+        index.c.indrelid == _relation(indexed),
+        index.c.indisvalid,
+        opclass.c.oid == indclass[0],
+        opclass.c.opcname == indexed.metric.opclass(indexed.storage),
+        attribute.c.attname == indexed.column.name,
+        attribute.c.attrelid == index.c.indrelid,
+    ]
+    if indexed.whole:
+        conditions.append(attribute.c.attnum == indkey[0])
+    else:
+        # The index has an attribute for its expression, of the expression's type; it depends on the column.
+        of_index, depend = _attribute().alias(), table("pg_depend", *map(column, _DEPEND))
+        conditions += [
+            indkey[0] == 0,
+            of_index.c.attrelid == index.c.indexrelid,
+            of_index.c.attnum == 1,
+            of_index.c.atttypmod == indexed.dimensions,
+            exists().where(
+                depend.c.objid == index.c.indexrelid,
+                depend.c.refobjid == index.c.indrelid,
+                depend.c.refobjsubid == attribute.c.attnum,
+            ),
+        ]
+    if indexed.where is None:
+        conditions.append(index.c.indpred.is_(None))
+    else:
+        named = table("pg_class", column("oid"), column("relname"))
+        conditions += [named.c.oid == index.c.indexrelid, named.c.relname == str(indexed.index.name)]
+    return exists().where(and_(*conditions))
+
+
+def parameter(indexed: Indexed, name: str, default: int) -> ScalarSelect[Any]:
+    """SQL: a storage parameter of the index as it was built."""
+    index, named = _index(), table("pg_class", *map(column, ("oid", "relam", "reloptions")))
+    method = table("pg_am", column("oid"), column("amname"))
+    option = (
+        func.pg_options_to_table(named.c.reloptions).table_valued("option_name", "option_value").lateral()
+    )
+    value = func.max(cast(option.c.option_value, Integer))
+    return (
+        select(func.coalesce(value, default))
+        .select_from(index.join(named, named.c.oid == index.c.indexrelid))
+        .join(method, method.c.oid == named.c.relam)
+        .join(option, true())
+        .where(
+            index.c.indrelid == _relation(indexed),
+            method.c.amname == indexed.index.dialect_options["postgresql"]["using"],
+            option.c.option_name == name,
+        )
+        .scalar_subquery()
+    )
+
+
+_DEPEND = ("objid", "refobjid", "refobjsubid")
+
+
+def _index() -> Any:
+    return table(
+        "pg_index", *map(column, ("indexrelid", "indrelid", "indkey", "indclass", "indisvalid", "indpred"))
+    )
+
+
+def _attribute() -> Any:
+    return table("pg_attribute", *map(column, ("attrelid", "attnum", "attname", "atttypmod")))
+
+
+def _relation(indexed: Indexed) -> ScalarSelect[Any]:
+    # The table is named by one of its rows: that holds under schema_translate_map and search_path alike.
+    rows = indexed.column.table.alias()
+    return select(column("tableoid")).select_from(rows).limit(1).scalar_subquery()
