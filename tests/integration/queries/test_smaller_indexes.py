@@ -38,7 +38,7 @@ from pgembed import (
     semantic_search,
 )
 from pgembed.exc import QueryError
-from pgembed.indexes import ACCESS_METHODS, AccessMethod, Parameter, Search, VectorIndex
+from pgembed.indexes import ACCESS_METHODS, AccessMethod, Parameter, Search, VectorIndex, explain
 from tests.integration.indexes.conftest import clustered
 from tests.integration.queries.conftest import plan_of
 
@@ -216,10 +216,11 @@ def test_the_other_helpers_use_quantized_indexes(connection: Connection) -> None
     assert sum(row.share for row in connection.execute(votes)) == pytest.approx(1)
     hybrid = hybrid_search(table.c.v, QUERY, text=table.c.label, terms="label", limit=5)
     assert used in plan_of(connection, hybrid)
-    pairs = near_duplicates(table.c.v, min_score=0.999, k=2)
-    assert used in plan_of(connection, pairs)
-    assert {tuple(row)[:2] for row in connection.execute(pairs)} == {(key, key + 3000) for key in range(5)}
+    neighbours = explain(connection, near_duplicates(table.c.v, min_score=0.999, k=2))
+    assert neighbours.used == ("ix_item_v_hnsw_bit",)
     few = table.c.id % 3000 < 100
+    pairs = near_duplicates(table.c.v, min_score=0.999, where=few, mode="approximate")
+    assert {tuple(row)[:2] for row in connection.execute(pairs)} == {(key, key + 3000) for key in range(5)}
     groups = duplicate_groups(table.c.v, min_score=0.999, where=few, mode="approximate")
     assert {row.key for row in connection.execute(groups)} == {*range(5), *range(3000, 3005)}
 
