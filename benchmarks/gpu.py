@@ -20,7 +20,6 @@ import shutil
 import statistics
 import subprocess
 import tempfile
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -94,37 +93,36 @@ def reference(folder: Path, device: str) -> Any:
 
 
 class Busy:
-    """Share of the time in which the GPU had work, sampled while the block runs."""
+    """Share of the time in which the GPU had work, sampled by the driver while the block runs."""
 
     def __init__(self, device: str) -> None:
-        self._index = device.partition(":")[2] or "0"
-        self._samples: list[int] = []
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._sample)
+        self._command = [
+            "nvidia-smi",
+            f"--id={device.partition(':')[2] or '0'}",
+            "--query-gpu=utilization.gpu",
+            "--format=csv,noheader,nounits",
+            "--loop-ms=100",
+        ]
+        self._samples: list[float] = []
 
     def __enter__(self) -> Busy:
-        self._thread.start()
+        self._process = subprocess.Popen(self._command, stdout=subprocess.PIPE, text=True)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _sample(self) -> None:
-        query = [
-            "nvidia-smi",
-            "-i",
-            self._index,
-            "--query-gpu=utilization.gpu",
-            "--format=csv,noheader,nounits",
-        ]
-        while not self._stop.wait(0.2):
-            self._samples.append(
-                int(subprocess.run(query, capture_output=True, text=True, check=True).stdout)
-            )
+        self._process.terminate()
+        printed, _ = self._process.communicate()
+        self._samples = [float(line) for line in printed.splitlines() if line.strip().isdecimal()]
 
     def __str__(self) -> str:
-        return f"{statistics.mean(self._samples):.0f} %" if self._samples else "not sampled"
+        # The first and the last second are those in which the run begins and ends.
+        steady = self._samples[10:-10] or self._samples
+        return f"{statistics.mean(steady):.0f} %" if steady else "not sampled"
+
+
+def long_run(texts: list[str], count: float) -> list[str]:
+    """So many different texts, for one call of some seconds."""
+    return [f"{index} {texts[index % len(texts)]}" for index in range(max(int(count), len(texts)))]
 
 
 def main() -> None:
@@ -161,9 +159,10 @@ def main() -> None:
                     f"{share:6.0%} of the product, pgembed is {seconds / measured['pgembed']:.2f}x"
                 )
             if options.device != "cpu":
+                many = long_run(texts, 10 * len(texts) / measured["pgembed"])
                 with Busy(options.device) as busy:
-                    encoder.encode_documents(texts)
-                print(f"{shape:8}GPU busy {busy}")
+                    encoder.encode_documents(many)
+                print(f"{shape:8}GPU busy {busy} of a run of {len(many)} texts")
             sample = texts[:: max(len(texts) // 200, 1)]
             with Encoder(exported, device="cpu") as exact:
                 cosine = np.einsum(

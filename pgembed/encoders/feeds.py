@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -12,29 +12,62 @@ from pgembed.encoders.tokens import Tokens
 
 Feed = dict[str, npt.NDArray[Any]]
 Batch = npt.NDArray[np.intp]
-Feeder = Callable[[Tokens, Batch], Feed]
 
 
-def padded(tokens: Tokens, batch: Batch) -> Feed:
+class Allocate(Protocol):
+    """Where the arrays of a feed come from."""
+
+    def __call__(self, name: str, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+        """An array to be filled."""
+        ...
+
+
+Feeder = Callable[[Tokens, Batch, Allocate], Feed]
+
+
+def fresh(name: str, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:  # noqa: ARG001
+    """A new array."""
+    return np.empty(shape, dtype=dtype)
+
+
+def padded(tokens: Tokens, batch: Batch, new: Allocate = fresh) -> Feed:
     """Inputs of shape (texts, longest) for :class:`~pgembed.encoders.export.graph.Graph`."""
     inside = _inside(tokens, batch)
-    ids = np.zeros(inside.shape, dtype=np.int64)
+    ids = new("input_ids", inside.shape, np.int64)
+    ids.fill(0)
     ids[inside] = _joined(tokens, batch)
-    return {"input_ids": ids, "attention_mask": inside.astype(np.int64)}
+    mask = new("attention_mask", inside.shape, np.int64)
+    np.copyto(mask, inside)
+    return {"input_ids": ids, "attention_mask": mask}
 
 
-def packed(tokens: Tokens, batch: Batch) -> Feed:
+def packed(tokens: Tokens, batch: Batch, new: Allocate = fresh) -> Feed:
     """Inputs for :class:`~pgembed.encoders.export.packed.PackedGraph`, in which no token is padding."""
     inside = _inside(tokens, batch)
-    places = np.arange(inside.size, dtype=np.int32).reshape(inside.shape)
-    ends = np.cumsum(tokens.lengths[batch])
-    return {
-        "input_ids": _joined(tokens, batch).astype(np.int64),
-        "position_ids": np.broadcast_to(np.arange(inside.shape[1]), inside.shape)[inside].astype(np.int64),
-        "token_offset": np.concatenate([places[inside], places[~inside]]).reshape(inside.shape),
-        "cumulative_sequence_length": np.concatenate([[0], ends]).astype(np.int32),
-        "attention_mask": inside.astype(np.int64),
+    joined = _joined(tokens, batch)
+    feed = {
+        "input_ids": new("input_ids", joined.shape, np.int64),
+        "position_ids": new("position_ids", joined.shape, np.int64),
+        "token_offset": new("token_offset", inside.shape, np.int32),
+        "cumulative_sequence_length": new("cumulative_sequence_length", (len(batch) + 1,), np.int32),
+        "attention_mask": new("attention_mask", inside.shape, np.int64),
     }
+    places = np.arange(inside.size, dtype=np.int32).reshape(inside.shape)
+    offset = feed["token_offset"].reshape(-1)
+    offset[: len(joined)], offset[len(joined) :] = places[inside], places[~inside]
+    np.copyto(feed["input_ids"], joined)
+    np.copyto(feed["position_ids"], np.broadcast_to(np.arange(inside.shape[1]), inside.shape)[inside])
+    feed["cumulative_sequence_length"][0] = 0
+    np.cumsum(tokens.lengths[batch], out=feed["cumulative_sequence_length"][1:], dtype=np.int32)
+    np.copyto(feed["attention_mask"], inside)
+    return feed
+
+
+def without_prompt(feed: Feed, skipped: int, new: Allocate = fresh) -> None:
+    """Add the mask of what is pooled to a feed: all but the first ``skipped`` tokens of each text."""
+    mask = feed["pooling_mask"] = new("pooling_mask", feed["attention_mask"].shape, np.int64)
+    np.copyto(mask, feed["attention_mask"])
+    mask[:, :skipped] = 0
 
 
 def _inside(tokens: Tokens, batch: Batch) -> npt.NDArray[np.bool_]:

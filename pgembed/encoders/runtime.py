@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -16,8 +17,9 @@ from pgembed.encoders import device as devices
 from pgembed.encoders.backend import Encoded, Kind, Vectors
 from pgembed.encoders.batching import batches
 from pgembed.encoders.device import CPU_PROVIDER, CUDA_PROVIDER, Device
-from pgembed.encoders.feeds import Batch, Feeder, packed, padded
+from pgembed.encoders.feeds import Allocate, Batch, Feed, Feeder, fresh, packed, padded, without_prompt
 from pgembed.encoders.graphs import CUDA_FILE, INT8_FILE, MODEL_FILE, WEIGHTS_FILE
+from pgembed.encoders.lanes import Lanes
 from pgembed.encoders.spec import EncoderSpec
 from pgembed.encoders.threads import available_threads
 from pgembed.encoders.tokenizing import tokenizer_of
@@ -26,6 +28,8 @@ from pgembed.encoders.words import WORDS_FILE
 from pgembed.exc import DeviceError, EncoderFilesError, EncoderOptionError
 
 _logger = logging.getLogger("pgembed.encoders")
+
+Job = TypeVar("Job")
 
 # Texts that are tokenised and sorted together: enough to find many of like length, few enough that the memory
 # for their ids stays small, whatever the number of texts.
@@ -40,7 +44,8 @@ class Plan:
     :ivar feeder: makes its inputs.
     :ivar budget: tokens of a batch.
     :ivar overhead: what a batch costs beyond its tokens, as a number of tokens.
-    :ivar runs: batches that are under way at once, so that a GPU need not wait for the next one's inputs.
+    :ivar runs: batches that are under way at once, each in a lane of its own, so that a GPU need not wait
+        for the next one's inputs.
     """
 
     graph: str
@@ -115,23 +120,38 @@ class OnnxRuntime:
             try:
                 self._tokenizer = tokenizer_of(folder, spec)
                 self._session = _open(folder / self._plan.graph, device, threads)
+                self._lanes = None
+                if self._plan.runs > 1:
+                    self._lanes = Lanes(self._session, device, spec.width, count=self._plan.runs)
             finally:
                 intact.result()  # says best what is wrong with a damaged file
 
     def encode(self, texts: list[str], kind: Kind) -> Encoded:
         """Vectors of ``texts``, with the prompt of their kind before them."""
         prompt = self._spec.query_prompt if kind == "query" else self._spec.document_prompt
+        skipped = self._tokenizer.leading(prompt) if prompt and not self._spec.include_prompt else 0
         vectors = np.empty((len(texts), self._spec.dimensions), dtype=np.float32)
         counts = np.empty(len(texts), dtype=np.int64)
-        skipped = self._tokenizer.leading(prompt) if prompt and not self._spec.include_prompt else 0
-        cut = start = 0
-        for tokens in self._tokenised(texts, prompt):
-            end = start + len(tokens.lengths)
-            counts[start:end] = tokens.lengths
-            for batch, computed in self._computed(tokens, skipped):
-                vectors[start:end][batch] = computed
-            cut += tokens.cut
-            start = end
+        cut = 0
+
+        def planned() -> Iterator[tuple[Tokens, Batch, Vectors]]:
+            """All batches, and the part of the vectors that each one's indices point into."""
+            nonlocal cut
+            start = 0
+            for tokens in self._tokenised(texts, prompt):
+                end = start + len(tokens.lengths)
+                counts[start:end] = tokens.lengths
+                cut += tokens.cut
+                plan = self._plan
+                for batch in batches(tokens.lengths, budget=plan.budget, overhead=plan.overhead):
+                    yield tokens, batch, vectors[start:end]
+                start = end
+
+        def compute(job: tuple[Tokens, Batch, Vectors]) -> None:
+            tokens, batch, part = job
+            self._compute(tokens, batch, skipped, part)
+
+        _all_done(compute, planned(), threads=self._plan.runs)
         return Encoded(vectors, counts, cut)
 
     def _tokenised(self, texts: list[str], prompt: str) -> Iterator[Tokens]:
@@ -142,7 +162,7 @@ class OnnxRuntime:
             return self._tokenizer([prompt + text for text in window] if prompt else window)
 
         starts = range(0, len(texts), _WINDOW)
-        if self.device.kind == "cpu" or len(starts) == 1:
+        if self._plan.runs == 1 or len(starts) == 1:
             yield from map(tokenise, starts)
             return
         with ThreadPoolExecutor(1) as ahead:
@@ -152,26 +172,21 @@ class OnnxRuntime:
                 yield ready
             yield waiting.result()
 
-    def _computed(self, tokens: Tokens, skipped: int) -> Iterator[tuple[Batch, Vectors]]:
-        """The vectors of each batch."""
-
-        def compute(batch: Batch) -> tuple[Batch, Vectors]:
-            return batch, self._kept(self._run(tokens, batch, skipped))
-
-        planned = batches(tokens.lengths, budget=self._plan.budget, overhead=self._plan.overhead)
-        if self._plan.runs == 1:
-            yield from map(compute, planned)
+    def _compute(self, tokens: Tokens, batch: Batch, skipped: int, vectors: Vectors) -> None:
+        """Compute a batch, and put its vectors where they belong."""
+        if self._lanes is None:
+            (computed,) = self._session.run(["embedding"], self._feed(tokens, batch, skipped, fresh))
+            vectors[batch] = self._kept(computed)
             return
-        with ThreadPoolExecutor(self._plan.runs) as pool:
-            yield from pool.map(compute, planned)
+        with self._lanes.one() as lane:
+            computed = lane.run(self._feed(tokens, batch, skipped, lane.buffers.array))
+            vectors[batch] = self._kept(computed)
 
-    def _run(self, tokens: Tokens, batch: Batch, skipped: int) -> Vectors:
-        feed = self._plan.feeder(tokens, batch)
+    def _feed(self, tokens: Tokens, batch: Batch, skipped: int, new: Allocate) -> Feed:
+        feed = self._plan.feeder(tokens, batch, new)
         if not self._spec.include_prompt:
-            feed["pooling_mask"] = feed["attention_mask"].copy()
-            feed["pooling_mask"][:, :skipped] = 0
-        (vectors,) = self._session.run(["embedding"], feed)
-        return np.asarray(vectors, dtype=np.float32)
+            without_prompt(feed, skipped, new)
+        return feed
 
     def _kept(self, vectors: Vectors) -> Vectors:
         """The first dimensions, where fewer were asked for, scaled again to length 1 if they were before."""
@@ -181,6 +196,22 @@ class OnnxRuntime:
         if self._spec.normalize:
             kept = kept / np.maximum(np.linalg.norm(kept, axis=1, keepdims=True), np.float32(1e-12))
         return kept
+
+
+def _all_done(work: Callable[[Job], None], jobs: Iterator[Job], *, threads: int) -> None:
+    """Do the work for all jobs, in turn or on several threads; jobs are asked for only a little ahead."""
+    if threads == 1:
+        for job in jobs:
+            work(job)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        under_way: deque[Future[None]] = deque()
+        for job in jobs:
+            under_way.append(pool.submit(work, job))
+            if len(under_way) > 2 * threads:
+                under_way.popleft().result()
+        for future in under_way:
+            future.result()
 
 
 def _check_files(folder: Path, spec: EncoderSpec, graph: str) -> None:

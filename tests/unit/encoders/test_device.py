@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -148,17 +147,3 @@ def test_memory_does_not_grow_with_the_number_of_texts(minilm_folder: Path) -> N
         whole = encoder.encode_documents(texts)
         patch.setattr("pgembed.encoders.runtime._WINDOW", 16)
         assert np.abs(encoder.encode_documents(texts) - whole).max() < 1e-6
-
-
-def test_several_batches_at_once(minilm_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a GPU: windows are tokenised ahead, and three batches are under way."""
-    texts = [f"text {i} " + "word " * (i % 9) for i in range(90)]
-    with Encoder(minilm_folder) as encoder, Encoder(minilm_folder) as busy:
-        whole = encoder.encode_documents(texts)
-        monkeypatch.setattr("pgembed.encoders.runtime._WINDOW", 32)
-        busy.open()
-        backend = busy._opened()
-        assert isinstance(backend, runtime.OnnxRuntime)
-        backend.device = Device("cuda")
-        backend._plan = dataclasses.replace(backend._plan, budget=64, runs=3)
-        assert np.abs(busy.encode_documents(texts) - whole).max() < 1e-6
