@@ -119,7 +119,7 @@ def record(name: str, modules: list[torch.nn.Module], **options: Any) -> None:
     print(name, documents.shape, sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()))
 
 
-def record_ready(name: str) -> None:
+def record_ready(name: str, file: str, *, opset: int) -> None:
     """The transformer of ``name`` as torch exports it to ONNX, the way it is found on the hub."""
 
     class LastHiddenState(torch.nn.Module):
@@ -139,11 +139,11 @@ def record_ready(name: str) -> None:
     torch.onnx.export(
         LastHiddenState().eval(),
         (example, example, torch.zeros_like(example)),
-        str(FOLDER.parent / f"ready_{name}.onnx"),
+        str(FOLDER.parent / file),
         input_names=names,
         output_names=["last_hidden_state"],
         dynamic_axes={key: {0: "texts", 1: "tokens"} for key in [*names, "last_hidden_state"]},
-        opset_version=13,
+        opset_version=opset,
         dynamo=False,
     )
 
@@ -191,7 +191,8 @@ def main() -> None:
     bert = transformer("bert", "wordpiece", transformers.BertConfig(**sizes), max_seq_length=40)
     record("bert", [bert, models.Pooling(24, "mean"), models.Normalize()])
 
-    record_ready("bert")
+    record_ready("bert", "ready_bert.onnx", opset=13)
+    record_ready("bert", "ready_bert_opset11.onnx", opset=11)
     record_router()
 
     every_mode = tuple(models.Pooling.POOLING_MODES)

@@ -52,8 +52,7 @@ class Ready:
         self._output, self._pooled = self._choose(model)
         opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
         if opset < _LEAST_OPSET:
-            model = version_converter.convert_version(model, OPSET)
-            opset = OPSET
+            model, opset = self._converted(model, opset), OPSET
         self._opset = opset
         self._model = compose.add_prefix(model, _PREFIX)
         stored = onnx.load(path, load_external_data=False).graph.initializer
@@ -68,6 +67,18 @@ class Ready:
         later = [file for step, weights in self._steps if weights for file in weight_files(step.folder)]
         self.files = [path, *(path.parent / name for name in sorted(places)), *later]
         self.token_limit, self.vocabulary = self._limits()
+
+    def _converted(self, model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
+        """The same graph with operators of a version that what is added can stand beside."""
+        try:
+            return version_converter.convert_version(model, OPSET)
+        except Exception as error:  # of many kinds, whose messages name the converter's source
+            reason = str(error).rpartition(":")[2].strip()
+            raise EncoderFilesError(
+                self._path,
+                f"operators of opset {opset} that cannot be converted ({reason})",
+                needed=f"an export with opset {_LEAST_OPSET} or newer",
+            ) from error
 
     def _choose(self, model: onnx.ModelProto) -> tuple[str, bool]:
         """The output to take, and whether it is one vector a text already."""

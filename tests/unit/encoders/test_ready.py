@@ -17,6 +17,7 @@ from pgembed.exc import EncoderFilesError
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 READY = GOLDEN / "ready_bert.onnx"  # the transformer of models/bert, exported by torch
+OLD = GOLDEN / "ready_bert_opset11.onnx"  # the same, as older exporters wrote it
 TEXTS: list[str] = json.loads((GOLDEN / "models" / "texts.json").read_text())["texts"]
 VECTORS = np.load(GOLDEN / "models" / "bert" / "golden.npz")["documents"]
 
@@ -110,6 +111,25 @@ def test_other_operator_versions(folder: Path, tmp_path: Path, opset: int) -> No
     encoder = Encoder(export_onnx(folder, tmp_path / "encoder"))
     halves = encoder.encode_documents(TEXTS)[:, 24:]
     assert np.abs(halves / np.linalg.norm(halves, axis=1, keepdims=True) - VECTORS).max() < 1e-5
+
+
+def test_old_operators_are_converted(folder: Path, tmp_path: Path) -> None:
+    """As files of 2020 and 2021 have them: reductions and squeezes with attributes, other softmaxes."""
+    old = onnx.load(OLD)
+    assert [entry.version for entry in old.opset_import] == [11]
+    shutil.copyfile(OLD, folder / "model.onnx")
+    encoder = Encoder(export_onnx(folder, tmp_path / "encoder"))
+    assert np.abs(encoder.encode_documents(TEXTS) - VECTORS).max() < 1e-5
+
+
+@pytest.mark.parametrize("opset", [1, 5, 7])
+def test_operators_too_old_to_be_converted(folder: Path, tmp_path: Path, opset: int) -> None:
+    model = onnx.load(OLD)
+    model.opset_import[0].version = opset
+    onnx.save(model, folder / "model.onnx")
+    with pytest.raises(EncoderFilesError, match=rf"operators of opset {opset} .* with opset 15 or newer"):
+        export_onnx(folder, tmp_path / "encoder")
+    assert not (tmp_path / "encoder").exists()
 
 
 def test_external_data(folder: Path, tmp_path: Path) -> None:
