@@ -23,6 +23,9 @@ def batches(lengths: Lengths, *, budget: int, overhead: int) -> Iterator[npt.NDA
     :param budget: tokens of a batch, padding included; a single longer text is a batch of its own.
     :param overhead: what a batch costs beyond its tokens, as a number of tokens.
     """
+    if len(lengths) == 1:  # a query, whose time counts
+        yield np.zeros(1, dtype=np.intp)
+        return
     order = np.argsort(-lengths, kind="stable")
     falling = np.maximum(lengths[order], 1)
     for start, end in _groups(falling, budget, overhead):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ class Tokens:
         np.cumsum([len(piece) for piece in pieces], out=offsets[1:])
         return cls(np.concatenate(pieces) if pieces else np.empty(0, np.int32), offsets, cut)
 
-    @property
+    @cached_property
     def lengths(self) -> npt.NDArray[np.int64]:
         """Tokens of each text."""
         return np.diff(self.offsets)
