@@ -192,24 +192,36 @@ def changes(
     found = []
     for row in connection.execute(_CHANGES).all():
         (target,) = find_targets(connection, table=row.relation, column_name=row.column_name)
+        if isinstance(target, Refused):
+            raise target.error
+        obstacles = []
         if embeddings is not None:
-            target = _of_models(connection, embeddings, target)
-        found.append(_change(connection, row, target, min_recall, queries))
+            of_models = [one for one in find_targets(connection, embeddings) if one.name == target.name]
+            if of_models and isinstance(of_models[0], Target):
+                target = of_models[0]
+            else:
+                obstacles.append(
+                    f"the models do not have {row.column_name} as the database has it: write "
+                    f'name="{row.column_name}", replaces="{row.replaces}" in its embedding_column()'
+                )
+        found.append(_change(connection, row, target, obstacles, min_recall, queries))
     return found
 
 
 def _change(
-    connection: Connection, row: Row[Any], target: Target | Refused, min_recall: float | None, queries: int
+    connection: Connection,
+    row: Row[Any],
+    target: Target,
+    obstacles: list[str],
+    min_recall: float | None,
+    queries: int,
 ) -> Change:
-    if isinstance(target, Refused):
-        raise target.error
     embedding = target.embedding
     rows = connection.scalar(select(func.count()).select_from(embedding.table)) or 0
     pending = (
         connection.scalar(select(func.count()).select_from(embedding.table).where(embedding.pending())) or 0
     )
     index, old_index = _index_on(connection, embedding), _index_on(connection, embedding, row.replaces)
-    obstacles: list[str] = []
     if rows and 1 - pending / rows < FILLED:
         obstacles.append(
             f"fill it: run a worker, or `pgembed backfill '{row.relation}' {row.column_name}`"
@@ -317,14 +329,6 @@ def _other_space(connection: Connection, embedding: EmbeddingColumn, sample: int
     if not hits:
         problems.append("a search for the text of a row finds nothing")
     return problems
-
-
-def _of_models(
-    connection: Connection, embeddings: Sequence[EmbeddingColumn], target: Target | Refused
-) -> Target | Refused:
-    """The column with the encoder of the models; they may be those of the application that is to go."""
-    found = find_targets(connection, embeddings)
-    return next((one for one in found if isinstance(one, Target) and one.name == target.name), target)
 
 
 def _index_on(

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import URL, Engine, create_engine, select, text
+from sqlalchemy import URL, Column, Engine, Integer, MetaData, String, Table, create_engine, text
 from sqlalchemy.orm import Session
-from sqlalchemy.orm.attributes import flag_modified
 
-from pgembed import semantic_search
+from pgembed import embedding_column, semantic_search
+from pgembed.filling import backfill
 from pgembed.migrations import MigrationError
+from pgembed.testing import HashEncoder
 
 FOLDER = Path(__file__).parents[2] / "alembic"
 
@@ -30,52 +31,58 @@ def example(empty_url: URL, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]
 
 
 def status(engine: Engine) -> Any:
-    """Fresh and pending rows, and the index."""
+    """Fresh and pending rows, and the index, by column."""
+    statement = "SELECT column_name::text, fresh, pending, index FROM pgembed.status"
     with engine.connect() as connection:
-        return connection.execute(text("SELECT fresh, pending, index FROM pgembed.status")).one()
+        return {row[0]: tuple(row[1:]) for row in connection.execute(text(statement))}
 
 
-def fill(engine: Engine) -> None:
-    """Have the flush hook encode what is pending."""
-    from example_models import Article  # type: ignore[import-not-found,unused-ignore]
-
-    with Session(engine) as session:
-        for article in session.scalars(select(Article)):
-            flag_modified(article, "title")
-        session.commit()
+def fill(engine: Engine, encoder: HashEncoder, column: str) -> None:
+    """Do a worker's work."""
+    table = Table(
+        "article",
+        MetaData(),
+        Column("id", Integer, primary_key=True),
+        Column("title", String),
+        Column("body", String),
+        embedding_column("title", "body", encoder=encoder, name=column).column,
+    )
+    backfill(engine, table.c[column])
 
 
 def test_up_down_and_up_again_with_data(example: Engine) -> None:
+    old, new = HashEncoder(16, "example"), HashEncoder(24, "example-2")
     config = Config(FOLDER / "alembic.ini")
     command.upgrade(config, "0001")
     with example.begin() as connection:
         connection.execute(text("INSERT INTO article (title) VALUES ('red apple'), ('black cable')"))
 
-    with pytest.raises(MigrationError, match="2 rows are pending"):
+    for _ in range(2):
+        with pytest.raises(MigrationError, match=r"embedding: 2 rows are pending"):
+            command.upgrade(config, "head")
+        assert status(example) == {"embedding": (0, 2, "none")}
+        fill(example, old, "embedding")
+        with pytest.raises(MigrationError, match=r"embedding_2: 2 rows are pending"):
+            command.upgrade(config, "head")
+        assert status(example) == {"embedding": (2, 0, "hnsw"), "embedding_2": (0, 2, "none")}
+        fill(example, new, "embedding_2")
         command.upgrade(config, "head")
-    assert status(example) == (0, 2, "none")
-    fill(example)
-    command.upgrade(config, "head")
-    command.check(config)
-    assert status(example) == (2, 0, "hnsw")
+        command.check(config)
+        assert status(example) == {"embedding_2": (2, 0, "hnsw")}
 
-    command.downgrade(config, "0002")
-    assert status(example) == (2, 0, "none")
-    command.downgrade(config, "0001")
-    with example.connect() as connection:
-        assert connection.scalars(text("SELECT title FROM article ORDER BY id")).all() == [
-            "red apple",
-            "black cable",
-        ]
-        assert connection.scalar(text("SELECT count(*) FROM pg_extension WHERE extname = 'vector'")) == 0
+        from example_models import Article  # type: ignore[import-not-found,unused-ignore]
 
-    command.upgrade(config, "0002")
-    fill(example)
-    command.upgrade(config, "head")
-    command.check(config)
-    from example_models import Article
+        with Session(example) as session:
+            found = session.execute(semantic_search(Article.embedding, "apple", limit=1)).one()
+            assert found.Article.title == "red apple"
 
-    with Session(example) as session:
-        found = session.execute(semantic_search(Article.embedding, "apple", limit=1)).one()
-        assert found.Article.title == "red apple"
+        command.downgrade(config, "0005")
+        # What was dropped comes back empty, and is filled again.
+        assert status(example) == {"embedding": (0, 2, "hnsw"), "embedding_2": (2, 0, "hnsw")}
+        command.downgrade(config, "0001")
+        with example.connect() as connection:
+            titles = connection.scalars(text("SELECT title FROM article ORDER BY id")).all()
+            extensions = connection.scalars(text("SELECT extname FROM pg_extension")).all()
+        assert titles == ["red apple", "black cable"]
+        assert "vector" not in extensions
     command.downgrade(config, "base")

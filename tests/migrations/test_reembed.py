@@ -25,6 +25,7 @@ ROWS = 2000
 #: What ``--models`` names.
 BEFORE = article(encoder=OLD, index=HNSW())
 AFTER = article(encoder=NEW, index=HNSW(), name="embedding_2", replaces="embedding")
+MIXED = article(encoder=NEW, index=HNSW())
 MODELS = ("--models", f"{__name__}:AFTER")
 
 
@@ -145,6 +146,19 @@ def test_the_gate_is_closed_to_vectors_of_another_space(underway: Migrations) ->
     change = only(underway, min_recall=0.5, queries=20)
 
     assert "16 of 16 vectors are not those that new makes of their texts" in change.next_step
+
+
+def test_the_gate_is_closed_to_models_that_mix_column_and_encoder(underway: Migrations) -> None:
+    """The old column with the new encoder: every search would compare the two spaces."""
+    fill(underway, AFTER)
+    underway.upgrade()
+    mixed = ("--models", f"{__name__}:MIXED")
+
+    shown = run(underway, "status", *mixed, "--gate", "0", code=1)
+
+    assert (
+        'next    the models do not have embedding_2 as the database has it: write name="embedding_2"' in shown
+    )
 
 
 def test_after_the_old_column_is_gone(underway: Migrations) -> None:

@@ -15,6 +15,7 @@ from sqlalchemy.dialects.postgresql import insert
 from pgembed import HNSW, embedding_column
 from pgembed.columns import embeddings_of
 from pgembed.filling import backfill
+from pgembed.indexes import create_concurrently
 from pgembed.migrations import MigrationError
 from pgembed.migrations.series import settle_drops
 from pgembed.testing import HashEncoder
@@ -375,6 +376,39 @@ def test_other_columns_go_before_the_series(migrations: Migrations) -> None:
 
     assert other.upgrade == "op.drop_column('article', 'subtitle')"
     assert add.upgrade.count("drop_column") == 0
+
+
+def test_an_index_that_was_built_beforehand_is_found(migrations: Migrations) -> None:
+    with_rows(migrations, article(**BEFORE))
+    after = article(**SWITCHED)
+    migrations.generate_series(after)
+    migrations.upgrade("0001")
+    fill(migrations, after)
+    create_concurrently(migrations.engine, after.tables["article"].c.embedding_2)
+    oid = "SELECT 'ix_article_embedding_2_hnsw'::regclass::oid"
+    with migrations.engine.connect() as connection:
+        built = connection.scalar(text(oid))
+
+    migrations.upgrade()
+
+    with migrations.engine.connect() as connection:
+        assert connection.scalar(text(oid)) == built
+    migrations.check()
+
+
+def test_the_series_as_a_script(migrations: Migrations) -> None:
+    article(**BEFORE).create_all(migrations.engine)
+    migrations.generate_series(article(**SWITCHED))
+    script = migrations.offline()
+    assert "ADD COLUMN IF NOT EXISTS embedding_2" in script
+    with migrations.engine.connect() as connection:
+        connection = connection.execution_options(isolation_level="AUTOCOMMIT")
+        for part in ("\n" + script).split("\nCOMMIT;\n"):
+            for statement in part.split("\nBEGIN;\n"):
+                connection.exec_driver_sql(statement, execution_options={"no_parameters": True})
+    migrations.check()
+    migrations.generate(article(**FINISHED))
+    migrations.there_and_back(article(**SWITCHED))
 
 
 def test_in_place_by_flag(migrations: Migrations) -> None:
