@@ -13,8 +13,8 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.elements import ClauseElement
 from sqlalchemy.sql.expression import Executable
 
+from pgembed.indexes import ACCESS_METHODS
 from pgembed.migrations.definitions import (
-    PARAMETER_DEFAULTS,
     Definition,
     PendingIndexDefinition,
     VectorIndexDefinition,
@@ -65,7 +65,7 @@ def indexes_of(connection: Connection, table: Table, pending: set[str]) -> dict[
     relation = connection.dialect.identifier_preparer.format_table(table)
     found: dict[str, Definition] = {}
     for row in connection.execute(_INDEXES, {"relation": relation}):
-        if row.access_method in PARAMETER_DEFAULTS:
+        if row.access_method in ACCESS_METHODS:
             found[row.name] = VectorIndexDefinition(
                 name=row.name,
                 table=str(table.name),

@@ -61,6 +61,8 @@ def compare_vector_type(
         shapes = shape_of(found.type), shape_of(declared.type)
     except DeclarationError:  # not a vector on both sides
         return _Result.CONTINUE
+    if "bit" in (shapes[0][0], shapes[1][0]):  # a type of Postgres's own, which Alembic compares
+        return _Result.CONTINUE
     operation.existing_type = found.type
     if shapes[0] != shapes[1]:
         operation.modify_type = declared.type

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
@@ -14,17 +14,11 @@ from sqlalchemy.types import NullType
 
 from pgembed.columns import PendingIndex
 from pgembed.database.schema_events import RegisterEmbedding
-from pgembed.indexes import access_method_of
+from pgembed.indexes import ACCESS_METHODS, access_method_of
+from pgembed.indexes.indexed import bare
+from pgembed.indexes.methods import AUTO
 
 Facts = dict[str, Any]
-
-#: The parameters of vector access methods that pgvector fills in. Also the list of these methods.
-PARAMETER_DEFAULTS: Mapping[str, Mapping[str, int]] = {
-    "hnsw": {"m": 16, "ef_construction": 64},
-    "ivfflat": {"lists": 100},
-}
-#: The only operator class that pgvector lets one leave out.
-DEFAULT_OPCLASSES: Mapping[str, str] = {"ivfflat": "vector_l2_ops"}
 
 # SQL for a file: a driver's parameter style would double the percent signs.
 _DIALECT: Any = postgresql.dialect(paramstyle="named")  # type: ignore[no-untyped-call]
@@ -58,16 +52,18 @@ class VectorIndexDefinition:
         options = index.dialect_options["postgresql"]
         using = access_method_of(index)
         element: Any = next(iter(index.expressions))
+        expression = bare(element)
         where = options["where"]
+        stated = getattr(index, "parameters", None) or options["with"] or {}
         assert index.table is not None
         return cls(
             name=name,
             table=str(index.table.name),
             column=str(element.name) if isinstance(element, Column) else None,
-            expression=None if isinstance(element, Column) else sql(element),
+            expression=None if isinstance(element, Column) else sql(expression),
             using=using,
             opclass=(options["ops"] or {}).get(getattr(element, "key", None)),
-            parameters=dict(options["with"] or {}),
+            parameters=dict(stated),
             where=None if where is None else sql(where),
             schema=schema,
         )
@@ -85,7 +81,7 @@ class VectorIndexDefinition:
             element = Grouping(literal_column(self.expression)).label("expression")
         options: dict[str, Any] = {
             "postgresql_using": self.using,
-            "postgresql_with": dict(self.parameters),
+            "postgresql_with": {name: value for name, value in self.parameters.items() if value != AUTO},
             "postgresql_ops": {self.column or "expression": self.opclass} if self.opclass else {},
         }
         if self.where is not None:
@@ -95,15 +91,29 @@ class VectorIndexDefinition:
         return index
 
     @property
-    def settings(self) -> tuple[Any, ...]:
-        """What is compared by value, with the defaults filled in."""
-        parameters = {**PARAMETER_DEFAULTS.get(self.using, {}), **self.parameters}
+    def counts_rows(self) -> bool:
+        """Whether a parameter is found from the number of rows, when the index is built."""
+        return AUTO in self.parameters.values()
+
+    def built_on(self, rows: int) -> Self:
+        """The same index with the parameters that suit so many rows."""
+        return replace(self, parameters=ACCESS_METHODS[self.using].parameters_for(self.parameters, rows))
+
+    def settings(self, free: Collection[str] = ()) -> tuple[Any, ...]:
+        """What is compared by value, with the defaults filled in; parameters that are ``free`` apart."""
+        method = ACCESS_METHODS[self.using]
+        parameters = {**method.defaults, **self.parameters}
         return (
             self.using,
-            self.opclass or DEFAULT_OPCLASSES.get(self.using),
-            {key: str(value) for key, value in parameters.items()},
+            self.opclass or method.default_opclass,
+            {key: str(value) for key, value in parameters.items() if key not in free},
             self.valid,
         )
+
+    def same_settings(self, declared: VectorIndexDefinition) -> bool:
+        """Whether this index stands as declared; for a parameter that is found any number does."""
+        free = [name for name, value in declared.parameters.items() if value == AUTO]
+        return self.settings(free) == declared.settings(free)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,10 +156,9 @@ class PendingIndexDefinition:
         Table(self.table, MetaData(), *columns, index, schema=self.schema)
         return index
 
-    @property
-    def settings(self) -> tuple[Any, ...]:
-        """What is compared by value."""
-        return (self.columns, self.valid)
+    def same_settings(self, declared: PendingIndexDefinition) -> bool:
+        """Whether this index stands with the keys that are declared, and valid."""
+        return (self.columns, self.valid) == (declared.columns, declared.valid)
 
 
 Definition = VectorIndexDefinition | PendingIndexDefinition

@@ -17,10 +17,9 @@ from sqlalchemy import Connection, Index, Table
 from pgembed.columns import PendingIndex
 from pgembed.columns.embedding import INFO
 from pgembed.exc import DeclarationError
-from pgembed.indexes import access_method_of
+from pgembed.indexes import ACCESS_METHODS, access_method_of
 from pgembed.migrations.catalogue import indexes_of, same_in_database
 from pgembed.migrations.definitions import (
-    PARAMETER_DEFAULTS,
     Definition,
     PendingIndexDefinition,
     VectorIndexDefinition,
@@ -368,7 +367,7 @@ def _definition(index: Index, name: str, schema: str | None) -> Definition | Non
     """What an index is, if it is one of ours."""
     if isinstance(index, PendingIndex):
         return PendingIndexDefinition.of(index, name, schema)
-    if access_method_of(index) in PARAMETER_DEFAULTS:
+    if access_method_of(index) in ACCESS_METHODS:
         return VectorIndexDefinition.of(index, name, schema)
     return None
 
@@ -413,18 +412,19 @@ def _in_both(context: AutogenContext, conn_table: Table | None, metadata_table: 
 
 def _same(connection: Connection, table: Table, old: Definition, new: Definition) -> bool:
     """Whether an index stands as it is declared, its registration apart."""
-    if (
-        type(old) is not type(new)
-        or old.settings != new.settings
-        or (old.where is None) != (new.where is None)
-    ):
+    if (old.where is None) != (new.where is None):
         return False
     pairs = [] if old.where is None or new.where is None else [(old.where, new.where)]
-    if isinstance(old, VectorIndexDefinition) and isinstance(new, VectorIndexDefinition):
-        if old.column != new.column:
+    if isinstance(old, PendingIndexDefinition) and isinstance(new, PendingIndexDefinition):
+        if not old.same_settings(new):
+            return False
+    elif isinstance(old, VectorIndexDefinition) and isinstance(new, VectorIndexDefinition):
+        if old.column != new.column or not old.same_settings(new):
             return False
         if old.expression is not None and new.expression is not None:
             pairs.append((old.expression, new.expression))
+    else:
+        return False
     return same_in_database(connection, table, pairs)
 
 

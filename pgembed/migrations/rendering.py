@@ -7,6 +7,7 @@ from pprint import pformat
 from typing import Any
 
 from alembic.autogenerate.api import AutogenContext
+from pgvector.sqlalchemy import BIT
 from sqlalchemy.types import TypeEngine, UserDefinedType
 
 from pgembed.columns.types import shape_of
@@ -41,7 +42,7 @@ def render_types(context: AutogenContext) -> None:
         return
 
     def render_item(kind: str, item: Any, context: AutogenContext) -> Any:
-        if kind == "type" and isinstance(item, UserDefinedType):
+        if kind == "type" and isinstance(item, UserDefinedType | BIT):
             rendered = vector_type(item, context)
             if rendered is not None:
                 return rendered

@@ -13,6 +13,7 @@ from sqlalchemy.schema import DDLElement
 from sqlalchemy.types import NullType, TypeEngine
 
 from pgembed.columns.types import shape_of
+from pgembed.exc import DeclarationError
 from pgembed.migrations.catalogue import indexes_of
 from pgembed.migrations.definitions import PendingIndexDefinition, sql
 from pgembed.migrations.errors import MigrationError
@@ -157,7 +158,9 @@ class AssertBackfilledOp(MigrateOperation):
 
 def discards(existing: TypeEngine[Any], wanted: TypeEngine[Any]) -> bool:
     """Whether vectors of one type have no equivalent in the other, because the dimensions differ."""
-    before, after = shape_of(existing)[1], shape_of(wanted)[1]
+    (storage, before), (wanted_storage, after) = shape_of(existing), shape_of(wanted)
+    if "bit" in (storage, wanted_storage):
+        raise DeclarationError("bits are a type of Postgres, changed by op.alter_column()")
     return before is not None and after is not None and before != after
 
 

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from alembic.operations import MigrateOperation, Operations
+from sqlalchemy import func, select
 
+from pgembed.indexes.indexed import bare
 from pgembed.migrations.definitions import VectorIndexDefinition
 from pgembed.migrations.errors import MigrationError
 from pgembed.migrations.operations.concurrency import (
@@ -51,7 +53,8 @@ class CreateVectorIndexOp(MigrateOperation):
         :param expression: the indexed SQL expression, as ``"embedding::halfvec(384)"``.
         :param using: the access method, ``"hnsw"`` or ``"ivfflat"``.
         :param opclass: the operator class, as ``"vector_cosine_ops"``.
-        :param parameters: storage parameters; pgvector's defaults for what is left out.
+        :param parameters: storage parameters; pgvector's defaults for what is left out. ``{"lists": "auto"}``
+            counts the rows when the migration runs; in an offline script it is pgvector's default.
         :param where: the SQL predicate of a partial index.
         :param concurrently: do not lock writers out. It commits the migration's transaction, so it should be
             the only operation of its migration. What a failed attempt left is dropped first, and where the
@@ -164,7 +167,8 @@ class ReplaceVectorIndexOp(MigrateOperation):
 
 def run_create(operations: Operations, operation: CreateVectorIndexOp) -> None:
     """Carry out :class:`CreateVectorIndexOp`."""
-    create_index(operations, operation.definition.index(), concurrently=operation.concurrently)
+    definition = _counted(operations, operation.definition)
+    create_index(operations, definition.index(), concurrently=operation.concurrently)
 
 
 def run_drop(operations: Operations, operation: DropVectorIndexOp) -> None:
@@ -174,11 +178,24 @@ def run_drop(operations: Operations, operation: DropVectorIndexOp) -> None:
 
 def run_replace(operations: Operations, operation: ReplaceVectorIndexOp) -> None:
     """Carry out :class:`ReplaceVectorIndexOp`."""
-    definition, concurrently = operation.definition, operation.concurrently
+    definition, concurrently = _counted(operations, operation.definition), operation.concurrently
     new = definition.renamed(temporary_name(definition.name, "new")).index()
     create_index(operations, new, concurrently=concurrently, temporary=True)
     drop_index(operations, definition.index(), concurrently=concurrently)
     operations.execute(RenameIndex(new, definition.name))
+
+
+def _counted(operations: Operations, definition: VectorIndexDefinition) -> VectorIndexDefinition:
+    """With the parameters that the number of rows decides; offline they are pgvector's defaults."""
+    if not definition.counts_rows or operations.get_context().as_sql:
+        return definition
+    index = definition.index()
+    assert index.table is not None
+    (indexed,) = index.expressions
+    counting = select(func.count(bare(indexed))).select_from(index.table)
+    where = index.dialect_options["postgresql"]["where"]
+    rows = operations.get_bind().scalar(counting if where is None else counting.where(where)) or 0
+    return definition.built_on(rows)
 
 
 def _definition(
