@@ -181,7 +181,7 @@ def add_rows(migrations: Migrations, first: int, last: int) -> None:
         connection.execute(
             text(
                 "INSERT INTO item (id, v) SELECT n, CAST(array_fill(n, ARRAY[8]) AS vector) "
-                "FROM generate_series(:a, :b) AS n"
+                "FROM generate_series(CAST(:a AS integer), CAST(:b AS integer)) AS n"
             ),
             {"a": first, "b": last},
         )
