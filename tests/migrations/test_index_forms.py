@@ -218,7 +218,7 @@ op.create_vector_index(
     migrations.there_and_back(before)
     assert lists(migrations) == "lists=3"
     add_rows(migrations, 3501, 9000)
-    assert migrations.generate().upgrade == "pass"
+    migrations.check()
 
     revision = migrations.generate(plain(IVFFlat("v", lists=7)))
 
