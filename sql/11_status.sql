@@ -59,7 +59,12 @@ BEGIN
           JOIN pg_class AS c ON c.oid = i.indexrelid
           JOIN pg_am AS am ON am.oid = c.relam
           JOIN pg_attribute AS a ON a.attrelid = i.indrelid AND a.attname = entry.column_name
-         WHERE i.indrelid = entry.relation AND a.attnum = ANY (i.indkey) AND am.amname <> 'btree';
+         WHERE i.indrelid = entry.relation AND am.amname <> 'btree'
+           AND (a.attnum = ANY (i.indkey)
+                OR i.indkey[0] = 0 AND EXISTS ( -- an expression over the column
+                    SELECT FROM pg_depend AS d
+                     WHERE d.classid = 'pg_class'::regclass AND d.objid = i.indexrelid
+                       AND d.refobjid = i.indrelid AND d.refobjsubid = a.attnum));
         index := coalesce(index, 'none');
         IF NOT EXISTS (SELECT FROM pg_attribute AS a
                         WHERE a.attrelid = entry.relation AND a.attname = entry.column_name

@@ -7,7 +7,7 @@ CREATE OR REPLACE FUNCTION pgembed.vector_column(
     relation regclass,
     vector_column name,
     wanted_metric text DEFAULT NULL,
-    OUT metric text,        -- 'cosine', 'l2' or 'inner_product'
+    OUT metric text,        -- 'cosine', 'l2', 'inner_product' or 'l1'
     OUT op text,            -- the operator of its distance, qualified
     OUT storage text,       -- the column's type, qualified
     OUT dimensions integer, -- NULL where the column takes any number
@@ -68,6 +68,7 @@ BEGIN
     storage := format('%I.%I', extension_schema, type_name);
 
     metric := CASE lower(wanted_metric) WHEN 'ip' THEN 'inner_product' WHEN 'euclidean' THEN 'l2'
+                                        WHEN 'manhattan' THEN 'l1'
                                         ELSE lower(wanted_metric) END;
     IF metric IS NULL THEN
         SELECT e.metric INTO metric
@@ -80,6 +81,7 @@ BEGIN
                    WHEN type_name || '_cosine_ops' THEN 'cosine'
                    WHEN type_name || '_l2_ops' THEN 'l2'
                    WHEN type_name || '_ip_ops' THEN 'inner_product'
+                   WHEN type_name || '_l1_ops' THEN 'l1'
                END AS serves,
                (SELECT option_value::integer FROM pg_options_to_table(c.reloptions)
                  WHERE option_name = 'lists') AS lists
@@ -100,10 +102,11 @@ BEGIN
     END LOOP;
     metric := coalesce(metric, 'cosine');
 
-    op := CASE metric WHEN 'cosine' THEN '<=>' WHEN 'l2' THEN '<->' WHEN 'inner_product' THEN '<#>' END;
+    op := CASE metric WHEN 'cosine' THEN '<=>' WHEN 'l2' THEN '<->' WHEN 'inner_product' THEN '<#>'
+                      WHEN 'l1' THEN '<+>' END;
     IF op IS NULL THEN
         RAISE EXCEPTION 'there is no metric %', quote_literal(wanted_metric)
-            USING ERRCODE = 'invalid_parameter_value', HINT = 'There are cosine, l2 and inner_product.';
+            USING ERRCODE = 'invalid_parameter_value', HINT = 'There are cosine, l2, inner_product and l1.';
     END IF;
     op := format('OPERATOR(%I.%s)', extension_schema, op);
 END
@@ -115,12 +118,16 @@ COMMENT ON FUNCTION pgembed.vector_column IS
 CREATE OR REPLACE FUNCTION pgembed.score(metric text, distance double precision)
 RETURNS double precision
 LANGUAGE sql IMMUTABLE PARALLEL SAFE
-RETURN CASE metric WHEN 'cosine' THEN 1 - distance WHEN 'l2' THEN 1 / (1 + distance) ELSE -distance END;
+RETURN CASE WHEN metric = 'cosine' THEN 1 - distance
+            WHEN metric IN ('l2', 'l1') THEN 1 / (1 + distance)
+            ELSE -distance END;
 
 CREATE OR REPLACE FUNCTION pgembed.distance(metric text, score double precision)
 RETURNS double precision
 LANGUAGE sql IMMUTABLE PARALLEL SAFE
-RETURN CASE metric WHEN 'cosine' THEN 1 - score WHEN 'l2' THEN 1 / score - 1 ELSE -score END;
+RETURN CASE WHEN metric = 'cosine' THEN 1 - score
+            WHEN metric IN ('l2', 'l1') THEN 1 / score - 1
+            ELSE -score END;
 
 -- Ask for as thorough a search of an index as so many rows need. Returns the settings as they were, for the
 -- caller to put back: what set_config sets would otherwise last until the end of the transaction.

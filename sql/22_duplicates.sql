@@ -28,11 +28,11 @@ BEGIN
     metric := target.metric;
     IF min_score IS NULL OR min_score IN ('NaN', 'Infinity', '-Infinity')
        OR (metric = 'cosine' AND abs(min_score) > 1)
-       OR (metric = 'l2' AND (min_score <= 0 OR min_score > 1)) THEN
+       OR (metric IN ('l2', 'l1') AND (min_score <= 0 OR min_score > 1)) THEN
         RAISE EXCEPTION 'min_score is %, which is no score of the metric %',
             coalesce(min_score::text, 'NULL'), metric
             USING ERRCODE = 'invalid_parameter_value',
-                  HINT = 'Scores are -1 to 1 for cosine, above 0 and up to 1 for l2, finite for inner_product.';
+                  HINT = 'Scores are -1 to 1 for cosine, above 0 and up to 1 for l2 and l1, finite for inner_product.';
     ELSIF k IS NULL OR k NOT BETWEEN 1 AND 1000 THEN
         RAISE EXCEPTION 'k is %, it must be 1 to 1000 neighbours', coalesce(k::text, 'NULL')
             USING ERRCODE = 'invalid_parameter_value';

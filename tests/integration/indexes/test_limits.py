@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from pgvector.sqlalchemy import BIT, HALFVEC, SPARSEVEC, VECTOR
-from sqlalchemy import Column, Engine, Index, Integer, MetaData, Table, text
+from sqlalchemy import Column, Engine, Index, Integer, MetaData, Table, Text, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.schema import CreateIndex
 
+from pgembed import HNSW, IVFFlat
 from pgembed.exc import DeclarationError
 from pgembed.indexes import ACCESS_METHODS, VectorIndex
 from pgembed.metrics import BY_NAME
@@ -131,3 +134,35 @@ def test_expressions(engine: Engine, type_: Any, options: dict[str, Any], accept
         if index is not None:
             assert index.table is not None
             assert server_accepts(engine, index, index.table)
+
+
+def test_the_declarations_of_the_guide(engine: Engine) -> None:
+    guide = (Path(__file__).parents[3] / "docs" / "indexes.md").read_text(encoding="utf-8")
+    block = re.findall(r"## Declare\n\n```python\n(.*?)```", guide, re.DOTALL)[0]
+    lines = [line.partition("#") for line in block.splitlines()]
+    for code, _, says in lines:
+        table = Table("tried", MetaData(), *_columns())
+        index = eval(code, {"HNSW": HNSW, "IVFFlat": IVFFlat}).bound_to(table.c.embedding, BY_NAME["cosine"])
+        assert server_accepts(engine, index, table), code
+        shown = re.search(r"\(.*\)(?=:)", says)
+        if shown is not None:
+            with engine.begin() as connection:
+                table.create(connection)
+                connection.execute(CreateIndex(index))
+                stands = connection.scalar(
+                    text(
+                        "SELECT pg_get_indexdef(indexrelid, 1, true) FROM pg_index "
+                        "WHERE indrelid = 'tried'::regclass AND NOT indisprimary"
+                    )
+                )
+                assert re.sub(r"[()]", "", stands or "") == re.sub(r"[()]", "", shown[0])
+                connection.rollback()
+    assert len(lines) == 8
+
+
+def _columns() -> list[Column[Any]]:
+    return [
+        Column("id", Integer, primary_key=True),
+        Column("section", Text),
+        Column("embedding", VECTOR(384)),
+    ]

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from sqlalchemy import Column, Integer, MetaData, String, Table, insert, text
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
-from pgembed import HNSW, IVFFlat
+from pgembed import HNSW, IVFFlat, Vector, embedding_column
 from pgembed.columns.types import VectorType
 from pgembed.queries import duplicate_groups, knn_classify, near_duplicates, semantic_search
+from pgembed.testing import HashEncoder
 
 QUERY = "w5 v17 u120"
 
@@ -108,7 +109,7 @@ def test_knn_classify_agrees(corpus, session, weights):
     assert [row.share for row in rows] == pytest.approx([row.share for row in found], rel=1e-6)
 
 
-@pytest.mark.parametrize("metric", ["cosine", "l2", "inner_product"])
+@pytest.mark.parametrize("metric", ["cosine", "l2", "inner_product", "l1"])
 @pytest.mark.parametrize("storage", ["vector", "halfvec"])
 def test_every_metric_and_type(engine, metric, storage):
     table = Table(
@@ -123,7 +124,7 @@ def test_every_metric_and_type(engine, metric, storage):
     vectors[7] = 0
     store(engine, table, vectors, lambda n: {"kind": f"k{n % 4}"})
     query = vectors[30] + 0.1
-    least = {"cosine": 0.8, "l2": 0.5, "inner_product": 9.0}[metric]
+    least = {"cosine": 0.8, "l2": 0.5, "inner_product": 9.0, "l1": 0.2}[metric]
     with Session(engine) as session:
         rows = call(
             session,
@@ -155,6 +156,34 @@ def test_every_metric_and_type(engine, metric, storage):
         )
         found = session.execute(duplicate_groups(table.c.vector, min_score=least)).all()
         assert [tuple(row) for row in rows] == [(row.group_id, {"id": row.key}) for row in found]
+
+
+@pytest.mark.parametrize("options", [{"quantize": "half"}, {"quantize": "bit"}, {"dimensions": 4}])
+def test_with_an_index_on_an_expression_alone_the_functions_are_exact(engine, options):
+    class Base(DeclarativeBase):
+        pass
+
+    class Item(Base):
+        __tablename__ = "item"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        words: Mapped[str]
+        vector: Mapped[Vector | None] = embedding_column(
+            "words", encoder=HashEncoder(8), index=HNSW(build="immediate", **options)
+        )
+
+    Base.metadata.create_all(engine)
+    with Session(engine) as session:
+        session.add_all(Item(words=f"u{n % 47} v{n % 61}") for n in range(300))
+        session.commit()
+        assert session.scalar(text("SELECT index FROM pgembed.status")) == "hnsw"
+        query = HashEncoder(8).encode_queries(["u3 v7"])[0]
+        rows = call(
+            session,
+            "SELECT * FROM pgembed.search('item', 'vector', CAST(:q AS vector), 40)",
+            q=literal(query),
+        )
+        found = session.execute(semantic_search(Item.vector, query, limit=40, mode="exact")).all()
+        assert [row.distance for row in rows] == pytest.approx([row.distance for row in found], abs=1e-6)
 
 
 @pytest.fixture
