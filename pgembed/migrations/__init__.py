@@ -9,7 +9,9 @@ One line in ``env.py``, after the imports::
 From there on ``alembic revision --autogenerate`` and ``alembic check`` compare, besides what Alembic compares
 anyway: pgembed's SQL objects and the extension; type and dimensions of vector columns; vector indexes by
 access method, operator class, parameters, expression, predicate and validity; pending indexes by predicate
-and registration. Migrations may use the operations of :mod:`pgembed.migrations.operations`.
+and registration. A changed encoder becomes a series of revisions that keeps the old vectors in use until the
+new ones are there (:mod:`pgembed.migrations.series`). Migrations may use the operations of
+:mod:`pgembed.migrations.operations`.
 
 The files that are generated import neither models nor encoders.
 """

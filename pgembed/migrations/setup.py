@@ -101,7 +101,9 @@ def setup() -> None:
     they are written into migrations. Once a process; further calls do nothing.
 
     ``context.configure(..., pgembed_concurrently=True)`` has autogenerate write ``concurrently=True`` for
-    indexes of tables that are there already.
+    indexes of tables that are there already. ``pgembed_reembed="in_place"`` has it change the encoder of a
+    column where it is, instead of writing the series of :mod:`pgembed.migrations.series`; for one run,
+    ``alembic -x reembed=in_place revision --autogenerate``.
     """
     # Reflection knows the types vector and halfvec once this is imported.
     import pgvector.sqlalchemy  # noqa: F401

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from alembic import command
 from alembic.operations import MigrateOperation, ops
-from sqlalchemy import Column, MetaData, Text, text
+from pgvector.sqlalchemy import VECTOR
+from sqlalchemy import Column, Integer, MetaData, Table, Text, text
 from sqlalchemy.dialects.postgresql import insert
 
 from pgembed import HNSW, embedding_column
@@ -376,6 +377,105 @@ def test_other_columns_go_before_the_series(migrations: Migrations) -> None:
 
     assert other.upgrade == "op.drop_column('article', 'subtitle')"
     assert add.upgrade.count("drop_column") == 0
+
+
+def two_columns(**options: Any) -> MetaData:
+    """A table with two embedding columns."""
+    metadata = MetaData()
+    columns = [
+        embedding_column("title", name="of_title", encoder=OLD, index=HNSW()),
+        embedding_column("title", "body", name="of_all", encoder=OLD, index=HNSW()),
+    ]
+    if options:
+        columns = [
+            embedding_column(
+                "title",
+                name="of_title" + options["suffix"],
+                encoder=NEW,
+                index=HNSW(),
+                replaces=options.get("title"),
+            ),
+            embedding_column(
+                "title",
+                "body",
+                name="of_all" + options["suffix"],
+                encoder=NEW,
+                index=HNSW(),
+                replaces=options.get("all"),
+            ),
+        ]
+    key, title, body = Column("id", Integer, primary_key=True), Column("title", Text), Column("body", Text)
+    Table("article", metadata, key, title, body, *(column.column for column in columns))
+    return metadata
+
+
+def test_two_columns_of_a_table_change_together(migrations: Migrations) -> None:
+    before = two_columns()
+    with_rows(migrations, before)
+    migrations.generate(before)
+    migrations.upgrade()
+    migrations.check()
+    changed, after = two_columns(suffix=""), two_columns(suffix="_2", title="of_title", all="of_all")
+
+    add, index = migrations.generate_series(changed)
+
+    assert add.upgrade.count("op.add_column(") == add.downgrade.count("op.drop_column(") == 4
+    assert index.upgrade.count("op.create_vector_index(") == index.upgrade.count("assert_backfilled") == 2
+    migrations.upgrade("0002")
+    fill(migrations, after)
+    migrations.upgrade()
+    migrations.check()
+    migrations.metadata = after
+    migrations.check()
+    last = migrations.generate(two_columns(suffix="_2"))
+    assert last.upgrade.count("op.drop_column(") == 4
+    migrations.there_and_back(after)
+    assert pending(migrations) == {"of_title_2": 0, "of_all_2": 0}
+
+
+def test_a_column_that_was_filled_by_hand_is_replaced(migrations: Migrations) -> None:
+    """From one's own vectors, which nothing says how they were made, to an embedding column."""
+    before = article(Column("vectors", VECTOR(3), nullable=False))
+    before.create_all(migrations.engine)
+    after = article(encoder=NEW, index=HNSW(), replaces="vectors")
+
+    add, _ = migrations.generate_series(after)
+
+    assert add.upgrade.count("op.add_column(") == 2
+    assert "op.alter_column('article', 'vectors'" in add.upgrade
+    migrations.upgrade()
+    migrations.check()
+    last = migrations.generate(article(**CHANGED))
+    assert "op.drop_column('article', 'vectors', if_exists=True)" in last.upgrade
+    migrations.there_and_back(after)
+    migrations.downgrade("base")
+    migrations.metadata = before
+    migrations.check_downgraded()
+
+
+def test_a_partitioned_table(migrations: Migrations) -> None:
+    """Postgres changes no index of it concurrently."""
+    before, changed = article(**BEFORE), article(**CHANGED)
+    after, last = article(**SWITCHED), article(**FINISHED)
+    for metadata in (before, changed, after, last):
+        metadata.tables["article"].dialect_options["postgresql"].update(partition_by="RANGE (id)")
+    before.create_all(migrations.engine)
+    with migrations.engine.begin() as connection:
+        connection.execute(text("CREATE TABLE part PARTITION OF article FOR VALUES FROM (0) TO (100)"))
+        connection.execute(text("INSERT INTO article (id, title) VALUES (1, 'one')"))
+    migrations.options["include_name"] = lambda name, kind, _: not (kind == "table" and name == "part")
+
+    add, index = migrations.generate_series(changed)
+
+    assert "concurrently" not in add.upgrade + index.upgrade
+    migrations.upgrade("0001")
+    fill(migrations, after)
+    migrations.upgrade()
+    migrations.check()
+    migrations.metadata = after
+    migrations.check()
+    assert "concurrently" not in migrations.generate(last).upgrade
+    migrations.there_and_back(after)
 
 
 def test_an_index_that_was_built_beforehand_is_found(migrations: Migrations) -> None:
