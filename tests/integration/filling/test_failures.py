@@ -15,6 +15,7 @@ from pgembed.exc import TextError
 from pgembed.filling import failures
 from pgembed.filling.cycle import Cycle
 from pgembed.filling.encoding import BrokenEncoderError
+from pgembed.filling.statements import Statements
 from pgembed.testing import HashEncoder
 
 from .conftest import FAST, Articles, Picky
@@ -56,6 +57,18 @@ def test_one_bad_row_among_10000_costs_only_itself(articles: Articles) -> None:
     assert articles.pending() == set()
     assert listed(articles) == []
     articles.check()
+
+
+def test_a_failure_is_over_when_its_text_is(articles: Articles) -> None:
+    """Before anybody has filled the row."""
+    articles.insert("poison", "poison too")
+    fill(articles)
+    execute(articles.engine, "UPDATE article SET title = 'mended' WHERE id = 1")
+    target = articles.target
+    with articles.engine.begin() as connection:
+        assert failures.sweep(connection, target, Statements(target)) == 1
+    assert [failure.key for failure in listed(articles)] == ["[2]"]
+    assert articles.pending() == {1, 2}
 
 
 def test_the_good_rows_go_first(engine: Engine) -> None:
