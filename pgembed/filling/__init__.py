@@ -3,8 +3,8 @@
 =======================  ===========================================================================
 file                     what it is for
 =======================  ===========================================================================
-flush, bulk              the hooks: objects of a flush, statements of the ORM
-mapped, batch            what both hooks need: attributes of a class, one encoder batch
+flush, bulk, legacy      the hooks: objects of a flush, statements of the ORM, its old bulk methods
+mapped, batch            what all hooks need: attributes of a class, one encoder batch
 backfill, worker         the two that fill what no hook saw: once, and for ever
 targets                  the columns to fill, from models or from the database's registry
 cycle                    claim, encode, write: three threads, joined by ``channel``
@@ -20,6 +20,7 @@ arrays                   many vectors as one parameter
 
 from pgembed.filling import bulk as _bulk  # noqa: F401  (listens on import)
 from pgembed.filling import flush as _flush  # noqa: F401  (listens on import)
+from pgembed.filling import legacy as _legacy  # noqa: F401  (listens on import)
 from pgembed.filling.backfill import Estimate, backfill, estimate
 from pgembed.filling.batches import Counts
 from pgembed.filling.cycle import Settings

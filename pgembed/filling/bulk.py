@@ -4,8 +4,8 @@ Rows whose texts are all given get their vectors in the same statement, one enco
 Rows whose texts only the database knows (SQL expressions, INSERT ... SELECT, an update of one source among
 several) are written as they are: their digest no longer fits, and they are pending.
 
-Core statements on a connection, and the legacy ``Session.bulk_*_mappings`` and ``bulk_save_objects``, which
-look like Core statements, are not seen: their rows are pending.
+Core statements on a connection are not seen: their rows are pending. For the legacy methods of sessions, see
+:mod:`pgembed.filling.legacy`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ from sqlalchemy.orm import Mapper, ORMExecuteState, Session
 from pgembed.columns import Array
 from pgembed.filling.batch import Filling, encode
 from pgembed.filling.mapped import UNKNOWN, MappedEmbedding, mapped_embeddings, text_of
+
+#: The execution option of statements that were looked at here.
+FILLED = "pgembed_filled"
 
 
 @event.listens_for(Session, "do_orm_execute")
@@ -47,12 +50,12 @@ def _insert(
     completed = _complete_upsert(statement, embeddings)
     single, several = _values(statement, mapper)
     if state.parameters is not None and not single and not several:
-        return _invoke(state, completed, lambda rows: _fill_new(rows, embeddings))
+        return _invoke(state, completed, lambda rows: fill_new(rows, embeddings))
     if state.parameters is not None:  # values in the statement and in its parameters: too mixed to read
         return None
     if several:
         rows = [dict(row) for row in several]
-        _fill_new(rows, embeddings)
+        fill_new(rows, embeddings)
         names = set(rows[0])
         if any(set(row) != names for row in rows):
             return None  # not what VALUES takes; SQLAlchemy will say so
@@ -61,7 +64,7 @@ def _insert(
         completed = completed.values([{getattr(mapper.class_, key): row[key] for key in row} for row in rows])
     else:
         row = dict(single)
-        _fill_new([row], embeddings)
+        fill_new([row], embeddings)
         completed = completed.values(_added(row, single, mapper))
     state.statement = completed
     return None
@@ -74,9 +77,9 @@ def _update(
         return None  # ordered_values() of SQLAlchemy 2.0 and 2.1 takes no further ones: the rows are pending
     values, _ = _values(statement, mapper)
     if not values and state.parameters is not None:
-        return _invoke(state, statement, lambda rows: _fill_changed(rows, embeddings, expressions=False))
+        return _invoke(state, statement, lambda rows: fill_changed(rows, embeddings, expressions=False))
     row = dict(values)
-    _fill_changed([row], embeddings, expressions=True)
+    fill_changed([row], embeddings, expressions=True)
     if added := _added(row, values, mapper):
         state.statement = statement.values(added)
     return None
@@ -89,10 +92,11 @@ def _invoke(
     given = state.parameters
     rows = [dict(row) for row in ([given] if isinstance(given, Mapping) else given or [])]
     fill(rows)
+    statement = statement.execution_options(**{FILLED: True})
     return state.invoke_statement(statement=statement, params=rows[0] if isinstance(given, Mapping) else rows)
 
 
-def _fill_new(rows: Sequence[dict[str, Any]], embeddings: Sequence[MappedEmbedding]) -> None:
+def fill_new(rows: Sequence[dict[str, Any]], embeddings: Sequence[MappedEmbedding]) -> None:
     """Add vectors and digests to rows that are inserted."""
     fillings: list[Filling] = []
     for mapped in embeddings:
@@ -103,7 +107,7 @@ def _fill_new(rows: Sequence[dict[str, Any]], embeddings: Sequence[MappedEmbeddi
     encode(fillings)
 
 
-def _fill_changed(
+def fill_changed(
     rows: Sequence[dict[str, Any]], embeddings: Sequence[MappedEmbedding], *, expressions: bool
 ) -> None:
     """Add vectors and digests to rows that are updated.

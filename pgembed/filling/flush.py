@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import numpy as np
 from sqlalchemy import Connection, Null, event, inspect, select, tuple_
@@ -34,6 +34,9 @@ _seen: WeakKeyDictionary[Session, dict[tuple[InstanceState[Any], str], Look]] = 
 #: The vectors and digests that this module put into objects, by attribute. After a flush that failed they
 #: are still there, and such a digest says nothing of another vector that was put beside it.
 _ours: WeakKeyDictionary[InstanceState[Any], dict[str, tuple[Array, uuid.UUID]]] = WeakKeyDictionary()
+#: The connections that a flush is writing through; and those of each session.
+flushing: WeakSet[Connection] = WeakSet()
+_connections: WeakKeyDictionary[Session, list[Connection]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -64,11 +67,13 @@ def _before_flush(session: Session, _context: UOWTransaction, _instances: Any) -
 def _after_flush(session: Session, _context: UOWTransaction) -> None:
     for state, _ in _seen.pop(session, {}):
         _ours.pop(state, None)
+    for connection in _connections.pop(session, ()):
+        flushing.discard(connection)
 
 
 @event.listens_for(Mapper, "before_insert")
 @event.listens_for(Mapper, "before_update")
-def _guard(mapper: Mapper[Any], _connection: Connection, target: Any) -> None:
+def _guard(mapper: Mapper[Any], connection: Connection, target: Any) -> None:
     embeddings = mapped_embeddings(mapper)
     if not embeddings:
         return
@@ -76,6 +81,9 @@ def _guard(mapper: Mapper[Any], _connection: Connection, target: Any) -> None:
     session = state.session
     if session is None:  # expunged while its flush runs; SQLAlchemy will say so
         return
+    if connection not in flushing:
+        flushing.add(connection)
+        _connections.setdefault(session, []).append(connection)
     seen = _seen.get(session, {})
     if not all(_look(state, mapped).same(seen.get((state, mapped.vector))) for mapped in embeddings):
         _fill(session, [*session.new, *session.dirty])

@@ -158,11 +158,76 @@ def test_vectors_of_ones_own(session: Session, models: Models) -> None:
     models.check(session)
 
 
-def test_legacy_bulk_methods_and_core_leave_rows_pending(session: Session, models: Models) -> None:
-    session.bulk_insert_mappings(models.article, [{"title": "a"}])  # type: ignore[arg-type]
-    session.bulk_save_objects([models.article(title="b")])
+def test_legacy_bulk_inserts_are_one_batch(session: Session, models: Models) -> None:
+    mappings = [{"title": f"t{i}", "body": "b"} for i in range(100)]
+    session.bulk_insert_mappings(models.article, mappings)  # type: ignore[arg-type]
+    assert [len(call) for call in models.encoder.calls] == [100]
+    assert mappings[0] == {"title": "t0", "body": "b"}
+    session.bulk_save_objects([models.article(title="one"), models.article(title="two", body="x")])
+    session.bulk_save_objects([models.article(title="three")], return_defaults=True)
+    models.check(session)
+    assert session.scalar(select(func.count(models.article.id))) == 103
+
+
+def test_legacy_bulk_updates_are_filled_where_all_texts_are_given(session: Session, models: Models) -> None:
+    session.add_all(models.article(title=f"t{i}", body="b") for i in range(3))
+    session.commit()
+    models.encoder.calls.clear()
+    both = [{"id": i, "title": f"new {i}", "body": None} for i in (1, 2)]
+    session.bulk_update_mappings(models.article, both)  # type: ignore[arg-type]
+    assert models.encoder.calls == [("new 1", "new 2")]
+    session.bulk_update_mappings(models.article, [{"id": 3, "views": 5}])  # type: ignore[arg-type]
+    session.bulk_update_mappings(models.article, [{"id": 3, "title": "", "body": ""}])  # type: ignore[arg-type]
+    session.commit()
+    models.check(session)
+    assert len(models.encoder.calls) == 1
+    session.bulk_update_mappings(models.article, [{"id": 1, "title": "partial"}])  # type: ignore[arg-type]
+    assert models.pending(session) == 1
+    loaded = session.get_one(models.article, 2)
+    session.expunge(loaded)
+    loaded.title = "by object"
+    session.bulk_save_objects([loaded])
+    assert models.pending(session) == 2
+
+
+def test_legacy_bulk_methods_take_vectors_of_ones_own(session: Session, models: Models) -> None:
+    own = np.arange(8, dtype=np.float32)
+    session.bulk_insert_mappings(models.article, [{"title": "mine", "embedding": own}])  # type: ignore[arg-type]
+    assert models.encoder.calls == []
+    assert models.pending(session) == 0
+    assert np.array_equal(session.scalars(select(models.article.embedding)).one(), own)
+
+
+def test_core_statements_leave_rows_pending(session: Session, models: Models) -> None:
     session.execute(models.article.__table__.insert(), [{"title": "c"}])
-    assert models.pending(session) == 3
+    session.connection().execute(models.article.__table__.insert(), [{"title": "d"}])
+    assert models.encoder.calls == []
+    assert models.pending(session) == 2
+
+
+def test_an_encoder_that_fails_is_asked_once(engine: Engine) -> None:
+    class Broken(HashEncoder):
+        def encode_documents(self, texts: Any) -> Any:
+            self.calls.append(tuple(texts))
+            raise RuntimeError
+
+    encoder = Broken(8)
+    models = Models(encoder=encoder, on_error="pending")
+    models.base.metadata.create_all(engine)
+    with Session(engine) as session:
+        article = models.article(title="a", body="b")
+        for write in (
+            lambda: session.add(article),
+            lambda: (setattr(article, "title", "b"), setattr(article, "body", "c")),
+            lambda: session.execute(insert(models.article), [{"title": "x"}, {"title": "y"}]),
+            lambda: session.execute(update(models.article), [{"id": 1, "title": "z", "body": "z"}]),
+            lambda: session.bulk_insert_mappings(models.article, [{"title": "m"}, {"title": "n"}]),
+        ):
+            encoder.calls.clear()
+            write()
+            session.commit()
+            assert len(encoder.calls) == 1
+        assert models.pending(session) == 5
 
 
 def test_worker_columns_are_left_to_the_worker(engine: Engine, hash_encoder: HashEncoder) -> None:
