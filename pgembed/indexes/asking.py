@@ -22,7 +22,7 @@ Key: TypeAlias = tuple[Any, ...] | None
 
 def ask(
     connection: Connection, column: Column[Any], where: ColumnElement[bool] | None, queries: Queries
-) -> list[tuple[Array, Key]]:
+) -> list[tuple[Any, Key]]:
     """The vectors to ask for. Texts are encoded as queries, by the encoder of the column.
 
     :param where: which rows to draw from.
@@ -33,10 +33,9 @@ def ask(
     found = list(queries)
     if not found:
         raise QueryError("queries is empty: give vectors, texts, or a number of rows")
-    if any(isinstance(query, str) for query in found):
+    if any(isinstance(query, str) for query in found) and _is_of_numbers(column):
         found = list(_encoded(column, found))
-    dimensions = shape_of(column.type)[1]
-    return [(as_array(vector, dimensions), None) for vector in found]
+    return [(_value(column, vector), None) for vector in found]
 
 
 def keys_of(column: Column[Any]) -> list[Column[Any]]:
@@ -64,16 +63,24 @@ def _encoded(column: Column[Any], texts: list[Any]) -> Array:
 
 def _rows(
     connection: Connection, column: Column[Any], where: ColumnElement[bool] | None, count: int
-) -> list[tuple[Array, Key]]:
+) -> list[tuple[Any, Key]]:
     if count < 1:
         raise QueryError(f"queries={count}; needed is a number of at least 1")
     statement = select(*keys_of(column), column.label("query")).where(column.is_not(None))
     statement = statement if where is None else statement.where(where)
     rows = connection.execute(statement.order_by(func.random()).limit(count)).all()
+    values: list[tuple[Any, Key]] = [(_value(column, row.query), tuple(row[:-1])) for row in rows]
     # A vector of zeros has no cosine distance to anything.
-    found: list[tuple[Array, Key]] = [
-        (as_array(row.query), tuple(row[:-1])) for row in rows if np.any(as_array(row.query))
-    ]
+    found = [(value, key) for value, key in values if not isinstance(value, np.ndarray) or value.any()]
     if not found:
         raise QueryError(f"{column} has no vectors to ask for")
     return found
+
+
+def _value(column: Column[Any], value: Any) -> Any:
+    """A vector as an array of the right length; bits and sparse vectors as they are."""
+    return as_array(value, shape_of(column.type)[1]) if _is_of_numbers(column) else value
+
+
+def _is_of_numbers(column: Column[Any]) -> bool:
+    return shape_of(column.type)[0] in ("vector", "halfvec")

@@ -8,10 +8,13 @@ from sqlalchemy import Connection, Index
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.schema import CreateIndex, DDLElement
 
-from pgembed.exc import DeclarationError, sqlstate
-from pgembed.indexes.catalogue import StandingIndex, column_of, find, name_of, relation_of
+from pgembed.exc import sqlstate
+from pgembed.indexes import sizes
+from pgembed.indexes.catalogue import StandingIndex, find, name_of, relation_of
 from pgembed.indexes.ddl import CreateIndexOnly, DropIndexNow
+from pgembed.indexes.declaration import access_method_of
 from pgembed.indexes.errors import IndexBuildError
+from pgembed.indexes.indexed import indexed
 from pgembed.indexes.methods import suitable_lists
 from pgembed.indexes.partitions import Series, is_partitioned, refuse_foreign_partitions
 from pgembed.indexes.planning import (
@@ -21,6 +24,7 @@ from pgembed.indexes.planning import (
     declared_index,
     parameters_of,
     plan,
+    resolved,
 )
 from pgembed.indexes.settings import applied, in_autocommit
 
@@ -52,6 +56,7 @@ def create(
     index = declared_index(target)
     if is_built(connection, index):
         return index
+    index = resolved(connection, index)
     settings = settings_for(connection, index, maintenance_work_mem, workers)
     if is_partitioned(connection, relation_of(connection, index)):
         Series(
@@ -100,14 +105,12 @@ SERIAL: Mapping[str, str] = {"max_parallel_maintenance_workers": "0"}
 def settings_for(
     connection: Connection, index: Index, maintenance_work_mem: int | None, workers: int | None
 ) -> dict[str, str]:
-    """The settings to build an index with; none for one on an expression, whose size is not known.
+    """The settings to build an index with; none for one whose size is not known.
 
     :raises IndexBuildError: IVFFlat on fewer than 50 rows a list, or a partition is a foreign table.
     """
     refuse_foreign_partitions(connection, relation_of(connection, index), name_of(connection, index))
-    try:
-        column_of(index)
-    except DeclarationError:
+    if indexed(index) is None or access_method_of(index) not in sizes.METHODS:
         return {}
     planned = plan(connection, index, workers=workers, sample=0)
     _refuse_few_rows(planned)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from sqlalchemy import Column, Connection, Index, Table, bindparam, text
+from sqlalchemy import Connection, Index, Table, bindparam, text
 from sqlalchemy.types import String
 
 from pgembed.exc import DeclarationError
@@ -169,17 +168,6 @@ def name_of(connection: Connection, index: Index) -> str:
 def relation_of(connection: Connection, index: Index) -> str:
     """The table of an index, as SQL writes it."""
     return connection.dialect.identifier_preparer.format_table(_table(index))
-
-
-def column_of(index: Index) -> Column[Any]:
-    """The column that a declared index is on.
-
-    :raises DeclarationError: it is on an expression, or on several columns.
-    """
-    expressions: list[Any] = list(index.expressions)
-    if len(expressions) == 1 and isinstance(expressions[0], Column):
-        return expressions[0]
-    raise DeclarationError(f"{index.name} is not an index on one vector column, which is needed here")
 
 
 def _table(index: Index) -> Table:

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, column, func, select, table, tablesample, text
+from sqlalchemy import Connection, Row, bindparam, column, func, select, table, tablesample, text
 
 from pgembed.columns.types import VectorType
 from pgembed.columns.values import as_array
 from pgembed.indexes import sizes
-from pgembed.indexes.catalogue import StandingIndex, relation_of, standing
-from pgembed.indexes.declaration import VectorIndex
+from pgembed.indexes.bugs import bugs_of
+from pgembed.indexes.catalogue import StandingIndex, name_of, relation_of, standing
+from pgembed.indexes.declaration import VectorIndex, indexes_on
+from pgembed.indexes.methods import ACCESS_METHODS
+from pgembed.indexes.partitions import leaves
 from pgembed.indexes.planning import IndexTarget, declared_index
 from pgembed.metrics import BY_NAME
 
-#: Bugs of pgvector that leak, crash or lose rows, by access method and the version that mends them
-#: (https://github.com/pgvector/pgvector/blob/master/CHANGELOG.md).
-BUGS = (
-    ("hnsw", (0, 8, 2), "parallel builds can overflow a buffer, leak data and crash (CVE-2026-3172)"),
-    ("hnsw", (0, 8, 3), "VACUUM can corrupt the index"),
-    ("hnsw", (0, 8, 4), "inserts during VACUUM can fail, and VACUUM with 'hnsw graph not repaired'"),
-    ("ivfflat", (0, 8, 7), "a build can overflow a buffer (pgvector issue 1036)"),
-)
 #: How often a table has been read before an index that was never used is called unused.
 READS = 1000
 #: How much more rows a search looks at than it would with even lists, before the clusters count as drifted.
@@ -35,16 +31,21 @@ _FACTS = text("""
 SELECT coalesce(s.idx_scan, 0) AS scans,
        coalesce(t.seq_scan, 0) + coalesce(t.idx_scan, 0) AS reads,
        greatest(c.reltuples, 0) AS rows,
+       greatest(own.reltuples, 0) AS index_rows,
        a.atttypmod AS dimensions,
        pg_catalog.pg_size_bytes(pg_catalog.current_setting('maintenance_work_mem')) AS work_memory
   FROM pg_catalog.pg_index AS i
   JOIN pg_catalog.pg_class AS c ON c.oid = i.indrelid
+  JOIN pg_catalog.pg_class AS own ON own.oid = i.indexrelid
   LEFT JOIN pg_catalog.pg_stat_all_indexes AS s ON s.indexrelid = i.indexrelid
   LEFT JOIN pg_catalog.pg_stat_all_tables AS t ON t.relid = i.indrelid
-  LEFT JOIN pg_catalog.pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
+  LEFT JOIN pg_catalog.pg_attribute AS a ON a.attrelid = i.indexrelid AND a.attnum = 1
  WHERE i.indexrelid = :oid
 """)
-_VERSION = text("SELECT extversion FROM pg_catalog.pg_extension WHERE extname = 'vector'")
+_VERSION = text(
+    "SELECT extversion, pg_catalog.version() LIKE '%32-bit%' AS is_32_bit "
+    "FROM pg_catalog.pg_extension WHERE extname = 'vector'"
+)
 _REGISTERED = text(
     "SELECT CAST(relation AS text), CAST(column_name AS text), metric FROM pgembed.embedding_columns"
 )
@@ -54,7 +55,8 @@ _REGISTERED = text(
 class Finding:
     """Something that is wrong with an index.
 
-    :ivar code: ``invalid``, ``unused``, ``old-pgvector``, ``metric``, ``cast``, ``memory`` or ``drift``.
+    :ivar code: ``invalid``, ``unused``, ``old-pgvector``, ``metric``, ``cast``, ``spilled``, ``memory`` or
+        ``drift``.
     :ivar fix: what to do.
     """
 
@@ -75,11 +77,14 @@ def check(connection: Connection, target: IndexTarget | None = None, *, reads: i
     """Look for what is wrong with the vector indexes of a table, or of the whole database.
 
     Found are indexes that are invalid; never used although their table was read; at the mercy of a known bug
-    of the installed pgvector; of a metric or a cast that no query of their column asks for; of a graph that
-    this session's ``maintenance_work_mem`` could not rebuild in memory; and IVFFlat indexes whose rows have
-    moved away from the clusters, so that a search looks at several times the rows of an even list (measured
-    on 30 random rows with ``probes = 1``). A transaction is needed: settings of the measurement are undone
-    with a savepoint.
+    of the installed pgvector (:mod:`pgembed.indexes.bugs`); of a metric or an expression that no query of
+    their column asks for; of a graph that does not fit this session's ``maintenance_work_mem``, or of lists
+    that cannot be built with it; and IVFFlat indexes whose rows have moved away from the clusters, so that a
+    search looks at several times the rows of an even list (measured on 30 random rows with ``probes = 1``). A
+    transaction is needed: settings of the measurement are undone with a savepoint.
+
+    How much memory a build had is recorded nowhere: what is found is that the setting as it is now would not
+    have done.
 
     :param target: an index, or a column (or mapped attribute) whose table is looked at.
     :param reads: how often a table has been read before an index that was never used is a finding.
@@ -87,28 +92,45 @@ def check(connection: Connection, target: IndexTarget | None = None, *, reads: i
     """
     declared = None if target is None else declared_index(target)
     relation = None if declared is None else relation_of(connection, declared)
-    version = str(connection.scalar(_VERSION) or "")
+    pgvector = connection.execute(_VERSION).one_or_none()
     wanted = _wanted_metrics(connection)
+    names: set[str] | None = None
     if isinstance(declared, VectorIndex) and relation is not None:
-        wanted[relation, next(iter(declared.columns)).name] = declared.metric.name
+        column = declared.indexed.column
+        wanted[relation, column.name] = declared.metric.name
+        names = {name_of(connection, each.index) for each in indexes_on(column)}
     findings: list[Finding] = []
-    for index in standing(connection, relation):
+    for index in _standing(connection, relation):
         if index.building:
             continue
-        findings.extend(_old(index, version))
-        findings.extend(_of_no_query(index, wanted))
+        if pgvector is not None:
+            findings.extend(_old(index, pgvector.extversion, is_32_bit=pgvector.is_32_bit))
+        findings.extend(_of_no_query(index, wanted, names))
         if not index.valid:
-            findings.append(
-                Finding(
-                    "invalid",
-                    index.name,
-                    "it is invalid, left over by a build that failed: no query uses it",
-                    "Build it again with pgembed index create, which removes what is left over",
-                )
-            )
-            continue
-        findings.extend(_by_figures(connection, index, reads))
+            findings.append(_invalid(index))
+        elif not index.partitioned:
+            findings.extend(_by_figures(connection, index, reads))
     return findings
+
+
+def _standing(connection: Connection, relation: str | None) -> Iterator[StandingIndex]:
+    """The indexes of a table, with those of its partitions."""
+    for index in standing(connection, relation):
+        yield index
+        if index.partitioned and relation is not None:
+            yield from (leaf for _, leaf in leaves(connection, index))
+
+
+def _invalid(index: StandingIndex) -> Finding:
+    message = "it is invalid, left over by a build that failed: no query uses it"
+    if index.partitioned:
+        message = "it is not finished: a partition has no such index, and scans of that are exact"
+    return Finding(
+        "invalid",
+        index.name,
+        message,
+        "Build it again with pgembed index create, which removes what is left over and goes on from there",
+    )
 
 
 def _wanted_metrics(connection: Connection) -> dict[tuple[str, str], str]:
@@ -118,39 +140,58 @@ def _wanted_metrics(connection: Connection) -> dict[tuple[str, str], str]:
     return {(row[0], row[1]): row[2] for row in connection.execute(_REGISTERED)}
 
 
-def _old(index: StandingIndex, version: str) -> Iterator[Finding]:
-    installed = tuple(int(part) for part in version.split(".") if part.isdigit())
-    bugs = [
-        (fixed, bug) for method, fixed, bug in BUGS if method == index.access_method and installed < fixed
-    ]
-    if bugs:
-        newest = ".".join(map(str, max(fixed for fixed, _ in bugs)))
+def _old(index: StandingIndex, version: str, *, is_32_bit: bool = False) -> Iterator[Finding]:
+    found = bugs_of(index.access_method, version, is_32_bit=is_32_bit)
+    if found:
+        newest = ".".join(map(str, max(bug.fixed for bug in found)))
         yield Finding(
             "old-pgvector",
             index.name,
-            f"with pgvector {version} " + "; ".join(bug for _, bug in bugs),
+            f"with pgvector {version} " + "; ".join(f"{bug.what} [{bug.source}]" for bug in found),
             f"Install pgvector {newest} or newer, ALTER EXTENSION vector UPDATE, then pgembed index reindex",
         )
 
 
-def _of_no_query(index: StandingIndex, wanted: dict[tuple[str, str], str]) -> Iterator[Finding]:
+def _of_no_query(
+    index: StandingIndex, wanted: dict[tuple[str, str], str], declared: set[str] | None
+) -> Iterator[Finding]:
+    """Indexes that searches of their column do not order by.
+
+    :param declared: the names of the indexes that the model has, or ``None`` where it is not known.
+    """
     for (relation, name), metric in wanted.items():
         if relation != index.relation:
             continue
-        if index.expression is not None and name in index.expression:
-            yield Finding(
-                "cast",
-                index.name,
-                f"it is on {index.expression}, and queries order by {name} itself",
-                f"Drop it, or declare {name} with the type {index.storage}",
-            )
-        elif index.column == name and index.metric != metric:
+        if index.expression is not None and _is_over(index.expression, name):
+            known = _is_ours(index.expression, name)
+            if not known or not (declared is None or index.name in declared):
+                yield Finding(
+                    "cast",
+                    index.name,
+                    f"it is on {index.expression}, and no search of {name} orders by that",
+                    "Declare it, with quantize= or dimensions=, or drop it" if known else "Drop it",
+                )
+            elif index.storage == "bit":
+                metric = "hamming"  # bits of vectors give the candidates of any metric
+        elif index.column != name:
+            continue
+        if index.metric != metric:
             yield Finding(
                 "metric",
                 index.name,
                 f"it serves {index.metric or index.opclass}, and queries of {name} use {metric}",
                 "Drop it, and build the one that is declared",
             )
+
+
+def _is_over(expression: str, column: str) -> bool:
+    return column in re.findall(r"\w+", expression)
+
+
+def _is_ours(expression: str, column: str) -> bool:
+    """Whether it is one that ``quantize=`` and ``dimensions=`` make."""
+    words = {word for word in re.findall(r"[^\W\d]\w*", expression) if word != column}
+    return words <= {"binary_quantize", "subvector", "vector", "halfvec", "bit"}
 
 
 def _by_figures(connection: Connection, index: StandingIndex, reads: int) -> Iterator[Finding]:
@@ -163,18 +204,7 @@ def _by_figures(connection: Connection, index: StandingIndex, reads: int) -> Ite
             f"{sizes.readable(index.size)} and slows every write",
             "See why with pgembed.indexes.explain(connection, statement), or drop it",
         )
-    if index.access_method == "hnsw" and (facts.dimensions or 0) > 0:
-        vector = sizes.vector_size(index.storage, facts.dimensions)
-        memory = sizes.hnsw_memory(int(facts.rows), vector, index.parameters.get("m", 16))
-        if memory > facts.work_memory:
-            yield Finding(
-                "memory",
-                index.name,
-                f"its graph takes {sizes.readable(memory)}, and maintenance_work_mem is "
-                f"{sizes.readable(facts.work_memory)}: REINDEX and a restore would build it more slowly",
-                f"Set maintenance_work_mem to {sizes.work_memory(memory, 0) // 1024}kB for them, or use "
-                "pgembed index reindex, which does",
-            )
+    yield from _of_memory(index, facts)
     if index.access_method == "ivfflat" and index.predicate is None and facts.rows:
         unevenness = _unevenness(connection, index, float(facts.rows))
         if unevenness is not None and unevenness > DRIFT:
@@ -185,6 +215,41 @@ def _by_figures(connection: Connection, index: StandingIndex, reads: int) -> Ite
                 "from the clusters that were the build, or form fewer clusters than there are lists",
                 "Find the clusters again with pgembed index reindex; where that does not help, take HNSW",
             )
+
+
+def _of_memory(index: StandingIndex, facts: Row[Any]) -> Iterator[Finding]:
+    """What ``maintenance_work_mem`` means for the index, of whose build nothing is recorded."""
+    if (facts.dimensions or 0) <= 0 or index.storage not in ("vector", "halfvec", "bit"):
+        return
+    parameters = ACCESS_METHODS[index.access_method].defaults | index.parameters
+    vector = sizes.vector_size(index.storage, facts.dimensions)
+    rows = int(facts.index_rows)
+    memory = sizes.Build(index.access_method, parameters, vector, facts.dimensions).memory(rows)
+    if memory <= facts.work_memory:
+        return
+    needed, setting = sizes.readable(memory), sizes.readable(facts.work_memory)
+    fix = (
+        f"Set maintenance_work_mem to {sizes.work_memory(memory, 0) // 1024}kB for them, or use "
+        "pgembed index reindex, which does"
+    )
+    if index.access_method == "hnsw":
+        fitted = rows * facts.work_memory // memory
+        yield Finding(
+            "spilled",
+            index.name,
+            f"its graph takes {needed}, and maintenance_work_mem is {setting}: with that a build, as in a "
+            f"REINDEX or a restore, spills after about {fitted:,} of {rows:,} rows and takes several times as "
+            "long. Whether its own build did is not recorded; the index would be as good",
+            fix,
+        )
+    else:
+        yield Finding(
+            "memory",
+            index.name,
+            f"to find its clusters takes {needed}, and maintenance_work_mem is {setting}: with that a "
+            "REINDEX or a restore fails",
+            fix,
+        )
 
 
 def _unevenness(connection: Connection, index: StandingIndex, rows: float) -> float | None:

@@ -29,7 +29,7 @@ from pgembed.indexes.ddl import (
 )
 from pgembed.indexes.locks import Patience
 from pgembed.indexes.partitions import Series, count_leaves, is_partitioned, leaves
-from pgembed.indexes.planning import IndexTarget, declared_index, parameters_of
+from pgembed.indexes.planning import IndexTarget, declared_index, parameters_of, resolved
 from pgembed.indexes.progress import OnProgress, Progress, watched
 from pgembed.indexes.settings import applied
 
@@ -74,6 +74,7 @@ def create_concurrently(
     with _autocommit(engine) as connection:
         if is_built(connection, index):
             return index
+        index = resolved(connection, index)
         settings = settings_for(connection, index, maintenance_work_mem, workers)
         if is_partitioned(connection, relation_of(connection, index)):
             root = _root(connection, index, patience)
@@ -111,6 +112,7 @@ def reindex(
     patience = Patience(engine, str(index.name), lock_timeout, attempts)
     with _autocommit(engine) as connection:
         found = require(connection, index)
+        index = resolved(connection, index)
         settings = settings_for(connection, index, maintenance_work_mem, workers)
         changed = parameters_of(index, found.parameters) != parameters_of(index)
         if found.partitioned:

@@ -20,6 +20,7 @@ _FUNCTION = re.compile(
 )
 _DESCENDING = re.compile(r" DESC(?: NULLS (?:FIRST|LAST))?$")
 _CAST = re.compile(r"\([\w.\"$]+\)::(\w+(?:\(\d+\))?) ")
+_CONDITIONS = ("Filter", "Index Cond", "Recheck Cond")
 _NO_OTHER_WAY = ("enable_seqscan", "enable_sort", "enable_bitmapscan")
 
 
@@ -134,7 +135,7 @@ def _of_plan(index: StandingIndex, root: dict[str, Any], version: int) -> Iterat
         yield "there is no LIMIT, and all rows in order are had more cheaply by a sort"
     if any(node["Node Type"] == "WindowAgg" for node in found):
         yield "a window function, such as count(*) OVER (), needs all rows before the first is returned"
-    conditions = " ".join(str(node.get("Filter", "")) for node in found)
+    conditions = " ".join(str(node.get(name, "")) for node in found for name in _CONDITIONS)
     if index.predicate is not None and index.predicate.strip("()") not in conditions:
         yield f"it is partial, and the conditions do not imply its own: {index.predicate}"
 

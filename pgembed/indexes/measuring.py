@@ -6,28 +6,23 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-from sqlalchemy import Column, Connection, Integer, Select, bindparam, func, literal_column, select
+from sqlalchemy import Connection, Integer, Select, bindparam, cast, func, literal_column, select
 from sqlalchemy.sql.elements import ColumnElement
 
-from pgembed.columns.values import Array
 from pgembed.exc import DeclarationError, QueryError
 from pgembed.indexes.asking import Key, Queries, ask, keys_of
-from pgembed.indexes.catalogue import StandingIndex, column_of, require
-from pgembed.indexes.declaration import access_method_of
+from pgembed.indexes.catalogue import StandingIndex, require
 from pgembed.indexes.errors import IndexNotUsedError
 from pgembed.indexes.explaining import plan_of, reasons, uses
-from pgembed.indexes.planning import IndexTarget, declared_index, parameters_of
-from pgembed.metrics import BY_NAME
+from pgembed.indexes.indexed import Indexed
+from pgembed.indexes.methods import ACCESS_METHODS, Search
+from pgembed.indexes.planning import IndexTarget, declared_index, parameters_of, what_is_indexed
+from pgembed.metrics import Metric
 
-#: The setting of an access method: its name, the range that pgvector takes, and the form of its scans.
-SETTINGS = {
-    "hnsw": ("ef_search", 1, 1000, "strict_order"),
-    "ivfflat": ("probes", 1, 32768, "relaxed_order"),
-}
 #: The normal quantile of a 95 % interval.
 _Z = 1.959964
 #: Distances that differ by less are ties.
@@ -83,6 +78,9 @@ def recall(
         SELECT id, embedding <=> :query AS distance FROM article ORDER BY distance LIMIT 11      -- the index
         SELECT id, (embedding <=> :query) + 0 AS distance FROM article ORDER BY distance LIMIT 11  -- a scan
 
+    Of an index that does not hold whole vectors more candidates are taken, as searches do, and sorted again
+    by the whole ones. Of a partial index, the rows of its predicate are asked for.
+
     A row that is asked for does not count as its own neighbour. A row counts as found if it is no farther
     than the farthest of the exact ones, so that of several equally far ones any will do. Settings end with
     the call; it wants a connection in a transaction, since it makes a savepoint.
@@ -113,11 +111,11 @@ class Bench:
     """
 
     index: StandingIndex
-    column: Column[Any]
-    where: Any
-    lists: int
+    what: Indexed
+    metric: Metric
+    search: Search
     k: int
-    asked: list[tuple[Array, Key]]
+    asked: list[tuple[Any, Key]]
     truth: list[list[float]]
     exact_ms: list[float]
 
@@ -125,41 +123,47 @@ class Bench:
     def of(cls, connection: Connection, target: IndexTarget, queries: Queries, k: int) -> Bench:
         """Choose the queries and answer them exactly."""
         index = declared_index(target)
-        column = column_of(index)
+        what = what_is_indexed(index)
         if not (isinstance(k, int) and k >= 1):
             raise QueryError(f"k={k!r}; needed is a whole number of at least 1")
         found = require(connection, index)
-        if found.metric is None:
-            raise DeclarationError(f"{found.name}: pgembed has no metric for {found.opclass}")
-        where = index.dialect_options["postgresql"]["where"]
-        lists = parameters_of(index).get("lists", 0) if access_method_of(index) == "ivfflat" else 0
-        lists = found.parameters.get("lists", lists)
-        asked = ask(connection, column, where, queries)
-        bench = cls(found, column, where, lists, k, asked, [], [])
+        if what.metric is None or found.metric != what.metric.name:
+            raise DeclarationError(f"{found.name}: it stands with {found.opclass}, and is declared otherwise")
+        metric: Metric = getattr(index, "metric", what.metric)
+        search = ACCESS_METHODS[found.access_method].search
+        if search is None:
+            raise DeclarationError(f"{found.name}: {found.access_method} has no setting to search with")
+        asked = ask(connection, what.column, what.where, queries)
+        bench = cls(found, what, metric, search, k, asked, [], [])
         for vector, key in asked:
-            distances, seconds = bench._ask(connection, bench._statement(exact=True), vector, key)
+            distances, seconds = bench._ask(connection, bench._exact(), vector, key)
             bench.truth.append(distances)
             bench.exact_ms.append(1000 * seconds)
         return bench
 
     @property
-    def setting(self) -> str:
-        """``"ef_search"`` or ``"probes"``."""
-        return SETTINGS[self.index.access_method][0]
+    def lists(self) -> int:
+        """The clusters of an IVFFlat index."""
+        return self.parameters.get("lists", 0)
+
+    @property
+    def parameters(self) -> dict[str, int]:
+        """Its storage parameters as it stands."""
+        return parameters_of(self.what.index, self.index.parameters)
 
     def value_of(self, ef_search: int | None, probes: int | None) -> int:
         """The value to search with, of those given.
 
         :raises QueryError: out of its range, or of the other access method.
         """
-        name, low, high, _ = SETTINGS[self.index.access_method]
+        name, low, high = self.search.argument, self.search.low, self.search.high
         given = {"ef_search": ef_search, "probes": probes}
-        value = given.pop(name)
-        ((other, wrong),) = given.items()
-        if wrong is not None:
-            raise QueryError(f"{other} is not for {self.index.access_method}: use {name}=")
+        value = given.pop(name, None)
+        for other, wrong in given.items():
+            if wrong is not None:
+                raise QueryError(f"{other} is not for {self.index.access_method}: use {name}=")
         if value is None:
-            return math.ceil(math.sqrt(self.lists)) if name == "probes" else min(max(2 * self.k, 40), high)
+            return self.search.suitable(self.what.candidates(self.k), self.parameters)
         if not (isinstance(value, int) and low <= value <= high):
             raise QueryError(f"{name}={value!r}; pgvector takes {low} to {high}")
         return value
@@ -167,15 +171,8 @@ class Bench:
     def part(self, start: int, step: int) -> Bench:
         """Every ``step``-th query from ``start`` on."""
         chosen = slice(start, None, step)
-        return Bench(
-            self.index,
-            self.column,
-            self.where,
-            self.lists,
-            self.k,
-            self.asked[chosen],
-            self.truth[chosen],
-            self.exact_ms[chosen],
+        return replace(
+            self, asked=self.asked[chosen], truth=self.truth[chosen], exact_ms=self.exact_ms[chosen]
         )
 
     def measure(self, connection: Connection, value: int) -> Recall:
@@ -183,7 +180,7 @@ class Bench:
 
         :raises IndexNotUsedError: the planner scans the table instead.
         """
-        statement = self._statement(exact=False)
+        statement = self._approximate(value)
         with self._searching(connection, value):
             # Also the first use, which loads what later ones find loaded.
             parameters = {"query": self.asked[0][0]}
@@ -199,7 +196,7 @@ class Bench:
         mean, low, high = interval(shares, self.k)
         return Recall(
             index=self.index.name,
-            setting=self.setting,
+            setting=self.search.argument,
             value=value,
             k=self.k,
             queries=len(shares),
@@ -213,37 +210,54 @@ class Bench:
     def used_at(self, connection: Connection, value: int) -> bool:
         """Whether the planner uses the index with the setting at ``value``: the more, the dearer it looks."""
         with self._searching(connection, value):
-            root = plan_of(connection, self._statement(exact=False), {"query": self.asked[0][0]})
+            root = plan_of(connection, self._approximate(value), {"query": self.asked[0][0]})
         return uses(root, self.index)
 
     @contextmanager
     def _searching(self, connection: Connection, value: int) -> Iterator[None]:
         """The settings of a search, for the time of the block."""
-        method = self.index.access_method
+        settings = {self.search.setting: str(value)} | dict(
+            [self.search.iterative] if self.search.iterative else []
+        )
         savepoint = connection.begin_nested()
         try:
             connection.execute(
-                select(
-                    func.set_config(method + "." + self.setting, str(value), True),
-                    func.set_config(method + ".iterative_scan", SETTINGS[method][3], True),
-                )
+                select(*(func.set_config(name, wanted, True) for name, wanted in settings.items()))
             )
             yield
         finally:
             savepoint.rollback()
 
-    def _statement(self, *, exact: bool) -> Select[Any]:
-        assert self.index.metric is not None
-        query = bindparam("query", type_=self.column.type)
-        distance = BY_NAME[self.index.metric].between(self.column, query)
-        distance = distance + _ZERO if exact else distance
+    def _exact(self) -> Select[Any]:
+        distance = self.metric.between(self.what.column, self._query) + _ZERO
+        statement = select(*keys_of(self.what.column), distance.label("distance"))
+        return self._of_all(statement).order_by(distance).limit(self._rows(self.k + 1))
+
+    def _approximate(self, value: int) -> Select[Any]:
+        column, what = self.what.column, self.what
+        distance = what.distance(column, self._query)
         # One more than asked for: the row itself may be among them.
-        rows: Any = bindparam("rows", self.k + 1, Integer, literal_execute=True)
-        statement = select(*keys_of(self.column), distance.label("distance")).order_by(distance).limit(rows)
-        return statement if self.where is None else statement.where(self.where)
+        wanted = what.candidates(self.k + 1, value if self.search.argument == "ef_search" else None)
+        found = self._of_all(select(*keys_of(column))).order_by(distance).limit(self._rows(wanted))
+        if what.whole:
+            return found.add_columns(distance.label("distance"))
+        near = found.add_columns(column.label("vector")).cte("near").prefix_with("MATERIALIZED")
+        again = self.metric.between(near.c.vector, self._query).label("distance")
+        keys = [near.c[key.name] for key in keys_of(column)]
+        return select(*keys, again).order_by(again).limit(self._rows(self.k + 1))
+
+    @property
+    def _query(self) -> ColumnElement[Any]:
+        return cast(bindparam("query", type_=self.what.column.type), self.what.column.type)
+
+    def _of_all(self, statement: Select[Any]) -> Select[Any]:
+        return statement if self.what.where is None else statement.where(self.what.where)
+
+    def _rows(self, count: int) -> Any:
+        return bindparam(None, count, Integer, literal_execute=True)
 
     def _ask(
-        self, connection: Connection, statement: Select[Any], vector: Array, key: Key
+        self, connection: Connection, statement: Select[Any], vector: Any, key: Key
     ) -> tuple[list[float], float]:
         """The distances of the rows found but the row itself, and the seconds that it took."""
         started = time.perf_counter()

@@ -7,8 +7,11 @@ All sizes are bytes.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import ceil
 
+#: The access methods that are known here.
+METHODS = ("hnsw", "ivfflat")
 #: Bytes of a page, and of those the ones that pgvector can fill: without header, and the 8 at its end.
 PAGE = 8192
 _USABLE = 8160
@@ -21,9 +24,36 @@ _HIGHEST = 2147483647 * 1024
 _LOWEST = 1024**2
 
 
+@dataclass(frozen=True)
+class Build:
+    """What the size of an index depends on.
+
+    :ivar method: one of :data:`METHODS`.
+    :ivar vector: bytes of one indexed value.
+    """
+
+    method: str
+    parameters: dict[str, int]
+    vector: int
+    dimensions: int
+
+    def memory(self, rows: int) -> int:
+        """What the build of so many rows holds in memory."""
+        if self.method == "ivfflat":
+            return ivfflat_memory(rows, self.vector, self.dimensions, self.parameters["lists"])
+        return hnsw_memory(rows, self.vector, self.parameters["m"])
+
+    def disk(self, rows: int) -> int:
+        """Size of the index of so many rows."""
+        if self.method == "ivfflat":
+            return ivfflat_disk(rows, self.vector, self.parameters["lists"])
+        return hnsw_disk(rows, self.vector, self.parameters["m"])
+
+
 def vector_size(storage: str, dimensions: int) -> int:
-    """Bytes of one value: ``vector`` has 4 a dimension, ``halfvec`` 2, and both a header of 8."""
-    return (4 if storage == "vector" else 2) * dimensions + 8
+    """Bytes of one value: ``vector`` has 4 a dimension, ``halfvec`` 2, ``bit`` 1/8, and all a header of 8."""
+    bits = {"vector": 32, "halfvec": 16, "bit": 1}[storage]
+    return ceil(bits * dimensions / 8) + 8
 
 
 def hnsw_memory(rows: int, vector: int, m: int) -> int:

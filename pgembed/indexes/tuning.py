@@ -9,7 +9,7 @@ from sqlalchemy import Connection
 
 from pgembed.exc import QueryError
 from pgembed.indexes.asking import Queries
-from pgembed.indexes.measuring import SETTINGS, Bench, Recall
+from pgembed.indexes.measuring import Bench, Recall
 from pgembed.indexes.planning import IndexTarget
 
 #: Each value that is tried is about this many times the one before.
@@ -20,6 +20,7 @@ _STEP = 1.25
 class Tuning:
     """The outcome of :func:`tune`.
 
+    :ivar setting: the server's name of the setting: ``"hnsw.ef_search"``.
     :ivar reached: whether any setting reaches the target.
     :ivar tuned: the measurement on the queries that the setting was chosen with.
     :ivar unseen: the measurement on the queries that took no part in the choice: what to expect.
@@ -28,6 +29,7 @@ class Tuning:
     """
 
     target_recall: float
+    setting: str
     reached: bool
     tuned: Recall
     unseen: Recall
@@ -42,8 +44,7 @@ class Tuning:
     @property
     def sql(self) -> str:
         """The setting as SQL, for a session or for ``ALTER ROLE ... SET``."""
-        method = next(method for method, facts in SETTINGS.items() if facts[0] == self.unseen.setting)
-        return "SET " + method + "." + self.unseen.setting + " = " + str(self.unseen.value)
+        return f"SET {self.setting} = {self.unseen.value}"
 
     def as_dict(self) -> dict[str, Any]:
         """The outcome as plain values, for JSON."""
@@ -104,6 +105,7 @@ def tune(
     chosen = measured(low)
     return Tuning(
         target_recall=target_recall,
+        setting=bench.search.setting,
         reached=min(chosen.recall, checked.recall) >= target_recall,
         tuned=chosen,
         unseen=checked,
@@ -114,11 +116,11 @@ def tune(
 
 def candidates(bench: Bench, step: float = _STEP) -> list[int]:
     """The values to choose among, ascending: from k for ``ef_search``, to all lists for ``probes``."""
-    name, low, high, _ = SETTINGS[bench.index.access_method]
-    if name == "ef_search":
-        low = min(bench.k, high)
-    else:
+    low, high = bench.search.low, bench.search.high
+    if bench.search.argument == "probes":
         high = max(1, bench.lists)
+    else:
+        low = max(low, min(bench.k, high))
     values = [low]
     while values[-1] < high:
         values.append(min(max(values[-1] + 1, round(values[-1] * step)), high))

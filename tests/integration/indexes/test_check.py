@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
-from sqlalchemy import insert, text
+from sqlalchemy import Column, Integer, MetaData, Table, insert, text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session
 
 from pgembed import HNSW, IVFFlat
+from pgembed.columns.types import VectorType
+from pgembed.database import install
 from pgembed.indexes import check, create
-from pgembed.indexes.catalogue import StandingIndex
-from pgembed.indexes.checking import _old
+from pgembed.indexes.bugs import bugs_of
+from pgembed.testing import HashEncoder
+
+from ..models import Models
+from .conftest import clustered
 
 
 @pytest.fixture
@@ -50,7 +58,7 @@ def test_a_cast_that_no_query_makes(connection, fill):
     statement = 'CREATE INDEX half ON "Item" USING hnsw (CAST(vector AS halfvec(32)) halfvec_cosine_ops)'
     connection.execute(text(statement))
     (finding,) = [found for found in check(connection, table.c.vector) if found.code == "cast"]
-    assert (finding.index, "halfvec" in finding.fix) == ("half", True)
+    assert (finding.index, "quantize=" in finding.fix) == ("half", True)
 
 
 def test_unused(engine, fill):
@@ -71,12 +79,106 @@ def test_unused(engine, fill):
         assert codes(check(connection, reads=5)) == []
 
 
-def test_memory(connection, fill):
+def test_a_graph_that_does_not_fit_spills_where_the_finding_says(connection, fill):
     table = fill(HNSW("vector", name="ann"), rows=2000)
     create(connection, table.c.vector)
+    assert codes(check(connection)) == []
+    connection.execute(text("SET LOCAL maintenance_work_mem = '1MB'"))
+    (finding,) = [found for found in check(connection) if found.code == "spilled"]
+    assert "its graph takes 1.6 MB, and maintenance_work_mem is 1.0 MB" in finding.message
+    assert "not recorded" in finding.message
+    said = int(re.search(r"after about ([\d,]+) of 2,000", finding.message)[1].replace(",", ""))
+    notices = []
+    driver = connection.connection.driver_connection
+    driver.add_notice_handler(lambda notice: notices.append(notice.message_primary))
+    connection.execute(text("REINDEX INDEX ann"))
+    (real,) = [int(found[1]) for notice in notices if (found := re.search(r"after (\d+) tuples", notice))]
+    assert said == pytest.approx(real, rel=0.1)
+
+
+def test_lists_that_cannot_be_built_again(connection, fill):
+    table = fill(IVFFlat("vector", name="ann", lists=60), rows=3000)
+    create(connection, table.c.vector)
+    assert codes(check(connection)) == []
     connection.execute(text("SET LOCAL maintenance_work_mem = '1MB'"))
     (finding,) = [found for found in check(connection) if found.code == "memory"]
-    assert "its graph takes 1.6 MB, and maintenance_work_mem is 1.0 MB" in finding.message
+    assert "a REINDEX or a restore fails" in finding.message
+    with pytest.raises(DBAPIError, match="memory required"), connection.begin_nested():
+        connection.execute(text("REINDEX INDEX ann"))
+    wanted = re.search(r"maintenance_work_mem to (\d+kB)", finding.fix)[1]
+    connection.execute(text(f"SET LOCAL maintenance_work_mem = '{wanted}'"))
+    connection.execute(text("REINDEX INDEX ann"))
+    assert codes(check(connection)) == []
+
+
+def test_smaller_indexes_are_of_use_where_they_are_declared(connection, fill):
+    table = fill(
+        HNSW("vector", name="half", quantize="half"),
+        HNSW("vector", name="bits", quantize="bit"),
+        HNSW("vector", name="part", dimensions=16),
+        rows=300,
+    )
+    for index in table.indexes:
+        create(connection, index)
+    (half,) = [index for index in table.indexes if index.name == "half"]
+    assert codes(check(connection)) == codes(check(connection, half)) == []
+    other = 'CREATE INDEX odd ON "Item" USING hnsw (l2_normalize(vector) vector_l2_ops)'
+    with connection.begin_nested() as savepoint:
+        connection.execute(
+            text(other.replace("(l2", "((l2").replace("(vector) v", "(vector)::vector(32)) v"))
+        )
+        assert [found.code for found in check(connection, half) if found.index == "odd"][:1] == ["cast"]
+        savepoint.rollback()
+    connection.execute(text("DROP INDEX half"))
+    connection.execute(text('CREATE INDEX half ON "Item" USING hnsw ((vector::halfvec(32)) halfvec_l2_ops)'))
+    assert [(found.code, found.index) for found in check(connection, half) if found.code == "metric"] == [
+        ("metric", "half")
+    ]
+
+
+def test_registered_columns_say_what_their_queries_order_by(engine):
+    """Without a model at hand: the metric of the registry, and any expression that a model may declare."""
+    models = Models(encoder=HashEncoder(16), index=HNSW())
+    with Session(engine) as session:
+        install(session.connection())
+        models.base.metadata.create_all(session.connection())
+        session.add_all(models.article(title=f"word {n}") for n in range(50))
+        session.commit()
+        connection = session.connection()
+        create(connection, models.article.embedding)
+        on = "ON article USING hnsw"
+        half = f"CREATE INDEX half {on} ((embedding::halfvec(16)) halfvec_cosine_ops)"
+        connection.execute(text(half))
+        assert codes(check(connection)) == []
+        connection.execute(text(f"CREATE INDEX far {on} (embedding vector_l2_ops)"))
+        connection.execute(
+            text(f"CREATE INDEX unit {on} ((l2_normalize(embedding)::vector(16)) vector_cosine_ops)")
+        )
+        found = [(finding.code, finding.index) for finding in check(connection)]
+        assert [each for each in found if each[0] != "old-pgvector"] == [("metric", "far"), ("cast", "unit")]
+        session.rollback()
+        models.base.metadata.drop_all(session.connection())
+        session.commit()
+
+
+def test_partitions_are_looked_at_with_their_table(engine):
+    index = HNSW("vector", name="ann")
+    columns = Column("id", Integer, primary_key=True), Column("vector", VectorType(32))
+    table = Table("Item", MetaData(), *columns, index, postgresql_partition_by="RANGE (id)")
+    with engine.begin() as connection:
+        table.create(connection)
+        connection.exec_driver_sql('CREATE TABLE part PARTITION OF "Item" FOR VALUES FROM (0) TO (9000)')
+        rows = [{"id": key, "vector": vector} for key, vector in enumerate(clustered(2000))]
+        connection.execute(insert(table), rows)
+        connection.exec_driver_sql('CREATE INDEX ann ON ONLY "Item" USING hnsw (vector vector_cosine_ops)')
+        (finding,) = [found for found in check(connection, index) if found.code == "invalid"]
+        assert "not finished" in finding.message
+        create(connection, index)
+        assert codes(check(connection, index)) == codes(check(connection)) == []
+        connection.exec_driver_sql("SET LOCAL maintenance_work_mem = '1MB'")
+        assert [
+            (found.code, found.index) for found in check(connection, index) if found.code == "spilled"
+        ] == [("spilled", "part_vector_idx")]
 
 
 def test_drift(connection, fill):
@@ -96,12 +198,36 @@ def test_drift(connection, fill):
 
 
 @pytest.mark.parametrize(
-    ("version", "hnsw", "ivfflat"),
-    [("0.8.1", 3, 1), ("0.8.2", 2, 1), ("0.8.5", 0, 1), ("0.8.7", 0, 0), ("0.10.0", 0, 0)],
+    ("version", "hnsw", "ivfflat", "ivfflat_on_32_bit"),
+    [
+        ("0.5.1", 2, 1, 2),
+        ("0.8.1", 3, 1, 2),
+        ("0.8.2", 2, 1, 2),
+        ("0.8.5", 0, 1, 2),
+        ("0.8.6", 0, 1, 1),
+        ("0.8.7", 0, 0, 0),
+        ("0.10.0", 0, 0, 0),
+    ],
 )
-def test_known_bugs(version, hnsw, ivfflat):
-    for method, expected in (("hnsw", hnsw), ("ivfflat", ivfflat)):
-        facts = ("public", "ann", "t", "t", "v", None, method, "vector_l2_ops", {}, None)
-        facts = (*facts, True, False, False, [], None, 0)
-        messages = [finding.message for finding in _old(StandingIndex(1, *facts), version)]
-        assert sum(message.count(";") + 1 for message in messages) == expected
+def test_known_bugs(version, hnsw, ivfflat, ivfflat_on_32_bit):
+    assert len(bugs_of("hnsw", version)) == hnsw
+    assert len(bugs_of("ivfflat", version)) == ivfflat
+    assert len(bugs_of("ivfflat", version, is_32_bit=True)) == ivfflat_on_32_bit
+
+
+def test_an_old_pgvector_is_found_by_what_the_server_says(connection, fill):
+    table = fill(HNSW("vector", name="ann"), rows=100)
+    create(connection, table.c.vector)
+
+    def found(version):
+        connection.execute(
+            text("UPDATE pg_extension SET extversion = :version WHERE extname = 'vector'"),
+            {"version": version},
+        )
+        return [finding for finding in check(connection) if finding.code == "old-pgvector"]
+
+    (finding,) = found("0.8.1")
+    assert "CVE-2026-3172" in finding.message
+    assert "issues/959" in finding.message
+    assert "Install pgvector 0.8.4" in finding.fix
+    assert found("0.8.7") == []

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from pgembed import HNSW, Vector, embedding_column, indexes
 from pgembed.cli.main import app
-from pgembed.indexes import checking
+from pgembed.indexes import bugs
 
 VERBS = ("paint", "sell", "fix", "clean", "buy", "draw", "rent", "lift")
 NOUNS = ("house", "car", "table", "dress", "boat", "window", "bike", "lamp")
@@ -102,7 +102,7 @@ def test_texts_for_a_column_that_is_no_embedding_need_an_encoder(run, tmp_path):
 
 
 def test_check_says_what_is_wrong_and_exits_with_1(engine, run, monkeypatch):
-    monkeypatch.setattr(checking, "BUGS", ())
+    monkeypatch.setattr(bugs, "BUGS", ())
     run("create", '"Item"', "vector", "--workers", "0")
     assert "nothing is wrong" in run("check")
     assert json.loads(run("check", "--json")) == []

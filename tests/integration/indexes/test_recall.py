@@ -7,6 +7,7 @@ import json
 import struct
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,7 +18,8 @@ from pgembed import HNSW, IVFFlat
 from pgembed.database import install
 from pgembed.exc import DimensionMismatchError, MissingExtraError, QueryError
 from pgembed.indexes import IndexMissingError, IndexNotUsedError, create, plot, recall, sweep, tune
-from pgembed.indexes.measuring import SETTINGS, Bench
+from pgembed.indexes.measuring import Bench
+from pgembed.indexes.methods import ACCESS_METHODS
 from pgembed.indexes.sweeping import figure
 from pgembed.testing import HashEncoder
 
@@ -232,7 +234,8 @@ def test_tuning_takes_the_cheapest_that_reaches(engine, poor):
 
 def test_what_no_setting_reaches_is_said(engine, fill, monkeypatch):
     """A graph whose nodes have two links has rows that no search comes to."""
-    monkeypatch.setitem(SETTINGS, "hnsw", ("ef_search", 1, 8, "strict_order"))
+    hnsw = ACCESS_METHODS["hnsw"]
+    monkeypatch.setitem(ACCESS_METHODS, "hnsw", replace(hnsw, search=replace(hnsw.search, high=8)))
     table = fill(HNSW("vector", name="ann", m=2, ef_construction=4, metric="l2"), rows=2000)
     with engine.begin() as connection:
         create(connection, table.c.vector, workers=0)
