@@ -238,8 +238,8 @@ def _of_memory(index: StandingIndex, facts: Row[Any]) -> Iterator[Finding]:
             "spilled",
             index.name,
             f"its graph takes {needed}, and maintenance_work_mem is {setting}: with that a build, as in a "
-            f"REINDEX or a restore, spills after about {fitted:,} of {rows:,} rows and takes several times as "
-            "long. Whether its own build did is not recorded; the index would be as good",
+            f"REINDEX or a restore, spills after about {fitted:,} of {rows:,} rows and takes several times "
+            "as long. Whether its own build did is not recorded; the index would be as good",
             fix,
         )
     else:

@@ -83,7 +83,7 @@ def reasons(
     """Why ``index`` is not in the plan ``root``; at least one reason."""
     found = [*_of_index(connection, index), *_of_plan(index, root, _version(connection))]
     if not found:
-        found = [_of_cost(connection, index, statement, parameters)]
+        found = [_of_cost(connection, index, root, statement, parameters)]
     return tuple(found)
 
 
@@ -122,6 +122,7 @@ def _of_index(connection: Connection, index: StandingIndex) -> Iterator[str]:
 def _of_plan(index: StandingIndex, root: dict[str, Any], version: int) -> Iterator[str]:
     found = list(nodes(root))
     keys = [key for node in found for key in node.get("Sort Key", ())]
+    keys += [node["Order By"] for node in found if "Order By" in node]  # what another index gives
     ordered = [key for key in keys if _OPERATOR.search(key) or _FUNCTION.search(key)]
     if not ordered:
         yield "nothing is ordered by a distance: it serves ORDER BY distance LIMIT n"
@@ -157,13 +158,23 @@ def _of_key(index: StandingIndex, key: str) -> Iterator[str]:
         return
     if index.operator is not None and operator[1] != index.operator:
         yield f"ordered by {operator[1]}, and it serves {index.operator} ({index.opclass})"
+    sides = expression[: operator.start()], expression[operator.end() :]
+    own = index.expression or index.column or ""
+    within = sides[0].count("(") != sides[0].count(")")  # the distance is part of an expression
+    if not within and _plain(own) in map(_plain, sides):
+        return
     cast = _CAST.match(expression)
-    if cast is not None and index.expression is None:
+    if index.expression is not None and not within:
+        yield f"ordered by {_bare(sides[0])}, and it is on the expression {_bare(index.expression)}"
+    elif cast is not None:
         yield f"ordered by the column cast to {cast[1]}, and it is on the column itself"
-    elif (expression.startswith("(") and cast is None) or not re.match(r"[(\w\"]", expression):
+    elif within or not re.match(r"[\w\"]", expression):
         yield "ordered by an expression over the distance, such as 1 - distance: order by the distance alone"
-    elif index.expression is not None and cast is None:
-        yield f"ordered by the column, and it is on the expression {index.expression}"
+
+
+def _plain(expression: str) -> str:
+    """Without what Postgres writes differently in a plan and in the definition of an index."""
+    return re.sub(r"(?:\"[^\"]+\"|\b\w+)\.|[()\" ]", "", expression)
 
 
 def _bare(expression: str) -> str:
@@ -186,6 +197,7 @@ def _closing(expression: str) -> int | None:
 def _of_cost(
     connection: Connection,
     index: StandingIndex,
+    root: dict[str, Any],
     statement: ClauseElement,
     parameters: Mapping[str, Any] | None,
 ) -> str:
@@ -195,6 +207,17 @@ def _of_cost(
         possible = uses(plan_of(connection, statement, parameters), index)
     finally:
         savepoint.rollback()
+    kinds = " ".join(node["Node Type"] for node in nodes(root))
     if possible:
-        return "it could be used; the planner takes another plan to be cheaper (few rows, or a large LIMIT)"
-    return "it cannot give this order: the query vector is volatile, or the rows are joined before the LIMIT"
+        return (
+            "it could be used; the planner takes another plan to be cheaper (few rows, conditions that few "
+            "rows meet, or a large LIMIT)"
+        )
+    others = [name for node in nodes(root) if "Order By" in node and (name := node.get("Index Name"))]
+    if others:
+        return f"{', '.join(others)} gives the same order"
+    if "Aggregate" in kinds or "Unique" in kinds:
+        return "rows are grouped before they are ordered: take the nearest in a subquery, and group those"
+    if "Join" in kinds or "Nested Loop" in kinds:
+        return "rows are joined before the LIMIT: take the nearest in a subquery, and join those"
+    return "it cannot give this order: the query vector is volatile, computed anew for each row"

@@ -26,6 +26,10 @@ def corpus(module_url):
     table = fill_table(engine, HNSW("vector", name="ann"), rows=5000)
     with engine.begin() as connection:
         create(connection, table.c.vector)
+        connection.exec_driver_sql(
+            "CREATE FUNCTION anew() RETURNS vector VOLATILE LANGUAGE sql "
+            "AS $$ SELECT array_agg(random() + g)::vector FROM generate_series(1, 32) AS g $$"
+        )
     yield engine, table
     engine.dispose()
 
@@ -54,6 +58,27 @@ def connection(corpus):
         (NEAREST + "CAST(vector AS halfvec(32)) <=> CAST(:q AS halfvec) LIMIT 5", r"cast to halfvec\(32\)"),
         (NEAREST + "vector <=> CAST(:q AS vector)", "there is no LIMIT"),
         (COUNTED, "a window function"),
+        (NEAREST + "vector <=> anew() LIMIT 5", "the query vector is volatile"),
+        (NEAREST + 'vector <=> (SELECT vector FROM "Item" WHERE id = 3) LIMIT 5', None),
+        ('SELECT i.vector <=> CAST(:q AS vector) AS d FROM "Item" AS i ORDER BY d LIMIT 5', None),
+        (
+            'SELECT n.id FROM (SELECT * FROM "Item" LIMIT 3) AS o, '
+            'LATERAL (SELECT id FROM "Item" AS i ORDER BY i.vector <=> o.vector LIMIT 2) AS n',
+            None,
+        ),
+        (
+            'SELECT a.id FROM "Item" AS a JOIN "Item" AS b ON b.id = a.id + 1 '
+            "ORDER BY a.vector <=> b.vector LIMIT 5",
+            "joined before the LIMIT",
+        ),
+        (
+            'SELECT id % 3, min(vector <=> CAST(:q AS vector)) FROM "Item" GROUP BY 1 ORDER BY 2 LIMIT 5',
+            "grouped before they are ordered",
+        ),
+        (
+            'SELECT id FROM "Item" WHERE id < 20 ORDER BY vector <=> CAST(:q AS vector) LIMIT 5',
+            "conditions that few rows meet",
+        ),
         (NEAREST + "id LIMIT 5", "nothing is ordered by a distance"),
         (NEAREST + "vector <=> CAST(:q AS vector) LIMIT 4900", "takes another plan to be cheaper"),
     ],
@@ -100,3 +125,50 @@ def test_partial_indexes(connection, table):
     within = explain(connection, statement.format("WHERE id < 1500"), {"q": QUERY})
     assert "it is partial" in without.unused["part"][0]
     assert within.used == ("part",)
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "used", "reason"),
+    [
+        ("CAST(vector AS halfvec(32))", "<=> CAST({} AS halfvec(32))", "half", None),
+        ("binary_quantize(vector)::bit(32)", "<~> binary_quantize({})", "bits", None),
+        ("subvector(vector, 1, 16)::vector(16)", "<=> subvector({}, 1, 16)", "part", None),
+        (
+            "CAST(vector AS halfvec)",
+            "<=> CAST({} AS halfvec)",
+            "half",
+            r"::halfvec, and it is on .*halfvec\(32\)",
+        ),
+        ("binary_quantize(vector)", "<~> binary_quantize({})", "bits", r"and it is on .*bit\(32\)"),
+        ("subvector(vector, 1, 16)", "<=> subvector({}, 1, 16)", "part", r"and it is on .*vector\(16\)"),
+        ("vector", "<=> {}", "half", r"ordered by .*vector, and it is on .*halfvec\(32\)"),
+    ],
+)
+def test_indexes_on_expressions(connection, left, right, used, reason):
+    connection.execute(text("DROP INDEX ann"))
+    for name, expression, opclass in (
+        ("half", "vector::halfvec(32)", "halfvec_cosine_ops"),
+        ("bits", "binary_quantize(vector)::bit(32)", "bit_hamming_ops"),
+        ("part", "subvector(vector, 1, 16)::vector(16)", "vector_cosine_ops"),
+    ):
+        connection.execute(text(f'CREATE INDEX {name} ON "Item" USING hnsw (({expression}) {opclass})'))
+    order = left + " " + right.format(f"CAST('{QUERY}' AS vector)")
+    explanation = explain(connection, connection_text(NEAREST + order + " LIMIT 5"))
+    if reason is None:
+        assert explanation.used == (used,)
+        assert all("and it is on the expression" in str(why) for why in explanation.unused.values())
+    else:
+        assert explanation.used == ()
+        assert re.search(reason, " ".join(explanation.unused[used]))
+
+
+def connection_text(statement):
+    """Two colons are a cast, not a parameter."""
+    return statement.replace("::", "\\:\\:")
+
+
+def test_another_index_that_gives_the_same_order(connection, table):
+    connection.execute(text('CREATE INDEX twin ON "Item" USING hnsw (vector vector_cosine_ops)'))
+    explanation = explain(connection, NEAREST + "vector <=> CAST(:q AS vector) LIMIT 5", {"q": QUERY})
+    (why,) = explanation.unused.values()
+    assert why[0].endswith("gives the same order") or "cheaper" in why[0]
