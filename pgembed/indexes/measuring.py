@@ -127,9 +127,9 @@ class Bench:
         if not (isinstance(k, int) and k >= 1):
             raise QueryError(f"k={k!r}; needed is a whole number of at least 1")
         found = require(connection, index)
-        if what.metric is None or found.metric != what.metric.name:
+        metric = what.search_metric
+        if metric is None or what.metric is None or found.metric != what.metric.name:
             raise DeclarationError(f"{found.name}: it stands with {found.opclass}, and is declared otherwise")
-        metric: Metric = getattr(index, "metric", what.metric)
         search = ACCESS_METHODS[found.access_method].search
         if search is None:
             raise DeclarationError(f"{found.name}: {found.access_method} has no setting to search with")
@@ -163,7 +163,8 @@ class Bench:
             if wrong is not None:
                 raise QueryError(f"{other} is not for {self.index.access_method}: use {name}=")
         if value is None:
-            return self.search.suitable(self.what.candidates(self.k), self.parameters)
+            wanted = max(self.k, math.ceil(self.what.candidates(self.k) / 2))  # as the query helpers do
+            return int(self.search.suitable(wanted, self.parameters))
         if not (isinstance(value, int) and low <= value <= high):
             raise QueryError(f"{name}={value!r}; pgvector takes {low} to {high}")
         return value

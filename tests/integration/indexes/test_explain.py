@@ -72,7 +72,7 @@ def connection(corpus):
             "joined before the LIMIT",
         ),
         (
-            'SELECT id % 3, min(vector <=> CAST(:q AS vector)) FROM "Item" GROUP BY 1 ORDER BY 2 LIMIT 5',
+            'SELECT id FROM "Item" GROUP BY id ORDER BY vector <=> CAST(:q AS vector) LIMIT 5',
             "grouped before they are ordered",
         ),
         (
