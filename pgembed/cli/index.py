@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from sqlalchemy import Connection, Engine, Index
 
 from pgembed import indexes
-from pgembed.cli.known import encoded, index_on
+from pgembed.cli.known import Form, encoded, index_on
 from pgembed.cli.options import AsJson, DatabaseUrl, open_engine
 from pgembed.indexes import Recall
 from pgembed.indexes.asking import Queries
@@ -27,7 +27,23 @@ TableName = Annotated[str, typer.Argument(help='The table, as SQL writes it: art
 ColumnName = Annotated[str, typer.Argument(help="Its vector column.")]
 Method = Annotated[str | None, typer.Option(help="hnsw (as a rule) or ivfflat.", show_default=False)]
 Metric = Annotated[
-    str | None, typer.Option(help="cosine, l2 or inner_product; by default the column's.", show_default=False)
+    str | None,
+    typer.Option(help="cosine, l2, inner_product, l1, ...; by default the column's.", show_default=False),
+]
+Quantize = Annotated[
+    str | None, typer.Option(help="half or bit: index smaller values of the vectors.", show_default=False)
+]
+Dimensions = Annotated[
+    int | None, typer.Option(help="Index the first so many dimensions.", show_default=False)
+]
+Where = Annotated[
+    str | None, typer.Option(help="Index the rows that meet a condition, as SQL.", show_default=False)
+]
+NewName = Annotated[
+    str | None, typer.Option("--index", help="What to call it.", show_default="ix_<table>_<column>_...")
+]
+IndexName = Annotated[
+    str | None, typer.Option("--index", help="Which index, of several of the column.", show_default=False)
 ]
 M = Annotated[int | None, typer.Option("--m", help="HNSW: connections of a node.", show_default="16")]
 EfConstruction = Annotated[
@@ -57,8 +73,12 @@ def plan(
     table: TableName,
     column: ColumnName,
     url: DatabaseUrl,
+    name: NewName = None,
     method: Method = None,
     metric: Metric = None,
+    quantize: Quantize = None,
+    dimensions: Dimensions = None,
+    where: Where = None,
     m: M = None,
     ef_construction: EfConstruction = None,
     lists: Lists = None,
@@ -67,10 +87,20 @@ def plan(
 ) -> None:
     """What building an index takes: memory, disk, time; and which index suits so many rows."""
     parameters = {"m": m, "ef_construction": ef_construction, "lists": lists}
+    form = Form(quantize, dimensions, where)
     with open_engine(url) as engine, engine.begin() as connection:
-        found = indexes.plan(
-            connection, index_on(connection, table, column, method, metric, parameters), workers=workers
+        index = index_on(
+            connection,
+            table,
+            column,
+            name=name,
+            new=True,
+            method=method,
+            metric=metric,
+            form=form,
+            parameters=parameters,
         )
+        found = indexes.plan(connection, index, workers=workers)
     if as_json:
         typer.echo(json.dumps(found.as_dict(), indent=2))
         return
@@ -92,8 +122,12 @@ def create(
     table: TableName,
     column: ColumnName,
     url: DatabaseUrl,
+    name: NewName = None,
     method: Method = None,
     metric: Metric = None,
+    quantize: Quantize = None,
+    dimensions: Dimensions = None,
+    where: Where = None,
     m: M = None,
     ef_construction: EfConstruction = None,
     lists: Lists = None,
@@ -102,9 +136,20 @@ def create(
 ) -> None:
     """Build an index while the table is read and written, with the memory that it needs."""
     parameters = {"m": m, "ef_construction": ef_construction, "lists": lists}
+    form = Form(quantize, dimensions, where)
     with open_engine(url) as engine:
         with engine.begin() as connection:
-            index = index_on(connection, table, column, method, metric, parameters)
+            index = index_on(
+                connection,
+                table,
+                column,
+                name=name,
+                new=True,
+                method=method,
+                metric=metric,
+                form=form,
+                parameters=parameters,
+            )
         _with_progress(
             lambda report: indexes.create_concurrently(engine, index, workers=workers, on_progress=report)
         )
@@ -116,6 +161,7 @@ def reindex(
     table: TableName,
     column: ColumnName,
     url: DatabaseUrl,
+    name: IndexName = None,
     m: M = None,
     ef_construction: EfConstruction = None,
     lists: Lists = None,
@@ -126,7 +172,7 @@ def reindex(
     parameters = {"m": m, "ef_construction": ef_construction, "lists": lists}
     with open_engine(url) as engine:
         with engine.begin() as connection:
-            index = index_on(connection, table, column, None, None, parameters)
+            index = index_on(connection, table, column, name=name, parameters=parameters)
         _with_progress(lambda report: indexes.reindex(engine, index, workers=workers, on_progress=report))
         _print_standing(engine, index, as_json)
 
@@ -136,6 +182,7 @@ def recall(
     table: TableName,
     column: ColumnName,
     url: DatabaseUrl,
+    name: IndexName = None,
     queries: Count = 200,
     texts: Texts = None,
     encoder: EncoderName = None,
@@ -154,7 +201,7 @@ def recall(
             "it takes all settings: leave --ef-search and --probes out", param_hint="--plot"
         )
     with open_engine(url) as engine, engine.begin() as connection:
-        index = index_on(connection, table, column, None, None, {})
+        index = index_on(connection, table, column, name=name)
         asked = _asked(connection, table, column, queries, texts, encoder)
         if plot is None:
             found = indexes.recall(connection, index, queries=asked, k=k, ef_search=ef_search, probes=probes)
@@ -174,6 +221,7 @@ def tune(
     table: TableName,
     column: ColumnName,
     url: DatabaseUrl,
+    name: IndexName = None,
     target_recall: Annotated[float, typer.Option(help="The share of neighbours to find, to 1.")] = 0.95,
     queries: Count = 400,
     texts: Texts = None,
@@ -183,7 +231,7 @@ def tune(
 ) -> None:
     """The cheapest ef_search or probes that reaches a recall; exit code 1 if none does."""
     with open_engine(url) as engine, engine.begin() as connection:
-        index = index_on(connection, table, column, None, None, {})
+        index = index_on(connection, table, column, name=name)
         asked = _asked(connection, table, column, queries, texts, encoder)
         found = indexes.tune(connection, index, target_recall=target_recall, queries=asked, k=k)
     if as_json:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import typer
-from sqlalchemy import Connection, MetaData, Table, text
+from sqlalchemy import Column, Connection, MetaData, Table, text
 
 from pgembed.cli.options import open_encoder
 from pgembed.columns import Array
+from pgembed.columns.types import shape_of
 from pgembed.exc import DeclarationError
 from pgembed.filling.registry import entries
 from pgembed.indexes import HNSW, IVFFlat, VectorIndex
 from pgembed.indexes.catalogue import StandingIndex, standing
+from pgembed.indexes.checking import is_form_of
 
 
 def registered(connection: Connection, table: str, column: str) -> dict[str, Any] | None:
@@ -43,20 +47,80 @@ def encoded(
         return opened.encode_queries(texts)
 
 
+@dataclass(frozen=True)
+class Form:
+    """What an index holds of a column, and of which rows: the options of the declarations.
+
+    :ivar where: the predicate, as SQL.
+    """
+
+    quantize: str | None = None
+    dimensions: int | None = None
+    where: str | None = None
+
+
 def index_on(
     connection: Connection,
     table: str,
     column: str,
-    method: str | None,
-    metric: str | None,
-    parameters: dict[str, int | None],
+    *,
+    name: str | None = None,
+    new: bool = False,
+    method: str | None = None,
+    metric: str | None = None,
+    form: Form | None = None,
+    parameters: Mapping[str, int | None] | None = None,
 ) -> VectorIndex:
     """The index that stands on the column, or else the one that is asked for.
 
-    :raises typer.BadParameter: there is no such table, column or access method.
+    :param name: which one, of several.
+    :param new: whether it need not stand there yet.
+    :param form: left out, any that stands will do, one on whole vectors of all rows first.
+    :raises typer.BadParameter: there is no such table, column, index or access method.
     :raises DeclarationError: a parameter of the other access method.
     """
-    import pgvector.sqlalchemy  # noqa: F401  (so that reflection knows the type)
+    reflected = _reflected(connection, table)
+    if column not in reflected.c:
+        raise typer.BadParameter(f"{table} has no column {column}", param_hint="COLUMN")
+    stand = standing(connection, table)
+    forms = [
+        (index, found)
+        for index in stand
+        if (found := _form_of(index, reflected.c[column])) is not None
+        and name in (None, index.name)
+        and method in (None, index.access_method)
+        # Predicates are not compared: Postgres writes them otherwise than people do.
+        and (form is None or replace(found, where=None) == replace(form, where=None))
+        and (form is None or (found.where is None) == (form.where is None))
+    ]
+    if name is not None and not forms and not new:
+        raise typer.BadParameter(f"{table}.{column} has no vector index {name}", param_hint="--index")
+    forms.sort(key=lambda pair: (pair[1] != Form(), not pair[0].valid))
+    there, formed = forms[0] if forms else (None, form or Form())
+    entry = registered(connection, table, column)
+    chosen = method or (there.access_method if there else "hnsw")
+    kinds: dict[str, type[HNSW] | type[IVFFlat]] = {"hnsw": HNSW, "ivfflat": IVFFlat}
+    if chosen not in kinds:
+        raise typer.BadParameter(f"{chosen}; needed is hnsw or ivfflat", param_hint="--method")
+    known = {"m", "ef_construction"} if chosen == "hnsw" else {"lists"}
+    stated = {key: value for key, value in (parameters or {}).items() if value is not None}
+    if foreign := stated.keys() - known:
+        raise DeclarationError(f"{', '.join(sorted(foreign))} is no parameter of {chosen}")
+    options: dict[str, Any] = (there.parameters if there else {}) | stated | asdict(formed)
+    of_index = there.metric if there is not None and formed.quantize != "bit" else None
+    index = kinds[chosen](
+        reflected.c[column],
+        name=there.name if there else name,
+        metric=metric or of_index or (entry["metric"] if entry else None),
+        **options,
+    )
+    if there is None and any(other.name == index.name for other in stand):
+        raise typer.BadParameter(f"{index.name} is another index: name this one", param_hint="--index")
+    return index
+
+
+def _reflected(connection: Connection, table: str) -> Table:
+    import pgvector.sqlalchemy  # noqa: F401  (so that reflection knows the types)
 
     place = connection.execute(
         text(
@@ -67,34 +131,19 @@ def index_on(
     ).one_or_none()
     if place is None:
         raise typer.BadParameter(f"there is no table {table}", param_hint="TABLE")
-    reflected = Table(
-        place.relname, MetaData(), schema=place.nspname, autoload_with=connection, resolve_fks=False
-    )
-    if column not in reflected.c:
-        raise typer.BadParameter(f"{table} has no column {column}", param_hint="COLUMN")
-    there = _standing_on(connection, table, column, method)
-    entry = registered(connection, table, column)
-    chosen = method or (there.access_method if there else "hnsw")
-    kinds: dict[str, type[HNSW] | type[IVFFlat]] = {"hnsw": HNSW, "ivfflat": IVFFlat}
-    if chosen not in kinds:
-        raise typer.BadParameter(f"{chosen}; needed is hnsw or ivfflat", param_hint="--method")
-    known = {"m", "ef_construction"} if chosen == "hnsw" else {"lists"}
-    stated = {name: value for name, value in parameters.items() if value is not None}
-    if foreign := stated.keys() - known:
-        raise DeclarationError(f"{', '.join(sorted(foreign))} is no parameter of {chosen}")
-    options: dict[str, Any] = (there.parameters if there else {}) | stated
-    return kinds[chosen](
-        reflected.c[column],
-        name=there.name if there else None,
-        metric=metric or (there.metric if there else None) or (entry["metric"] if entry else None),
-        **options,
-    )
+    return Table(place.relname, MetaData(), schema=place.nspname, autoload_with=connection, resolve_fks=False)
 
 
-def _standing_on(connection: Connection, table: str, column: str, method: str | None) -> StandingIndex | None:
-    there = [
-        index
-        for index in standing(connection, table)
-        if index.column == column and index.predicate is None and method in (None, index.access_method)
-    ]
-    return next((index for index in there if index.valid), there[0] if there else None)
+def _form_of(index: StandingIndex, column: Column[Any]) -> Form | None:
+    """The form of an index on the column or on an expression that ``quantize=`` and ``dimensions=`` make."""
+    if index.column == column.name:
+        return Form(where=index.predicate)
+    if index.expression is None or not is_form_of(index.expression, column.name):
+        return None
+    part = re.search(r"subvector\(.*, 1, (\d+)\)", index.expression)
+    halved = index.storage == "halfvec" and shape_of(column.type)[0] == "vector"
+    return Form(
+        "bit" if "binary_quantize(" in index.expression else "half" if halved else None,
+        int(part[1]) if part else None,
+        index.predicate,
+    )

@@ -162,8 +162,8 @@ def _of_no_query(
     for (relation, name), metric in wanted.items():
         if relation != index.relation:
             continue
-        if index.expression is not None and _is_over(index.expression, name):
-            known = _is_ours(index.expression, name)
+        if index.expression is not None and name in re.findall(r"\w+", index.expression):
+            known = is_form_of(index.expression, name)
             if not known or not (declared is None or index.name in declared):
                 yield Finding(
                     "cast",
@@ -184,14 +184,16 @@ def _of_no_query(
             )
 
 
-def _is_over(expression: str, column: str) -> bool:
-    return column in re.findall(r"\w+", expression)
-
-
-def _is_ours(expression: str, column: str) -> bool:
-    """Whether it is one that ``quantize=`` and ``dimensions=`` make."""
-    words = {word for word in re.findall(r"[^\W\d]\w*", expression) if word != column}
-    return words <= {"binary_quantize", "subvector", "vector", "halfvec", "bit"}
+def is_form_of(expression: str, column: str) -> bool:
+    """Whether an expression over the column is one that ``quantize=`` and ``dimensions=`` make."""
+    words = set(re.findall(r"[^\W\d]\w*", expression))
+    return column in words and words - {column} <= {
+        "binary_quantize",
+        "subvector",
+        "vector",
+        "halfvec",
+        "bit",
+    }
 
 
 def _by_figures(connection: Connection, index: StandingIndex, reads: int) -> Iterator[Finding]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from sqlalchemy import text
@@ -22,10 +23,10 @@ def run(engine, fill):
     fill(rows=6000)
     url = engine.url.render_as_string(hide_password=False)
 
-    def command(*arguments, code=0):
+    def command(*arguments, code=0, stream="stdout"):
         result = CliRunner().invoke(app, ["index", *arguments, "--url", url])
         assert result.exit_code == code, result.output
-        return result.stdout
+        return re.sub(r"[│\s]+", " ", getattr(result, stream)) if stream == "output" else result.stdout
 
     return command
 
@@ -51,6 +52,33 @@ def test_from_plan_to_reindex(engine, run):
 
     again = json.loads(run("reindex", *item, "--m", "12", "--workers", "0", "--json"))
     assert (again["index"], again["parameters"]) == (name, {"m": 12, "ef_construction": 64})
+
+
+def test_indexes_of_smaller_values_and_of_some_rows(run):
+    item = ('"Item"', "vector")
+    created = {}
+    for form in (
+        ["--quantize", "half"],
+        ["--quantize", "bit", "--dimensions", "24"],
+        ["--where", "id % 2 = 0"],
+    ):
+        planned = json.loads(run("plan", *item, *form, "--json"))
+        created[form[1]] = json.loads(run("create", *item, *form, "--workers", "0", "--json"))
+        assert created[form[1]]["size"] <= 1.1 * planned["disk"]
+        again = json.loads(run("create", *item, *form, "--workers", "0", "--json"))
+        assert again["index"] == created[form[1]]["index"]
+    names = [facts["index"] for facts in created.values()]
+    assert names == ["ix_Item_vector_hnsw_half", "ix_Item_vector_hnsw_24_bit", "ix_Item_vector_hnsw"]
+    assert "name this one" in run("create", *item, code=2, stream="output")
+    whole = json.loads(run("create", *item, "--index", "whole", "--workers", "0", "--json"))
+    assert (whole["index"], whole["size"] > created["id % 2 = 0"]["size"]) == ("whole", True)
+    for name in names[:2]:
+        found = json.loads(run("recall", *item, "--index", name, "--queries", "20", "--k", "3", "--json"))
+        assert found["index"] == name
+    assert (
+        json.loads(run("reindex", *item, "--index", names[1], "--m", "8", "--json"))["parameters"]["m"] == 8
+    )
+    assert "no vector index nothing" in run("recall", *item, "--index", "nothing", code=2, stream="output")
 
 
 def test_recall_of_texts_and_its_drawing(engine, minilm, minilm_folder, tmp_path, monkeypatch):
