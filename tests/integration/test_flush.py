@@ -368,6 +368,31 @@ def test_bad_vectors_and_texts_are_refused_with_their_facts(session: Session, mo
         session.flush()
 
 
+def test_a_text_that_the_server_gives_is_not_guessed(engine: Engine, hash_encoder: HashEncoder) -> None:
+    class Base(DeclarativeBase):
+        pass
+
+    class Page(Base):
+        __tablename__ = "page"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        title: Mapped[str]
+        body: Mapped[str | None] = mapped_column(server_default="the server's")
+        vec: Mapped[Vector | None] = embedding_column("title", "body", encoder=hash_encoder)
+
+    Base.metadata.create_all(engine)
+    with Session(engine) as session:
+        session.add(Page(title="flush"))
+        session.commit()
+        session.execute(insert(Page), [{"title": "bulk"}])
+        session.bulk_insert_mappings(Page, [{"title": "legacy"}])  # type: ignore[arg-type]
+        session.commit()
+        assert hash_encoder.calls == []
+        assert session.scalar(text("SELECT pending FROM pgembed.status")) == 3
+        session.add(Page(title="given", body="too"))
+        session.commit()
+        assert hash_encoder.calls == [("given\ntoo",)]
+
+
 def test_composite_keys_schemas_and_renamed_columns(engine: Engine, hash_encoder: HashEncoder) -> None:
     class Base(DeclarativeBase):
         pass

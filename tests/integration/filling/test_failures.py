@@ -59,6 +59,18 @@ def test_one_bad_row_among_10000_costs_only_itself(articles: Articles) -> None:
     articles.check()
 
 
+def test_attempts_are_counted_by_text(articles: Articles) -> None:
+    articles.insert("a")
+    target = articles.target
+    for text_, attempts in (("a", 1), ("a", 2), ("b", 1), (None, 1), (None, 2)):
+        digest = articles.embedding.declaration.digest((text_,))
+        with articles.engine.begin() as connection:
+            failures.record(connection, target, "[1]", digest, "refused", pause=timedelta(seconds=1))
+        (failure,) = listed(articles)
+        assert failure.attempts == attempts
+        assert (failure.first_failed_at == failure.last_failed_at) == (attempts == 1)
+
+
 def test_a_failure_is_over_when_its_text_is(articles: Articles) -> None:
     """Before anybody has filled the row."""
     articles.insert("poison", "poison too")
@@ -171,7 +183,7 @@ def test_vectors_that_postgres_would_refuse_fail_alone(engine: Engine) -> None:
     articles.insert("a", "nan", "b")
     fill(articles)
     assert articles.pending() == {2}
-    assert "NaN" in listed(articles)[0].error
+    assert listed(articles)[0].error == "VectorValueError: the vector holds NaN or infinity"
     articles.check()
 
 
