@@ -368,6 +368,30 @@ def test_bad_vectors_and_texts_are_refused_with_their_facts(session: Session, mo
         session.flush()
 
 
+def test_a_column_that_says_raise_has_its_way_beside_one_that_says_pending(engine: Engine) -> None:
+    class Broken(HashEncoder):
+        def encode_documents(self, texts: Any) -> Any:
+            raise RuntimeError("broken")
+
+    encoder = Broken()
+
+    class Base(DeclarativeBase):
+        pass
+
+    class Page(Base):
+        __tablename__ = "page"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        title: Mapped[str]
+        one: Mapped[Vector | None] = embedding_column("title", encoder=encoder, on_error="pending")
+        two: Mapped[Vector | None] = embedding_column("title", encoder=encoder)
+
+    Base.metadata.create_all(engine)
+    with Session(engine) as session:
+        session.add(Page(title="a"))
+        with pytest.raises(RuntimeError, match="broken"):
+            session.commit()
+
+
 def test_a_text_that_the_server_gives_is_not_guessed(engine: Engine, hash_encoder: HashEncoder) -> None:
     class Base(DeclarativeBase):
         pass
