@@ -21,12 +21,14 @@ import time
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import corpus
 import numpy as np
 from contestants import Encode, fastembed, graph_for_fastembed, sentence_transformers
 
 from pgembed.encoders import Encoder, export_onnx
+from pgembed.encoders.feeds import fresh
 from pgembed.encoders.threads import available_threads
 from pgembed.encoders.tokens import TOKENIZER_FILE, Tokenizer
 
@@ -68,6 +70,22 @@ def medians(contestants: dict[str, Encode], texts: list[str], rounds: int) -> di
             encode(texts)
             seconds[name].append(time.perf_counter() - start)
     return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def query_latency(encoder: Encoder, rounds: int = 200) -> tuple[float, float]:
+    """Median seconds of a single query, nothing remembered, and of its bare forward pass."""
+    runtime: Any = encoder._opened()
+    query = "how do I compress file"
+    feed = runtime._feed(runtime._tokenizer([f"{query} 1"]), np.zeros(1, dtype=np.intp), 0, fresh)
+    seconds: dict[str, list[float]] = {"whole": [], "bare": []}
+    for index in range(rounds):
+        start = time.perf_counter()
+        encoder.encode_queries([f"{query} {index}"])
+        middle = time.perf_counter()
+        runtime._session.run(["embedding"], feed)
+        seconds["whole"].append(middle - start)
+        seconds["bare"].append(time.perf_counter() - middle)
+    return statistics.median(seconds["whole"]), statistics.median(seconds["bare"])
 
 
 def installed(packages: Sequence[str]) -> str:
@@ -114,6 +132,8 @@ def main() -> None:
             "mixed": corpus.mixed(options.texts),
             "256 tokens": corpus.long(options.texts // 6),
         }
+        whole, bare = query_latency(encoder)
+        print(f"a single query: {1000 * whole:.2f} ms, {whole / bare:.2f}x its forward pass")
         print(f"{'texts':12}{'encoder':24}{'texts/s':>9}{'tokens/s':>10}{'of sgemm':>10}{'pgembed is':>12}")
         for kind in options.kinds:
             texts = kinds[kind]

@@ -6,7 +6,8 @@ Usage::
 
 The same server runs twice, in a process of its own: as it is, and with batches of one request, each its own
 forward pass. The clients, connections of one other process, send search queries of about 4 to 12 tokens, each
-as soon as the last answer is there; on a small machine they take their share of the cores. Beside it stands
+as soon as the last answer is there; on a small machine they take their share of the cores. Beside it stand
+the processor time that the server takes for a request, which other work on the machine disturbs less, and
 what the machine allows: the same texts in this process without any server, one by one and in batches as large
 as there are clients.
 """
@@ -16,6 +17,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
 import selectors
 import socket
 import statistics
@@ -23,6 +25,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
 import corpus
 
@@ -79,13 +83,31 @@ def load(port: int, clients: int, seconds: float) -> list[float]:
     return latencies
 
 
-def measured(encoder: str, precision: str, batch: int, clients: int, seconds: float) -> list[float]:
-    """Latencies of the requests to a server of its own."""
+def processor_seconds(process: int) -> float:
+    """What a process has used so far, all threads."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+@dataclass
+class Run:
+    """A run against one server: the latency of each request, and the processor time of the server."""
+
+    latencies: list[float]
+    processor: float
+
+
+def measured(encoder: str, precision: str, batch: int, clients: int, seconds: float) -> Run:
+    """A run against a server of its own."""
     command = [sys.executable, "-W", "ignore", __file__, "--serve", encoder, precision, str(batch)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         port = int(process.stdout.readline())  # type: ignore[union-attr]
-        return load(port, clients, seconds)
+        before = processor_seconds(process.pid)
+        latencies = load(port, clients, seconds)
+        # the second that warms up is in it, with its requests
+        share = seconds / (seconds + 1)
+        return Run(latencies, (processor_seconds(process.pid) - before) * share)
     finally:
         process.terminate()
         process.wait()
@@ -105,26 +127,29 @@ def without_server(encoder: Encoder, batch: int, seconds: float) -> float:
 def compared(encoder: str, precision: str, clients: int, seconds: float, rounds: int) -> Iterator[str]:
     """Lines of the table for one precision."""
     batches = {"one by one": 1, "batched": 256}
-    latencies: dict[str, list[list[float]]] = {name: [] for name in batches}
+    runs: dict[str, list[Run]] = {name: [] for name in batches}
     ceilings: dict[str, list[float]] = {name: [] for name in batches}
     with Encoder(encoder, precision=precision) as opened:
         opened.open()
         for _ in range(rounds):
             for name, batch in batches.items():
-                latencies[name].append(measured(encoder, precision, batch, clients, seconds))
+                runs[name].append(measured(encoder, precision, batch, clients, seconds))
             for name, batch in batches.items():
                 ceilings[name].append(without_server(opened, min(batch, clients), seconds / 4))
-    rates = {name: statistics.median(map(len, runs)) / seconds for name, runs in latencies.items()}
-    for name, runs in latencies.items():
-        every = list(itertools.chain(*runs))
+    rates, costs = {}, {}
+    for name, several in runs.items():
+        every = list(itertools.chain(*(run.latencies for run in several)))
         p95 = statistics.quantiles(every, n=20)[-1]
+        rates[name] = statistics.median(len(run.latencies) for run in several) / seconds
+        costs[name] = statistics.median(run.processor / len(run.latencies) for run in several)
         yield (
             f"{precision:6}{name:12}{rates[name]:11.0f}{1000 * statistics.median(every):9.0f} ms"
-            f"{1000 * p95:7.0f} ms{statistics.median(ceilings[name]):16.0f}"
+            f"{1000 * p95:7.0f} ms{1000 * costs[name]:11.2f} ms{statistics.median(ceilings[name]):16.0f}"
         )
     ratio = rates["batched"] / rates["one by one"]
+    cost = costs["one by one"] / costs["batched"]
     ceiling = statistics.median(ceilings["batched"]) / statistics.median(ceilings["one by one"])
-    yield f"{precision:6}ratio {ratio:17.2f}{ceiling:37.2f}"
+    yield f"{precision:6}ratio {ratio:17.2f}{cost:36.2f}{ceiling:16.2f}"
 
 
 def main() -> None:
@@ -140,7 +165,7 @@ def main() -> None:
     options = parser.parse_args()
     encoder = options.encoder or str(packaged("all-MiniLM-L6-v2"))
     print(f"{options.clients} clients, single short texts, medians of {options.rounds} interleaved runs")
-    print(f"{'':18}{'requests/s':>11}{'median':>12}{'p95':>10}{'without server':>16}")
+    print(f"{'':18}{'requests/s':>11}{'median':>12}{'p95':>10}{'processor':>14}{'without server':>16}")
     for precision in options.precision:
         for line in compared(encoder, precision, options.clients, options.seconds, options.rounds):
             print(line, flush=True)
