@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import Connection, Index, Table, bindparam, text
-from sqlalchemy.types import String
+from sqlalchemy.types import ARRAY, String
 
 from pgembed.exc import DeclarationError
 from pgembed.indexes.errors import IndexBuildError, IndexMissingError
+from pgembed.indexes.methods import ACCESS_METHODS
 from pgembed.metrics import BY_NAME
 
 _STANDING = text("""
@@ -42,13 +43,13 @@ SELECT i.indexrelid AS oid,
   JOIN pg_catalog.pg_class AS c ON c.oid = i.indexrelid
   JOIN pg_catalog.pg_class AS t ON t.oid = i.indrelid
   JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
-  JOIN pg_catalog.pg_am AS m ON m.oid = c.relam AND m.amname IN ('hnsw', 'ivfflat')
+  JOIN pg_catalog.pg_am AS m ON m.oid = c.relam AND m.amname = ANY (CAST(:methods AS text[]))
   JOIN pg_catalog.pg_opclass AS o ON o.oid = i.indclass[0]
   LEFT JOIN pg_catalog.pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
  WHERE (i.indrelid = pg_catalog.to_regclass(:relation) OR :relation IS NULL)
    AND n.nspname NOT LIKE 'pg\\_temp\\_%'
  ORDER BY n.nspname, t.relname, c.relname
-""").bindparams(bindparam("relation", type_=String))
+""").bindparams(bindparam("relation", type_=String), bindparam("methods", type_=ARRAY(String)))
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ class StandingIndex:
 
 def standing(connection: Connection, relation: str | None = None) -> list[StandingIndex]:
     """The vector indexes of a table (its name as SQL writes it), or of the whole database."""
-    rows = connection.execute(_STANDING, {"relation": relation}).mappings()
+    rows = connection.execute(_STANDING, {"relation": relation, "methods": list(ACCESS_METHODS)}).mappings()
     return [
         StandingIndex(
             parameters=_parameters(row["options"]),

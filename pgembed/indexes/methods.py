@@ -11,7 +11,7 @@ One more (pgvectorscale's diskann, VectorChord's vchordrq) is one more entry::
     )
 
 and its indexes are declared as ``VectorIndex("embedding", using="diskann", parameters={...})``. Searches,
-``plan``, ``check`` and autogenerate look here.
+``create`` and autogenerate look here; what a build takes, and its recall, are known of pgvector's own alone.
 """
 
 from __future__ import annotations

@@ -38,7 +38,16 @@ from pgembed import (
     semantic_search,
 )
 from pgembed.exc import QueryError
-from pgembed.indexes import ACCESS_METHODS, AccessMethod, Parameter, Search, VectorIndex, explain
+from pgembed.indexes import (
+    ACCESS_METHODS,
+    AccessMethod,
+    Parameter,
+    Search,
+    VectorIndex,
+    create,
+    explain,
+    is_built,
+)
 from tests.integration.indexes.conftest import clustered
 from tests.integration.queries.conftest import plan_of
 
@@ -411,7 +420,9 @@ def test_another_access_method_is_one_entry(engine: Engine, monkeypatch: pytest.
             "OPERATOR 1 <=> (vector, vector) FOR ORDER BY float_ops, "
             "FUNCTION 1 vector_negative_inner_product(vector, vector), FUNCTION 2 vector_norm(vector)"
         )
-        connection.execute(CreateIndex(next(iter(table.indexes))))
+        assert not is_built(connection, table.c.v)
+        create(connection, table.c.v)
+        assert is_built(connection, table.c.v)
         statement = semantic_search(table.c.v, QUERY, limit=10)
         assert "Index Scan using ix_item_v_graph" in plan_of(connection, statement)
         assert share([row.id for row in connection.execute(statement)], nearest("cosine", 10)) >= 0.9
