@@ -130,10 +130,11 @@ def recommend(rows: int, dimensions: int) -> str:
     if rows < FEW_ROWS:
         return "no index: an exact scan of so few rows is fast, and finds all"
     if rows > 10_000_000:
-        return "partitions with an HNSW index each: the graph of so many rows outgrows the memory"
-    stored = "halfvec" if dimensions > 948 or rows > 1_000_000 else "vector"
+        return 'HNSW(quantize="bit"), or partitions: the graph of so many whole vectors outgrows the memory'
     construction = 128 if rows > 1_000_000 else 64
-    return f"HNSW(m=16, ef_construction={construction}) on a {stored} column"
+    if dimensions > 948 or rows > 1_000_000:
+        return f'HNSW(m=16, ef_construction={construction}, quantize="half"), or a halfvec column'
+    return f"HNSW(m=16, ef_construction={construction})"
 
 
 def declared_index(target: IndexTarget) -> Index:

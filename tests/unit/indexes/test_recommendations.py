@@ -12,10 +12,10 @@ from pgembed.indexes.planning import recommend
     ("rows", "dimensions", "expected"),
     [
         (9_999, 384, "no index"),
-        (10_000, 384, "ef_construction=64) on a vector"),
-        (10_000, 1024, "ef_construction=64) on a halfvec"),
-        (2_000_000, 384, "ef_construction=128) on a halfvec"),
-        (20_000_000, 384, "partitions"),
+        (10_000, 384, "ef_construction=64)"),
+        (10_000, 1024, 'ef_construction=64, quantize="half")'),
+        (2_000_000, 384, 'ef_construction=128, quantize="half")'),
+        (20_000_000, 384, 'quantize="bit"), or partitions'),
     ],
 )
 def test_recommendations(rows: int, dimensions: int, expected: str) -> None:
