@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 from sqlalchemy import Column as C
@@ -59,6 +60,15 @@ def test_an_interrupted_backfill_goes_on_where_it_was(engine: Engine) -> None:
     assert written == sum(map(len, calls[:2]))
     assert backfill(engine, articles.model.embedding, settings=FAST).written == 2000 - written
     articles.check()
+
+
+def test_a_throttle_bounds_the_rows_a_second(articles: Articles) -> None:
+    articles.insert(*(f"title {i}" for i in range(60)))
+    started = time.monotonic()
+    backfill(articles.engine, articles.model.embedding, throttle=30, settings=FAST)
+    assert time.monotonic() - started >= 1
+    assert max(map(len, articles.encoder.calls)) <= 30
+    assert articles.pending() == set()
 
 
 def test_an_estimate_encodes_a_sample_and_writes_nothing(articles: Articles) -> None:

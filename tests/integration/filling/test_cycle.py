@@ -249,6 +249,31 @@ def test_a_text_that_changes_while_it_is_encoded_gets_no_vector_of_the_old_one(e
     assert articles.count() == 4
 
 
+def test_a_text_that_changes_in_hand_does_not_wait_for_the_next_poll(engine: Engine) -> None:
+    """Its writer's notification comes too early: the row is still in hand."""
+    cycles: list[Cycle] = []
+
+    def change(texts: list[str]) -> bool:
+        if texts == ["one"]:
+            execute(engine, "UPDATE article SET title = 'two'")
+            cycles[0].wake()
+            time.sleep(0.5)
+        return False
+
+    articles = Articles(engine, Picky(change))
+    articles.insert("one")
+    cycles.append(Cycle(engine, articles.target, replace(FAST, poll=600)))
+    thread = threading.Thread(target=cycles[0].run, kwargs={"once": False})
+    thread.start()
+    deadline = time.monotonic() + 10
+    while articles.pending() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    cycles[0].stop()
+    thread.join()
+    assert articles.pending() == set()
+    articles.check()
+
+
 def test_a_vector_brought_by_the_user_meanwhile_wins(engine: Engine) -> None:
     target: list[Target] = []
 
