@@ -69,6 +69,7 @@ class Connection(asyncio.Protocol):
         self._arriving: Head | None = None
         self._writable = True
         self._refused = False
+        self._at_end = False
         self.last = time.monotonic()
 
     @property
@@ -99,6 +100,12 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:  # noqa: ARG002
         self._transport = None
+
+    def eof_received(self) -> bool:
+        """The client sends no more; what it has asked for is answered before the connection is closed."""
+        self._at_end = True
+        self._advance()
+        return not self.idle
 
     def pause_writing(self) -> None:
         self._writable = False
@@ -193,7 +200,7 @@ class Connection(asyncio.Protocol):
             return
         self.last = time.monotonic()
         self._write(status, body, keep_alive=head.keep_alive)
-        if not head.keep_alive:
+        if not head.keep_alive or (self._at_end and not self._buffer):
             self._transport.close()
             return
         self._transport.resume_reading()

@@ -157,6 +157,14 @@ def test_requests_in_pieces_and_in_a_row(server: Server) -> None:
         assert wire.answer()[2] == {"status": "ok"}
 
 
+def test_who_sends_no_more_is_answered(server: Server) -> None:
+    with Wire(server) as wire:
+        wire.send(request({"input": "the last"}) + request({"input": "the very last"}))
+        wire.socket.shutdown(socket.SHUT_WR)
+        assert wire.answer()[0] == wire.answer()[0] == 200
+        assert wire.closed
+
+
 def test_expectation(server: Server) -> None:
     """curl asks first, when a body is large."""
     whole = request({"input": "x" * 100_000}, "Expect: 100-continue")
