@@ -14,11 +14,14 @@ from typing import Any
 
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import CompileError
-from sqlalchemy.sql.elements import BooleanClauseList, ColumnElement, Grouping
+from sqlalchemy.sql.elements import BindParameter, BooleanClauseList, ColumnElement, Grouping
 from sqlalchemy.sql.operators import and_
+from sqlalchemy.sql.visitors import iterate
 
 from pgembed.indexes import Indexed
 
+#: White space, and what is quoted, in which it counts.
+_SPACE = re.compile(r"""('[^']*'|"[^"]*")|\s+""")
 _DIALECT: Any = postgresql.dialect()  # type: ignore[no-untyped-call]
 
 
@@ -53,10 +56,12 @@ def _texts(conditions: Sequence[Any]) -> Iterator[str | None]:
 
 def _text(condition: Any) -> str | None:
     clause = condition.__clause_element__() if hasattr(condition, "__clause_element__") else condition
+    if any(isinstance(found, BindParameter) and not found.unique for found in iterate(clause)):
+        return None  # a parameter by name, whose value is given or replaced later
     try:
         sql = clause.compile(
             dialect=_DIALECT, compile_kwargs={"literal_binds": True, "include_table": False}
         ).string
-    except (CompileError, NotImplementedError):  # a parameter whose value comes later
+    except (CompileError, NotImplementedError):  # a value that has no literal form
         return None
-    return re.sub(r"\s+", " ", sql).strip()
+    return _SPACE.sub(lambda found: found[1] or " ", sql).strip()

@@ -46,8 +46,10 @@ from pgembed.indexes import (
     VectorIndex,
     create,
     explain,
+    indexes_on,
     is_built,
 )
+from pgembed.queries.choosing import is_implied
 from tests.integration.indexes.conftest import clustered
 from tests.integration.queries.conftest import plan_of
 
@@ -430,3 +432,16 @@ def test_another_access_method_is_one_entry(engine: Engine, monkeypatch: pytest.
         with pytest.raises(QueryError, match=r"probes= is not for ix_item_v_graph.*use ef_search="):
             semantic_search(table.c.v, QUERY, probes=3)
         connection.rollback()
+
+
+def test_only_conditions_that_are_known_imply_a_partial_index() -> None:
+    table = make("item", HNSW("v", where="section =\n 'a b'", name="ab"))
+
+    def chosen(condition: Any) -> bool:
+        return is_implied(indexes_on(table.c.v)[0].where, [condition])
+
+    assert chosen(table.c.section == "a b")
+    assert not chosen(table.c.section == "a  b")
+    # The value comes with the execution, or may be replaced there. (No warning of a NULL either.)
+    assert not chosen(table.c.section == bindparam("section"))
+    assert not chosen(table.c.section == bindparam("section", "a b"))
