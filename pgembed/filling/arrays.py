@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from sqlalchemy.engine import Dialect
+from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.types import UserDefinedType
 
 from pgembed.columns import Array
@@ -50,3 +51,11 @@ class VectorArrayType(UserDefinedType[Any]):
             return [to_text(vector) for vector in vectors]
 
         return binary if dialect.driver == "psycopg" else texts
+
+
+@compiles(NamedType)
+@compiles(VectorArrayType)
+def _named(type_: Any, compiler: Any, **_: Any) -> str:
+    """Drivers whose placeholders are ``%s`` or ``%(name)s`` take ``%%`` for a per cent sign in a name."""
+    name: str = type_.get_col_spec()
+    return name.replace("%", "%%") if compiler.dialect.paramstyle in ("format", "pyformat") else name

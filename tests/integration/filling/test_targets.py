@@ -68,7 +68,7 @@ KEYS: dict[str, tuple[list[C[Any]], Any]] = {
     "others": (
         [
             C("n", Numeric(12, 4), primary_key=True),
-            C("e", Enum("Low", "high", name="Odd enum"), primary_key=True),
+            C("e", Enum("Low", "high", name="Odd enum %s"), primary_key=True),
             C("b", Boolean, primary_key=True),
             C("net", INET, primary_key=True),
             C("raw", LargeBinary, primary_key=True),
