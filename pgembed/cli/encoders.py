@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
+from pgembed.cli.options import print_table
 from pgembed.encoders import EncoderSpec, lookup
 from pgembed.encoders.spec import SPEC_FILE
 from pgembed.exc import EncoderFilesError
@@ -35,9 +35,11 @@ def show(
         typer.echo(json.dumps(spec.document(), indent=2, ensure_ascii=False))
         return
     table = Table(title=f"{spec.name} ({file.parent})", show_header=False, title_justify="left")
+    table.add_column()
+    table.add_column(overflow="fold")
     for name, value in _rows(spec):
         table.add_row(name, value)
-    Console().print(table)
+    print_table(table)
 
 
 def _rows(spec: EncoderSpec) -> list[tuple[str, str]]:
@@ -61,7 +63,9 @@ def _rows(spec: EncoderSpec) -> list[tuple[str, str]]:
 
 def list_() -> None:
     """List the encoders in the folders of PGEMBED_ENCODERS and the user's data folder."""
-    table = Table("name", "dimensions", "tokens", "fingerprint", "folder")
+    table = Table("name", "dimensions", "tokens")
+    for heading in ("fingerprint", "folder"):
+        table.add_column(heading, overflow="fold")
     for folder in lookup.folders():
         for file in sorted(folder.glob(f"*/{SPEC_FILE}")):
             try:
@@ -72,4 +76,4 @@ def list_() -> None:
             table.add_row(
                 file.parent.name, str(spec.dimensions), str(spec.max_tokens), spec.fingerprint, str(folder)
             )
-    Console().print(table)
+    print_table(table)

@@ -20,6 +20,7 @@ from pgembed.indexes.asking import Queries
 from pgembed.indexes.catalogue import find
 from pgembed.indexes.progress import OnProgress
 from pgembed.indexes.sizes import readable
+from pgembed.indexes.sweeping import check_drawing
 
 group = typer.Typer(no_args_is_help=True, help="Plan, build, measure and check vector indexes.")
 
@@ -200,6 +201,8 @@ def recall(
         raise typer.BadParameter(
             "it takes all settings: leave --ef-search and --probes out", param_hint="--plot"
         )
+    if plot is not None:
+        check_drawing(plot)
     with open_engine(url) as engine, engine.begin() as connection:
         index = index_on(connection, table, column, name=name)
         asked = _asked(connection, table, column, queries, texts, encoder)
@@ -284,7 +287,8 @@ def _asked(
 
 def _with_progress(work: Callable[[OnProgress], object]) -> None:
     columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("starting", total=None)
         work(
             lambda progress: bar.update(

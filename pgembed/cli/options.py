@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
+from rich.table import Table
 from sqlalchemy import Connection, Engine, create_engine, make_url, text
 from sqlalchemy.exc import ArgumentError
 
@@ -24,7 +27,14 @@ DatabaseUrl = Annotated[
         show_default=False,
     ),
 ]
+#: As many characters a line as no table has.
+_NO_LIMIT = 10_000
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def print_table(table: Table) -> None:
+    """Print a table, in the width of the terminal; in a pipe or a file no line is broken."""
+    Console(width=None if sys.stdout.isatty() else _NO_LIMIT).print(table)
 
 
 @contextmanager

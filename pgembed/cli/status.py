@@ -6,13 +6,12 @@ import json
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
-from pgembed.cli.options import AsJson, DatabaseUrl, connect, require_installed
+from pgembed.cli.options import AsJson, DatabaseUrl, connect, print_table, require_installed
 from pgembed.exc import PgembedError
 from pgembed.filling.cuts import count_cuts
 from pgembed.filling.targets import Refused, Target, registered_targets
@@ -58,7 +57,7 @@ def status(
     elif not rows:
         typer.echo("no embedding columns in this database")
     else:
-        Console().print(_table(rows, sampled=sample > 0))
+        print_table(_table(rows, sampled=sample > 0))
         for row in rows:
             if row.get("cut_problem") and not row["problem"]:
                 typer.echo(f"{row['relation']}.{row['column_name']}: cut texts unknown: {row['cut_problem']}")
@@ -87,7 +86,9 @@ def _cuts(
 
 
 def _table(rows: list[dict[str, Any]], *, sampled: bool) -> Table:
-    table = Table("column", "encoder", "fingerprint", box=None)
+    table = Table(box=None)
+    for heading in ("column", "encoder", "fingerprint"):
+        table.add_column(heading, overflow="fold")
     for heading in ("rows", "fresh", "pending", "failed"):
         table.add_column(heading, justify="right")
     table.add_column("index")

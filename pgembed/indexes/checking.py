@@ -20,7 +20,8 @@ from pgembed.indexes.partitions import leaves
 from pgembed.indexes.planning import IndexTarget, declared_index
 from pgembed.metrics import BY_NAME
 
-#: How often a table has been read before an index that was never used is called unused.
+#: How often a table has been read from end to end before an index that was never used is called unused. Reads
+#: through its other indexes do not count: they are of other queries, of writes by key, and of workers.
 READS = 1000
 #: How much more rows a search looks at than it would with even lists, before the clusters count as drifted.
 DRIFT = 4.0
@@ -29,7 +30,7 @@ _MANY = 2**31
 
 _FACTS = text("""
 SELECT coalesce(s.idx_scan, 0) AS scans,
-       coalesce(t.seq_scan, 0) + coalesce(t.idx_scan, 0) AS reads,
+       coalesce(t.seq_scan, 0) AS reads,
        greatest(c.reltuples, 0) AS rows,
        greatest(own.reltuples, 0) AS index_rows,
        a.atttypmod AS dimensions,
@@ -76,8 +77,8 @@ class Finding:
 def check(connection: Connection, target: IndexTarget | None = None, *, reads: int = READS) -> list[Finding]:
     """Look for what is wrong with the vector indexes of a table, or of the whole database.
 
-    Found are indexes that are invalid; never used although their table was read; at the mercy of a known bug
-    of the installed pgvector (:mod:`pgembed.indexes.bugs`); of a metric or an expression that no query of
+    Found are indexes that are invalid; never used although their table was scanned; at the mercy of a known
+    bug of the installed pgvector (:mod:`pgembed.indexes.bugs`); of a metric or an expression that no query of
     their column asks for; of a graph that does not fit this session's ``maintenance_work_mem``, or of lists
     that cannot be built with it; and IVFFlat indexes whose rows have moved away from the clusters, so that a
     search looks at several times the rows of an even list (measured on 30 random rows with ``probes = 1``). A
@@ -87,7 +88,7 @@ def check(connection: Connection, target: IndexTarget | None = None, *, reads: i
     have done.
 
     :param target: an index, or a column (or mapped attribute) whose table is looked at.
-    :param reads: how often a table has been read before an index that was never used is a finding.
+    :param reads: how often a table has been scanned before an index that was never used is a finding.
     :raises DeclarationError: no index is declared on the column.
     """
     declared = None if target is None else declared_index(target)
@@ -202,7 +203,7 @@ def _by_figures(connection: Connection, index: StandingIndex, reads: int) -> Ite
         yield Finding(
             "unused",
             index.name,
-            f"never used, while its table was read {facts.reads:,} times; it takes "
+            f"never used, while its table was scanned without any {facts.reads:,} times; it takes "
             f"{sizes.readable(index.size)} and slows every write",
             "See why with pgembed.indexes.explain(connection, statement), or drop it",
         )

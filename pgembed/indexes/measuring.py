@@ -291,7 +291,8 @@ def interval(shares: Sequence[float], k: int) -> tuple[float, float, float]:
     n = min(max(independent, 1.0), float(queries * k))
     centre = (mean + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
     half = _Z / (1 + _Z**2 / n) * math.sqrt(mean * (1 - mean) / n + _Z**2 / (4 * n**2))
-    return mean, max(0.0, centre - half), min(1.0, centre + half)
+    # The mean lies in its interval, though where it is 0 or 1 the last digit of the sum may say otherwise.
+    return mean, min(mean, max(0.0, centre - half)), max(mean, min(1.0, centre + half))
 
 
 def _latency(milliseconds: Sequence[float]) -> Latency:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import Connection
 
-from pgembed.exc import MissingExtraError
+from pgembed.exc import DeclarationError, MissingExtraError
 from pgembed.indexes.asking import Queries
 from pgembed.indexes.errors import IndexNotUsedError
 from pgembed.indexes.measuring import Bench, Recall
@@ -17,6 +17,9 @@ from pgembed.indexes.tuning import candidates
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+#: How the name of a drawing may end.
+FORMATS = (".png", ".svg", ".pdf")
 
 
 def sweep(
@@ -44,9 +47,25 @@ def sweep(
 def plot(recalls: Sequence[Recall], path: Path | str) -> None:
     """Draw recall against latency into a file: PNG, SVG or PDF, as its name ends.
 
+    :raises DeclarationError: it ends otherwise, or its folder is not there.
     :raises MissingExtraError: matplotlib is not installed.
     """
+    check_drawing(path)
     figure(recalls).savefig(path)
+
+
+def check_drawing(path: Path | str) -> None:
+    """Refuse what :func:`plot` would refuse, before anything is measured.
+
+    :raises DeclarationError: the name ends otherwise than PNG, SVG and PDF files do, or without its folder.
+    :raises MissingExtraError: matplotlib is not installed.
+    """
+    _figure()
+    path = Path(path)
+    if path.suffix.lower() not in FORMATS:
+        raise DeclarationError(f"{path}: the name of a drawing ends with {', '.join(FORMATS)}")
+    if not path.parent.is_dir():
+        raise DeclarationError(f"{path}: there is no folder {path.parent}")
 
 
 def figure(recalls: Sequence[Recall]) -> Figure:
@@ -54,12 +73,7 @@ def figure(recalls: Sequence[Recall]) -> Figure:
 
     :raises MissingExtraError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtraError("matplotlib", "plot", needed_for="drawing recall against latency") from error
-    # Not by pyplot, which would look for a display.
-    drawn = Figure(figsize=(7, 4.5), dpi=150, layout="constrained")
+    drawn = _figure()(figsize=(7, 4.5), dpi=150, layout="constrained")
     axes = drawn.add_subplot()
     first = recalls[0]
     latencies = [found.approximate.p50 for found in recalls]
@@ -77,3 +91,12 @@ def figure(recalls: Sequence[Recall]) -> Figure:
     axes.set_title(f"{first.index}: {first.setting} at the points, {first.queries} queries")
     axes.legend(loc="lower right")
     return drawn
+
+
+def _figure() -> type[Figure]:
+    """Not by pyplot, which would look for a display."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingExtraError("matplotlib", "plot", needed_for="drawing recall against latency") from error
+    return Figure

@@ -117,6 +117,8 @@ def test_recall_of_texts_and_its_drawing(engine, minilm, minilm_folder, tmp_path
     tuned = json.loads(command("tune", *page, "--texts", str(texts), "--json"))
     assert tuned["unseen"]["queries"] == 1
     assert "leave --ef-search" in command("recall", *page, "--plot", "x.png", "--ef-search", "9", code=2)
+    command("recall", "gone", *page[1:], "--plot", "x.png", code=2)
+    command("recall", "gone", *page[1:], "--plot", "x.txt", code=1)  # refused before anything is looked at
     texts.write_text("\n")
     assert "no text" in command("recall", *page, "--texts", str(texts), code=2)
     with engine.begin() as connection:

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from pgembed import HNSW, IVFFlat
 from pgembed.database import install
-from pgembed.exc import DimensionMismatchError, MissingExtraError, QueryError
+from pgembed.exc import DeclarationError, DimensionMismatchError, MissingExtraError, QueryError
 from pgembed.indexes import IndexMissingError, IndexNotUsedError, create, plot, recall, sweep, tune
 from pgembed.indexes.measuring import Bench
 from pgembed.indexes.methods import ACCESS_METHODS
@@ -188,6 +188,12 @@ def test_a_sweep_ends_where_the_planner_takes_a_scan(engine, poor):
         connection.execute(text("SET LOCAL enable_indexscan = off"))
         with pytest.raises(IndexNotUsedError):
             sweep(connection, poor.c.vector, queries=10, k=5)
+
+
+def test_drawings_that_cannot_be_written(tmp_path):
+    for name, message in (("drawn.txt", r"ends with \.png, \.svg, \.pdf"), ("gone/drawn.svg", "no folder")):
+        with pytest.raises(DeclarationError, match=message):
+            plot([], tmp_path / name)
 
 
 def test_drawing_needs_its_extra(monkeypatch):

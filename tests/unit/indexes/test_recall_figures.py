@@ -27,6 +27,13 @@ def test_a_perfect_result_is_no_certainty() -> None:
     assert low == pytest.approx(0.9287, abs=1e-3)  # Wilson's interval of 50 out of 50
 
 
+def test_the_mean_lies_in_its_interval() -> None:
+    for queries in range(1, 300):
+        for share in (0.0, 1.0):
+            mean, low, high = interval([share] * queries, 10)
+            assert low <= mean == share <= high
+
+
 def test_independent_answers_give_wilsons_interval() -> None:
     """With one neighbour a query, each answer is independent: 80 of 100 is 0.711 to 0.867."""
     mean, low, high = interval([1.0] * 80 + [0.0] * 20, 1)
