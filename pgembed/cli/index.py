@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -13,11 +13,12 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from sqlalchemy import Connection, Engine, Index
 
 from pgembed import indexes
-from pgembed.cli.known import Form, encoded, index_on
+from pgembed.cli.known import encoded, index_on
 from pgembed.cli.options import AsJson, DatabaseUrl, open_engine
 from pgembed.indexes import Recall
 from pgembed.indexes.asking import Queries
 from pgembed.indexes.catalogue import find
+from pgembed.indexes.forms import Form
 from pgembed.indexes.progress import OnProgress
 from pgembed.indexes.sizes import readable
 from pgembed.indexes.sweeping import check_drawing
@@ -32,7 +33,8 @@ Metric = Annotated[
     typer.Option(help="cosine, l2, inner_product, l1, ...; by default the column's.", show_default=False),
 ]
 Quantize = Annotated[
-    str | None, typer.Option(help="half or bit: index smaller values of the vectors.", show_default=False)
+    Literal["half", "bit"] | None,
+    typer.Option(help="half or bit: index smaller values of the vectors.", show_default=False),
 ]
 Dimensions = Annotated[
     int | None, typer.Option(help="Index the first so many dimensions.", show_default=False)

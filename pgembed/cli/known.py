@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import typer
-from sqlalchemy import Column, Connection, MetaData, Table, text
+from sqlalchemy import Connection, MetaData, Table, text
 
 from pgembed.cli.options import open_encoder
 from pgembed.columns import Array
-from pgembed.columns.types import shape_of
 from pgembed.exc import DeclarationError
 from pgembed.filling.registry import entries
 from pgembed.indexes import HNSW, IVFFlat, VectorIndex
-from pgembed.indexes.catalogue import StandingIndex, standing
-from pgembed.indexes.checking import is_form_of
+from pgembed.indexes.catalogue import standing
+from pgembed.indexes.forms import Form, form_of
 
 
 def registered(connection: Connection, table: str, column: str) -> dict[str, Any] | None:
@@ -47,18 +45,6 @@ def encoded(
         return opened.encode_queries(texts)
 
 
-@dataclass(frozen=True)
-class Form:
-    """What an index holds of a column, and of which rows: the options of the declarations.
-
-    :ivar where: the predicate, as SQL.
-    """
-
-    quantize: str | None = None
-    dimensions: int | None = None
-    where: str | None = None
-
-
 def index_on(
     connection: Connection,
     table: str,
@@ -86,7 +72,7 @@ def index_on(
     forms = [
         (index, found)
         for index in stand
-        if (found := _form_of(index, reflected.c[column])) is not None
+        if (found := form_of(index, reflected.c[column])) is not None
         and name in (None, index.name)
         and method in (None, index.access_method)
         # Predicates are not compared: Postgres writes them otherwise than people do.
@@ -132,18 +118,3 @@ def _reflected(connection: Connection, table: str) -> Table:
     if place is None:
         raise typer.BadParameter(f"there is no table {table}", param_hint="TABLE")
     return Table(place.relname, MetaData(), schema=place.nspname, autoload_with=connection, resolve_fks=False)
-
-
-def _form_of(index: StandingIndex, column: Column[Any]) -> Form | None:
-    """The form of an index on the column or on an expression that ``quantize=`` and ``dimensions=`` make."""
-    if index.column == column.name:
-        return Form(where=index.predicate)
-    if index.expression is None or not is_form_of(index.expression, column.name):
-        return None
-    part = re.search(r"subvector\(.*, 1, (\d+)\)", index.expression)
-    halved = index.storage == "halfvec" and shape_of(column.type)[0] == "vector"
-    return Form(
-        "bit" if "binary_quantize(" in index.expression else "half" if halved else None,
-        int(part[1]) if part else None,
-        index.predicate,
-    )

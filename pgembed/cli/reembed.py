@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from datetime import timedelta
 from typing import Annotated
 
 import typer
 
 from pgembed.cli.backfill import Models, columns_of
 from pgembed.cli.options import AsJson, DatabaseUrl, connect, open_encoder
-from pgembed.filling.reembedding import Change, changes, plan_reembedding
+from pgembed.filling.reembedding import Change, changes
+from pgembed.filling.reembedding_plan import plan_reembedding
 from pgembed.indexes.sizes import readable
 
 group = typer.Typer(no_args_is_help=True, help="Change the encoder of a column, without downtime.")
@@ -46,7 +48,7 @@ def plan(
         typer.echo("time                  not known: the encoder's weights are not on this machine")
     else:
         typer.echo(
-            f"time                  {found.seconds / 3600:.1f} h "
+            f"time                  about {timedelta(seconds=round(found.seconds))} "
             f"at {found.rows_per_second:,.0f} rows a second"
         )
     for number, step in enumerate(

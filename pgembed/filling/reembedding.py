@@ -1,4 +1,4 @@
-"""A change of encoder by a second column: what it takes, where it stands, and whether searches may switch.
+"""A change of encoder by a second column: where it stands, and whether searches may switch.
 
 The migrations are those of :mod:`pgembed.migrations`; the new column's registration names the one that it
 replaces, and all the rest is read from the database.
@@ -6,8 +6,6 @@ replaces, and all the rest is read from the database.
 
 from __future__ import annotations
 
-import re
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -15,20 +13,12 @@ from typing import Any
 import numpy as np
 from sqlalchemy import Connection, Row, func, select, text
 
-from pgembed.columns import EmbeddingColumn, TextEncoder
-from pgembed.exc import DeclarationError, EncoderError, NotInstalledError
+from pgembed.columns import EmbeddingColumn
+from pgembed.exc import EncoderError, NotInstalledError
 from pgembed.filling.targets import Refused, Target, find_targets
-from pgembed.indexes import (
-    HNSW,
-    IndexMissingError,
-    IndexNotUsedError,
-    IVFFlat,
-    Recall,
-    recall,
-    vector_index_of,
-)
-from pgembed.indexes.catalogue import StandingIndex, standing
-from pgembed.indexes.sizes import hnsw_disk, hnsw_memory, ivfflat_disk, ivfflat_memory, vector_size
+from pgembed.indexes import IndexMissingError, IndexNotUsedError, Recall, recall, vector_index_of
+from pgembed.indexes.catalogue import StandingIndex
+from pgembed.indexes.forms import declared_as, standing_on
 from pgembed.queries import semantic_search
 
 #: The share of fresh rows from which a column counts as filled: of a table in use, some are always pending.
@@ -54,38 +44,6 @@ SELECT CAST(n.relation AS text) AS relation, n.column_name, n.encoder, n.fingerp
  WHERE n.replaces IS NOT NULL
  ORDER BY 1, 2
 """)
-
-
-@dataclass(frozen=True)
-class ReembeddingPlan:
-    """What it takes to re-embed a column; sizes are bytes.
-
-    :ivar new: the name that the new column is given.
-    :ivar rows: rows that have a text.
-    :ivar column_size: what the new vectors add to the table.
-    :ivar index_size: what their index takes, built like the one that stands on the old column, and
-        ``index_memory``, what its build holds in memory; ``None`` without one.
-    :ivar rows_per_second: of the encoder, with a sample of the texts; ``None`` without its weights.
-    """
-
-    table: str
-    old: str
-    new: str
-    rows: int
-    dimensions: int
-    column_size: int
-    index_size: int | None
-    index_memory: int | None
-    rows_per_second: float | None
-
-    @property
-    def seconds(self) -> float | None:
-        """How long one encoder like this one takes for all rows."""
-        return None if self.rows_per_second is None else self.rows / self.rows_per_second
-
-    def as_dict(self) -> dict[str, Any]:
-        """The plan as plain values, for JSON."""
-        return {**asdict(self), "seconds": self.seconds}
 
 
 @dataclass(frozen=True)
@@ -124,52 +82,6 @@ class Change:
     def as_dict(self) -> dict[str, Any]:
         """The state as plain values, for JSON."""
         return {**asdict(self), "filled": self.filled, "ready": not self.obstacles}
-
-
-def plan_reembedding(
-    connection: Connection, table: str, column_name: str, encoder: TextEncoder, *, sample: int = 256
-) -> ReembeddingPlan:
-    """What it takes to give a column's texts to another encoder, as a second column.
-
-    :param table: as SQL writes it.
-    :param sample: how many texts to encode, to see how fast it goes.
-    :raises NotInstalledError: that is no embedding column.
-    :raises DeclarationError: the column has that encoder.
-    """
-    (target,) = find_targets(connection, table=table, column_name=column_name)
-    if isinstance(target, Refused):
-        raise target.error
-    embedding = target.embedding
-    declaration = embedding.declaration
-    if declaration.encoder.fingerprint == encoder.fingerprint:
-        raise DeclarationError(f"{target}: the column has that encoder already")
-    rows = connection.scalar(
-        select(func.count()).select_from(embedding.table).where(embedding.wanted().is_not(None))
-    )
-    texts = connection.execute(
-        select(*embedding.sources).where(embedding.wanted().is_not(None)).limit(sample)
-    ).all()
-    vector = vector_size(declaration.storage, encoder.dimensions)
-    index = _index_on(connection, target.embedding)
-    memory = size = None
-    if index is not None and index.access_method == "hnsw":
-        m = index.parameters.get("m", 16)
-        size, memory = hnsw_disk(rows or 0, vector, m), hnsw_memory(rows or 0, vector, m)
-    elif index is not None and index.access_method == "ivfflat":
-        lists = index.parameters.get("lists", 100)
-        size = ivfflat_disk(rows or 0, vector, lists)
-        memory = ivfflat_memory(rows or 0, vector, encoder.dimensions, lists)
-    return ReembeddingPlan(
-        table=table,
-        old=column_name,
-        new=_free_name(connection, target),
-        rows=rows or 0,
-        dimensions=encoder.dimensions,
-        column_size=(rows or 0) * vector,
-        index_size=size,
-        index_memory=memory,
-        rows_per_second=_speed(encoder, [declaration.compose(tuple(row)) for row in texts]),
-    )
 
 
 def changes(
@@ -221,7 +133,9 @@ def _change(
     pending = (
         connection.scalar(select(func.count()).select_from(embedding.table).where(embedding.pending())) or 0
     )
-    index, old_index = _index_on(connection, embedding), _index_on(connection, embedding, row.replaces)
+    relation = connection.dialect.identifier_preparer.format_table(embedding.table)
+    index = standing_on(connection, relation, row.column_name)
+    old_index = standing_on(connection, relation, row.replaces)
     if rows and 1 - pending / rows < FILLED:
         obstacles.append(
             f"fill it: run a worker, or `pgembed backfill '{row.relation}' {row.column_name}`"
@@ -278,12 +192,9 @@ def _measure(
     problems = _other_space(connection, target.embedding)
     declared = vector_index_of(target.embedding.vector)
     if declared is None and index is not None:
-        kinds: dict[str, Any] = {"hnsw": HNSW, "ivfflat": IVFFlat}
-        if index.column is None or index.access_method not in kinds:
+        declared = declared_as(index, target.embedding.vector)
+        if declared is None:
             return None, [*problems, f"the recall of {index.name} is not known: give --models"]
-        declared = kinds[index.access_method](
-            target.embedding.vector, name=index.name, metric=index.metric, **index.parameters
-        )
     if declared is None:
         return None, problems  # searches are exact
     try:
@@ -331,57 +242,7 @@ def _other_space(connection: Connection, embedding: EmbeddingColumn, sample: int
     return problems
 
 
-def _index_on(
-    connection: Connection, embedding: EmbeddingColumn, column: str | None = None
-) -> StandingIndex | None:
-    """The index on a column of the table, the valid one if there are several."""
-    relation = connection.dialect.identifier_preparer.format_table(embedding.table)
-    name = column or str(embedding.vector.name)
-    mentions = re.compile(rf'(?<![\w"]){re.escape(name)}(?!\w)|"{re.escape(name)}"')
-    there = [
-        index
-        for index in standing(connection, relation)
-        if index.column == name or (index.expression is not None and mentions.search(index.expression))
-    ]
-    return next((index for index in there if index.valid), there[0] if there else None)
-
-
 def _state(index: StandingIndex | None) -> str:
     if index is None:
         return "none"
     return index.access_method if index.valid else "building" if index.building else "invalid"
-
-
-def _free_name(connection: Connection, target: Target) -> str:
-    """The name that migrations choose for the new column."""
-    columns = set(
-        connection.scalars(
-            text("SELECT attname FROM pg_catalog.pg_attribute WHERE attrelid = :relation AND attnum > 0"),
-            {"relation": target.relation},
-        )
-    )
-    return next_name(target.column_name, columns)
-
-
-def next_name(old: str, taken: set[str]) -> str:
-    """The name of the column that takes the place of one: ``embedding_2`` for ``embedding``."""
-    match = re.fullmatch(r"(.*)_(\d+)", old)
-    stem, number = (match[1], int(match[2])) if match else (old, 1)
-    while True:
-        number += 1
-        name = f"{stem}_{number}"
-        if not {name, f"{name}_digest"} & taken:
-            return name
-
-
-def _speed(encoder: TextEncoder, texts: list[str]) -> float | None:
-    """Texts a second."""
-    if not texts:
-        return None
-    try:
-        encoder.encode_documents(texts[:1])  # opens the weights, which is no part of the speed
-        started = time.perf_counter()
-        encoder.encode_documents(texts)
-    except EncoderError:
-        return None
-    return len(texts) / max(time.perf_counter() - started, 1e-6)

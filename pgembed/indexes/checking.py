@@ -15,6 +15,7 @@ from pgembed.indexes import sizes
 from pgembed.indexes.bugs import bugs_of
 from pgembed.indexes.catalogue import StandingIndex, name_of, relation_of, standing
 from pgembed.indexes.declaration import VectorIndex, indexes_on
+from pgembed.indexes.forms import is_form_of
 from pgembed.indexes.methods import ACCESS_METHODS
 from pgembed.indexes.partitions import leaves
 from pgembed.indexes.planning import IndexTarget, declared_index
@@ -183,18 +184,6 @@ def _of_no_query(
                 f"it serves {index.metric or index.opclass}, and queries of {name} use {metric}",
                 "Drop it, and build the one that is declared",
             )
-
-
-def is_form_of(expression: str, column: str) -> bool:
-    """Whether an expression over the column is one that ``quantize=`` and ``dimensions=`` make."""
-    words = set(re.findall(r"[^\W\d]\w*", expression))
-    return column in words and words - {column} <= {
-        "binary_quantize",
-        "subvector",
-        "vector",
-        "halfvec",
-        "bit",
-    }
 
 
 def _by_figures(connection: Connection, index: StandingIndex, reads: int) -> Iterator[Finding]:

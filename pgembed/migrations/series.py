@@ -27,7 +27,7 @@ from sqlalchemy import Column, Connection, MetaData, Table, text
 
 from pgembed.columns import EmbeddingColumn, embeddings_of
 from pgembed.columns.embedding import INFO, SOURCES
-from pgembed.filling.reembedding import next_name
+from pgembed.filling.reembedding_plan import next_name
 from pgembed.migrations.definitions import Definition, Facts, PendingIndexDefinition
 from pgembed.migrations.errors import MigrationError
 from pgembed.migrations.operations.nothing import NextRevisionOp

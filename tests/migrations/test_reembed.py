@@ -14,7 +14,8 @@ from pgembed.cli.main import app
 from pgembed.columns import embeddings_of
 from pgembed.exc import DeclarationError
 from pgembed.filling import backfill
-from pgembed.filling.reembedding import changes, plan_reembedding
+from pgembed.filling.reembedding import changes
+from pgembed.filling.reembedding_plan import plan_reembedding
 from pgembed.indexes import create
 from pgembed.testing import HashEncoder
 from tests.migrations.conftest import Migrations
@@ -114,6 +115,24 @@ def test_the_gate(underway: Migrations) -> None:
 
     # Without models, the registry's encoder has no weights here: what was not tried is not ready.
     assert "cannot be asked from here" in run(underway, "status", "--gate", "0.9", code=1)
+
+
+def test_a_quantized_index_is_planned_and_measured_without_models(underway: Migrations) -> None:
+    fill(underway, AFTER)
+    with underway.engine.begin() as connection:
+        for column, dimensions, name in (("embedding", 4, "old"), ("embedding_2", 24, "new")):
+            connection.execute(
+                text(
+                    f"CREATE INDEX {name} ON article USING hnsw "
+                    f"((binary_quantize({column})::bit({dimensions})) bit_hamming_ops) WHERE id <= 1500"
+                )
+            )
+        connection.execute(text("DROP INDEX ix_article_embedding_hnsw"))
+        found = plan_reembedding(connection, "article", "embedding", HashEncoder(80, "third"))
+        assert found.index_memory == 1500 * (18 + 32 * 16 + 165)
+        (change,) = changes(connection, min_recall=0.1, queries=20)
+    assert (change.index, change.old_index) == ("hnsw", "hnsw")
+    assert not any("not known" in obstacle for obstacle in change.obstacles)
 
 
 def test_the_gate_is_closed_to_an_index_that_finds_too_little(

@@ -1,0 +1,141 @@
+"""What a change of encoder by a second column will take: space, time, and the name of the column."""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sqlalchemy import Connection, func, literal_column, select, text
+
+from pgembed.columns import TextEncoder
+from pgembed.exc import DeclarationError, EncoderError
+from pgembed.filling.targets import Refused, Target, find_targets
+from pgembed.indexes import ACCESS_METHODS
+from pgembed.indexes.catalogue import StandingIndex
+from pgembed.indexes.forms import form_of, standing_on
+from pgembed.indexes.sizes import METHODS, Build, vector_size
+
+
+@dataclass(frozen=True)
+class ReembeddingPlan:
+    """What it takes to re-embed a column; sizes are bytes.
+
+    :ivar new: the name that the new column is given.
+    :ivar rows: rows that have a text.
+    :ivar column_size: what the new vectors add to the table.
+    :ivar index_size: what their index takes, built like the one that stands on the old column, and
+        ``index_memory``, what its build holds in memory; ``None`` without one.
+    :ivar rows_per_second: of the encoder, with a sample of the texts; ``None`` without its weights.
+    """
+
+    table: str
+    old: str
+    new: str
+    rows: int
+    dimensions: int
+    column_size: int
+    index_size: int | None
+    index_memory: int | None
+    rows_per_second: float | None
+
+    @property
+    def seconds(self) -> float | None:
+        """How long one encoder like this one takes for all rows."""
+        return None if self.rows_per_second is None else self.rows / self.rows_per_second
+
+    def as_dict(self) -> dict[str, Any]:
+        """The plan as plain values, for JSON."""
+        return {**asdict(self), "seconds": self.seconds}
+
+
+def plan_reembedding(
+    connection: Connection, table: str, column_name: str, encoder: TextEncoder, *, sample: int = 256
+) -> ReembeddingPlan:
+    """What it takes to give a column's texts to another encoder, as a second column.
+
+    :param table: as SQL writes it.
+    :param sample: how many texts to encode, to see how fast it goes.
+    :raises NotInstalledError: that is no embedding column.
+    :raises DeclarationError: the column has that encoder.
+    """
+    (target,) = find_targets(connection, table=table, column_name=column_name)
+    if isinstance(target, Refused):
+        raise target.error
+    embedding = target.embedding
+    declaration = embedding.declaration
+    if declaration.encoder.fingerprint == encoder.fingerprint:
+        raise DeclarationError(f"{target}: the column has that encoder already")
+    rows = connection.scalar(
+        select(func.count()).select_from(embedding.table).where(embedding.wanted().is_not(None))
+    )
+    texts = connection.execute(
+        select(*embedding.sources).where(embedding.wanted().is_not(None)).limit(sample)
+    ).all()
+    relation = connection.dialect.identifier_preparer.format_table(embedding.table)
+    memory, size = _index_takes(connection, standing_on(connection, relation, column_name), target, encoder)
+    return ReembeddingPlan(
+        table=table,
+        old=column_name,
+        new=_free_name(connection, target),
+        rows=rows or 0,
+        dimensions=encoder.dimensions,
+        column_size=(rows or 0) * vector_size(declaration.storage, encoder.dimensions),
+        index_size=size,
+        index_memory=memory,
+        rows_per_second=_speed(encoder, [declaration.compose(tuple(row)) for row in texts]),
+    )
+
+
+def _index_takes(
+    connection: Connection, index: StandingIndex | None, target: Target, encoder: TextEncoder
+) -> tuple[int | None, int | None]:
+    """Memory and disk of an index like the one that stands, over the vectors of the new encoder."""
+    embedding = target.embedding
+    form = None if index is None else form_of(index, embedding.vector)
+    if index is None or form is None or index.access_method not in METHODS:
+        return None, None
+    counted = select(func.count()).select_from(embedding.table).where(embedding.wanted().is_not(None))
+    if form.where is not None:
+        counted = counted.where(literal_column(form.where))
+    rows = connection.scalar(counted) or 0
+    dimensions = min(form.dimensions or encoder.dimensions, encoder.dimensions)
+    parameters = ACCESS_METHODS[index.access_method].defaults | index.parameters
+    build = Build(index.access_method, parameters, vector_size(index.storage, dimensions), dimensions)
+    return build.memory(rows), build.disk(rows)
+
+
+def _free_name(connection: Connection, target: Target) -> str:
+    """The name that migrations choose for the new column."""
+    columns = set(
+        connection.scalars(
+            text("SELECT attname FROM pg_catalog.pg_attribute WHERE attrelid = :relation AND attnum > 0"),
+            {"relation": target.relation},
+        )
+    )
+    return next_name(target.column_name, columns)
+
+
+def next_name(old: str, taken: set[str]) -> str:
+    """The name of the column that takes the place of one: ``embedding_2`` for ``embedding``."""
+    match = re.fullmatch(r"(.*)_(\d+)", old)
+    stem, number = (match[1], int(match[2])) if match else (old, 1)
+    while True:
+        number += 1
+        name = f"{stem}_{number}"
+        if not {name, f"{name}_digest"} & taken:
+            return name
+
+
+def _speed(encoder: TextEncoder, texts: list[str]) -> float | None:
+    """Texts a second."""
+    if not texts:
+        return None
+    try:
+        encoder.encode_documents(texts[:1])  # opens the weights, which is no part of the speed
+        started = time.perf_counter()
+        encoder.encode_documents(texts)
+    except EncoderError:
+        return None
+    return len(texts) / max(time.perf_counter() - started, 1e-6)
