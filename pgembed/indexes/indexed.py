@@ -10,9 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-from sqlalchemy import Column, Index, Integer, cast, func, literal_column
+from sqlalchemy import Column, Index, Integer, cast, func, literal_column, text
 from sqlalchemy.dialects.postgresql import BIT
-from sqlalchemy.sql.elements import ColumnElement, Grouping, Label
+from sqlalchemy.sql.elements import ColumnElement, Grouping, Label, TextClause
 from sqlalchemy.sql.selectable import FromClause
 from sqlalchemy.sql.util import ClauseAdapter
 from sqlalchemy.sql.visitors import replacement_traverse
@@ -94,11 +94,17 @@ class Indexed:
         assert self.metric is not None
         return self.metric.between(self.over(vector), self.over(other))
 
-    def predicate(self, selectable: FromClause) -> ColumnElement[bool]:
-        """Its predicate, over the table or an alias of it."""
+    def predicate(self, selectable: FromClause) -> ColumnElement[bool] | None:
+        """Its predicate, over the table or an alias of it.
+
+        ``None`` for a text where the columns of several tables meet, which it may not tell apart.
+        """
         assert self.where is not None
         if selectable is self.column.table:
             return self.where
+        is_text = isinstance(self.where, Grouping) and isinstance(self.where.element, TextClause)
+        if is_text and getattr(selectable, "element", None) is not self.column.table:
+            return None
         adapted: ColumnElement[bool] = ClauseAdapter(selectable).traverse(self.where)
         return adapted
 
@@ -203,4 +209,6 @@ def bare(element: Any) -> Any:
 
 
 def _condition(where: Any) -> ColumnElement[bool] | None:
-    return literal_column(where) if isinstance(where, str) else where
+    """A text in parentheses: it may be alternatives, and stands among other conditions."""
+    found = text(where) if isinstance(where, str) else where
+    return Grouping(found) if isinstance(found, TextClause) else found

@@ -12,10 +12,12 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from sqlalchemy import Column
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import CompileError
 from sqlalchemy.sql.elements import BindParameter, BooleanClauseList, ColumnElement, Grouping
 from sqlalchemy.sql.operators import and_
+from sqlalchemy.sql.selectable import FromClause
 from sqlalchemy.sql.visitors import iterate
 
 from pgembed.indexes import Indexed
@@ -30,34 +32,38 @@ def choose(indexes: Sequence[Indexed], conditions: Sequence[ColumnElement[bool]]
 
     :param indexes: those that serve the metric.
     """
-    sure = [each for each in indexes if each.where is None or is_implied(each.where, conditions)]
+    sure = [each for each in indexes if each.where is None or is_implied(each, conditions)]
     if sure:
         return min(sure, key=lambda each: (not each.whole, each.oversample, each.where is None))
     perhaps = (each for each in indexes if each.whole)
     return next(perhaps, None) if conditions else None
 
 
-def is_implied(predicate: Any, conditions: Sequence[ColumnElement[bool]]) -> bool:
-    """Whether every part of the predicate stands among the parts of the conditions."""
-    wanted = set(_texts([predicate]))
-    return None not in wanted and wanted <= set(_texts(conditions))
+def is_implied(index: Indexed, conditions: Sequence[ColumnElement[bool]]) -> bool:
+    """Whether every part of the predicate of a partial index stands among the parts of the conditions."""
+    wanted = set(_texts([index.where], index.column.table))
+    return None not in wanted and wanted <= set(_texts(conditions, index.column.table))
 
 
-def _texts(conditions: Sequence[Any]) -> Iterator[str | None]:
-    """What is joined by AND, as SQL without the name of the table; ``None`` for what has no text yet."""
+def _texts(conditions: Sequence[Any], table: FromClause) -> Iterator[str | None]:
+    """What is joined by AND, as SQL without the name of the table; ``None`` for what has no text yet, or is
+    about another table (the entity's, where it inherits)."""
     for condition in conditions:
         if isinstance(condition, Grouping):
-            yield from _texts([condition.element])
+            yield from _texts([condition.element], table)
         elif isinstance(condition, BooleanClauseList) and condition.operator is and_:
-            yield from _texts(list(condition.clauses))
+            yield from _texts(list(condition.clauses), table)
         else:
-            yield _text(condition)
+            yield _text(condition, table)
 
 
-def _text(condition: Any) -> str | None:
+def _text(condition: Any, table: FromClause) -> str | None:
     clause = condition.__clause_element__() if hasattr(condition, "__clause_element__") else condition
-    if any(isinstance(found, BindParameter) and not found.unique for found in iterate(clause)):
-        return None  # a parameter by name, whose value is given or replaced later
+    for found in iterate(clause):
+        if isinstance(found, BindParameter) and not found.unique:
+            return None  # a parameter by name, whose value is given or replaced later
+        if isinstance(found, Column) and all(base.table != table for base in found.base_columns):
+            return None
     try:
         sql = clause.compile(
             dialect=_DIALECT, compile_kwargs={"literal_binds": True, "include_table": False}

@@ -142,9 +142,10 @@ class Nearest:
             .where(settings.c.applied.is_not(None), *self.conditions)
             .correlate(settings)
         )
-        if index is not None and index.where is not None and is_implied(index.where, self.conditions):
+        if index is not None and index.where is not None and is_implied(index, self.conditions):
             # Said once more without parameters, of which a generic plan knows nothing.
-            candidates = candidates.where(index.predicate(self.target.selectable))
+            predicate = index.predicate(self.target.selectable)
+            candidates = candidates if predicate is None else candidates.where(predicate)
         if index is None or index.whole:
             nearest = candidates.order_by(distance).limit(literal_rows(self.rows)).lateral()
             return materialized(select(*nearest.c).select_from(settings.join(nearest, true())), "ann")

@@ -61,9 +61,7 @@ class Pairs:
     def index(self) -> Indexed | None:
         """The declared index that serves all rows that take part."""
         index = choose(self.target.indexes, self.conditions)
-        unsure = (
-            index is not None and index.where is not None and not is_implied(index.where, self.conditions)
-        )
+        unsure = index is not None and index.where is not None and not is_implied(index, self.conditions)
         return None if unsure and self.mode == "auto" else index
 
     def numbered(self) -> CTE:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -14,6 +14,7 @@ from sqlalchemy import (
     Column,
     Connection,
     Engine,
+    ForeignKey,
     Index,
     Integer,
     MetaData,
@@ -25,7 +26,7 @@ from sqlalchemy import (
     insert,
     text,
 )
-from sqlalchemy.orm import Session, aliased, registry
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, aliased, mapped_column, registry
 from sqlalchemy.schema import CreateIndex
 
 from pgembed import (
@@ -48,6 +49,7 @@ from pgembed.indexes import (
     explain,
     indexes_on,
     is_built,
+    plan,
 )
 from pgembed.queries.choosing import is_implied
 from tests.integration.indexes.conftest import clustered
@@ -438,10 +440,61 @@ def test_only_conditions_that_are_known_imply_a_partial_index() -> None:
     table = make("item", HNSW("v", where="section =\n 'a b'", name="ab"))
 
     def chosen(condition: Any) -> bool:
-        return is_implied(indexes_on(table.c.v)[0].where, [condition])
+        return is_implied(indexes_on(table.c.v)[0], [condition])
 
     assert chosen(table.c.section == "a b")
     assert not chosen(table.c.section == "a  b")
     # The value comes with the execution, or may be replaced there. (No warning of a NULL either.)
     assert not chosen(table.c.section == bindparam("section"))
     assert not chosen(table.c.section == bindparam("section", "a b"))
+
+
+def test_a_predicate_of_alternatives_stays_beside_the_other_conditions(connection: Connection) -> None:
+    table = built(connection, HNSW("v", where="section = 'help' OR label = 'label 3'"))
+    chosen = (table.c.section == "help") | (table.c.label == "label 3")
+    search = semantic_search(table.c.v, QUERY, limit=10, where=[chosen, ~table.c.hidden])
+    assert not any(row.hidden for row in connection.execute(search))
+    alias = table.alias()
+    chosen = (alias.c.section == "help") | (alias.c.label == "label 3")
+    search = semantic_search(alias.c.v, QUERY, limit=10, where=[chosen, ~alias.c.hidden])
+    assert "OR label = 'label 3')" in str(search)
+    assert not any(row.hidden for row in connection.execute(search))
+    held = [key for key in range(ROWS) if (key % 3 == 0 or key % 4 == 3) and key % 1000 != 999]
+    assert sum(plan(connection, *table.indexes, sample=0).parts) == len(held)
+
+
+class Inherited(DeclarativeBase):
+    pass
+
+
+class Document(Inherited):
+    __tablename__ = "document"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    kind: Mapped[str]
+    section: Mapped[str | None]
+    __mapper_args__: ClassVar[Any] = {"polymorphic_on": "kind", "polymorphic_identity": "document"}
+
+
+class Letter(Document):
+    __tablename__ = "letter"
+    id: Mapped[int] = mapped_column(ForeignKey("document.id"), primary_key=True)
+    own_section: Mapped[str] = mapped_column("section")
+    v: Mapped[Any] = mapped_column(VECTOR(2))
+    __table_args__ = (HNSW("v", metric="l2", where="section = 'b'"),)
+    __mapper_args__: ClassVar[Any] = {"polymorphic_identity": "letter"}
+
+
+@pytest.mark.parametrize("entity", [Letter, aliased(Letter), aliased(Letter, flat=True)])
+def test_a_partial_index_on_a_joined_table(connection: Connection, entity: Any) -> None:
+    Inherited.metadata.create_all(connection)
+    with Session(connection, join_transaction_mode="create_savepoint") as session:
+        session.add_all(
+            Letter(id=key, section="abc"[key % 3], own_section="ab"[key % 2], v=[key, 0])
+            for key in range(1, 40)
+        )
+        session.commit()
+        own = semantic_search(entity.v, [0.0, 0.0], limit=3, where=[entity.id > 2, entity.own_section == "b"])
+        assert [letter.id for letter, *_ in session.execute(own)] == [3, 5, 7]
+        # The other table has a column of that name, too.
+        other = semantic_search(entity.v, [0.0, 0.0], limit=3, where=[entity.id > 2, entity.section == "b"])
+        assert [letter.id for letter, *_ in session.execute(other)] == [4, 7, 10]

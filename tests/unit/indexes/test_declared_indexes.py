@@ -132,7 +132,7 @@ def test_what_an_index_says_of_itself() -> None:
     assert facts == [("vector", 8, 40, 1), ("halfvec", 8, 24, 2), ("bit", 8, 9, 20), ("vector", 4, 24, 4)]
     assert [each.whole for each in found] == [True, False, False, False]
     assert whole.expression is table.c.v
-    assert str(part.where) == "section = 'help'"
+    assert str(part.where) == "(section = 'help')"
     assert whole.where is None
     assert (whole.candidates(10, 80), half.candidates(10), bit.candidates(10), bit.candidates(10, 500)) == (
         10,
