@@ -13,7 +13,6 @@ import uuid
 from types import TracebackType
 from typing import Any
 
-import psycopg
 from sqlalchemy import Connection, Engine, func, select
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
@@ -69,7 +68,7 @@ class Listener:
             try:
                 with self._engine.connect() as connection:
                     self._listen(connection)
-            except (SQLAlchemyError, psycopg.Error) as error:
+            except (SQLAlchemyError, self._engine.dialect.loaded_dbapi.Error) as error:
                 cause = error.orig if isinstance(error, DBAPIError) else error
                 line = " ".join(str(cause).split())
                 logger.warning("event=listen pause=%.1f error=%r", self._pause, line)

@@ -64,7 +64,17 @@ def test_every_part_has_its_layer() -> None:
 
 @pytest.mark.parametrize("module", ["pgembed", "pgembed.testing", "pgembed.queries", "pgembed.indexes"])
 def test_importing_loads_no_runtime_no_migrations_no_command_line(module: str) -> None:
-    heavy = {"onnxruntime", "onnx", "safetensors", "tokenizers", "alembic", "typer", "rich", "matplotlib"}
+    heavy = {
+        "psycopg",
+        "onnxruntime",
+        "onnx",
+        "safetensors",
+        "tokenizers",
+        "alembic",
+        "typer",
+        "rich",
+        "matplotlib",
+    }
     code = f"import sys, {module}; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
