@@ -192,7 +192,8 @@ def test_the_sample_of_a_large_table_is_small_and_from_all_of_it(
     articles = Articles(engine, without_weights)  # type: ignore[arg-type]
     execute(
         engine,
-        "INSERT INTO article (title) SELECT CASE WHEN mod(i, 4) > 0 THEN 'short' ELSE repeat('long ', 300) END "
+        "INSERT INTO article (title) "
+        "SELECT CASE WHEN mod(i, 4) > 0 THEN 'short' ELSE repeat('long ', 300) END "
         "FROM generate_series(1, 20000) AS i",
     )
     with engine.begin() as connection:
