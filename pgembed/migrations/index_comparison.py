@@ -15,28 +15,21 @@ from alembic.util import PriorityDispatchResult
 from sqlalchemy import Connection, Index, Table
 
 from pgembed.columns import PendingIndex
-from pgembed.columns.embedding import INFO
-from pgembed.exc import DeclarationError
 from pgembed.indexes import ACCESS_METHODS, access_method_of
-from pgembed.migrations.catalogue import indexes_of, same_in_database
+from pgembed.migrations.catalogue import indexes_of
+from pgembed.migrations.column_changes import convert_not_null, convert_vector_types
 from pgembed.migrations.definitions import (
     Definition,
     PendingIndexDefinition,
     VectorIndexDefinition,
 )
 from pgembed.migrations.errors import MigrationError
+from pgembed.migrations.index_operations import create_op, drop_op, registration_ops, replace_op, same
 from pgembed.migrations.operations.concurrency import is_partitioned
-from pgembed.migrations.operations.locking import LockTableOp, SetNotNullOp
-from pgembed.migrations.operations.pending_index import (
-    CreatePendingIndexOp,
-    DropPendingIndexOp,
-    RegisterEmbeddingOp,
-    ReplacePendingIndexOp,
-)
-from pgembed.migrations.operations.vector_column import AlterVectorColumnOp, AssertBackfilledOp, discards
+from pgembed.migrations.operations.locking import LockTableOp
+from pgembed.migrations.operations.vector_column import AlterVectorColumnOp, AssertBackfilledOp
 from pgembed.migrations.operations.vector_index import (
     CreateVectorIndexOp,
-    DropVectorIndexOp,
     ReplaceVectorIndexOp,
 )
 from pgembed.migrations.revisions import in_parts
@@ -65,7 +58,7 @@ def compare_indexes(
     }
     assert context.connection is not None
     existing = {} if conn_table is None else indexes_of(context.connection, conn_table, pending)
-    not_null = _convert_not_null(modify_ops, metadata_table)
+    not_null = convert_not_null(modify_ops, metadata_table)
     if declared or existing:
         created, dropped = _take_over(modify_ops, declared, existing)
         compared = _in_both(context, conn_table, metadata_table) & declared.keys() & existing.keys()
@@ -74,7 +67,7 @@ def compare_indexes(
             context, modify_ops, conn_table, metadata_table, declared, existing, created, dropped, compared
         )
         comparison.find_changes_of_columns()
-        _convert_vector_types(modify_ops)
+        convert_vector_types(modify_ops)
         comparison.compare()
         modify_ops.ops[:] = in_parts(
             [*comparison.before, *modify_ops.ops, *comparison.after],
@@ -84,7 +77,7 @@ def compare_indexes(
             not_null,
         )
     else:
-        _convert_vector_types(modify_ops)
+        convert_vector_types(modify_ops)
         modify_ops.ops[:] = in_parts(modify_ops.ops, [], [], [], not_null)
     return PriorityDispatchResult.CONTINUE
 
@@ -218,29 +211,31 @@ class _Comparison:
         for name in sorted(self.existing.keys() & self.dropped - self.created):
             log.info("Detected removed index %r on %r", name, table_name)
             if name in self.old_indexes:
-                ended.append(_drop(self.existing[name], in_use))
+                ended.append(drop_op(self.existing[name], in_use))
             else:
-                self.before.append(_drop(self.existing[name], concurrently))
+                self.before.append(drop_op(self.existing[name], concurrently))
         self.drop_old[:0] = ended
         for name in sorted(self.declared.keys() & self.created - self.dropped):
             log.info("Detected added index %r on %r", name, table_name)
-            self._put(name, _create(self.declared[name], in_use if name in self.series_of else concurrently))
+            self._put(
+                name, create_op(self.declared[name], in_use if name in self.series_of else concurrently)
+            )
         for name in sorted(self.compared):
             old, new = self.existing.get(name), self.declared[name]
             concurrent = in_use if name in self.series_of else concurrently
             if old is None:  # an index of another kind, which Alembic drops
-                self.after.append(_create(new, concurrently))
+                self.after.append(create_op(new, concurrently))
                 continue
             assert self.conn_table is not None
-            if _same(self.connection, self.conn_table, old, new):
-                (self.drop_old if self.drop_old else self.after).extend(_registration(old, new))
+            if same(self.connection, self.conn_table, old, new):
+                (self.drop_old if self.drop_old else self.after).extend(registration_ops(old, new))
                 continue
             log.info("Detected changed index %r on %r", name, table_name)
             if type(old) is type(new) and not retyped:
-                self._put(name, _replace(old, new, concurrent))
+                self._put(name, replace_op(old, new, concurrent))
             else:
-                self.before.append(_drop(old, concurrently))
-                self.after.append(_create(new, concurrently))
+                self.before.append(drop_op(old, concurrently))
+                self.after.append(create_op(new, concurrently))
         self._wait_for_backfill()
 
     def _put(self, name: str, operation: MigrateOperation) -> None:
@@ -291,65 +286,6 @@ def _replaced_by(definition: Definition | None) -> str | None:
     if not isinstance(definition, PendingIndexDefinition):
         return None
     return (definition.registration or {}).get("replaces")
-
-
-def _convert_not_null(modify_ops: ops.ModifyTableOps, model: Table | None) -> list[MigrateOperation]:
-    """``NOT NULL`` of vector columns of tables that are there becomes an operation of its own."""
-    found: list[MigrateOperation] = []
-    kept: list[MigrateOperation] = []
-    for operation in modify_ops.ops:
-        if (
-            isinstance(operation, ops.AlterColumnOp)
-            and operation.modify_nullable is False
-            and model is not None
-            and (column := model.c.get(operation.column_name)) is not None
-            and column.info.get(INFO) is not None
-            and column.info[INFO].replaces is None
-        ):
-            found.append(
-                SetNotNullOp(
-                    operation.table_name,
-                    operation.column_name,
-                    schema=operation.schema,
-                    existing_type=column.type,
-                )
-            )
-            operation.modify_nullable = None
-            if not operation.has_changes():
-                continue
-        kept.append(operation)
-    modify_ops.ops[:] = kept
-    return found
-
-
-def _convert_vector_types(modify_ops: ops.ModifyTableOps) -> None:
-    """Changes of vector types become operations of their own; what else changes of a column stays."""
-    converted: list[MigrateOperation] = []
-    for operation in modify_ops.ops:
-        if isinstance(operation, ops.AlterColumnOp) and operation.modify_type is not None:
-            wanted: Any = operation.modify_type
-            existing: Any = operation.existing_type
-            try:
-                discard = discards(existing, wanted)
-            except DeclarationError:
-                converted.append(operation)
-                continue
-            converted.append(
-                AlterVectorColumnOp(
-                    operation.table_name,
-                    operation.column_name,
-                    wanted,
-                    existing_type=existing,
-                    discard=discard,
-                    schema=operation.schema,
-                )
-            )
-            operation.modify_type = None
-            operation.existing_type = wanted
-            if not operation.has_changes():
-                continue
-        converted.append(operation)
-    modify_ops.ops[:] = converted
 
 
 def _declared(context: AutogenContext, table: Table | None, schema: str | None) -> dict[str, Definition]:
@@ -408,52 +344,6 @@ def _in_both(context: AutogenContext, conn_table: Table | None, metadata_table: 
         ):
             names.add(name)
     return names
-
-
-def _same(connection: Connection, table: Table, old: Definition, new: Definition) -> bool:
-    """Whether an index stands as it is declared, its registration apart."""
-    if (old.where is None) != (new.where is None):
-        return False
-    pairs = [] if old.where is None or new.where is None else [(old.where, new.where)]
-    if isinstance(old, PendingIndexDefinition) and isinstance(new, PendingIndexDefinition):
-        if not old.same_settings(new):
-            return False
-    elif isinstance(old, VectorIndexDefinition) and isinstance(new, VectorIndexDefinition):
-        if old.column != new.column or not old.same_settings(new):
-            return False
-        if old.expression is not None and new.expression is not None:
-            pairs.append((old.expression, new.expression))
-    else:
-        return False
-    return same_in_database(connection, table, pairs)
-
-
-def _registration(old: Definition, new: Definition) -> list[MigrateOperation]:
-    if not isinstance(old, PendingIndexDefinition) or not isinstance(new, PendingIndexDefinition):
-        return []
-    if old.registration == new.registration:
-        return []
-    return [RegisterEmbeddingOp(new.name, new.registration, existing=old.registration, schema=new.schema)]
-
-
-def _create(definition: Definition, concurrently: bool) -> MigrateOperation:
-    if isinstance(definition, VectorIndexDefinition):
-        return CreateVectorIndexOp(definition, concurrently=concurrently)
-    return CreatePendingIndexOp(definition, concurrently=concurrently)
-
-
-def _replace(old: Definition, new: Definition, concurrently: bool) -> MigrateOperation:
-    if isinstance(old, VectorIndexDefinition) and isinstance(new, VectorIndexDefinition):
-        return ReplaceVectorIndexOp(new, old, concurrently=concurrently)
-    assert isinstance(old, PendingIndexDefinition)
-    assert isinstance(new, PendingIndexDefinition)
-    return ReplacePendingIndexOp(new, old, concurrently=concurrently)
-
-
-def _drop(definition: Definition, concurrently: bool) -> MigrateOperation:
-    if isinstance(definition, VectorIndexDefinition):
-        return DropVectorIndexOp(definition, concurrently=concurrently)
-    return DropPendingIndexOp(definition, concurrently=concurrently)
 
 
 def _name(context: AutogenContext, index: Index) -> str:
