@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from sqlalchemy import Connection, func, select, text
@@ -20,6 +20,8 @@ _FUNCTION = re.compile(
 )
 _DESCENDING = re.compile(r" DESC(?: NULLS (?:FIRST|LAST))?$")
 _CAST = re.compile(r"\([\w.\"$]+\)::(\w+(?:\(\d+\))?) ")
+#: The end of the key of an exact search, which adds 0 to keep indexes out.
+_EXACT = re.compile(r"\+ '?0(?:\.0)?'?(?:::double precision)?\)*$")
 _CONDITIONS = ("Filter", "Index Cond", "Recheck Cond")
 _NO_OTHER_WAY = ("enable_seqscan", "enable_sort", "enable_bitmapscan")
 
@@ -35,7 +37,7 @@ class Explanation:
 
     used: tuple[str, ...]
     unused: dict[str, tuple[str, ...]]
-    plan: dict[str, Any]
+    plan: dict[str, Any] = field(repr=False)
 
     def as_dict(self) -> dict[str, Any]:
         """The explanation as plain values, for JSON."""
@@ -126,10 +128,16 @@ def _of_plan(index: StandingIndex, root: dict[str, Any], version: int) -> Iterat
     ordered = [key for key in keys if _OPERATOR.search(key) or _FUNCTION.search(key)]
     if not ordered:
         yield "nothing is ordered by a distance: it serves ORDER BY distance LIMIT n"
-    for key in ordered:
+    approximate = [key for key in ordered if not _EXACT.search(key)]
+    if ordered and not approximate:
+        yield (
+            'the search is exact: it adds 0 to the distance, as pgembed does with mode="exact" and where no '
+            "index that is declared and built serves its column, its metric and its conditions"
+        )
+    for key in approximate:
         yield from _of_key(index, key)
     if version < 170000 and any(
-        len(node.get("Sort Key", ())) > 1 and node["Sort Key"][0] in ordered for node in found
+        len(node.get("Sort Key", ())) > 1 and node["Sort Key"][0] in approximate for node in found
     ):
         yield "more than the distance orders the rows, which an index serves since Postgres 17"
     if not any(node["Node Type"] == "Limit" for node in found):

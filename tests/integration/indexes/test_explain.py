@@ -52,7 +52,8 @@ def connection(corpus):
         (TIES_BROKEN, "more than the distance orders the rows"),
         (NEAREST + "vector <=> CAST(:q AS vector) DESC LIMIT 5", "the order is descending"),
         (NEAREST + "1 - (vector <=> CAST(:q AS vector)) LIMIT 5", "an expression over the distance"),
-        (NEAREST + "(vector <=> CAST(:q AS vector)) + 0 LIMIT 5", "an expression over the distance"),
+        (NEAREST + "(vector <=> CAST(:q AS vector)) + 0 LIMIT 5", "the search is exact"),
+        (NEAREST + "(vector <=> CAST(:q AS vector)) + 10 LIMIT 5", "an expression over the distance"),
         (NEAREST + "cosine_distance(vector, CAST(:q AS vector)) LIMIT 5", r"function cosine_distance\(\)"),
         (NEAREST + "vector <-> CAST(:q AS vector) LIMIT 5", "ordered by <->, and it serves <=>"),
         (NEAREST + "CAST(vector AS halfvec(32)) <=> CAST(:q AS halfvec) LIMIT 5", r"cast to halfvec\(32\)"),
@@ -104,6 +105,8 @@ def test_statements_of_the_helpers_and_of_core(connection, table):
     assert found.used == ("ann",)
     exact = explain(connection, semantic_search(table.c.vector, clustered(1)[0], mode="exact"))
     assert exact.used == ()
+    assert ["the search is exact" in reason for reason in exact.unused["ann"]] == [True]
+    assert "Plan" not in repr(exact)
     core = select(table.c.vector).order_by(table.c.vector.cosine_distance(clustered(1)[0]))
     assert explain(connection, core.limit(3)).used == ("ann",)
     assert found.as_dict()["used"] == ("ann",)
