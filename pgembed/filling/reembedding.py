@@ -17,7 +17,7 @@ from pgembed.columns import EmbeddingColumn
 from pgembed.exc import EncoderError, NotInstalledError
 from pgembed.filling.targets import Refused, Target, find_targets
 from pgembed.indexes import IndexMissingError, IndexNotUsedError, Recall, recall, vector_index_of
-from pgembed.indexes.catalogue import StandingIndex
+from pgembed.indexes.catalogue import StandingIndex, written
 from pgembed.indexes.forms import declared_as, standing_on
 from pgembed.queries import semantic_search
 
@@ -133,7 +133,7 @@ def _change(
     pending = (
         connection.scalar(select(func.count()).select_from(embedding.table).where(embedding.pending())) or 0
     )
-    relation = connection.dialect.identifier_preparer.format_table(embedding.table)
+    relation = written(embedding.table)
     index = standing_on(connection, relation, row.column_name)
     old_index = standing_on(connection, relation, row.replaces)
     if rows and 1 - pending / rows < FILLED:

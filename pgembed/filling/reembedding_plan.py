@@ -13,7 +13,7 @@ from pgembed.columns import TextEncoder
 from pgembed.exc import DeclarationError, EncoderError
 from pgembed.filling.targets import Refused, Target, find_targets
 from pgembed.indexes import ACCESS_METHODS
-from pgembed.indexes.catalogue import StandingIndex
+from pgembed.indexes.catalogue import StandingIndex, written
 from pgembed.indexes.forms import form_of, standing_on
 from pgembed.indexes.sizes import METHODS, Build, vector_size
 
@@ -73,7 +73,7 @@ def plan_reembedding(
     texts = connection.execute(
         select(*embedding.sources).where(embedding.wanted().is_not(None)).limit(sample)
     ).all()
-    relation = connection.dialect.identifier_preparer.format_table(embedding.table)
+    relation = written(embedding.table)
     memory, size = _index_takes(connection, standing_on(connection, relation, column_name), target, encoder)
     return ReembeddingPlan(
         table=table,

@@ -58,7 +58,7 @@ def create(
         return index
     index = resolved(connection, index)
     settings = settings_for(connection, index, maintenance_work_mem, workers)
-    if is_partitioned(connection, relation_of(connection, index)):
+    if is_partitioned(connection, relation_of(index)):
         Series(
             connection,
             concurrently=False,
@@ -109,7 +109,7 @@ def settings_for(
 
     :raises IndexBuildError: IVFFlat on fewer than 50 rows a list, or a partition is a foreign table.
     """
-    refuse_foreign_partitions(connection, relation_of(connection, index), name_of(connection, index))
+    refuse_foreign_partitions(connection, relation_of(index), name_of(index))
     if indexed(index) is None or access_method_of(index) not in sizes.METHODS:
         return {}
     planned = plan(connection, index, workers=workers, sample=0)

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import Connection, Index, Table, bindparam, text
+from sqlalchemy.dialects.postgresql.base import PGDialect
+from sqlalchemy.sql.selectable import FromClause
 from sqlalchemy.types import ARRAY, String
 
 from pgembed.exc import DeclarationError
 from pgembed.indexes.errors import IndexBuildError, IndexMissingError
 from pgembed.indexes.methods import ACCESS_METHODS
 from pgembed.metrics import BY_NAME
+
+_NAMES: Any = PGDialect(paramstyle="named").identifier_preparer  # type: ignore[no-untyped-call]
 
 _STANDING = text("""
 SELECT i.indexrelid AS oid,
@@ -133,10 +138,8 @@ def find(connection: Connection, index: Index, name: str | None = None) -> Stand
 
     :param name: for one that stands beside it by another name.
     """
-    name = name or name_of(connection, index)
-    return next(
-        (found for found in standing(connection, relation_of(connection, index)) if found.name == name), None
-    )
+    name = name or name_of(index)
+    return next((found for found in standing(connection, relation_of(index)) if found.name == name), None)
 
 
 def require(connection: Connection, index: Index) -> StandingIndex:
@@ -147,8 +150,8 @@ def require(connection: Connection, index: Index) -> StandingIndex:
     found = find(connection, index)
     if found is None:
         raise IndexMissingError(
-            name_of(connection, index),
-            f"{relation_of(connection, index)} has no such index",
+            name_of(index),
+            f"{relation_of(index)} has no such index",
             fix="Build it with pgembed.indexes.create()",
         )
     if not found.valid:
@@ -160,15 +163,20 @@ def require(connection: Connection, index: Index) -> StandingIndex:
     return found
 
 
-def name_of(connection: Connection, index: Index) -> str:
+def name_of(index: Index) -> str:
     """The name of an index in the database: a long one is shortened on the way there."""
-    rendered: str = connection.dialect.identifier_preparer.format_index(index)
+    rendered: str = _NAMES.format_index(index)
     return rendered[1:-1].replace('""', '"') if rendered.startswith('"') else rendered
 
 
-def relation_of(connection: Connection, index: Index) -> str:
+def relation_of(index: Index) -> str:
     """The table of an index, as SQL writes it."""
-    return connection.dialect.identifier_preparer.format_table(_table(index))
+    return written(_table(index))
+
+
+def written(table: Table | FromClause) -> str:
+    """A table as SQL writes it, as a value: the driver's own dialect would double per cent signs."""
+    return str(_NAMES.format_table(table))
 
 
 def _table(index: Index) -> Table:

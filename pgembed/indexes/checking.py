@@ -93,14 +93,14 @@ def check(connection: Connection, target: IndexTarget | None = None, *, reads: i
     :raises DeclarationError: no index is declared on the column.
     """
     declared = None if target is None else declared_index(target)
-    relation = None if declared is None else relation_of(connection, declared)
+    relation = None if declared is None else relation_of(declared)
     pgvector = connection.execute(_VERSION).one_or_none()
     wanted = _wanted_metrics(connection)
     names: set[str] | None = None
     if isinstance(declared, VectorIndex) and relation is not None:
         column = declared.indexed.column
         wanted[relation, column.name] = declared.metric.name
-        names = {name_of(connection, each.index) for each in indexes_on(column)}
+        names = {name_of(each.index) for each in indexes_on(column)}
     findings: list[Finding] = []
     for index in _standing(connection, relation):
         if index.building:

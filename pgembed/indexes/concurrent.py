@@ -76,7 +76,7 @@ def create_concurrently(
             return index
         index = resolved(connection, index)
         settings = settings_for(connection, index, maintenance_work_mem, workers)
-        if is_partitioned(connection, relation_of(connection, index)):
+        if is_partitioned(connection, relation_of(index)):
             root = _root(connection, index, patience)
             _series(connection, root, settings, patience, on_progress).complete(root)
             return index
@@ -245,8 +245,8 @@ def _run(
 
 def _remove_leftovers(connection: Connection, index: Index) -> None:
     """Drop what failed builds of this index have left: the invalid index, and those of a failed REINDEX."""
-    name = name_of(connection, index)
-    for found in standing(connection, relation_of(connection, index)):
+    name = name_of(index)
+    for found in standing(connection, relation_of(index)):
         transient = _TRANSIENT.fullmatch(found.name)
         ours = found.name == name or (transient is not None and name.startswith(transient[1]))
         if ours and not found.valid:

@@ -103,8 +103,8 @@ def plan(
     processes = _workers(connection, largest, workers)
     budget = sizes.work_memory(memory, processes)
     return Plan(
-        index=name_of(connection, index),
-        table=relation_of(connection, index),
+        index=name_of(index),
+        table=relation_of(index),
         access_method=method,
         parameters=build.parameters,
         rows=sum(parts),

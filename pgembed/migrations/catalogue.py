@@ -14,6 +14,7 @@ from sqlalchemy.sql.elements import ClauseElement
 from sqlalchemy.sql.expression import Executable
 
 from pgembed.indexes import ACCESS_METHODS
+from pgembed.indexes.catalogue import written
 from pgembed.migrations.definitions import (
     Definition,
     PendingIndexDefinition,
@@ -62,7 +63,7 @@ def indexes_of(connection: Connection, table: Table, pending: set[str]) -> dict[
 
     :param pending: names of partial indexes that count as pending indexes even if they carry no registration.
     """
-    relation = connection.dialect.identifier_preparer.format_table(table)
+    relation = written(table)
     found: dict[str, Definition] = {}
     for row in connection.execute(_INDEXES, {"relation": relation}):
         if row.access_method in ACCESS_METHODS:

@@ -16,6 +16,7 @@ from sqlalchemy import Connection, Index, Table
 
 from pgembed.columns import PendingIndex
 from pgembed.indexes import ACCESS_METHODS, access_method_of
+from pgembed.indexes.catalogue import name_of
 from pgembed.migrations.catalogue import indexes_of
 from pgembed.migrations.column_changes import convert_not_null, convert_vector_types
 from pgembed.migrations.definitions import (
@@ -52,7 +53,7 @@ def compare_indexes(
     ``env.py``) out of the list again.
     """
     # Written as in the list of operations: without the schema that is the connection's default.
-    declared = _declared(context, metadata_table, schema)
+    declared = _declared(metadata_table, schema)
     pending = {
         name for name, definition in declared.items() if isinstance(definition, PendingIndexDefinition)
     }
@@ -154,7 +155,7 @@ class _Comparison:
             del self.existing[name]
         wanted: dict[str, Definition] = {}
         for index in series.new.table.indexes:
-            name = _name(self.context, index)
+            name = name_of(index)
             definition = _definition(index, name, self.modify_ops.schema)
             if definition is None or not _is_on(index, series):
                 continue
@@ -288,11 +289,11 @@ def _replaced_by(definition: Definition | None) -> str | None:
     return (definition.registration or {}).get("replaces")
 
 
-def _declared(context: AutogenContext, table: Table | None, schema: str | None) -> dict[str, Definition]:
+def _declared(table: Table | None, schema: str | None) -> dict[str, Definition]:
     """The vector and pending indexes of a model's table, by the names that they get in the database."""
     found: dict[str, Definition] = {}
     for index in table.indexes if table is not None else ():
-        name = _name(context, index)
+        name = name_of(index)
         definition = _definition(index, name, schema)
         if definition is not None:
             found[name] = definition
@@ -336,7 +337,7 @@ def _in_both(context: AutogenContext, conn_table: Table | None, metadata_table: 
     parents: Any = {"table_name": str(conn_table.name), "schema_name": conn_table.schema}
     names = set()
     for index in metadata_table.indexes:
-        name = _name(context, index)
+        name = name_of(index)
         if (
             name in found
             and context.run_name_filters(name, "index", dict(parents))
@@ -344,9 +345,3 @@ def _in_both(context: AutogenContext, conn_table: Table | None, metadata_table: 
         ):
             names.add(name)
     return names
-
-
-def _name(context: AutogenContext, index: Index) -> str:
-    """The name after naming conventions and shortening."""
-    assert context.dialect is not None
-    return context.dialect.identifier_preparer.format_index(index).strip('"')

@@ -28,6 +28,7 @@ from sqlalchemy import Column, Connection, MetaData, Table, text
 from pgembed.columns import EmbeddingColumn, embeddings_of
 from pgembed.columns.embedding import INFO, SOURCES
 from pgembed.filling.reembedding_plan import next_name
+from pgembed.indexes.catalogue import written
 from pgembed.migrations.definitions import Definition, Facts, PendingIndexDefinition
 from pgembed.migrations.errors import MigrationError
 from pgembed.migrations.operations.nothing import NextRevisionOp
@@ -242,7 +243,7 @@ def find_series(
 
 def dependent(connection: Connection, table: Table, column: str) -> set[str]:
     """The names of the indexes on a column, in their expressions and predicates too."""
-    relation = connection.dialect.identifier_preparer.format_table(table)
+    relation = written(table)
     return set(connection.scalars(_DEPENDENT, {"relation": relation, "column": column}))
 
 

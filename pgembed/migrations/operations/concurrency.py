@@ -10,6 +10,7 @@ from sqlalchemy import Connection, Index, Table, func, select, text
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.schema import DDLElement
 
+from pgembed.indexes.catalogue import name_of, written
 from pgembed.migrations.errors import MigrationError
 from pgembed.migrations.operations.quoting import qualified_name
 
@@ -120,7 +121,7 @@ def check_own_transaction(operations: Operations, what: str) -> None:
 
 def is_partitioned(connection: Connection, table: Table) -> bool:
     """Whether a table is partitioned, and so knows no concurrent changes of indexes."""
-    relation = connection.dialect.identifier_preparer.format_table(table)
+    relation = written(table)
     statement = text(
         "SELECT relkind = 'p' FROM pg_catalog.pg_class WHERE oid = pg_catalog.to_regclass(:relation)"
     )
@@ -131,16 +132,15 @@ def _drop_leftover(operations: Operations, index: Index, *, valid: bool) -> None
     if operations.get_context().as_sql:
         return
     connection = operations.get_bind()
-    name = connection.dialect.identifier_preparer.format_index(index)
     assert index.table is not None
-    relation = connection.dialect.identifier_preparer.format_table(index.table)
+    relation = written(index.table)
     if connection.scalar(
         text(
             "SELECT true FROM pg_catalog.pg_index AS i JOIN pg_catalog.pg_class AS c ON c.oid = i.indexrelid "
             "WHERE i.indrelid = pg_catalog.to_regclass(:relation) "
-            "AND pg_catalog.quote_ident(c.relname) = :name AND (:valid OR NOT i.indisvalid)"
+            "AND c.relname = :name AND (:valid OR NOT i.indisvalid)"
         ),
-        {"relation": relation, "name": name, "valid": valid},
+        {"relation": relation, "name": name_of(index), "valid": valid},
     ):
         operations.impl.drop_index(index, if_exists=True)
 

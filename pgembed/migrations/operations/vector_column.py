@@ -14,6 +14,7 @@ from sqlalchemy.types import NullType, TypeEngine
 
 from pgembed.columns.types import shape_of
 from pgembed.exc import DeclarationError
+from pgembed.indexes.catalogue import written
 from pgembed.migrations.catalogue import indexes_of
 from pgembed.migrations.definitions import PendingIndexDefinition, sql
 from pgembed.migrations.errors import MigrationError
@@ -224,7 +225,7 @@ $pgembed$"""
 @compiles(CheckBackfilled)
 def _check_backfilled(element: CheckBackfilled, compiler: Any, **_: Any) -> str:
     values = {
-        "relation": literal(compiler.preparer, compiler.preparer.format_table(element.table)),
+        "relation": literal(compiler.preparer, written(element.table)),
         "column": literal(compiler.preparer, element.operation.column_name),
         "allowed": str(int(element.operation.allowed)),
         "share": repr(float(element.operation.share)),
