@@ -9,6 +9,7 @@ import pytest
 from pgvector.sqlalchemy import HALFVEC, VECTOR
 from sqlalchemy import Column, Connection, Index, Integer, MetaData, Table, Text, cast, text
 from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.schema import CreateSchema
 
 from pgembed import HNSW, IVFFlat
 from pgembed.database.scripts import REVISION
@@ -385,13 +386,14 @@ def test_an_invalid_index_is_built_again(migrations: Migrations) -> None:
     migrations.check()
 
 
-def test_schema_and_naming_convention(migrations: Migrations) -> None:
+@pytest.mark.parametrize("schema", ["My Docs", 'odd" %s:x'])
+def test_schema_and_naming_convention(migrations: Migrations, schema: str) -> None:
     options = {
-        "schema": "My Docs",
+        "schema": schema,
         "naming_convention": {"ix": "idx_%(table_name)s", "pk": "pk_%(table_name)s"},
     }
     with migrations.engine.begin() as connection:
-        connection.execute(text('CREATE SCHEMA "My Docs"'))
+        connection.execute(CreateSchema(schema))
     before = article(**options)
     before.create_all(migrations.engine)
     migrations.options["include_schemas"] = True

@@ -9,6 +9,7 @@ import psycopg
 import pytest
 from sqlalchemy import Column, Index, Integer, MetaData, Table, create_engine, event, text
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.schema import CreateSchema
 
 from pgembed import HNSW, IVFFlat
 from pgembed.columns.types import VectorType
@@ -19,6 +20,7 @@ from pgembed.indexes import (
     create_concurrently,
     drop,
     is_built,
+    recall,
     reindex,
 )
 
@@ -257,3 +259,30 @@ def test_drop(engine, fill):
     create_concurrently(engine, index)
     assert drop(engine, index)
     assert indexes_of(engine) == []
+
+
+@pytest.mark.parametrize("partitioned", [False, True])
+def test_names_that_need_quotes(engine, partitioned):
+    options = {"postgresql_partition_by": "RANGE (id)"} if partitioned else {}
+    index = HNSW("a:b%s", name='ix".%s')
+    columns = Column("id", Integer, primary_key=True), Column("a:b%s", VectorType(3))
+    table = Table('we"ird%s', MetaData(), *columns, index, schema='sch."%s', **options)
+    with engine.begin() as connection:
+        connection.execute(CreateSchema(table.schema, if_not_exists=True))
+        table.create(connection)
+        if partitioned:
+            own = connection.connection.driver_connection
+            own.execute('CREATE TABLE "sch.""%s"."p%s" PARTITION OF "sch.""%s"."we""ird%s" DEFAULT')
+        connection.execute(table.insert(), [{"id": i, "a:b%s": [i, 1, 2]} for i in range(50)])
+    create_concurrently(engine, index)
+    with engine.begin() as connection:
+        assert is_built(connection, index)
+        connection.execute(text("SET enable_seqscan = off"))
+        assert recall(connection, index, queries=5, k=3).recall == 1
+    reindex(engine, index)
+    assert drop(engine, index)
+    assert indexes_of(engine) == []
+    with engine.begin() as connection:
+        create(connection, index)
+        assert is_built(connection, index)
+        table.drop(connection)
