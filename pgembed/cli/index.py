@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -13,9 +13,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from sqlalchemy import Connection, Engine, Index
 
 from pgembed import indexes
-from pgembed.cli.known import encoded, index_on
+from pgembed.cli.known import declared_on, encoded, index_on
 from pgembed.cli.options import AsJson, DatabaseUrl, open_engine
-from pgembed.indexes import Recall
+from pgembed.indexes import Recall, VectorIndex
 from pgembed.indexes.asking import Queries
 from pgembed.indexes.catalogue import find
 from pgembed.indexes.forms import Form
@@ -53,6 +53,13 @@ EfConstruction = Annotated[
     int | None, typer.Option(help="HNSW: candidates while building.", show_default="64")
 ]
 Lists = Annotated[int | None, typer.Option(help="IVFFlat: number of clusters.", show_default="100")]
+Models = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODULE:NAME",
+        help="Take the index that a declarative base, MetaData or Table declares on the column.",
+    ),
+]
 Workers = Annotated[int | None, typer.Option(min=0, help="Parallel workers.", show_default="the server's")]
 Count = Annotated[int, typer.Option("--queries", min=2, help="How many random rows to ask for.")]
 Texts = Annotated[
@@ -85,6 +92,7 @@ def plan(
     m: M = None,
     ef_construction: EfConstruction = None,
     lists: Lists = None,
+    models: Models = None,
     workers: Workers = None,
     as_json: AsJson = False,
 ) -> None:
@@ -92,17 +100,7 @@ def plan(
     parameters = {"m": m, "ef_construction": ef_construction, "lists": lists}
     form = Form(quantize, dimensions, where)
     with open_engine(url) as engine, engine.begin() as connection:
-        index = index_on(
-            connection,
-            table,
-            column,
-            name=name,
-            new=True,
-            method=method,
-            metric=metric,
-            form=form,
-            parameters=parameters,
-        )
+        index = _new(connection, table, column, models, name, method, metric, form, parameters)
         found = indexes.plan(connection, index, workers=workers)
     if as_json:
         typer.echo(json.dumps(found.as_dict(), indent=2))
@@ -134,6 +132,7 @@ def create(
     m: M = None,
     ef_construction: EfConstruction = None,
     lists: Lists = None,
+    models: Models = None,
     workers: Workers = None,
     as_json: AsJson = False,
 ) -> None:
@@ -142,17 +141,7 @@ def create(
     form = Form(quantize, dimensions, where)
     with open_engine(url) as engine:
         with engine.begin() as connection:
-            index = index_on(
-                connection,
-                table,
-                column,
-                name=name,
-                new=True,
-                method=method,
-                metric=metric,
-                form=form,
-                parameters=parameters,
-            )
+            index = _new(connection, table, column, models, name, method, metric, form, parameters)
         _with_progress(
             lambda report: indexes.create_concurrently(engine, index, workers=workers, on_progress=report)
         )
@@ -285,6 +274,35 @@ def _asked(
     if not lines:
         raise typer.BadParameter("the file holds no text", param_hint="--texts")
     return list(encoded(connection, table, column, lines, encoder))
+
+
+def _new(
+    connection: Connection,
+    table: str,
+    column: str,
+    models: str | None,
+    name: str | None,
+    method: str | None,
+    metric: str | None,
+    form: Form,
+    parameters: Mapping[str, int | None],
+) -> VectorIndex:
+    """The index to plan or build: the one that models declare, or the one that the options say."""
+    if models is None:
+        return index_on(
+            connection,
+            table,
+            column,
+            name=name,
+            new=True,
+            method=method,
+            metric=metric,
+            form=form,
+            parameters=parameters,
+        )
+    if form != Form() or any(given is not None for given in (method, metric, *parameters.values())):
+        raise typer.BadParameter("the models say what the index is: leave the other options out")
+    return declared_on(connection, table, column, models, name=name)
 
 
 def _with_progress(work: Callable[[OnProgress], object]) -> None:

@@ -9,11 +9,12 @@ from typing import Any
 import typer
 from sqlalchemy import Connection, MetaData, Table, text
 
+from pgembed.cli.backfill import columns_of
 from pgembed.cli.options import open_encoder
 from pgembed.columns import Array
 from pgembed.exc import DeclarationError
 from pgembed.filling.registry import entries
-from pgembed.indexes import HNSW, IVFFlat, VectorIndex
+from pgembed.indexes import HNSW, IVFFlat, VectorIndex, indexes_on
 from pgembed.indexes.catalogue import standing
 from pgembed.indexes.forms import Form, form_of
 
@@ -103,6 +104,37 @@ def index_on(
     if there is None and any(other.name == index.name for other in stand):
         raise typer.BadParameter(f"{index.name} is another index: name this one", param_hint="--index")
     return index
+
+
+def declared_on(
+    connection: Connection, table: str, column: str, models: str, *, name: str | None = None
+) -> VectorIndex:
+    """The index that models declare on the embedding column.
+
+    :param models: ``module:name``.
+    :param name: which one, of several.
+    :raises typer.BadParameter: they declare none there, or several.
+    """
+    preparer = connection.dialect.identifier_preparer
+    relation = text("SELECT CAST(to_regclass(:table) AS oid)")
+    asked = connection.scalar(relation, {"table": table})
+    found = [
+        each.index
+        for embedding in columns_of(models) or ()
+        if embedding.vector.name == column
+        and asked is not None
+        and connection.scalar(relation, {"table": preparer.format_table(embedding.table)}) == asked
+        for each in indexes_on(embedding.vector)
+        if isinstance(each.index, VectorIndex) and name in (None, each.index.name)
+    ]
+    if len(found) != 1:
+        names = ", ".join(str(index.name) for index in found) or "none"
+        raise typer.BadParameter(
+            f"needed is one vector index on {table}.{column}, by --index where there are several; the models "
+            f"declare {names}",
+            param_hint="--models",
+        )
+    return found[0]
 
 
 def _reflected(connection: Connection, table: str) -> Table:

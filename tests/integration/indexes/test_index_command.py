@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import sys
+import types
 
 import pytest
 from sqlalchemy import text
@@ -13,6 +15,7 @@ from typer.testing import CliRunner
 from pgembed import HNSW, Vector, embedding_column, indexes
 from pgembed.cli.main import app
 from pgembed.indexes import bugs
+from pgembed.testing import HashEncoder
 
 VERBS = ("paint", "sell", "fix", "clean", "buy", "draw", "rent", "lift")
 NOUNS = ("house", "car", "table", "dress", "boat", "window", "bike", "lamp")
@@ -52,6 +55,41 @@ def test_from_plan_to_reindex(engine, run):
 
     again = json.loads(run("reindex", *item, "--m", "12", "--workers", "0", "--json"))
     assert (again["index"], again["parameters"]) == (name, {"m": 12, "ef_construction": 64})
+
+
+def test_the_index_that_a_model_declares(engine, run, tmp_path, monkeypatch):
+    encoder = HashEncoder(16)
+
+    class Base(DeclarativeBase):
+        pass
+
+    class Note(Base):
+        __tablename__ = "Note"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        words: Mapped[str]
+        vec: Mapped[Vector | None] = embedding_column(
+            "words", encoder=encoder, index=HNSW(quantize="half", m=8)
+        )
+        two: Mapped[Vector | None] = embedding_column("words", encoder=encoder)
+
+    Base.metadata.create_all(engine)
+    with Session(engine) as session:
+        session.add_all(Note(words=f"note {i}") for i in range(50))
+        session.commit()
+    models = types.ModuleType("models_of_notes")
+    models.Base = Base
+    monkeypatch.setitem(sys.modules, "models_of_notes", models)
+    of_models = ("--models", "models_of_notes:Base")
+
+    assert "halfvec" in run("plan", '"Note"', "vec", *of_models)
+    created = json.loads(run("create", '"Note"', "vec", *of_models, "--json"))
+    assert (created["index"], created["parameters"]["m"]) == ("ix_Note_vec_hnsw_half", 8)
+    with Session(engine) as session:
+        assert indexes.is_built(session.connection(), Note.vec)
+    wrong = run("create", '"Note"', "vec", *of_models, "--m", "16", code=2, stream="output")
+    assert "leave the other options out" in wrong
+    for place in (('"Note"', "two"), ('"Item"', "vector"), ("nothing", "vec")):
+        assert "the models declare none" in run("plan", *place, *of_models, code=2, stream="output")
 
 
 def test_indexes_of_smaller_values_and_of_some_rows(run):
