@@ -58,7 +58,7 @@ def plan(
             "alembic revision --autogenerate, which writes two revisions; alembic upgrade +1",
             f"pgembed backfill '{found.table}' {found.new}; a worker stays, for both columns",
             "alembic upgrade head, which builds the index",
-            "pgembed reembed status --gate 0.95, and release the application",
+            "pgembed reembed status --models app.models:Base --gate 0.95, and release the application",
             f'when the old one is gone: take replaces="{found.old}" away, alembic revision --autogenerate, '
             "alembic upgrade head",
         ),
@@ -83,7 +83,7 @@ def status(
     """Where each change of encoder stands, and what to do next.
 
     With --gate the searches of the new column are tried: their recall is measured, and vectors are compared
-    with what the encoder makes of their texts.
+    with what the encoder makes of their texts. With --models too, those are what is to be released.
     """
     embeddings = columns_of(models)
     with connect(url) as connection:

@@ -6,6 +6,7 @@ replaces, and all the rest is read from the database.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,7 +15,8 @@ import numpy as np
 from sqlalchemy import Connection, Row, func, select, text
 
 from pgembed.columns import EmbeddingColumn
-from pgembed.exc import EncoderError, NotInstalledError
+from pgembed.exc import DeclarationError, EncoderError, NotInstalledError
+from pgembed.filling.registry import columns_of
 from pgembed.filling.targets import Refused, Target, find_targets
 from pgembed.indexes import IndexMissingError, IndexNotUsedError, Recall, recall, vector_index_of
 from pgembed.indexes.catalogue import StandingIndex, written
@@ -98,26 +100,49 @@ def changes(
         vectors are also compared with what the encoder makes of their texts, and one is searched for.
     :param queries: how many rows to ask for.
     :raises NotInstalledError: the database has no SQL objects of pgembed, or older ones.
+    :raises PgembedError: recall is asked for, and models have a column that the database does not have so.
     """
     if connection.scalar(text("SELECT to_regclass('pgembed.embedding_columns')")) is None:
         raise NotInstalledError("this database lacks pgembed's SQL objects: run `pgembed init`")
     found = []
+    of_models = [] if embeddings is None else find_targets(connection, embeddings)
+    seen: set[str] = set()
     for row in connection.execute(_CHANGES).all():
         (target,) = find_targets(connection, table=row.relation, column_name=row.column_name)
         if isinstance(target, Refused):
             raise target.error
+        seen.add(target.name)
         obstacles = []
         if embeddings is not None:
-            of_models = [one for one in find_targets(connection, embeddings) if one.name == target.name]
-            if of_models and isinstance(of_models[0], Target):
-                target = of_models[0]
+            same = next((one for one in of_models if one.name == target.name), None)
+            if isinstance(same, Target):
+                target = same
             else:
                 obstacles.append(
                     f"the models do not have {row.column_name} as the database has it: write "
                     f'name="{row.column_name}", replaces="{row.replaces}" in its embedding_column()'
                 )
         found.append(_change(connection, row, target, obstacles, min_recall, queries))
+    if min_recall is not None and not any(change.obstacles for change in found):
+        _check_models(connection, of_models, seen)
     return found
+
+
+def _check_models(connection: Connection, of_models: Sequence[Target | Refused], seen: set[str]) -> None:
+    """An application of these models finds each column as it declares it.
+
+    :param seen: the columns whose change was looked at.
+    """
+    for target in of_models:
+        if isinstance(target, Refused):
+            raise target.error
+        replaces = target.embedding.declaration.replaces
+        columns = {row["name"] for row in columns_of(connection, target.relation)}
+        if replaces in columns and str(target) not in seen:
+            raise DeclarationError(
+                f"{target}: the models have replaces={replaces!r}, the database does not know of it: "
+                "alembic revision --autogenerate, alembic upgrade head"
+            )
 
 
 def _change(
@@ -138,7 +163,7 @@ def _change(
     old_index = standing_on(connection, relation, row.replaces)
     if rows and 1 - pending / rows < FILLED:
         obstacles.append(
-            f"fill it: run a worker, or `pgembed backfill '{row.relation}' {row.column_name}`"
+            f"fill it: run a worker, or `pgembed backfill '{row.relation}' {shlex.quote(row.column_name)}`"
             f" ({pending:,} of {rows:,} rows are pending)"
         )
     if _state(index) in ("building", "invalid") or (index is None and old_index is not None):

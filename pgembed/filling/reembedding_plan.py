@@ -123,7 +123,8 @@ def next_name(old: str, taken: set[str]) -> str:
     stem, number = (match[1], int(match[2])) if match else (old, 1)
     while True:
         number += 1
-        name = f"{stem}_{number}"
+        ending = f"_{number}"
+        name = stem.encode()[: 63 - len(f"{ending}_digest")].decode(errors="ignore") + ending
         if not {name, f"{name}_digest"} & taken:
             return name
 

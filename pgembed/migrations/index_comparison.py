@@ -33,8 +33,9 @@ from pgembed.migrations.operations.vector_index import (
     CreateVectorIndexOp,
     ReplaceVectorIndexOp,
 )
+from pgembed.migrations.refusals import check_renamed
 from pgembed.migrations.revisions import in_parts
-from pgembed.migrations.series import Series, dependent, find_series, settle
+from pgembed.migrations.series import Series, dependent, find_series, in_place, settle
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +91,8 @@ class _Comparison:
     :ivar created: names that Alembic would create, and ``dropped``, those that it would drop.
     :ivar compared: names that are on both sides.
     :ivar before: operations that go before those on columns, and ``after``, those that go after them.
+    :ivar before_drop: what is checked before old columns are dropped.
+    :ivar before_return: what a downgrade checks before old columns are ``NOT NULL`` again.
     :ivar drop_old: the parts of a series; see :mod:`pgembed.migrations.series`.
     :ivar series_of: the index names of new columns, with the column.
     :ivar old_indexes: the index names of columns whose place was taken.
@@ -107,6 +110,8 @@ class _Comparison:
     before: list[MigrateOperation] = field(default_factory=list)
     after: list[MigrateOperation] = field(default_factory=list)
     drop_old: list[MigrateOperation] = field(default_factory=list)
+    before_drop: list[MigrateOperation] = field(default_factory=list)
+    before_return: list[MigrateOperation] = field(default_factory=list)
     add_new: list[MigrateOperation] = field(default_factory=list)
     index_new: list[MigrateOperation] = field(default_factory=list)
     series_of: dict[str, Series] = field(default_factory=dict)
@@ -121,19 +126,24 @@ class _Comparison:
         """Look for columns that take, or have taken, the place of others."""
         if self.conn_table is None or self.metadata_table is None:
             return
-        for series in find_series(
+        if not in_place(self.context):
+            check_renamed(self.metadata_table, self.existing, self.declared, self.dropped)
+        begun = find_series(
             self.context, self.connection, self.conn_table, self.metadata_table, self.existing, self.compared
-        ):
+        )
+        for series in begun:
             self._begin(series)
-        for name, definition in self.existing.items():
+        in_use = {series.old for series in begun}
+        for definition in self._pending_indexes():
             old = _replaced_by(definition)
             if (
                 old is not None
-                and _replaced_by(self.declared.get(name)) is None
+                and old not in in_use
+                and _replaced_by(self.declared.get(definition.name)) is None
                 and old in self.conn_table.c
                 and old not in self.metadata_table.c
             ):
-                self._finish(old)
+                self._finish(old, _column_of(definition))
 
     def _begin(self, series: Series) -> None:
         """The old column stays as it is, the new one is added."""
@@ -145,6 +155,8 @@ class _Comparison:
                 self.modify_ops.table_name, schema=self.modify_ops.schema, reason=series.reason
             )
             self.add_new += [lock, *columns, lock.reverse()]
+            if series.facts and any(isinstance(each, ops.AlterColumnOp) for each in columns):
+                self.before_return.append(self._backfilled(series.old, "the column again", 1.0).reverse())
         elif series.proposed:
             log.warning(
                 "%s.%s is being replaced: write name=%r, replaces=%r into its embedding_column()",
@@ -175,9 +187,10 @@ class _Comparison:
         self.declared |= wanted
         self.series_of |= dict.fromkeys(wanted, series)
 
-    def _finish(self, old: str) -> None:
+    def _finish(self, old: str, new: str | None) -> None:
         """Nobody uses the old column any more."""
         assert self.conn_table is not None
+        assert self.metadata_table is not None
         facts = next((each.registration for each in self._pending_indexes() if _column_of(each) == old), None)
         gone = {old} | ({str(facts["digest"])} if facts else set())
         columns: list[MigrateOperation] = []
@@ -195,6 +208,8 @@ class _Comparison:
         self.old_indexes |= dependent(self.connection, self.conn_table, old)
         lock = LockTableOp(self.modify_ops.table_name, schema=self.modify_ops.schema)
         self.drop_old += [lock, *columns, lock.reverse()]
+        if new is not None and new in self.metadata_table.c:
+            self.before_drop.append(self._backfilled(new, "the column that takes its place"))
 
     def compare(self) -> None:
         """Find what is to be dropped, built and built anew."""
@@ -215,7 +230,7 @@ class _Comparison:
                 ended.append(drop_op(self.existing[name], in_use))
             else:
                 self.before.append(drop_op(self.existing[name], concurrently))
-        self.drop_old[:0] = ended
+        self.drop_old[:0] = [*self.before_drop, *ended]
         for name in sorted(self.declared.keys() & self.created - self.dropped):
             log.info("Detected added index %r on %r", name, table_name)
             self._put(
@@ -256,16 +271,17 @@ class _Comparison:
             if isinstance(each, CreateVectorIndexOp | ReplaceVectorIndexOp)
         }
         columns = dict.fromkeys(self.series_of[name].name for name in sorted(names))
-        self.index_new[:0] = [
-            AssertBackfilledOp(
-                self.modify_ops.table_name,
-                column,
-                share=0.99,
-                schema=self.modify_ops.schema,
-                reason="The upgrade stops here until workers, or `pgembed backfill`, have filled the column.",
-            )
-            for column in columns
-        ]
+        self.index_new[:0] = [self._backfilled(column, "the column") for column in columns]
+        self.add_new += self.before_return
+
+    def _backfilled(self, column: str, what: str, share: float = 0.99) -> AssertBackfilledOp:
+        return AssertBackfilledOp(
+            self.modify_ops.table_name,
+            column,
+            share=share,
+            schema=self.modify_ops.schema,
+            reason=f"The migration stops here until workers, or `pgembed backfill`, have filled {what}.",
+        )
 
     def _pending_indexes(self) -> list[PendingIndexDefinition]:
         return [each for each in self.existing.values() if isinstance(each, PendingIndexDefinition)]

@@ -6,7 +6,8 @@ part       operations                                        locks
 add        lock_table, add_column, create_pending_index      a moment; then none that users meet
 index      assert_backfilled, create_vector_index            none that users meet
 (switch)   the application reads and writes the new column
-drop       drop_..._index, lock_table, drop_column           none that users meet; then a moment
+drop       assert_backfilled, drop_..._index, lock_table,    none that users meet; then a moment
+           drop_column
 not null   set_not_null, where the model says so             two moments
 =========  ================================================  ====================================
 
@@ -32,6 +33,14 @@ from pgembed.indexes.catalogue import written
 from pgembed.migrations.definitions import Definition, Facts, PendingIndexDefinition
 from pgembed.migrations.errors import MigrationError
 from pgembed.migrations.operations.nothing import NextRevisionOp
+from pgembed.migrations.refusals import (
+    check_distinct,
+    check_one_at_a_time,
+    check_replaced,
+    check_same_encoder,
+    check_undeclared,
+    registrations,
+)
 
 _DEPENDENT = text("""
 SELECT c.relname
@@ -209,17 +218,18 @@ def find_series(
     """The columns of a table that take the place of others.
 
     :param compared: names of the indexes that are on both sides and that the filters let through.
+    :raises MigrationError: see :mod:`pgembed.migrations.refusals`.
     """
     if table is None or model is None:
         return []
-    pending = {
-        definition.registration["column"]: definition
-        for definition in existing.values()
-        if isinstance(definition, PendingIndexDefinition) and definition.registration is not None
-    }
+    pending = registrations(existing)
     found = []
+    replaced = []
     for embedding in embeddings_of(model):
         declaration, name = embedding.declaration, str(embedding.vector.name)
+        check_replaced(embedding, table)
+        if not in_place(context):
+            check_same_encoder(embedding, table, pending)
         old, new, proposed = declaration.replaces, embedding, False
         if old is None and name in pending and pending[name].name in compared:
             facts = pending[name].registration or {}
@@ -227,6 +237,10 @@ def find_series(
             old = name if proposed else None
             new = _beside(embedding, _chosen_name(embedding, table, pending)) if proposed else embedding
         if old is not None and old in table.c:
+            check_one_at_a_time(embedding, old, table, pending)
+            if proposed:
+                check_undeclared(embedding, str(new.vector.name), model)
+            replaced.append((embedding, old))
             registered = pending.get(old)
             found.append(
                 Series(
@@ -238,6 +252,7 @@ def find_series(
                     None if registered is None else registered.registration,
                 )
             )
+    check_distinct(replaced)
     return found
 
 

@@ -44,7 +44,7 @@ op.add_column('article', sa.Column('embedding_2', VECTOR(4), nullable=True), if_
 op.add_column('article', sa.Column('embedding_2_digest', sa.UUID(), nullable=True), if_not_exists=True)
 """
 INDEX = """\
-# The upgrade stops here until workers, or `pgembed backfill`, have filled the column.
+# The migration stops here until workers, or `pgembed backfill`, have filled the column.
 op.assert_backfilled('article', 'embedding_2', share=0.99)
 op.create_vector_index(
     'ix_article_embedding_2_hnsw',
@@ -180,6 +180,9 @@ def test_the_old_column_is_dropped_when_nothing_replaces_it_any_more(migrations:
     upgrade, register = revision.upgrade.split("op.register_embedding")
     assert upgrade == (
         """\
+# The migration stops here until workers, or `pgembed backfill`, have filled the column that
+# takes its place.
+op.assert_backfilled('article', 'embedding_2', share=0.99)
 op.drop_vector_index('ix_article_embedding_hnsw', 'article', concurrently=True)
 op.drop_pending_index('ix_article_embedding_pending', 'article', concurrently=True)
 op.lock_table('article')

@@ -1,0 +1,137 @@
+"""Changes of encoder that are not written into migrations, since they would drop or mix what is in use."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+
+from sqlalchemy import Table
+
+from pgembed.columns import EmbeddingColumn, embeddings_of
+from pgembed.columns.types import shape_of
+from pgembed.exc import DeclarationError
+from pgembed.migrations.definitions import Definition, PendingIndexDefinition
+from pgembed.migrations.errors import MigrationError
+
+
+def registrations(existing: Mapping[str, Definition]) -> dict[str, PendingIndexDefinition]:
+    """The pending indexes that stand on a table and register a column, by that column."""
+    return {
+        definition.registration["column"]: definition
+        for definition in existing.values()
+        if isinstance(definition, PendingIndexDefinition) and definition.registration is not None
+    }
+
+
+def check_replaced(embedding: EmbeddingColumn, table: Table) -> None:
+    """``replaces=`` names a vector column, as long as the new column is not there.
+
+    Any other column would be dropped at the end, and the one that was meant at once.
+
+    :raises MigrationError: it names none.
+    """
+    replaces, name = embedding.declaration.replaces, str(embedding.vector.name)
+    if replaces is None or (replaces not in table.c and name in table.c):
+        return
+    vectors = [column.name for column in table.c if _is_vector(table, column.name)]
+    if replaces not in vectors:
+        raise MigrationError(
+            f"{embedding}: replaces={replaces!r} is no vector column of the table in the database; there "
+            f"{'are ' + ', '.join(map(repr, vectors)) if vectors else 'are none'}"
+        )
+
+
+def check_one_at_a_time(
+    embedding: EmbeddingColumn, old: str, table: Table, registered: Mapping[str, PendingIndexDefinition]
+) -> None:
+    """A column whose own change is not finished is not replaced: the application may be at any of the two.
+
+    :raises MigrationError: it is not finished.
+    """
+    definition = registered.get(old)
+    first = ((definition.registration if definition else None) or {}).get("replaces")
+    if first is not None and first in table.c:
+        raise MigrationError(
+            f"{embedding}: the change from {first!r} to {old!r} is not finished. When every application uses "
+            f"{old!r}, finish it first: its declaration without replaces=, alembic revision --autogenerate, "
+            f"alembic upgrade head. When they use {first!r}, give {old!r} up: declare {first!r} as it was, "
+            f'or a third column with replaces="{first}"'
+        )
+
+
+def check_same_encoder(
+    embedding: EmbeddingColumn, table: Table, registered: Mapping[str, PendingIndexDefinition]
+) -> None:
+    """A column that takes the place of another keeps its encoder: it may be in use already.
+
+    :raises MigrationError: it has another one.
+    """
+    name, replaces = str(embedding.vector.name), embedding.declaration.replaces
+    definition = registered.get(name)
+    facts = (definition.registration if definition else None) or {}
+    if replaces is None or replaces not in table.c or not facts:
+        return
+    if facts["fingerprint"] != embedding.declaration.encoder.fingerprint:
+        raise MigrationError(
+            f"{embedding} is about to take the place of {replaces!r} with the encoder {facts['encoder']!r}, "
+            f"and old vectors would be compared with new queries if its encoder changed. If no application "
+            f'uses it, give the column another name (replaces="{replaces}" stays); else finish that change '
+            "first, or say: alembic -x reembed=in_place revision --autogenerate"
+        )
+
+
+def check_undeclared(embedding: EmbeddingColumn, new: str, model: Table) -> None:
+    """A model that has the new column says by it that the encoder changes, and not by the old one.
+
+    :raises MigrationError: it says both.
+    """
+    if new in model.c:
+        raise MigrationError(
+            f"{embedding} has the encoder of {new!r}, which takes its place: declare {new!r} alone, with "
+            f"replaces={str(embedding.vector.name)!r}, or this one with the encoder that it had"
+        )
+
+
+def check_distinct(found: Iterable[tuple[EmbeddingColumn, str]]) -> None:
+    """Each column is replaced by one other, and by none while its own encoder changes.
+
+    :raises MigrationError: two columns take the place of one.
+    """
+    taken: dict[str, EmbeddingColumn] = {}
+    for embedding, old in found:
+        if old in taken:
+            raise MigrationError(
+                f"{taken[old]} and {embedding} both take the place of {old!r}: a column that is replaced "
+                "keeps its encoder, and one column takes its place"
+            )
+        taken[old] = embedding
+
+
+def check_renamed(
+    model: Table, existing: Mapping[str, Definition], declared: Collection[str], dropped: Collection[str]
+) -> None:
+    """An encoder does not change in the revision in which a table, and so its pending index, is renamed.
+
+    :raises MigrationError: it does; the vectors would be changed in place.
+    """
+    registered = registrations(existing)
+    for embedding in embeddings_of(model):
+        definition = registered.get(str(embedding.vector.name))
+        facts = (definition.registration if definition else None) or {}
+        if (
+            definition is not None
+            and definition.name in dropped
+            and definition.name not in declared
+            and facts["fingerprint"] != embedding.declaration.encoder.fingerprint
+        ):
+            raise MigrationError(
+                f"{embedding}: its pending index is {definition.name!r}, as of a table of another name. "
+                f"Autogenerate and run a revision with the encoder as it was ({facts['encoder']!r}) first, "
+                "then change the encoder"
+            )
+
+
+def _is_vector(table: Table, name: str) -> bool:
+    try:
+        return shape_of(table.c[name].type)[0] != "bit"
+    except DeclarationError:
+        return False
