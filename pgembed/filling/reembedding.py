@@ -53,7 +53,8 @@ class Change:
     """Where a change of encoder stands.
 
     :ivar old: the column in use, and ``new``, the one that takes its place.
-    :ivar rows: all rows; of them ``pending`` are still without their new vector.
+    :ivar rows: all that have a vector or are to get one; of them ``pending`` are still without their new
+        vector.
     :ivar index: the new column's: ``"none"``, ``"building"``, ``"invalid"`` or its access method.
     :ivar old_index: the old column's, ``"none"`` if it has none.
     :ivar recall: what its index finds, if that was measured.
@@ -154,10 +155,10 @@ def _change(
     queries: int,
 ) -> Change:
     embedding = target.embedding
-    rows = connection.scalar(select(func.count()).select_from(embedding.table)) or 0
-    pending = (
-        connection.scalar(select(func.count()).select_from(embedding.table).where(embedding.pending())) or 0
-    )
+    # Rows without a text have no vector, and no share in what is filled.
+    counted = select(func.count()).select_from(embedding.table)
+    rows = connection.scalar(counted.where(embedding.vector.is_not(None) | embedding.pending())) or 0
+    pending = connection.scalar(counted.where(embedding.pending())) or 0
     relation = written(embedding.table)
     index = standing_on(connection, relation, row.column_name)
     old_index = standing_on(connection, relation, row.replaces)
@@ -174,7 +175,7 @@ def _change(
             }.get(_state(index), "build its index: alembic upgrade head")
         )
     measured = None
-    if min_recall is not None and not obstacles:
+    if min_recall is not None and rows and not obstacles:
         measured, problems = _measure(connection, target, index, rows, min_recall, queries)
         obstacles += problems
     if not row.old_stands:

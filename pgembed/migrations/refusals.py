@@ -22,7 +22,9 @@ def registrations(existing: Mapping[str, Definition]) -> dict[str, PendingIndexD
     }
 
 
-def check_replaced(embedding: EmbeddingColumn, table: Table) -> None:
+def check_replaced(
+    embedding: EmbeddingColumn, table: Table, registered: Mapping[str, PendingIndexDefinition]
+) -> None:
     """``replaces=`` names a vector column, as long as the new column is not there.
 
     Any other column would be dropped at the end, and the one that was meant at once.
@@ -30,7 +32,7 @@ def check_replaced(embedding: EmbeddingColumn, table: Table) -> None:
     :raises MigrationError: it names none.
     """
     replaces, name = embedding.declaration.replaces, str(embedding.vector.name)
-    if replaces is None or (replaces not in table.c and name in table.c):
+    if replaces is None or replaces in registered or (replaces not in table.c and name in table.c):
         return
     vectors = [column.name for column in table.c if _is_vector(table, column.name)]
     if replaces not in vectors:

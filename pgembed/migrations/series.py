@@ -227,7 +227,7 @@ def find_series(
     replaced = []
     for embedding in embeddings_of(model):
         declaration, name = embedding.declaration, str(embedding.vector.name)
-        check_replaced(embedding, table)
+        check_replaced(embedding, table, pending)
         if not in_place(context):
             check_same_encoder(embedding, table, pending)
         old, new, proposed = declaration.replaces, embedding, False

@@ -12,6 +12,7 @@ from sqlalchemy.exc import DBAPIError
 
 from pgembed import HNSW
 from pgembed.database.scripts import REVISION
+from pgembed.filling import backfill
 from pgembed.migrations import MigrationError
 from pgembed.testing import HashEncoder
 from tests.migrations.conftest import Migrations
@@ -115,10 +116,13 @@ def test_assert_backfilled(migrations: Migrations) -> None:
 
 
 def test_assert_backfilled_by_share(migrations: Migrations) -> None:
-    article(encoder=ENCODER).create_all(migrations.engine)
+    metadata = article(encoder=ENCODER)
+    metadata.create_all(migrations.engine)
     with migrations.engine.begin() as connection:
-        connection.execute(text("INSERT INTO article (title) SELECT NULL FROM generate_series(1, 8)"))
-        connection.execute(text("INSERT INTO article (title) VALUES ('one'), ('two')"))
+        connection.execute(text("INSERT INTO article (title) SELECT 'filled' FROM generate_series(1, 8)"))
+    backfill(migrations.engine, metadata.tables["article"].c.embedding)
+    with migrations.engine.begin() as connection:
+        connection.execute(text("INSERT INTO article (title) VALUES ('one'), ('two'), (NULL)"))
     migrations.write("op.assert_backfilled('article', 'embedding', share=0.8)")
     migrations.write("op.assert_backfilled('article', 'embedding', share=0.81)")
     script = migrations.offline("base:0001").split("BEGIN;")[-1].split("INSERT INTO alembic")[0]

@@ -195,6 +195,30 @@ def test_the_gate_before_the_migration(migrations: Migrations) -> None:
     assert gate(migrations, article(**BEFORE)) == []
 
 
+def test_few_rows_have_a_text(migrations: Migrations) -> None:
+    """Those without one are not filled, and don't count as filled."""
+    before, after = article(**BEFORE), article(**SWITCHED)
+    with_rows(migrations, before)
+    with migrations.engine.begin() as connection:
+        connection.execute(text("INSERT INTO article (id) SELECT generate_series(10, 1000)"))
+    migrations.generate_series(after)
+    with pytest.raises(MigrationError, match=r"embedding_2: 3 rows are pending, allowed are 0"):
+        migrations.upgrade()
+    (change,) = gate(migrations, after)
+    assert (change.filled, change.rows) == (0, 3)
+    assert "(3 of 3 rows are pending)" in change.next_step
+    fill(migrations, after)
+    migrations.upgrade()
+    assert gate(migrations, after)[0].obstacles == ()
+
+
+def test_the_gate_of_a_table_without_texts(migrations: Migrations) -> None:
+    article(**BEFORE).create_all(migrations.engine)
+    migrations.generate_series(article(**SWITCHED))
+    migrations.upgrade()
+    assert gate(migrations, article(**SWITCHED))[0].obstacles == ()
+
+
 def test_the_gate_after_the_revision_was_edited(migrations: Migrations) -> None:
     with_rows(migrations, article(**BEFORE))
     migrations.generate_series(article(**SWITCHED))

@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 from alembic.operations import MigrateOperation, Operations
-from sqlalchemy import Column, MetaData, Table, cast, column, func, literal_column, null, select
+from sqlalchemy import Boolean, Column, MetaData, Table, cast, column, func, literal_column, null, select
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.schema import DDLElement
 from sqlalchemy.types import NullType, TypeEngine
@@ -144,8 +144,8 @@ class AssertBackfilledOp(MigrateOperation):
         changes nothing, so a downgrade has nothing to undo. Offline it is a ``DO`` block that does the same.
 
         :param allowed: so many pending rows are no obstacle.
-        :param share: the share of the rows that must be fresh. Where the table is written all the time, a few
-            rows are pending at any moment.
+        :param share: the share that must be fresh of the rows with a vector or a text. Where the table is
+            written all the time, a few rows are pending at any moment.
         :raises MigrationError: more rows are pending, or the column has no pending index.
         """
         operations.invoke(cls(table_name, column_name, allowed=allowed, share=share, schema=schema))
@@ -213,7 +213,8 @@ BEGIN
     END IF;
     EXECUTE format('SELECT count(*) FROM %s WHERE %s', relation, predicate) INTO pending;
     IF :share < 1 AND pending > allowed THEN
-        EXECUTE format('SELECT floor((1 - :share) * count(*)) FROM %s', relation) INTO allowed;
+        EXECUTE format('SELECT floor((1 - :share) * count(*)) FROM %s WHERE %I IS NOT NULL OR (%s)',
+                       relation, :column, predicate) INTO allowed;
     END IF;
     IF pending > greatest(allowed, :allowed) THEN
         RAISE EXCEPTION '%.%: % rows are pending', relation, quote_ident(:column), pending;
@@ -257,7 +258,9 @@ def run_assert(operations: Operations, operation: AssertBackfilledOp) -> None:
     pending = connection.scalar(select(func.count()).select_from(table).where(literal_column(where))) or 0
     allowed = operation.allowed
     if pending > allowed and operation.share < 1:
-        rows = connection.scalar(select(func.count()).select_from(table)) or 0
+        filled = table.c[operation.column_name].is_not(None)
+        counted = select(func.count()).select_from(table)
+        rows = connection.scalar(counted.where(filled | literal_column(where, Boolean))) or 0
         allowed = max(allowed, math.floor((1 - operation.share) * rows + 1e-9))
     if pending > allowed:
         raise MigrationError(
