@@ -8,10 +8,12 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.markup import escape
-from sqlalchemy import Connection, MetaData, Table, text
+from sqlalchemy import Connection, MetaData, Table
 
+from pgembed.cli.known import registered
 from pgembed.cli.options import AsJson, DatabaseUrl, connect, open_encoder, require_installed
 from pgembed.exc import NotInstalledError
+from pgembed.filling.registry import entries, name_of
 from pgembed.queries import semantic_search
 
 
@@ -70,21 +72,11 @@ def _registered(connection: Connection, table: str, column: str) -> dict[str, An
 
     :raises NotInstalledError: it is not an embedding column.
     """
-    entry = connection.execute(
-        text(
-            "SELECT e.*, c.relname AS name, c.relnamespace::regnamespace::text AS schema "
-            "FROM pgembed.embedding_columns AS e JOIN pg_class AS c ON c.oid = e.relation "
-            "WHERE e.relation = to_regclass(:table) AND e.column_name = :column"
-        ),
-        {"table": table, "column": column},
-    )
-    row = entry.mappings().one_or_none()
-    if row is None:
-        known = connection.scalars(
-            text("SELECT relation || '.' || column_name FROM pgembed.embedding_columns ORDER BY 1")
-        ).all()
+    found = registered(connection, table, column)
+    if found is None:
+        known = ", ".join(name_of(entry) for entry in entries(connection))
         raise NotInstalledError(
             f"{table}.{column} is not an embedding column of this database; there "
-            + (f"are: {', '.join(known)}" if known else "are none")
+            + (f"are: {known}" if known else "are none")
         )
-    return dict(row)
+    return found

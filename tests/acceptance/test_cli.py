@@ -110,6 +110,16 @@ def test_search_prints_the_best_rows_first(helpdesk: str, environment: dict[str,
     assert found[0].keys() == {"id", "title", "distance", "score"}
 
 
+def test_search_in_a_schema_that_needs_quotes(
+    helpdesk: str, engine: Engine, environment: dict[str, str]
+) -> None:
+    with engine.begin() as connection:
+        connection.execute(text('CREATE SCHEMA "Help Desk"'))
+        connection.execute(text('ALTER TABLE article SET SCHEMA "Help Desk"'))
+    shown = run("search", '"Help Desk".article', "embedding", "password", "--url", helpdesk, **environment)
+    assert "I forgot my password" in shown.stdout.splitlines()[0], shown.stderr
+
+
 def test_encode_writes_a_vector_a_line(minilm_folder: Path, minilm: Encoder) -> None:
     texts = ["one", "", "naïve - ünïcode"]
     shown = run("encode", "--encoder", str(minilm_folder), stdin="\n".join(texts) + "\n")
@@ -149,7 +159,7 @@ def test_a_database_that_is_not_ready_says_what_to_do(
     url = empty_url.render_as_string(hide_password=False)
     assert "run `pgembed init`" in run("status", "--url", url).stderr
     done = run("search", "article", "title", "x", "--url", helpdesk, **environment)
-    assert (done.returncode, "there are: article.embedding" in done.stderr) == (1, True)
+    assert (done.returncode, "there are: public.article.embedding" in done.stderr) == (1, True)
 
 
 def test_the_demo_embeds_once(server_folder: Path, environment: dict[str, str]) -> None:
