@@ -118,7 +118,7 @@ def test_every_partition_gets_its_index(engine, partitioned, concurrently):
 
 def test_a_backend_that_dies_costs_one_partition(engine, partitioned):
     """The second partition fails: the first keeps its index, and the next call goes on."""
-    index = HNSW("vector", name="ann", ef_construction=400)
+    index = HNSW("vector", name="ann", m=64, ef_construction=1000)
     partitioned(index)
     died = []
 
