@@ -73,7 +73,7 @@ def record(
     :param pause: until the second attempt; later ones double it.
     """
     message = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
-    now = func.clock_timestamp()
+    now = func.statement_timestamp()
     new = insert(failure).values(
         relation=target.oid,
         column_name=target.column_name,

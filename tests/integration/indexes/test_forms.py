@@ -89,7 +89,7 @@ def test_recall_of_bits_is_that_of_the_whole_vectors_of_the_candidates(engine, f
 
 
 def test_partial_indexes_are_planned_and_measured_by_their_rows(engine, fill):
-    index = HNSW("vector", name="ann", where="id % 3 = 0", m=4, ef_construction=8)
+    index = HNSW("vector", name="ann", where="id % 3 = 0")
     fill(index, rows=ROWS)
     with engine.begin() as connection:
         planned = plan(connection, index, sample=200)
