@@ -83,7 +83,9 @@ def status(
     """Where each change of encoder stands, and what to do next.
 
     With --gate the searches of the new column are tried: their recall is measured, and vectors are compared
-    with what the encoder makes of their texts. With --models too, those are what is to be released.
+    with what the encoder makes of their texts. With --models too, those are what is to be released. Without
+    them the gate is closed while the database knows of no change: it could not tell one that is still to be
+    migrated from one that is over.
     """
     embeddings = columns_of(models)
     with connect(url) as connection:
@@ -94,7 +96,12 @@ def status(
         typer.echo("no column of this database is about to take the place of another")
     for change in [] if as_json else found:
         _print(change)
-    if gate is not None and any(change.obstacles for change in found):
+    if gate is None:
+        return
+    if not found and embeddings is None:
+        typer.echo("the gate stays closed: whether one is wanted is known to the models, --models", err=True)
+        raise typer.Exit(1)
+    if any(change.obstacles for change in found):
         raise typer.Exit(1)
 
 
