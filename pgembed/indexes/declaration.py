@@ -203,7 +203,8 @@ class VectorIndex(Index):
     def with_parameters(self, parameters: Mapping[str, int]) -> Self:
         """The same index of the same table with other storage parameters, as an element of DDL."""
         other = copy(self)
-        del other.__dict__["dialect_options"]
+        for memoized in ("dialect_options", "dialect_kwargs"):  # the second by older versions of SQLAlchemy
+            other.__dict__.pop(memoized, None)
         other.parameters = dict(parameters)
         for name, value in self.dialect_kwargs.items():
             other.dialect_kwargs[name] = value
