@@ -162,8 +162,6 @@ def settle_drops(
     """The comparator that runs when Alembic is through with a table: it drops columns after all else."""
     kept: list[MigrateOperation] = []
     for operation in upgrade_ops.ops:
-        if _drops_ours(operation):
-            continue
         if isinstance(operation, ops.ModifyTableOps) and hasattr(operation, "pgembed_columns"):
             theirs = [
                 each for each in operation.ops if isinstance(each, ops.DropColumnOp) and not each.if_exists
@@ -180,15 +178,6 @@ def settle_drops(
         kept.append(operation)
     upgrade_ops.ops[:] = kept
     return PriorityDispatchResult.CONTINUE
-
-
-def _drops_ours(operation: MigrateOperation) -> bool:
-    """Whether alembic-utils drops the extension or pgembed's SQL objects, which no entity of it declares."""
-    target: Any = getattr(operation, "target", None)
-    if type(operation).__name__ != "DropOp" or target is None:
-        return False
-    extension = type(target).__name__ == "PGExtension" and target.signature == "vector"
-    return extension or bool(target.schema == "pgembed")
 
 
 def in_place(context: AutogenContext) -> bool:

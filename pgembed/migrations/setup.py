@@ -10,7 +10,7 @@ from alembic.autogenerate import comparators, renderers
 from alembic.operations import MigrateOperation, Operations
 from alembic.util import DispatchPriority
 
-from pgembed.migrations import comparison, index_comparison, rendering, series
+from pgembed.migrations import comparison, index_comparison, others, rendering, series
 from pgembed.migrations.operations import (
     installation,
     locking,
@@ -121,6 +121,7 @@ def setup() -> None:
         ("column", DispatchPriority.FIRST, "types", comparison.compare_vector_type),
         ("table", DispatchPriority.LAST, "pgembed.indexes", index_comparison.compare_indexes),
         ("schema", DispatchPriority.LAST, "pgembed.series", series.settle_drops),
+        ("schema", DispatchPriority.LAST, "pgembed.others", others.settle_entities),
     ):
         comparators.dispatch_for(target, priority=priority, qualifier="postgresql", subgroup=subgroup)(
             comparator

@@ -65,6 +65,16 @@ class Revision:
     downgrade: str
     imports: list[str]
 
+    @classmethod
+    def read(cls, path: Path) -> Revision:
+        """What is written in the file."""
+        text = path.read_text()
+        return cls(
+            upgrade=_body(text, "upgrade"),
+            downgrade=_body(text, "downgrade"),
+            imports=[line for line in text.splitlines() if line.startswith(("from ", "import "))],
+        )
+
 
 @dataclass
 class Migrations:
@@ -114,17 +124,8 @@ class Migrations:
         scripts: Any = command.revision(
             self.config, message="step", autogenerate=True, rev_id=f"{self.number:04}"
         )
-        texts = [
-            Path(script.path).read_text() for script in (scripts if isinstance(scripts, list) else [scripts])
-        ]
-        return [
-            Revision(
-                upgrade=_body(text, "upgrade"),
-                downgrade=_body(text, "downgrade"),
-                imports=[line for line in text.splitlines() if line.startswith(("from ", "import "))],
-            )
-            for text in texts
-        ]
+        listed = scripts if isinstance(scripts, list) else [scripts]
+        return [Revision.read(Path(script.path)) for script in listed]
 
     def write(self, upgrade: str, downgrade: str = "pass") -> None:
         """A migration by hand."""

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 from alembic import command
-from alembic.operations import MigrateOperation, ops
 from pgvector.sqlalchemy import VECTOR
 from sqlalchemy import Column, Integer, MetaData, Table, Text, text
 from sqlalchemy.dialects.postgresql import insert
@@ -18,7 +17,6 @@ from pgembed.columns import embeddings_of
 from pgembed.filling import backfill
 from pgembed.indexes import create_concurrently
 from pgembed.migrations import MigrationError
-from pgembed.migrations.series import settle_drops
 from pgembed.testing import HashEncoder
 from tests.migrations.conftest import Migrations, Revision
 from tests.migrations.models import article
@@ -536,23 +534,3 @@ def test_a_template_changes_in_place(migrations: Migrations) -> None:
     revision = migrations.generate(article(**{**BEFORE, "template": "title: {title}"}))
 
     assert revision.upgrade.startswith("# What article.embedding is made from changes")
-
-
-def test_what_others_would_drop_of_ours(migrations: Migrations) -> None:
-    """alembic-utils drops whatever is not declared as an entity of it; here are operations of its shape."""
-
-    class DropOp(MigrateOperation):
-        def __init__(self, kind: str, schema: str, signature: str) -> None:
-            self.target = type(kind, (), {"schema": schema, "signature": signature})()
-
-    operations = [
-        DropOp("PGExtension", "public", "vector"),
-        DropOp("PGFunction", "pgembed", "search(regclass)"),
-        DropOp("PGExtension", "public", "citext"),
-        DropOp("PGFunction", "public", "vector"),
-    ]
-    upgrade = ops.UpgradeOps(list(operations))
-
-    settle_drops(None, upgrade, set())
-
-    assert upgrade.ops == operations[2:]
