@@ -13,7 +13,7 @@ from typing import Any
 
 from pgembed.encoders import lookup
 from pgembed.encoders.export import export_onnx
-from pgembed.encoders.export.pipeline import ROUTER_FILE
+from pgembed.encoders.export.pipeline import ROUTER_FILE, SETTINGS_FILES
 from pgembed.encoders.export.weights import INDEX_FILE, SINGLE_FILE, file_digest
 from pgembed.encoders.spec import SPEC_FILE, EncoderSpec
 from pgembed.encoders.tokens import TOKENIZER_FILE
@@ -24,7 +24,7 @@ _SETTINGS = (
     "config.json",
     TOKENIZER_FILE,
     "tokenizer_config.json",
-    "sentence_bert_config.json",
+    *SETTINGS_FILES,
     WORDS_FILE,
     "wordembedding_config.json",
 )

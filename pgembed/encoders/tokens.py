@@ -59,7 +59,7 @@ class Tokens:
 
 
 class Tokenizer:
-    """A ``tokenizer.json`` with its own truncation and padding taken off.
+    """A ``tokenizer.json`` with its own padding and limit taken off; what it says of the side to cut stays.
 
     :param path: the file.
     :param max_tokens: where texts are cut, special tokens included.
@@ -83,9 +83,11 @@ class Tokenizer:
             present = [step for step in steps if step is not None]
             self._tokenizer.normalizer = tokenizers.normalizers.Sequence(present)
         self._tokenizer.no_padding()
-        self._tokenizer.enable_truncation(max_tokens)
+        side = (self._tokenizer.truncation or {}).get("direction", "right")
+        self._tokenizer.enable_truncation(max_tokens, direction=side)
         self._max_tokens = max_tokens
-        self._beginning = _CHARACTERS * max_tokens if _splits_at_blanks(self._tokenizer) else None
+        beginning_counts = side == "right" and _splits_at_blanks(self._tokenizer)
+        self._beginning = _CHARACTERS * max_tokens if beginning_counts else None
         self._special_tokens = special_tokens
 
     @property

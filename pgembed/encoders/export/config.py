@@ -58,7 +58,7 @@ class ModelConfig:
         :raises EncoderFilesError: it is not one that the graph knows.
         """
         value = self.values.get(key)
-        if value not in ACTIVATIONS:
+        if str(value) not in ACTIVATIONS:
             raise EncoderFilesError(self.path, f"{key} = {value!r}", needed=" or ".join(ACTIVATIONS))
         return str(value)
 

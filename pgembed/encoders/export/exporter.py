@@ -11,6 +11,7 @@ from pgembed.encoders.export.direct import Direct
 from pgembed.encoders.export.folder import written_whole
 from pgembed.encoders.export.pipeline import Pipeline
 from pgembed.encoders.export.ready import Ready, find
+from pgembed.encoders.export.tokenizer import copy_tokenizer
 from pgembed.encoders.export.weights import digest, file_digest, has_weights
 from pgembed.encoders.graphs import QUERY_FOLDER
 from pgembed.encoders.spec import SPEC_FILE, EncoderSpec
@@ -66,16 +67,16 @@ def _write(
     unstated = _LIMIT_UNSTATED if pipeline.first == "Transformer" else model.token_limit
     _check_vocabulary(pipeline, model.vocabulary)
     width = model.write(folder)
-    for path in (pipeline.tokenizer, pipeline.folder / "config.json"):
-        if path.is_file():
-            shutil.copyfile(path, folder / path.name)
+    copy_tokenizer(pipeline, folder / pipeline.tokenizer.name)
+    if (pipeline.folder / "config.json").is_file():
+        shutil.copyfile(pipeline.folder / "config.json", folder / "config.json")
     spec = EncoderSpec(
         name=name,
         architecture=model.architecture,
         weights=checksum,
-        tokenizer=file_digest(pipeline.tokenizer),
+        tokenizer=file_digest(folder / pipeline.tokenizer.name),
         width=width,
-        dimensions=pipeline.dimensions or width,
+        dimensions=min(pipeline.dimensions or width, width),
         max_tokens=min(pipeline.max_tokens or unstated, model.token_limit),
         token_limit=model.token_limit,
         pooling=pipeline.pooling,

@@ -111,8 +111,10 @@ def _cls(graph: Graph, hidden: str) -> str:
 
 
 def _last(graph: Graph, hidden: str) -> str:
-    last = graph.op("ArgMax", _mask(graph), axis=1, keepdims=1, select_last_index=1)
-    return _at(graph, hidden, last)
+    """The last token; zeros for a text of which nothing is pooled, whatever stands in the padding."""
+    mask = _mask(graph)
+    last = graph.op("ArgMax", mask, axis=1, keepdims=1, select_last_index=1)
+    return graph.op("Mul", _at(graph, hidden, last), graph.reduce("ReduceMax", mask, 1, keep=True))
 
 
 MODES = {
