@@ -6,10 +6,22 @@ RETURNS jsonb
 LANGUAGE plpgsql IMMUTABLE STRICT
 SET search_path = pg_catalog, pg_temp
 AS $$
+DECLARE
+    facts jsonb;
 BEGIN
-    RETURN CASE WHEN comment LIKE '{"pgembed":%' THEN comment::jsonb END;
-EXCEPTION WHEN invalid_text_representation THEN
+    IF comment LIKE '{"pgembed":%' THEN
+        facts := comment::jsonb;
+        IF facts ?& ARRAY['column', 'digest', 'encoder', 'fingerprint', 'metric', 'fill']
+            AND jsonb_typeof(facts -> 'dimensions') = 'number'
+            AND jsonb_typeof(facts -> 'sources') = 'array'
+            AND coalesce(jsonb_typeof(facts -> 'fields'), 'array') = 'array'
+        THEN
+            RETURN facts;
+        END IF;
+    END IF;
     RETURN NULL; -- somebody else's comment
+EXCEPTION WHEN invalid_text_representation THEN
+    RETURN NULL;
 END
 $$;
 

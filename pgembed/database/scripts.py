@@ -39,13 +39,14 @@ class Installation:
 
     def record(self) -> Insert:
         """``INSERT INTO pgembed.version ... ON CONFLICT DO UPDATE``: what is installed from now on."""
-        values = {"revision": REVISION, "checksum": self.checksum}
-        return (
-            insert(_version)
-            .values(values)
-            .on_conflict_do_update(
-                index_elements=["only_row"], set_={**values, "installed_at": func.clock_timestamp()}
-            )
+        new = insert(_version).values(revision=REVISION, checksum=self.checksum)
+        return new.on_conflict_do_update(
+            index_elements=["only_row"],
+            set_={
+                "revision": new.excluded.revision,
+                "checksum": new.excluded.checksum,
+                "installed_at": func.clock_timestamp(),
+            },
         )
 
 

@@ -138,8 +138,7 @@ def _check_models(connection: Connection, of_models: Sequence[Target | Refused],
         if isinstance(target, Refused):
             raise target.error
         replaces = target.embedding.declaration.replaces
-        columns = {row["name"] for row in columns_of(connection, target.relation)}
-        if replaces in columns and str(target) not in seen:
+        if replaces in columns_of(connection, target.relation) and str(target) not in seen:
             raise DeclarationError(
                 f"{target}: the models have replaces={replaces!r}, the database does not know of it: "
                 "alembic revision --autogenerate, alembic upgrade head"

@@ -58,9 +58,12 @@ def name_of(entry: dict[str, Any]) -> str:
     return f"{entry['qualified']}.{entry['column_name']}"
 
 
-def declared(connection: Connection, entry: dict[str, Any]) -> EmbeddingColumn:
-    """The embedding column that an entry of the registry describes, over a table built for it."""
-    columns = {row["name"]: row for row in columns_of(connection, entry["relation"])}
+def declared(entry: dict[str, Any], columns: dict[str, dict[str, Any]]) -> EmbeddingColumn:
+    """The embedding column that an entry of the registry describes, over a table built for it.
+
+    :param columns: those of the table, by name.
+    :raises NotInstalledError: the table has no such columns, or no primary key.
+    """
     keys = sorted((row for row in columns.values() if row["key_position"]), key=lambda r: r["key_position"])
     fields = _fields(entry)
     missing = {*entry["sources"], entry["column_name"], entry["digest_name"]} - columns.keys()
@@ -69,6 +72,8 @@ def declared(connection: Connection, entry: dict[str, Any]) -> EmbeddingColumn:
             f"{name_of(entry)}: registered with the column {', '.join(sorted(missing))}, which the table "
             "does not have; a renamed column has to be registered anew, by a migration"
         )
+    if not keys:
+        raise NotInstalledError(f"{name_of(entry)}: the table has no primary key any more")
     storage = columns[entry["column_name"]]["plain_type"].rpartition(".")[2]
     sources = dict(zip(entry["sources"], fields, strict=True))
     table = Table(
@@ -94,13 +99,16 @@ def declared(connection: Connection, entry: dict[str, Any]) -> EmbeddingColumn:
     return embeddings_of(table)[0]
 
 
-def columns_of(connection: Connection, relation: int) -> list[dict[str, Any]]:
-    """The table's columns. Under an empty search path, format_type names the schema of every type."""
+def columns_of(connection: Connection, relation: int) -> dict[str, dict[str, Any]]:
+    """The table's columns by name; none, if it is gone.
+
+    Under an empty search path, format_type names the schema of every type.
+    """
     path = connection.scalar(text("SELECT current_setting('search_path')"))
     connection.execute(text("SELECT set_config('search_path', '', true)"))
     rows = connection.execute(text(_COLUMNS), {"relation": relation}).mappings().all()
     connection.execute(text("SELECT set_config('search_path', :path, true)"), {"path": path})
-    return [dict(row) for row in rows]
+    return {row["name"]: dict(row) for row in rows}
 
 
 def _fields(entry: dict[str, Any]) -> list[str]:

@@ -103,7 +103,8 @@ def registered_targets(connection: Connection) -> list[Target | Refused]:
     found: list[Target | Refused] = []
     for entry in registry.entries(connection):
         try:
-            found.append(_opened(connection, registry.declared(connection, entry), entry))
+            columns = registry.columns_of(connection, entry["relation"])
+            found.append(_opened(registry.declared(entry, columns), entry, columns))
         except PgembedError as error:
             found.append(Refused(registry.name_of(entry), error))
     return found
@@ -237,14 +238,19 @@ def _checked(
             f"{embedding}: the model has (fingerprint, template, sources) = {model}, the database "
             f"{database}: migrate the database, or run the worker with the code that it was migrated by"
         )
-    return _opened(connection, embedding, entry)
+    return _opened(embedding, entry, registry.columns_of(connection, relation))
 
 
-def _opened(connection: Connection, embedding: EmbeddingColumn, entry: dict[str, Any]) -> Target:
-    columns = {row["name"]: row for row in registry.columns_of(connection, entry["relation"])}
+def _opened(embedding: EmbeddingColumn, entry: dict[str, Any], columns: dict[str, dict[str, Any]]) -> Target:
+    keys = [str(column.name) for column in embedding.table.primary_key.columns]
+    missing = {*keys, str(embedding.vector.name)} - columns.keys()
+    if missing:
+        raise NotInstalledError(
+            f"{embedding}: the table has no column {', '.join(sorted(missing))}: migrate it"
+        )
     types = []
-    for column in embedding.table.primary_key.columns:
-        row = columns[str(column.name)]
+    for key in keys:
+        row = columns[key]
         if _UNUSABLE_KEYS.search(row["type"]) or row["kind"] == "c":
             raise DeclarationError(f"{embedding}: a primary key of the type {row['type']} is not supported")
         types.append(row["type"])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+import threading
 import types
 import uuid
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -33,6 +35,7 @@ from sqlalchemy import (
 )
 from sqlalchemy import Column as C
 from sqlalchemy.dialects.postgresql import ARRAY, INET, UUID
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from pgembed import Vector, embedding_column
@@ -240,8 +243,48 @@ def test_one_column_that_cannot_be_opened_does_not_hide_the_others(engine: Engin
     with engine.begin() as connection:
         connection.execute(text("ALTER TABLE good RENAME COLUMN w TO words"))
         _, renamed = registered_targets(connection)
-    assert isinstance(renamed, Refused)
-    assert "registered with the column w" in str(renamed.error)
+        connection.execute(text("ALTER TABLE good RENAME COLUMN words TO w"))
+        connection.execute(text("ALTER TABLE good RENAME COLUMN id TO key"))
+        (renamed_key,) = model_targets(connection, embeddings_of(metadata.tables["good"]))
+        connection.execute(text("ALTER TABLE good DROP CONSTRAINT good_pkey"))
+        _, without_key = registered_targets(connection)
+    for found, said in (
+        (renamed, "registered with the column w"),
+        (renamed_key, "the table has no column id"),
+        (without_key, "no primary key any more"),
+    ):
+        assert isinstance(found, Refused)
+        assert said in str(found.error)
+
+
+def test_tables_that_come_and_go_under_the_look(engine: Engine) -> None:
+    """What is gone when it is read is refused, or an error of the database: workers look again after both."""
+    metadata = MetaData()
+    encoder = HashEncoder(4)
+    for name in ("coming", "standing"):
+        column = embedding_column("w", encoder=encoder, name="v").column
+        Table(name, metadata, C("id", Integer, primary_key=True), C("w", Text), column)
+    metadata.create_all(engine)
+    stop = threading.Event()
+
+    def come_and_go() -> None:
+        while not stop.is_set():
+            metadata.tables["coming"].drop(engine)
+            metadata.tables["coming"].create(engine)
+
+    thread = threading.Thread(target=come_and_go)
+    thread.start()
+    seen = set()
+    try:
+        for _ in range(150):
+            with suppress(DBAPIError), engine.begin() as connection:
+                found = {str(one.name): one for one in registered_targets(connection)}
+                assert isinstance(found["public.standing.v"], Target)
+                seen.add(type(found.get("public.coming.v")))
+    finally:
+        stop.set()
+        thread.join()
+    assert seen & {Refused, type(None)}
 
 
 def test_models_are_found_by_module_and_name(articles: Articles, monkeypatch: pytest.MonkeyPatch) -> None:
