@@ -19,7 +19,7 @@ def register(app: typer.Typer) -> None:
 def serve(
     encoder: Annotated[list[str], typer.Option(help="Name or folder; may be given several times.")],
     host: Annotated[str, typer.Option(help="Address; other than the loopback needs a token.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port, 0 for any free one.")] = 8817,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port, 0 for any free one.")] = 8817,
     token: Annotated[
         str | None, typer.Option(envvar="PGEMBED_SERVE_TOKEN", help="What clients must send.")
     ] = None,

@@ -77,6 +77,9 @@ class Server:
             raise EncoderOptionError("host", host, needed=needed)
         self.limits = limits or Limits()
         self._encoders = {encoder.name: encoder for encoder in encoders}
+        if len(self._encoders) < len(encoders):
+            names = ", ".join(encoder.name for encoder in encoders)
+            raise EncoderOptionError("encoders", names, needed="another name for each")
         self._token = token.encode() if token else b""
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._socket = socket.create_server((host, port), family=family, backlog=256)
@@ -146,8 +149,9 @@ class Server:
 
     def _admit(self, head: Head) -> None:
         """Refuse who may not ask, before the body is read."""
-        given = head.headers.get("authorization", "").removeprefix("Bearer ").encode()
-        if self._token and head.path != "/health" and not hmac.compare_digest(given, self._token):
+        scheme, _, given = head.headers.get("authorization", "").partition(" ")
+        known = scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), self._token)
+        if self._token and head.path != "/health" and not known:
             raise RefusalError(401, "a bearer token is needed")
 
     def _handle(self, connection: Connection, head: Head, body: bytes) -> None:
@@ -201,13 +205,14 @@ class Server:
 
     def _wish(self, body: Mapping[str, Any], encoder: Encoder) -> tuple[list[str], Kind, bool]:
         """Texts, their kind, and whether vectors are wanted in base64."""
+        body = {key: value for key, value in body.items() if value is not None}  # as some clients say nothing
         texts, kind = body.get("input"), body.get("input_type", "document")
         encoding = body.get("encoding_format", "float")
         if kind not in ("document", "query"):
             raise RefusalError(400, f"input_type is {kind!r}, needed document or query")
         if encoding not in ("float", "base64"):
             raise RefusalError(400, "encoding_format must be float or base64")
-        if body.get("dimensions") not in (None, encoder.dimensions):
+        if body.get("dimensions", encoder.dimensions) != encoder.dimensions:
             raise RefusalError(400, f"dimensions must be {encoder.dimensions}, as of this encoder")
         texts = [texts] if isinstance(texts, str) else texts
         if not isinstance(texts, list):

@@ -63,23 +63,26 @@ def url(local: Encoder) -> Iterator[str]:
 
 
 @pytest.fixture
-def openai() -> Iterator[tuple[str, list[Any], list[Callable[[Any], tuple[int, Any]]]]]:
-    """A server of another make: it answers with what the test puts into the list."""
+def openai() -> Iterator[tuple[str, list[Any], list[Callable[[Any], Any]], list[Any]]]:
+    """A server of another make: it answers with what the test puts into the lists."""
     received: list[Any] = []
-    answers: list[Callable[[Any], tuple[int, Any]]] = []
+    answers: list[Callable[[Any], Any]] = []
+    models: list[Any] = [{"object": "list", "data": [{"id": "their-model"}]}]
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self.reply(200, {"object": "list", "data": [{"id": "their-model"}]})
+            self.reply(200, models[-1])
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             received.append(body | {"authorization": self.headers.get("Authorization")})
             self.reply(*answers.pop(0)(body))
 
-        def reply(self, status: int, content: Any) -> None:
+        def reply(self, status: int, content: Any, headers: dict[str, str] | None = None) -> None:
             encoded = json.dumps(content).encode()
             self.send_response(status)
+            for header in (headers or {}).items():
+                self.send_header(*header)
             self.send_header("Content-Length", str(len(encoded)))
             self.end_headers()
             self.wfile.write(encoded)
@@ -89,7 +92,7 @@ def openai() -> Iterator[tuple[str, list[Any], list[Callable[[Any], tuple[int, A
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     for address in running(server):
-        yield address, received, answers
+        yield address, received, answers, models
 
 
 def vectors(body: Any) -> tuple[int, Any]:
@@ -188,12 +191,26 @@ def test_openai_shape(local: Encoder, url: str) -> None:
     assert np.allclose(answer["data"][0]["embedding"], local.encode_documents(["a text"])[0], atol=1e-6)
 
 
+def test_null_is_the_default(url: str) -> None:
+    """Some clients name every option."""
+    names = ("model", "encoding_format", "dimensions", "input_type", "user")
+    assert post(url, {"input": "x"} | dict.fromkeys(names)) == post(url, {"input": "x"})
+
+
+def test_every_encoder_needs_a_name_of_its_own(local: Encoder) -> None:
+    with pytest.raises(EncoderOptionError, match="tiny, tiny"):
+        Server([local, local], port=0)
+
+
 def test_token(local: Encoder) -> None:
     with pytest.raises(EncoderOptionError, match="a token"):
         Server([local], host="0.0.0.0", port=0)
     with serving(Server([local], port=0, token="secret")) as url:
         assert post(url, {"input": "x"})[0] == 401
         assert post(url, {"input": "x"}, Authorization="Bearer secret")[0] == 200
+        assert post(url, {"input": "x"}, Authorization="bearer secret")[0] == 200  # case does not count
+        for wrong in ("secret", "Basic secret", "Bearer", "Bearer secre", "Bearer secret x"):
+            assert post(url, {"input": "x"}, Authorization=wrong)[0] == 401
         connection = http.client.HTTPConnection(url.removeprefix("http://"))
         connection.request("GET", "/health")
         assert connection.getresponse().read() == b'{"status": "ok"}'
@@ -285,7 +302,7 @@ def test_who_need_not_be_answered() -> None:
 
 
 def test_other_server(openai: Any) -> None:
-    url, received, answers = openai
+    url, received, answers, _ = openai
     answers.append(vectors)
     remote = Encoder.remote(
         url + "/v1",
@@ -308,7 +325,7 @@ def test_other_server_tells_nothing(openai: Any) -> None:
 
 
 def test_patience(openai: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    url, received, answers = openai
+    url, received, answers, _ = openai
     pauses: list[float] = []
     monkeypatch.setattr("time.sleep", pauses.append)
     busy = lambda body: (503, {"error": {"message": "busy"}})  # noqa: E731
@@ -325,16 +342,127 @@ def test_patience(openai: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(received) == 7  # a refusal is not repeated
 
 
+def data(*items: Any) -> Callable[[Any], tuple[int, Any]]:
+    return lambda body: (200, {"data": list(items)})
+
+
+def item(index: object, *values: object) -> dict[str, object]:
+    return {"index": index, "embedding": list(values)}
+
+
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
-        (lambda body: (200, {"data": []}), "0 vectors for 1 texts"),
-        (lambda body: (200, {"data": [{"index": 0, "embedding": [1.0]}]}), "1 dimensions, stated were 2"),
+        (data(), "0 vectors for 2 texts"),
+        (data(item(0, 1.0), item(1, 1.0)), "1 dimensions, stated were 2"),
         (lambda body: (200, []), "no JSON object"),
+        (lambda body: (200, {"data": None}), "0 vectors for 2 texts"),
+        (lambda body: (200, {"data": 3}), "something else than vectors"),
+        (data(1, 2), "something else than vectors"),
+        (data({"index": 0}, {"index": 1}), "something else than vectors"),
+        (data({"embedding": [1.0, 2.0]}), "something else than vectors"),
+        (data(item(0, 1.0, 2.0), item(0, 1.0, 2.0)), "1 vectors for 2 texts"),
+        (data(item(1, 1.0, 2.0), item(2, 1.0, 2.0)), "numbered 1 to 2"),
+        (data(item(-1, 1.0, 2.0), item(0, 1.0, 2.0)), "numbered -1 to 0"),
+        (data(item("x", 1.0, 2.0), item(0, 1.0, 2.0)), "something else than vectors"),
+        (data(item(0, float("nan"), 2.0), item(1, 1.0, 2.0)), "NaN"),
+        (data(item(0, None, 2.0), item(1, 1.0, 2.0)), "NaN"),
+        (data(item(0, [1.0], [2.0]), item(1, 1.0, 2.0)), "dimensions"),
+        (data({"index": 0, "embedding": "AAAA"}, item(1, 1.0, 2.0)), "something else than vectors"),
+        (data({"index": 0, "embedding": "~"}, item(1, 1.0, 2.0)), "0 dimensions"),
     ],
 )
 def test_strange_answers(openai: Any, answer: Callable[[Any], tuple[int, Any]], reason: str) -> None:
-    url, _, answers = openai
+    url, _, answers, _ = openai
     answers.append(answer)
     with pytest.raises(EncoderServerError, match=reason):
+        Encoder.remote(url, fingerprint="mine-1", dimensions=2).encode_documents(["abc", "d"])
+
+
+def test_texts_of_one_request_are_bounded(openai: Any) -> None:
+    """By their number, and by their characters, because servers limit the size of a request."""
+    url, received, answers, _ = openai
+    answers += [vectors] * 6
+    remote = Encoder.remote(url, fingerprint="mine-1", dimensions=2, batch=3)
+    texts = ["a" * length for length in (1, 2, 3, 4, 400_000, 400_001, 400_002, 2_000_000, 5)]
+    assert remote.encode_documents(texts)[:, 0].tolist() == [len(text) for text in texts]
+    assert [[len(text) for text in body["input"]] for body in received] == [
+        [1, 2, 3],
+        [4, 400_000, 400_001],
+        [400_002],
+        [2_000_000],
+        [5],
+    ]
+
+
+def test_pause_that_a_server_asks_for(openai: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is kept, but a day is not."""
+    url, _, answers, _ = openai
+    pauses: list[float] = []
+    monkeypatch.setattr("time.sleep", pauses.append)
+    answers.append(lambda body: (429, {}, {"Retry-After": "2"}))
+    answers.append(lambda body: (429, {}, {"Retry-After": "86400"}))
+    answers.append(vectors)
+    remote = Encoder.remote(url, fingerprint="mine-1", dimensions=2, timeout=7)
+    assert remote.encode_documents(["abc"]).tolist() == [[3, 1]]
+    assert pauses == [2, 7]
+
+
+def test_place_that_a_server_names(openai: Any) -> None:
+    url, _, answers, _ = openai
+    answers.append(lambda body: (307, {}, {"Location": "https://elsewhere/v1/embeddings"}))
+    with pytest.raises(EncoderServerError, match=r"refused with 307.*another place, https://else"):
         Encoder.remote(url, fingerprint="mine-1", dimensions=2).encode_documents(["abc"])
+
+
+@pytest.mark.parametrize("models", [{"data": {"id": "x"}}, {"data": ["x", None]}, {"data": None}, {}])
+def test_other_lists_of_models(openai: Any, models: object) -> None:
+    url, _, answers, told = openai
+    told.append(models)
+    answers.append(vectors)
+    remote = Encoder.remote(url, fingerprint="mine-1", dimensions=2)
+    assert remote.encode_documents(["abc"]).tolist() == [[3, 1]]
+
+
+def test_server_that_was_started_anew(local: Encoder) -> None:
+    """Connections to the old one are dropped at once, however many there are; that is no failed try."""
+    server = Server([local], port=0)
+    port = server.server_port
+    with serving(server) as url:
+        remote = Encoder.remote(url, retries=0)
+        with ThreadPoolExecutor(6) as pool:
+            wait = threading.Barrier(6)
+            list(pool.map(lambda i: (wait.wait(10), remote.encode_documents([f"{i}" * 50])), range(6)))
+    with serving(Server([local], port=port)):
+        assert remote.encode_documents(["there again"]).shape == (1, 24)
+
+
+def test_server_with_another_encoder_by_now(local: Encoder, tmp_path: Path) -> None:
+    """Found out with the first answer."""
+    server = Server([local], port=0)
+    port = server.server_port
+    other = Encoder(export_onnx(MODELS / "bert", tmp_path / "tiny"))
+    assert (other.name, other.dimensions) == (local.name, local.dimensions)
+    with serving(server) as url:
+        remote = Encoder.remote(url)
+        remote.encode_documents(["x"])
+    with serving(Server([other], port=port)), pytest.raises(FingerprintMismatchError, match="that is now at"):
+        remote.encode_documents(["y"])
+
+
+@pytest.mark.parametrize(
+    ("url", "options"),
+    [
+        ("http://host:99999", {}),
+        ("http://[::1", {}),
+        ("ftp://host", {}),
+        ("host:80", {}),
+        ("http://host", {"batch": 0}),
+        ("http://host", {"retries": -1}),
+        ("http://host", {"timeout": 0}),
+        ("http://host", {"token": "read from a file\n"}),
+    ],
+)
+def test_impossible_options(url: str, options: dict[str, Any]) -> None:
+    with pytest.raises(EncoderOptionError):
+        Encoder.remote(url, **options)
