@@ -1,8 +1,4 @@
--- What the search functions have to know of a column. The functions that follow do by name what the helpers
--- of pgembed.queries do by column objects. All of them run with the rights of the caller. Their search_path
--- is pinned, and pgvector's operators and types are named with the schema where the extension lives when the
--- function is called. Settings that they need (hnsw.ef_search, ...) are put back before they return.
-
+-- What the search functions have to know of a column.
 CREATE OR REPLACE FUNCTION pgembed.vector_column(
     relation regclass,
     vector_column name,
@@ -12,8 +8,11 @@ CREATE OR REPLACE FUNCTION pgembed.vector_column(
     OUT storage text,       -- the column's type, qualified
     OUT dimensions integer, -- NULL where the column takes any number
     OUT keys name[],        -- the columns of the primary key
-    OUT method text,        -- 'hnsw' or 'ivfflat', where a valid index serves the metric
-    OUT lists integer       -- of an ivfflat index
+    OUT method text,        -- of the index that serves the metric, and the rest of pgembed.vector_indexes
+    OUT lists integer,
+    OUT indexed text,
+    OUT index_op text,
+    OUT oversample integer
 )
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
@@ -21,20 +20,18 @@ AS $$
 DECLARE
     extension_schema name;
     type_name name;
-    number smallint;
-    served text[];
     candidate record;
 BEGIN
     IF relation IS NULL OR vector_column IS NULL THEN
         RAISE EXCEPTION 'table and vector column must not be NULL' USING ERRCODE = 'null_value_not_allowed';
     END IF;
 
-    SELECT a.attnum, t.typname, nullif(a.atttypmod, -1)
-      INTO number, type_name, dimensions
+    SELECT t.typname, nullif(a.atttypmod, -1)
+      INTO type_name, dimensions
       FROM pg_attribute AS a
       JOIN pg_type AS t ON t.oid = a.atttypid
      WHERE a.attrelid = relation AND a.attname = vector_column AND a.attnum > 0 AND NOT a.attisdropped;
-    IF number IS NULL THEN
+    IF type_name IS NULL THEN
         RAISE EXCEPTION 'table % has no column %', relation, quote_ident(vector_column)
             USING ERRCODE = 'undefined_column',
                   HINT = 'Its vector columns: ' || coalesce(
@@ -75,28 +72,14 @@ BEGIN
           FROM pgembed.embedding_columns AS e
          WHERE e.relation = vector_column.relation AND e.column_name = vector_column.vector_column;
     END IF;
-    FOR candidate IN
-        SELECT m.amname,
-               CASE o.opcname
-                   WHEN type_name || '_cosine_ops' THEN 'cosine'
-                   WHEN type_name || '_l2_ops' THEN 'l2'
-                   WHEN type_name || '_ip_ops' THEN 'inner_product'
-                   WHEN type_name || '_l1_ops' THEN 'l1'
-               END AS serves,
-               (SELECT option_value::integer FROM pg_options_to_table(c.reloptions)
-                 WHERE option_name = 'lists') AS lists
-          FROM pg_index AS i
-          JOIN pg_class AS c ON c.oid = i.indexrelid
-          JOIN pg_am AS m ON m.oid = c.relam
-          JOIN pg_opclass AS o ON o.oid = i.indclass[0]
-         WHERE i.indrelid = relation AND i.indkey[0] = number AND i.indisvalid AND i.indpred IS NULL
-           AND m.amname IN ('hnsw', 'ivfflat')
-         ORDER BY m.amname, i.indexrelid
-    LOOP
-        metric := coalesce(metric, candidate.serves);
-        IF candidate.serves = metric THEN
-            method := candidate.amname;
-            lists := coalesce(candidate.lists, 100);
+    FOR candidate IN SELECT * FROM pgembed.vector_indexes(relation, vector_column) LOOP
+        metric := coalesce(metric, candidate.metric, 'cosine');
+        IF coalesce(candidate.metric, metric) = metric THEN
+            method := candidate.method;
+            lists := candidate.lists;
+            indexed := candidate.indexed;
+            index_op := candidate.op;
+            oversample := candidate.oversample;
             EXIT;
         END IF;
     END LOOP;
@@ -128,43 +111,3 @@ LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN CASE WHEN metric = 'cosine' THEN 1 - score
             WHEN metric IN ('l2', 'l1') THEN 1 / score - 1
             ELSE -score END;
-
--- Ask for as thorough a search of an index as so many rows need. Returns the settings as they were, for the
--- caller to put back: what set_config sets would otherwise last until the end of the transaction.
-CREATE OR REPLACE FUNCTION pgembed.ask_for(method text, lists integer, row_count integer)
-RETURNS jsonb
-LANGUAGE plpgsql VOLATILE
-SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-    name text;
-    value integer;
-    before jsonb;
-BEGIN
-    IF method IS NULL THEN
-        RETURN '{}';
-    ELSIF method = 'hnsw' THEN
-        name := 'hnsw.ef_search';
-        value := least(greatest(2 * row_count::bigint, 40), 1000);
-    ELSE
-        name := 'ivfflat.probes';
-        value := ceil(sqrt(lists));
-    END IF;
-    before := jsonb_build_object(name, current_setting(name),
-                                 method || '.iterative_scan', current_setting(method || '.iterative_scan'));
-    PERFORM set_config(name, greatest(current_setting(name)::integer, value)::text, true),
-            set_config(method || '.iterative_scan',
-                       CASE method WHEN 'hnsw' THEN 'strict_order' ELSE 'relaxed_order' END, true);
-    RETURN before;
-END
-$$;
-
-CREATE OR REPLACE FUNCTION pgembed.put_back(settings jsonb)
-RETURNS void
-LANGUAGE plpgsql VOLATILE
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    PERFORM set_config(s.key, s.value, true) FROM jsonb_each_text(settings) AS s;
-END
-$$;

@@ -1,6 +1,7 @@
 -- The nearest rows of a table: keys, distances, and the value of one further column as text.
 -- The same plan as in pgembed/queries/nearest.py: a scan of the index, and where that gives fewer rows than
--- asked for, an exact one (+ 0 keeps it from the index). Vectors of zeros have no cosine distance (NaN).
+-- asked for, an exact one (+ 0 keeps it from the index). What is indexed decides which rows are candidates,
+-- the whole vectors which of them are nearest. Vectors of zeros have no cosine distance (NaN).
 CREATE OR REPLACE FUNCTION pgembed.nearest(
     relation regclass,
     vector_column name,
@@ -23,6 +24,8 @@ DECLARE
     extra_sql text := 'NULL::pg_catalog.text';
     condition text := 'true';
     leg text;
+    whole text;  -- the distance between vectors
+    coarse text; -- between what is indexed of them
     before jsonb;
 BEGIN
     target := pgembed.vector_column(relation, vector_column, metric);
@@ -51,15 +54,26 @@ BEGIN
         extra_sql := format('t.%I::pg_catalog.text', extra_column);
         condition := format('t.%I IS NOT NULL', extra_column);
     END IF;
-    before := pgembed.ask_for(CASE WHEN NOT exact THEN target.method END, target.lists, k);
+    IF exact IS NOT FALSE THEN
+        target.method := NULL;
+    END IF;
+    before := pgembed.ask_for(target.method, target.lists, target.oversample, k);
+
+    whole := format('t.%I %s $1::%s', vector_column, target.op, target.storage);
+    coarse := CASE WHEN target.method IS NOT NULL AND target.oversample > 1
+                   THEN format('%1$s %2$s (SELECT %1$s FROM (SELECT $1::%3$s) AS asked (%4$I))',
+                               target.indexed, target.index_op, target.storage, vector_column)
+                   ELSE whole END;
 
     SELECT format('SELECT %s, %s AS extra, ', string_agg(format('t.%I AS k%s', name, place), ', '), extra_sql)
       INTO leg
       FROM unnest(target.keys) WITH ORDINALITY AS named (name, place);
     RETURN QUERY EXECUTE format(
         $query$
-        WITH ann AS MATERIALIZED ( -- before Postgres 17, a further key keeps the index from being used
-            %1$s %2$s AS distance FROM %3$s AS t WHERE NOT $3 AND %4$s ORDER BY %2$s LIMIT $2
+        WITH candidates AS ( -- before Postgres 17, a further key keeps the index from being used
+            %1$s %2$s AS distance FROM %3$s AS t WHERE $3 AND %4$s ORDER BY %9$s LIMIT $5
+        ), ann AS MATERIALIZED (
+            SELECT * FROM candidates WHERE distance < 'NaN' ORDER BY distance, %8$s LIMIT $2
         ), found AS (
             SELECT * FROM ann WHERE (SELECT count(*) FROM ann) >= $2
             UNION ALL
@@ -73,7 +87,7 @@ BEGIN
          ORDER BY distance, %8$s
         $query$,
         leg,
-        format('t.%I %s $1::%s', vector_column, target.op, target.storage),
+        whole,
         relation,
         condition,
         (SELECT string_agg(format('t.%I', name), ', ') FROM unnest(target.keys) AS name),
@@ -81,8 +95,9 @@ BEGIN
         (SELECT string_agg(format('%L, k%s', name, place), ', ')
            FROM unnest(target.keys) WITH ORDINALITY AS named (name, place)),
         (SELECT string_agg(format('k%s', place), ', ')
-           FROM unnest(target.keys) WITH ORDINALITY AS named (name, place))
-    ) USING query, k, exact, target.metric;
+           FROM unnest(target.keys) WITH ORDINALITY AS named (name, place)),
+        coarse
+    ) USING query, k, target.method IS NOT NULL, target.metric, k::bigint * target.oversample;
     PERFORM pgembed.put_back(before);
 END
 $$;

@@ -2,8 +2,9 @@
 -- numbered (n, key, k1, ..., vector) and pairs (a, b, distance), where a < b are row numbers in the order of
 -- the key. Its parameter $1 is the largest distance of a pair.
 -- The same plan as in pgembed/queries/pairs.py: up to 5,000 rows, and without an index, all pairs are
--- compared, in blocks of 64 vectors; else the index gives k neighbours of each row, and rows for which that
--- may not be all are compared with all others. OFFSET 0 keeps blocks together until they have met.
+-- compared, in blocks of 64 vectors; else the index gives k neighbours of each row, or candidates for them,
+-- and rows for which that may not be all are compared with all others. OFFSET 0 keeps blocks together until
+-- they have met.
 CREATE OR REPLACE FUNCTION pgembed.pairs_query(
     relation regclass,
     vector_column name,
@@ -14,7 +15,8 @@ CREATE OR REPLACE FUNCTION pgembed.pairs_query(
     OUT query text,
     OUT metric text,
     OUT method text, -- NULL where all pairs are compared
-    OUT lists integer
+    OUT lists integer,
+    OUT oversample integer
 )
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
@@ -45,6 +47,7 @@ BEGIN
     IF many AND NOT exact THEN
         method := target.method;
         lists := target.lists;
+        oversample := target.oversample;
     END IF;
 
     SELECT format(
@@ -87,10 +90,12 @@ BEGIN
                    SELECT m.n, near.*
                      FROM numbered AS m
                     CROSS JOIN LATERAL (
-                        SELECT %1$s, t.%2$I %3$s m.vector AS distance
-                          FROM %4$s AS t
-                         WHERE NOT (%5$s)
-                         ORDER BY t.%2$I %3$s m.vector LIMIT %6$s) AS near
+                        SELECT *
+                          FROM (SELECT %1$s, t.%2$I %3$s m.vector AS distance
+                                  FROM %4$s AS t
+                                 WHERE NOT (%5$s)
+                                 ORDER BY %8$s LIMIT %9$s) AS candidates
+                         ORDER BY distance LIMIT %6$s) AS near
                ), unsure AS MATERIALIZED (
                    SELECT m.n / 64 AS block, array_agg(m.n) AS numbers, array_agg(m.vector) AS vectors
                      FROM numbered AS m
@@ -118,7 +123,12 @@ BEGIN
                vector_column, target.op, relation,
                string_agg(format('t.%I = m.k%s', name, place), ' AND ' ORDER BY place),
                k,
-               string_agg(format('o.k%1$s = f.k%1$s', place), ' AND ' ORDER BY place))
+               string_agg(format('o.k%1$s = f.k%1$s', place), ' AND ' ORDER BY place),
+               CASE WHEN oversample > 1
+                    THEN format('%1$s %2$s (SELECT %1$s FROM (SELECT m.vector) AS asked (%3$I))',
+                                target.indexed, target.index_op, vector_column)
+                    ELSE format('t.%I %s m.vector', vector_column, target.op) END,
+               k * oversample)
       INTO query
       FROM unnest(target.keys) WITH ORDINALITY AS named (name, place);
 END
@@ -140,7 +150,7 @@ DECLARE
     pairs record := pgembed.pairs_query(relation, vector_column, min_score, metric, k, exact);
     before jsonb;
 BEGIN
-    before := pgembed.ask_for(pairs.method, pairs.lists, k);
+    before := pgembed.ask_for(pairs.method, pairs.lists, pairs.oversample, k);
     RETURN QUERY EXECUTE format(
         'WITH %s SELECT l.key, r.key, pgembed.score($2, p.distance) FROM pairs AS p '
         'JOIN numbered AS l ON l.n = p.a JOIN numbered AS r ON r.n = p.b ORDER BY p.distance, p.a, p.b',
@@ -177,7 +187,7 @@ DECLARE
     one integer;
     other integer;
 BEGIN
-    before := pgembed.ask_for(pairs.method, pairs.lists, k);
+    before := pgembed.ask_for(pairs.method, pairs.lists, pairs.oversample, k);
     EXECUTE format(
         'WITH %s SELECT (SELECT count(*) FROM numbered), p.lefts, p.rights, m.members, m.member_keys '
         'FROM (SELECT array_agg(a) AS lefts, array_agg(b) AS rights FROM pairs) AS p, '

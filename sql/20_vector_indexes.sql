@@ -1,0 +1,114 @@
+-- What the search functions have to know of indexes. The functions that follow do by name what the helpers
+-- of pgembed.queries do by column objects. All of them run with the rights of the caller. Their search_path
+-- is pinned, and pgvector's operators and types are named with the schema where the extension lives when the
+-- function is called. Settings that they need (hnsw.ef_search, ...) are put back before they return.
+
+-- Functions whose columns changed cannot be replaced. (Those that call them do not depend on them.)
+DROP FUNCTION IF EXISTS
+    pgembed.vector_column(regclass, name, text),
+    pgembed.pairs_query(regclass, name, double precision, text, integer, boolean),
+    pgembed.ask_for(text, integer, integer);
+
+-- The expressions are those of pgembed/indexes/indexed.py (quantize=, dimensions=), as Postgres writes them:
+-- under this search_path, with the schema of whatever pgvector has.
+CREATE OR REPLACE FUNCTION pgembed.vector_indexes(
+    relation regclass,
+    vector_column name,
+    OUT metric text,       -- NULL for the bits of vectors, which give candidates for any metric
+    OUT method text,       -- 'hnsw' or 'ivfflat'
+    OUT lists integer,     -- of an ivfflat index
+    OUT indexed text,      -- the column, or an expression over it
+    OUT op text,           -- the operator of the distance between what is indexed, qualified
+    OUT oversample integer -- candidates to compare again for each row asked for; 1 for whole vectors
+)
+RETURNS SETOF record
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+WITH standing AS (
+    SELECT i.indexrelid,
+           m.amname,
+           quote_ident(a.attname) AS col,
+           CASE i.indkey[0] WHEN 0 THEN pg_get_expr(i.indexprs, i.indrelid) END AS expression,
+           format_type(held.atttypid, held.atttypmod) AS type,
+           held.atttypmod AS dimensions,
+           (SELECT typname FROM pg_type WHERE oid = held.atttypid) AS storage,
+           o.oprname,
+           quote_ident(n.nspname) AS ext,
+           (SELECT option_value::integer FROM pg_options_to_table(c.reloptions)
+             WHERE option_name = 'lists') AS lists
+      FROM pg_index AS i
+      JOIN pg_class AS c ON c.oid = i.indexrelid
+      JOIN pg_am AS m ON m.oid = c.relam
+      JOIN pg_attribute AS a ON a.attrelid = i.indrelid AND a.attname = vector_column
+      JOIN pg_attribute AS held ON held.attrelid = i.indexrelid AND held.attnum = 1
+      JOIN pg_opclass AS ops ON ops.oid = i.indclass[0]
+      JOIN pg_amop AS p ON p.amopfamily = ops.opcfamily AND p.amoppurpose = 'o'
+      JOIN pg_operator AS o ON o.oid = p.amopopr
+      JOIN pg_namespace AS n ON n.oid = o.oprnamespace
+     WHERE i.indrelid = relation AND i.indkey[0] IN (a.attnum, 0) AND i.indisvalid AND i.indpred IS NULL
+       AND m.amname IN ('hnsw', 'ivfflat')
+), known (operator, metric) AS (
+    VALUES ('<=>', 'cosine'), ('<->', 'l2'), ('<#>', 'inner_product'), ('<+>', 'l1'), ('<~>', NULL)
+)
+SELECT k.metric,
+       s.amname,
+       CASE s.amname WHEN 'ivfflat' THEN coalesce(s.lists, 100) END,
+       coalesce(s.expression, s.col),
+       format('OPERATOR(%s.%s)', s.ext, s.oprname),
+       CASE WHEN s.expression IS NULL THEN 1
+            WHEN s.storage = 'halfvec' THEN 2
+            WHEN s.storage = 'bit' THEN 10
+            ELSE 4 END AS oversample
+  FROM standing AS s
+  JOIN known AS k ON k.operator = s.oprname
+ WHERE s.expression IS NULL
+    OR s.expression IN (
+           format('(%s)::%s', s.col, s.type),
+           format('(%s.binary_quantize(%s))::%s', s.ext, s.col, s.type),
+           format('(%s.subvector(%s, 1, %s))::%s', s.ext, s.col, s.dimensions, s.type),
+           format('(%s.binary_quantize(%1$s.subvector(%s, 1, %s)))::%s', s.ext, s.col, s.dimensions, s.type))
+ ORDER BY oversample, s.amname, s.indexrelid
+$$;
+COMMENT ON FUNCTION pgembed.vector_indexes IS
+    'the valid indexes of all rows that a search of a vector column can use, those that lose least first';
+
+-- Ask for as thorough a search of an index as so many rows need. Returns the settings as they were, for the
+-- caller to put back: what set_config sets would otherwise last until the end of the transaction.
+CREATE OR REPLACE FUNCTION pgembed.ask_for(method text, lists integer, oversample integer, row_count integer)
+RETURNS jsonb
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    name text;
+    value integer;
+    before jsonb;
+BEGIN
+    IF method IS NULL THEN
+        RETURN '{}';
+    ELSIF method = 'hnsw' THEN
+        name := 'hnsw.ef_search';
+        value := least(greatest(row_count::bigint * greatest(oversample, 2), 40), 1000);
+    ELSE
+        name := 'ivfflat.probes';
+        value := ceil(sqrt(lists));
+    END IF;
+    before := jsonb_build_object(name, current_setting(name),
+                                 method || '.iterative_scan', current_setting(method || '.iterative_scan'));
+    PERFORM set_config(name, greatest(current_setting(name)::integer, value)::text, true),
+            set_config(method || '.iterative_scan',
+                       CASE method WHEN 'hnsw' THEN 'strict_order' ELSE 'relaxed_order' END, true);
+    RETURN before;
+END
+$$;
+
+CREATE OR REPLACE FUNCTION pgembed.put_back(settings jsonb)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM set_config(s.key, s.value, true) FROM jsonb_each_text(settings) AS s;
+END
+$$;
