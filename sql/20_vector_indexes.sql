@@ -22,53 +22,56 @@ CREATE OR REPLACE FUNCTION pgembed.vector_indexes(
     OUT oversample integer -- candidates to compare again for each row asked for; 1 for whole vectors
 )
 RETURNS SETOF record
-LANGUAGE sql STABLE
+LANGUAGE plpgsql STABLE -- one in SQL is planned anew by each call before Postgres 18, for milliseconds
 SET search_path = pg_catalog, pg_temp
 AS $$
-WITH standing AS (
-    SELECT i.indexrelid,
-           m.amname,
-           quote_ident(a.attname) AS col,
-           CASE i.indkey[0] WHEN 0 THEN pg_get_expr(i.indexprs, i.indrelid) END AS expression,
-           format_type(held.atttypid, held.atttypmod) AS type,
-           held.atttypmod AS dimensions,
-           (SELECT typname FROM pg_type WHERE oid = held.atttypid) AS storage,
-           o.oprname,
-           quote_ident(n.nspname) AS ext,
-           (SELECT option_value::integer FROM pg_options_to_table(c.reloptions)
-             WHERE option_name = 'lists') AS lists
-      FROM pg_index AS i
-      JOIN pg_class AS c ON c.oid = i.indexrelid
-      JOIN pg_am AS m ON m.oid = c.relam
-      JOIN pg_attribute AS a ON a.attrelid = i.indrelid AND a.attname = vector_column
-      JOIN pg_attribute AS held ON held.attrelid = i.indexrelid AND held.attnum = 1
-      JOIN pg_opclass AS ops ON ops.oid = i.indclass[0]
-      JOIN pg_amop AS p ON p.amopfamily = ops.opcfamily AND p.amoppurpose = 'o'
-      JOIN pg_operator AS o ON o.oid = p.amopopr
-      JOIN pg_namespace AS n ON n.oid = o.oprnamespace
-     WHERE i.indrelid = relation AND i.indkey[0] IN (a.attnum, 0) AND i.indisvalid AND i.indpred IS NULL
-       AND m.amname IN ('hnsw', 'ivfflat')
-), known (operator, metric) AS (
-    VALUES ('<=>', 'cosine'), ('<->', 'l2'), ('<#>', 'inner_product'), ('<+>', 'l1'), ('<~>', NULL)
-)
-SELECT k.metric,
-       s.amname,
-       CASE s.amname WHEN 'ivfflat' THEN coalesce(s.lists, 100) END,
-       coalesce(s.expression, s.col),
-       format('OPERATOR(%s.%s)', s.ext, s.oprname),
-       CASE WHEN s.expression IS NULL THEN 1
-            WHEN s.storage = 'halfvec' THEN 2
-            WHEN s.storage = 'bit' THEN 10
-            ELSE 4 END AS oversample
-  FROM standing AS s
-  JOIN known AS k ON k.operator = s.oprname
- WHERE s.expression IS NULL
-    OR s.expression IN (
-           format('(%s)::%s', s.col, s.type),
-           format('(%s.binary_quantize(%s))::%s', s.ext, s.col, s.type),
-           format('(%s.subvector(%s, 1, %s))::%s', s.ext, s.col, s.dimensions, s.type),
-           format('(%s.binary_quantize(%1$s.subvector(%s, 1, %s)))::%s', s.ext, s.col, s.dimensions, s.type))
- ORDER BY oversample, s.amname, s.indexrelid
+BEGIN
+    RETURN QUERY
+    WITH standing AS (
+        SELECT i.indexrelid,
+               m.amname,
+               (SELECT stated.option_value::integer FROM pg_options_to_table(c.reloptions) AS stated
+                 WHERE stated.option_name = 'lists') AS lists,
+               quote_ident(a.attname) AS col,
+               CASE i.indkey[0] WHEN 0 THEN pg_get_expr(i.indexprs, i.indrelid) END AS expression,
+               t.typname AS storage,
+               format_type(held.atttypid, held.atttypmod) AS shape,
+               held.atttypmod AS length,
+               o.oprname,
+               quote_ident(n.nspname) AS ext
+          FROM pg_index AS i
+          JOIN pg_class AS c ON c.oid = i.indexrelid
+          JOIN pg_am AS m ON m.oid = c.relam
+          JOIN pg_attribute AS a ON a.attrelid = i.indrelid AND a.attname = vector_column
+          JOIN pg_attribute AS held ON held.attrelid = i.indexrelid AND held.attnum = 1
+          JOIN pg_type AS t ON t.oid = held.atttypid
+          JOIN pg_opclass AS k ON k.oid = i.indclass[0]
+          JOIN pg_amop AS p ON p.amopfamily = k.opcfamily AND p.amoppurpose = 'o'
+          JOIN pg_operator AS o ON o.oid = p.amopopr
+          JOIN pg_namespace AS n ON n.oid = o.oprnamespace
+         WHERE i.indrelid = relation AND i.indkey[0] IN (a.attnum, 0) AND i.indisvalid AND i.indpred IS NULL
+           AND m.amname IN ('hnsw', 'ivfflat')
+    )
+    SELECT known.metric,
+           s.amname::text,
+           CASE s.amname WHEN 'ivfflat' THEN coalesce(s.lists, 100) END,
+           coalesce(s.expression, s.col),
+           format('OPERATOR(%s.%s)', s.ext, s.oprname),
+           CASE WHEN s.expression IS NULL THEN 1
+                WHEN s.storage = 'halfvec' THEN 2
+                WHEN s.storage = 'bit' THEN 10
+                ELSE 4 END AS candidates
+      FROM standing AS s
+      JOIN (VALUES ('<=>', 'cosine'), ('<->', 'l2'), ('<#>', 'inner_product'), ('<+>', 'l1'), ('<~>', NULL))
+        AS known (operator, metric) ON known.operator = s.oprname
+     WHERE s.expression IS NULL
+        OR s.expression IN (
+               format('(%s)::%s', s.col, s.shape),
+               format('(%s.binary_quantize(%s))::%s', s.ext, s.col, s.shape),
+               format('(%s.subvector(%s, 1, %s))::%s', s.ext, s.col, s.length, s.shape),
+               format('(%s.binary_quantize(%1$s.subvector(%s, 1, %s)))::%s', s.ext, s.col, s.length, s.shape))
+     ORDER BY candidates, s.amname, s.indexrelid;
+END
 $$;
 COMMENT ON FUNCTION pgembed.vector_indexes IS
     'the valid indexes of all rows that a search of a vector column can use, those that lose least first';

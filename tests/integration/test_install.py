@@ -72,6 +72,31 @@ def test_it_is_idempotent(empty: Engine) -> None:
         assert connection.execute(text("SELECT * FROM pgembed.status")).all() == []
 
 
+def test_functions_whose_columns_changed_are_made_anew(empty: Engine) -> None:
+    Base.metadata.create_all(empty)
+    with empty.begin() as connection:
+        install(connection)
+        for statement in (
+            "DROP FUNCTION pgembed.vector_column, pgembed.pairs_query, pgembed.ask_for",
+            "CREATE FUNCTION pgembed.vector_column(relation regclass, vector_column name, "
+            "wanted_metric text DEFAULT NULL, OUT metric text, OUT op text) LANGUAGE plpgsql AS 'BEGIN END'",
+            "CREATE FUNCTION pgembed.pairs_query(relation regclass, vector_column name, min_score float8, "
+            "wanted_metric text, k integer, exact boolean, OUT query text) LANGUAGE plpgsql AS 'BEGIN END'",
+            "CREATE FUNCTION pgembed.ask_for(method text, lists integer, row_count integer) RETURNS jsonb "
+            "LANGUAGE plpgsql AS 'BEGIN END'",
+            "UPDATE pgembed.version SET checksum = 'earlier'",
+            "INSERT INTO article (title, embedding) VALUES ('x', '[1,2,3]')",
+        ):
+            connection.execute(text(statement))
+        assert install(connection)
+        search = text("SELECT key FROM pgembed.search('article', 'embedding', '[1,2,3]')")
+        assert connection.scalars(search).all() == [{"id": 1}]
+        groups = text("SELECT * FROM pgembed.duplicate_groups('article', 'embedding', 0.5)")
+        assert connection.execute(groups).all() == []
+        former = text("SELECT to_regprocedure('pgembed.ask_for(text, integer, integer)')")
+        assert connection.scalar(former) is None
+
+
 def test_a_rolled_back_installation_leaves_nothing(empty: Engine) -> None:
     with empty.connect() as connection:
         install(connection)
