@@ -16,7 +16,8 @@ from sqlalchemy import Connection, Index, Table
 
 from pgembed.columns import PendingIndex
 from pgembed.indexes import ACCESS_METHODS, access_method_of
-from pgembed.indexes.catalogue import name_of
+from pgembed.indexes.catalogue import name_of, written
+from pgembed.indexes.partitions import is_partitioned
 from pgembed.migrations.catalogue import indexes_of
 from pgembed.migrations.column_changes import convert_not_null, convert_vector_types
 from pgembed.migrations.definitions import (
@@ -26,7 +27,6 @@ from pgembed.migrations.definitions import (
 )
 from pgembed.migrations.errors import MigrationError
 from pgembed.migrations.index_operations import create_op, drop_op, registration_ops, replace_op, same
-from pgembed.migrations.operations.concurrency import is_partitioned
 from pgembed.migrations.operations.locking import LockTableOp
 from pgembed.migrations.operations.vector_column import AlterVectorColumnOp, AssertBackfilledOp
 from pgembed.migrations.operations.vector_index import (
@@ -214,7 +214,8 @@ class _Comparison:
     def compare(self) -> None:
         """Find what is to be dropped, built and built anew."""
         retyped = any(isinstance(operation, AlterVectorColumnOp) for operation in self.modify_ops.ops)
-        in_use = self.conn_table is not None and not is_partitioned(self.connection, self.conn_table)
+        table = self.conn_table
+        in_use = table is not None and not is_partitioned(self.connection, written(table))
         # A concurrent build commits what came before it; if it failed, that could not be run again.
         concurrently = (
             bool(self.context.opts.get("pgembed_concurrently"))

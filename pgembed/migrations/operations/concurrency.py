@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from alembic.operations import Operations
-from sqlalchemy import Connection, Index, Table, func, select, text
+from sqlalchemy import Connection, Index, func, select, text
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.schema import DDLElement
 
-from pgembed.indexes.catalogue import name_of, written
+from pgembed.indexes.catalogue import name_of, relation_of
+from pgembed.indexes.partitions import is_partitioned
 from pgembed.migrations.errors import MigrationError
 from pgembed.migrations.operations.quoting import qualified_name
 
@@ -76,8 +77,7 @@ def outside_transaction(operations: Operations, index: Index) -> Iterator[None]:
     what = f"index {index.name!r} is to be changed CONCURRENTLY"
     if not operations.get_context().as_sql:
         check_own_transaction(operations, what)
-        connection = operations.get_bind()
-        if is_partitioned(connection, index.table):
+        if is_partitioned(operations.get_bind(), relation_of(index)):
             raise MigrationError(
                 f"table {index.table.fullname} is partitioned, and Postgres changes indexes of partitioned "
                 "tables not CONCURRENTLY: leave concurrently=True out, or build the index of each partition "
@@ -119,28 +119,17 @@ def check_own_transaction(operations: Operations, what: str) -> None:
         )
 
 
-def is_partitioned(connection: Connection, table: Table) -> bool:
-    """Whether a table is partitioned, and so knows no concurrent changes of indexes."""
-    relation = written(table)
-    statement = text(
-        "SELECT relkind = 'p' FROM pg_catalog.pg_class WHERE oid = pg_catalog.to_regclass(:relation)"
-    )
-    return bool(connection.scalar(statement, {"relation": relation}))
-
-
 def _drop_leftover(operations: Operations, index: Index, *, valid: bool) -> None:
     if operations.get_context().as_sql:
         return
     connection = operations.get_bind()
-    assert index.table is not None
-    relation = written(index.table)
     if connection.scalar(
         text(
             "SELECT true FROM pg_catalog.pg_index AS i JOIN pg_catalog.pg_class AS c ON c.oid = i.indexrelid "
             "WHERE i.indrelid = pg_catalog.to_regclass(:relation) "
             "AND c.relname = :name AND (:valid OR NOT i.indisvalid)"
         ),
-        {"relation": relation, "name": name_of(index), "valid": valid},
+        {"relation": relation_of(index), "name": name_of(index), "valid": valid},
     ):
         operations.impl.drop_index(index, if_exists=True)
 
