@@ -9,12 +9,10 @@ from typing import Any
 
 from sqlalchemy import Connection, Table, literal_column, select, text
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.sql.elements import ClauseElement
-from sqlalchemy.sql.expression import Executable
 
 from pgembed.indexes import ACCESS_METHODS
 from pgembed.indexes.catalogue import written
+from pgembed.indexes.explaining import plan_of
 from pgembed.migrations.definitions import (
     Definition,
     PendingIndexDefinition,
@@ -42,20 +40,6 @@ SELECT c.relname AS name,
   LEFT JOIN pg_catalog.pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
  WHERE i.indrelid = pg_catalog.to_regclass(:relation)
 """)
-
-
-class Explain(Executable, ClauseElement):
-    """``EXPLAIN (VERBOSE, COSTS false, FORMAT json) <select>``"""
-
-    inherit_cache = False
-
-    def __init__(self, statement: ClauseElement) -> None:
-        self.statement = statement
-
-
-@compiles(Explain)
-def _explain(element: Explain, compiler: Any, **kw: Any) -> str:
-    return "EXPLAIN (VERBOSE, COSTS false, FORMAT json) " + str(compiler.process(element.statement, **kw))
 
 
 def indexes_of(connection: Connection, table: Table, pending: set[str]) -> dict[str, Definition]:
@@ -109,11 +93,9 @@ def same_in_database(connection: Connection, table: Table, pairs: Sequence[tuple
     ]
     try:
         with _savepoint(connection):
-            plan = connection.execute(Explain(select(*columns).select_from(table))).scalar_one()
+            output = plan_of(connection, select(*columns).select_from(table))["Output"]
     except DBAPIError:
         return False
-    plan = json.loads(plan) if isinstance(plan, str) else plan
-    output = plan[0]["Plan"]["Output"]
     return all(output[2 * number] == output[2 * number + 1] for number in range(len(pairs)))
 
 
