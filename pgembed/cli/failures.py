@@ -13,7 +13,8 @@ from rich.table import Table
 from sqlalchemy import Connection, text
 
 from pgembed.cli.backfill import OneColumn, OneTable
-from pgembed.cli.options import AsJson, DatabaseUrl, connect, require_installed
+from pgembed.cli.options import AsJson, DatabaseUrl, connect
+from pgembed.database.install import require_installed
 from pgembed.exc import NotInstalledError
 from pgembed.filling import failures
 

@@ -12,6 +12,7 @@ from sqlalchemy import Connection, MetaData, Table, text
 from pgembed.cli.backfill import columns_of
 from pgembed.cli.options import open_encoder
 from pgembed.columns import Array
+from pgembed.database.install import is_installed
 from pgembed.exc import DeclarationError
 from pgembed.filling.registry import entries
 from pgembed.indexes import HNSW, IVFFlat, VectorIndex, indexes_on
@@ -21,7 +22,7 @@ from pgembed.indexes.forms import Form, form_of
 
 def registered(connection: Connection, table: str, column: str) -> dict[str, Any] | None:
     """What the registry says of an embedding column; ``None`` for any other."""
-    if connection.scalar(text("SELECT to_regclass('pgembed.embedding_columns')")) is None:
+    if not is_installed(connection):
         return None
     relation = connection.scalar(text("SELECT CAST(to_regclass(:table) AS oid)"), {"table": table})
     found = (entry for entry in entries(connection) if entry["relation"] == relation)

@@ -11,12 +11,11 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
-from sqlalchemy import Connection, Engine, create_engine, make_url, text
+from sqlalchemy import Connection, Engine, create_engine, make_url
 from sqlalchemy.exc import ArgumentError
 
 from pgembed.database import embedded
 from pgembed.encoders import Encoder
-from pgembed.exc import NotInstalledError
 
 DatabaseUrl = Annotated[
     str,
@@ -79,17 +78,6 @@ def connect(url: str, *, new: bool = False) -> Iterator[Connection]:
     """A connection in a transaction that is committed at the end; see :func:`open_engine`."""
     with open_engine(url, new=new) as engine, engine.begin() as connection:
         yield connection
-
-
-def require_installed(connection: Connection) -> None:
-    """
-    :raises NotInstalledError: the database has no SQL objects of pgembed.
-    """
-    if connection.scalar(text("SELECT to_regclass('pgembed.status')")) is None:
-        raise NotInstalledError(
-            "this database has no SQL objects of pgembed: run `pgembed init`, or call "
-            "pgembed.database.install(connection)"
-        )
 
 
 def open_encoder(name_or_folder: str, *, fingerprint: str | None = None) -> Encoder:

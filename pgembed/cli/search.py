@@ -11,7 +11,8 @@ from rich.markup import escape
 from sqlalchemy import Connection, MetaData, Table
 
 from pgembed.cli.known import registered
-from pgembed.cli.options import AsJson, DatabaseUrl, connect, open_encoder, require_installed
+from pgembed.cli.options import AsJson, DatabaseUrl, connect, open_encoder
+from pgembed.database.install import require_installed
 from pgembed.exc import NotInstalledError
 from pgembed.filling.registry import entries, name_of
 from pgembed.queries import semantic_search

@@ -11,7 +11,8 @@ from rich.table import Table
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
-from pgembed.cli.options import AsJson, DatabaseUrl, connect, print_table, require_installed
+from pgembed.cli.options import AsJson, DatabaseUrl, connect, print_table
+from pgembed.database.install import require_installed
 from pgembed.exc import PgembedError
 from pgembed.filling.cuts import count_cuts
 from pgembed.filling.targets import Refused, Target, registered_targets

@@ -44,6 +44,22 @@ def install(connection: Connection, *, extension: bool = True) -> bool:
     return True
 
 
+def is_installed(connection: Connection) -> bool:
+    """Whether the database has pgembed's SQL objects, of whatever revision."""
+    return bool(connection.scalar(text("SELECT pg_catalog.to_regclass('pgembed.version') IS NOT NULL")))
+
+
+def require_installed(connection: Connection) -> None:
+    """
+    :raises NotInstalledError: the database has no SQL objects of pgembed.
+    """
+    if not is_installed(connection):
+        raise NotInstalledError(
+            "this database has no SQL objects of pgembed: run `pgembed init`, or call "
+            "pgembed.database.install(connection)"
+        )
+
+
 def _installed(connection: Connection) -> tuple[int, str] | None:
     readable = connection.scalar(
         text(

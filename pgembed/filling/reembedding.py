@@ -15,7 +15,8 @@ import numpy as np
 from sqlalchemy import Connection, Row, func, select, text
 
 from pgembed.columns import EmbeddingColumn
-from pgembed.exc import DeclarationError, EncoderError, NotInstalledError
+from pgembed.database.install import require_installed
+from pgembed.exc import DeclarationError, EncoderError
 from pgembed.filling.registry import columns_of
 from pgembed.filling.targets import Refused, Target, find_targets
 from pgembed.indexes import IndexMissingError, IndexNotUsedError, Recall, recall, vector_index_of
@@ -100,11 +101,10 @@ def changes(
     :param min_recall: measure what the new index finds, and let searches not switch below this recall. Some
         vectors are also compared with what the encoder makes of their texts, and one is searched for.
     :param queries: how many rows to ask for.
-    :raises NotInstalledError: the database has no SQL objects of pgembed, or older ones.
+    :raises NotInstalledError: the database has no SQL objects of pgembed.
     :raises PgembedError: recall is asked for, and models have a column that the database does not have so.
     """
-    if connection.scalar(text("SELECT to_regclass('pgembed.embedding_columns')")) is None:
-        raise NotInstalledError("this database lacks pgembed's SQL objects: run `pgembed init`")
+    require_installed(connection)
     found = []
     of_models = [] if embeddings is None else find_targets(connection, embeddings)
     seen: set[str] = set()

@@ -12,6 +12,7 @@ from typing import Any
 from sqlalchemy import Column, Connection, MetaData, Table, Text, text
 
 from pgembed.columns import EmbeddingColumn, embedding_column, embeddings_of
+from pgembed.database.install import require_installed
 from pgembed.encoders import Encoder
 from pgembed.exc import NotInstalledError
 
@@ -43,13 +44,9 @@ ORDER BY a.attnum
 def entries(connection: Connection) -> list[dict[str, Any]]:
     """The rows of ``pgembed.embedding_columns``, with the names of their tables.
 
-    :raises NotInstalledError: the database has no SQL objects of pgembed, or older ones.
+    :raises NotInstalledError: the database has no SQL objects of pgembed.
     """
-    if connection.scalar(text("SELECT to_regclass('pgembed.failure')")) is None:
-        raise NotInstalledError(
-            "this database lacks pgembed's SQL objects, or holds those of an older version: run "
-            "`pgembed init`, or call pgembed.database.install(connection)"
-        )
+    require_installed(connection)
     return [dict(row) for row in connection.execute(text(_REGISTERED)).mappings()]
 
 

@@ -98,7 +98,7 @@ def registered_targets(connection: Connection) -> list[Target | Refused]:
 
     Encoders are made of their names and fingerprints, and looked up where they are used.
 
-    :raises NotInstalledError: the database has no SQL objects of pgembed, or older ones.
+    :raises NotInstalledError: the database has no SQL objects of pgembed.
     """
     found: list[Target | Refused] = []
     for entry in registry.entries(connection):
@@ -114,7 +114,7 @@ def model_targets(connection: Connection, embeddings: Sequence[EmbeddingColumn])
     """The columns of models, as they stand in the database.
 
     :param embeddings: such as :func:`embeddings_in` finds.
-    :raises NotInstalledError: the database has no SQL objects of pgembed, or older ones.
+    :raises NotInstalledError: the database has no SQL objects of pgembed.
     """
     registered = {(entry["relation"], entry["column_name"]): entry for entry in registry.entries(connection)}
     found: list[Target | Refused] = []

@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy import Connection, Table, literal_column, select, text
 from sqlalchemy.exc import DBAPIError
 
+from pgembed.database.install import is_installed
 from pgembed.indexes import ACCESS_METHODS
 from pgembed.indexes.catalogue import written
 from pgembed.indexes.explaining import plan_of
@@ -109,7 +110,7 @@ def _savepoint(connection: Connection) -> AbstractContextManager[Any]:
 
 def installed_revision(connection: Connection) -> int | None:
     """The revision of pgembed's SQL objects that is installed; ``None`` for none."""
-    if connection.scalar(text("SELECT pg_catalog.to_regclass('pgembed.version') IS NULL")):
+    if not is_installed(connection):
         return None
     revision: int | None = connection.scalar(text("SELECT revision FROM pgembed.version"))
     return revision
