@@ -28,6 +28,7 @@ from pgembed.columns.embedding import (
     TextEncoder,
     bound,
 )
+from pgembed.columns.names import LONGEST_NAME, octets
 from pgembed.columns.types import VectorType
 from pgembed.columns.values import Storage
 from pgembed.exc import DeclarationError, MetricNotSupportedError
@@ -178,6 +179,13 @@ def _bind(table: Table, vector: Column[Any], sources: tuple[Column[Any], ...]) -
 
 def _digest_column(table: Table, vector: Column[Any]) -> Column[Any]:
     name = f"{vector.name}_digest"
+    if octets(name) > LONGEST_NAME:
+        room = LONGEST_NAME - octets("_digest")
+        raise DeclarationError(
+            f"{table.fullname}.{vector.name}: the name of an embedding column has {room} bytes at most, "
+            f"found {octets(vector.name)}: Postgres would cut {name!r}, its digest, at {LONGEST_NAME}; "
+            'give it a shorter one, with name="..."'
+        )
     if name not in table.c:
         table.append_column(Column(name, UUID(as_uuid=True), nullable=True))
     return table.c[name]

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
-from sqlalchemy import CHAR, Column, Enum, Index, String, Table
-from sqlalchemy.schema import conv
+from sqlalchemy import CHAR, NCHAR, Column, Enum, Index, String, Table
 from sqlalchemy.sql.base import ReadOnlyColumnCollection
 from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from pgembed.columns import digest
+from pgembed.columns.names import shortened
 from pgembed.columns.values import Array, Storage
 from pgembed.exc import DeclarationError
 from pgembed.metrics import Metric
@@ -77,9 +77,9 @@ class Embedding:
         """
         if self.template is None:
             return "\n".join(text for text in texts if text)
-        return self.template.format(
-            **{name: text or "" for name, text in zip(self.sources, texts, strict=True)}
-        )
+        # Plain strings: an enum's member, for one, is formatted as its name and stored as its value.
+        plain = ("" if text is None else str.__str__(text) for text in texts)
+        return self.template.format(**dict(zip(self.sources, plain, strict=True)))
 
     def digest(self, texts: Sequence[str | None]) -> uuid.UUID | None:
         """The digest that a vector of these texts is stored with."""
@@ -116,8 +116,8 @@ class EmbeddingColumn:
 
     @property
     def pending_index_name(self) -> str:
-        """Name of the index of the pending rows; SQLAlchemy shortens it where Postgres needs it."""
-        return conv(f"ix_{self.table.name}_{self.vector.name}_pending")
+        """Name of the index of the pending rows, shortened where Postgres would cut it."""
+        return shortened(f"ix_{self.table.name}_{self.vector.name}_pending")
 
     def wanted(self, columns: ReadOnlyColumnCollection[str, Any] | None = None) -> ColumnElement[Any]:
         """SQL: the digest of what the sources hold now.
@@ -174,13 +174,18 @@ def _check_source(owner: str, source: Column[Any]) -> None:
         reason = "it changes texts on their way into the database, so that Python and SQL see different ones"
     elif isinstance(kind, Enum):
         reason = "the text of an enum can be renamed, so Postgres does not call the cast immutable"
-    elif isinstance(kind, CHAR):
+    elif isinstance(kind, CHAR | NCHAR):
         reason = "Postgres pads CHAR with blanks, so that the text differs from the one that was written"
     elif not isinstance(kind, String):
         reason = "it is not a text type"
+    elif source.computed is not None and source.computed.persisted is not True:
+        raise DeclarationError(
+            f"{owner}: the source {source.name!r} is a generated column that Postgres 18 does not store, so "
+            "that it cannot be indexed; needed is Computed(..., persisted=True)"
+        )
     else:
         return
     raise DeclarationError(
         f"{owner}: the source {source.name!r} has the type {source.type!r}: {reason}. Needed is Text or "
-        "String; a generated column (Computed) can hold the text of anything else"
+        "String; a generated column, Computed(..., persisted=True), can hold the text of anything else"
     )

@@ -13,6 +13,7 @@ from sqlalchemy.sql.visitors import replacement_traverse
 from sqlalchemy.types import TypeEngine
 
 from pgembed.columns.embedding import INFO
+from pgembed.columns.names import shortened
 from pgembed.columns.types import shape_of
 from pgembed.exc import DeclarationError, MetricNotSupportedError
 from pgembed.indexes.indexed import EXPRESSION, Indexed, Quantize, element_of, expression_of, indexed
@@ -346,7 +347,7 @@ def access_method_of(index: Index) -> str:
 
 def _default_name(index: VectorIndex, column: Column[Any]) -> conv:
     forms = [str(form) for form in (index.dimensions, index.quantize) if form is not None]
-    return conv("_".join(["ix", column.table.name, column.name, index.access_method, *forms]))
+    return shortened("_".join(["ix", column.table.name, column.name, index.access_method, *forms]))
 
 
 def _over(where: ColumnElement[Any], table: Any) -> ColumnElement[bool]:

@@ -7,7 +7,19 @@ import uuid
 from typing import Any
 
 import pytest
-from sqlalchemy import CHAR, Column, Computed, Integer, MetaData, String, Table, Text, TypeDecorator, select
+from sqlalchemy import (
+    CHAR,
+    NCHAR,
+    Column,
+    Computed,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    TypeDecorator,
+    select,
+)
 from sqlalchemy import Enum as EnumType
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.orm import DeclarativeBase, Mapped, MappedAsDataclass, configure_mappers, mapped_column
@@ -207,6 +219,8 @@ class Upper(Plain):
         (Column("a", Integer), "not a text type"),
         (Column("a", EnumType(Colour)), "renamed"),
         (Column("a", CHAR(5)), "blanks"),
+        (Column("a", NCHAR(5)), "blanks"),
+        (Column("a", String, Computed("id::text")), "persisted=True"),  # virtual, on Postgres 18
         (Column("a", Upper), "changes texts"),
     ],
 )
@@ -237,7 +251,7 @@ def test_a_generated_column_serves_as_the_text_of_anything_else() -> None:
         "t",
         MetaData(),
         Column("id", Integer, primary_key=True),
-        Column("a", String, Computed("id::text")),
+        Column("a", String, Computed("id::text", persisted=True)),
         embedding_column("a", encoder=ENCODER, name="vec").column,
     )
     assert embeddings_of(table)
@@ -264,3 +278,50 @@ def test_a_source_that_is_not_there_and_one_of_a_parent_table_are_refused() -> N
 
     configure_mappers()
     Local.registry.dispose()
+
+
+def _named(table: str, *columns: str) -> Table:
+    return Table(
+        table,
+        MetaData(),
+        Column("id", Integer, primary_key=True),
+        Column("a", Text),
+        *(embedding_column("a", encoder=ENCODER, name=column).column for column in columns),
+    )
+
+
+@pytest.mark.parametrize("name", ["v" * 57, "\u00e9" * 29])
+def test_a_name_that_leaves_no_room_for_that_of_the_digest_is_refused(name: str) -> None:
+    found = len(name.encode())
+    with pytest.raises(DeclarationError, match=f'56 bytes at most, found {found}.*name="..."'):
+        _named("t", name)
+
+
+def test_names_of_indexes_are_shortened_by_bytes_and_stay_apart() -> None:
+    names = {str(index.name) for index in _named("\u00e9" * 25, "\u00e9" * 10, "\u00e9" * 11).indexes}
+    assert len(names) == 2
+    assert all(len(name.encode()) <= 63 for name in names)
+    (index,) = _named("t" * 50, "v").indexes
+    assert index.name == f"ix_{'t' * 50}_v_pending"
+    (index,) = _named("t" * 60, "v").indexes
+    ddl = str(CreateIndex(index).compile(dialect=postgresql.dialect()))  # type: ignore[no-untyped-call]
+    assert f" {index.name} ON " in ddl
+    assert len(str(index.name)) == 60
+
+
+def test_texts_of_other_string_types_are_encoded_as_they_are_stored() -> None:
+    class Word(str, enum.Enum):  # noqa: UP042 (StrEnum formats as its value)
+        RED = "red"
+
+    embedding = bound(
+        Table(
+            "t",
+            MetaData(),
+            Column("id", Integer, primary_key=True),
+            Column("a", Text),
+            embedding_column("a", encoder=ENCODER, name="vec", template="{a}!").column,
+        ).c.vec
+    )
+    assert embedding is not None
+    assert embedding.declaration.compose([Word.RED]) == "red!"
+    assert embedding.declaration.compose([None]) == "!"
