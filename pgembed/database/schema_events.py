@@ -51,8 +51,9 @@ class RegisterEmbedding(DDLElement):
 def _compile(element: RegisterEmbedding, compiler: Any, **_: Any) -> str:
     table = element.index.embedding.table
     name = compiler.preparer.format_index(element.index)
-    if table.schema is not None:
-        name = f"{compiler.preparer.quote_schema(table.schema)}.{name}"
+    schema = compiler.preparer.schema_for_object(table)  # through schema_translate_map
+    if schema is not None:
+        name = f"{compiler.preparer.quote_schema(schema)}.{name}"
     comment = compiler.sql_compiler.render_literal_value(json.dumps(element.facts), String())
     return f"COMMENT ON INDEX {name} IS {comment}"
 

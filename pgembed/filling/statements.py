@@ -21,6 +21,8 @@ Write back::
     UPDATE article SET embedding = CASE WHEN l.d IS NOT NULL THEN l.e END, embedding_digest = l.d FROM l
     WHERE article.id = l.id AND <wanted> IS NOT DISTINCT FROM l.d AND <held> IS DISTINCT FROM l.d
 
+(*l* and *v*, like the tables of pgembed, have longer names in truth, which no table of the user's has.)
+
 A row is locked before it is updated, in the order of the keys, and one that somebody else has locked is
 left alone: the statement waits for nobody, so it is never part of a deadlock. Its condition holds for rows
 that still have the text that was encoded and no vector of it yet; under READ COMMITTED, it is tried on the
@@ -43,7 +45,6 @@ from sqlalchemy import (
     ColumnElement,
     Executable,
     Select,
-    Table,
     Text,
     and_,
     bindparam,
@@ -62,9 +63,12 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB, UUID
 from sqlalchemy.sql.selectable import FromClause, TableValuedAlias
 
 from pgembed.columns.digest import digest_sql, pending_sql
+from pgembed.filling import tables
 from pgembed.filling.arrays import NamedType, VectorArrayType
-from pgembed.filling.tables import failure, lease
 from pgembed.filling.targets import Target
+
+# Under names that the user's table does not have.
+failure, lease = tables.failure.alias("pgembed_failure"), tables.lease.alias("pgembed_lease")
 
 
 class Statements:
@@ -166,7 +170,7 @@ class Statements:
             .select_from(t.join(v, self._matches(t, v.c.k)))
             .order_by(*(t.c[name] for name in names))
             .with_for_update(key_share=True, of=t, skip_locked=True)
-            .cte("l")
+            .cte("pgembed_locked")
             .prefix_with("MATERIALIZED")
         )
         return (
@@ -237,7 +241,7 @@ class Statements:
         bare = self._target.bare
         return pending_sql(bare.vector, bare.digest, digest)
 
-    def _mine(self, table: Table) -> tuple[ColumnElement[bool], ...]:
+    def _mine(self, table: FromClause) -> tuple[ColumnElement[bool], ...]:
         return (
             table.c.relation == self._target.oid,
             table.c.column_name == self._target.column_name,
@@ -289,5 +293,6 @@ def _digests() -> ColumnElement[Any]:
 
 
 def _unnest(**arrays: ColumnElement[Any]) -> TableValuedAlias:
-    """``unnest(<array>, ...) AS v(k, ...)``, each column under the name of its array."""
-    return func.unnest(*arrays.values()).table_valued(*map(column, arrays)).render_derived(name="v")
+    """``unnest(<array>, ...) AS pgembed_given(k, ...)``, each column under the name of its array."""
+    given = func.unnest(*arrays.values()).table_valued(*map(column, arrays))
+    return given.render_derived(name="pgembed_given")

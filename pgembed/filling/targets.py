@@ -219,7 +219,8 @@ def _checked(
     """The target of a model's column. Two workers with different declarations of one column would undo each
     other's work for ever, and a predicate other than the index's would read the whole table each time."""
     table = embedding.table
-    relation = connection.scalar(text(_RELATION), {"name": table.name, "schema": table.schema})
+    schema = connection.schema_for_object(table)  # through schema_translate_map
+    relation = connection.scalar(text(_RELATION), {"name": table.name, "schema": schema})
     if relation is None:
         raise NotInstalledError(
             f"{embedding}: the database has no table {table.fullname}: create it, or migrate"

@@ -41,6 +41,7 @@ from pgembed import HNSW, Vector, embedding_column, semantic_search
 from pgembed.columns import bound, embeddings_of
 from pgembed.database import install
 from pgembed.exc import DeclarationError
+from pgembed.filling import backfill
 from pgembed.filling.mapped import mapped_embeddings
 from pgembed.testing import HashEncoder
 
@@ -330,6 +331,32 @@ def test_copies_in_another_metadata_are_created_as_the_original(engine: Engine) 
         assert names == {"ix_copied_vec_pending", "ix_copied_vec_hnsw"}
         session.execute(text("INSERT INTO copied (the_words) VALUES ('x')"))
         assert session.scalar(text("SELECT pending FROM pgembed.status")) == 1
+
+
+def test_a_schema_of_its_own_for_each_tenant(engine: Engine) -> None:
+    class Base(DeclarativeBase):
+        pass
+
+    class Note(Base):
+        __tablename__ = "note"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        words: Mapped[str]
+        vec: Mapped[Vector | None] = embedding_column("words", encoder=ENCODER)
+
+    for tenant in ("one", "two"):
+        with engine.begin() as connection:
+            connection.execute(text(f"CREATE SCHEMA {tenant}"))
+        own = engine.execution_options(schema_translate_map={None: tenant})
+        Base.metadata.create_all(own)
+        with Session(own) as session:
+            session.add(Note(words="by the flush"))
+            session.commit()
+            session.connection().execute(insert(Note.__table__), [{"words": tenant}])  # type: ignore[arg-type]
+            session.commit()
+        assert backfill(own, Note.vec).written == 1
+    with engine.connect() as connection:
+        rows = connection.execute(text("SELECT relation::text, total, pending FROM pgembed.status"))
+        assert rows.all() == [("one.note", 2, 0), ("two.note", 2, 0)]
 
 
 def test_sqlmodel(engine: Engine) -> None:

@@ -41,6 +41,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from pgembed import Vector, embedding_column
 from pgembed.columns import embeddings_of
 from pgembed.exc import DeclarationError, NotInstalledError
+from pgembed.filling import failures
 from pgembed.filling.cycle import Cycle
 from pgembed.filling.targets import (
     Refused,
@@ -172,6 +173,32 @@ def test_templates_with_names_of_attributes(engine: Engine) -> None:
     for name in ("pending", "wanted"):
         sql = [str(getattr(t.embedding, name)().compile(engine)) for t in (model, registered)]
         assert sql[0] == sql[1].replace("public.", "")
+
+
+@pytest.mark.parametrize("name", ["l", "t", "v", "p", "q", "failure", "lease"])
+def test_tables_with_the_names_of_our_own(engine: Engine, name: str) -> None:
+    metadata = MetaData()
+    encoder = HashEncoder(4)
+    table = Table(
+        name,
+        metadata,
+        C("key", Integer, primary_key=True),
+        C("error", Text),
+        embedding_column("error", encoder=encoder, name="digest").column,
+    )
+    with engine.begin() as connection:
+        metadata.create_all(connection)
+        connection.execute(insert(table), [{"key": i, "error": f"e {i}"} for i in range(5)])
+    (target, _) = targets(engine, table)
+    with engine.begin() as locking:
+        locking.execute(select(table).where(table.c.key == 3).with_for_update())
+        assert Cycle(engine, target, FAST).run(once=True).written == 4
+    with engine.begin() as connection:
+        failures.record(connection, target, "[3]", None, "stays", pause=timedelta())
+        failures.record(connection, target, "[4]", None, "is over", pause=timedelta())
+    assert Cycle(engine, target, FAST).run(once=True).written == 1
+    with engine.begin() as connection:
+        assert not failures.listed(connection)
 
 
 def test_partitioned_tables(engine: Engine) -> None:
