@@ -21,7 +21,7 @@ from sqlalchemy.orm import Mapper, ORMExecuteState, Session
 
 from pgembed.columns import Array
 from pgembed.filling.batch import Filling, encode
-from pgembed.filling.mapped import UNKNOWN, MappedEmbedding, mapped_embeddings, text_of
+from pgembed.filling.mapped import UNKNOWN, MappedEmbedding, is_own, mapped_embeddings, text_of
 
 #: The execution option of statements that were looked at here.
 FILLED = "pgembed_filled"
@@ -32,7 +32,7 @@ def _on_execute(state: ORMExecuteState) -> Any:
     mapper = state.bind_mapper
     if mapper is None or not (state.is_insert or state.is_update):
         return None
-    embeddings = [found for found in mapped_embeddings(mapper) if found.embedding.declaration.fill == "flush"]
+    embeddings = mapped_embeddings(mapper)
     if not embeddings:
         return None
     if isinstance(state.statement, Insert):
@@ -120,10 +120,13 @@ def fill_changed(
             if any(source in row for source in mapped.sources):
                 texts = [row.get(source, UNKNOWN) for source in mapped.sources]
                 fillings.extend(_examine(row, mapped, texts, new=False))
-            elif expressions and row.get(mapped.vector) is not None and mapped.digest not in row:
+            elif row.get(mapped.vector) is not None and mapped.digest not in row:
                 # A vector brought for the text as it stands: the row itself gives the digest. Among
                 # parameters the digest stays as it is: fresh rows stay fresh, pending ones pending.
-                row[mapped.digest] = mapped.embedding.wanted()
+                if not is_own(row[mapped.vector]):
+                    row[mapped.digest] = None
+                elif expressions:
+                    row[mapped.digest] = mapped.embedding.wanted()
     encode(fillings)
 
 
@@ -142,11 +145,15 @@ def _examine(
         row[mapped.vector] = row[mapped.digest] = None
         return
     if row.get(mapped.vector) is not None:
-        if new and row.get(mapped.digest) is None:
-            row[mapped.digest] = digest  # a vector of the user's own
+        if new and row.get(mapped.digest) is None and is_own(row[mapped.vector]):
+            row[mapped.digest] = digest
         if row.get(mapped.digest) == digest:
             return
-    yield Filling(declaration, known, digest, partial(_put, row, mapped))
+    if declaration.fill == "flush":
+        yield Filling(declaration, known, digest, partial(_put, row, mapped))
+    elif row.get(mapped.vector) is not None or new:
+        row.setdefault(mapped.vector, None)
+        row.setdefault(mapped.digest, None)
 
 
 def _put(row: dict[str, Any], mapped: MappedEmbedding, vector: Array, digest: uuid.UUID) -> None:
@@ -178,7 +185,8 @@ def _complete_upsert(statement: Insert, embeddings: Sequence[MappedEmbedding]) -
     added = [
         column
         for mapped in embeddings
-        if taken.issuperset(source.key for source in mapped.embedding.sources)
+        if mapped.embedding.declaration.fill == "flush"
+        and taken.issuperset(source.key for source in mapped.embedding.sources)
         for column in (mapped.embedding.vector, mapped.embedding.digest)
         if column.key not in present
     ]

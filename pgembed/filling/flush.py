@@ -19,15 +19,14 @@ from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
-import numpy as np
 from sqlalchemy import Connection, Null, event, inspect, select, tuple_
-from sqlalchemy.orm import InstanceState, Mapper, Session, UOWTransaction, attributes
+from sqlalchemy.orm import InstanceState, Mapper, Session, SessionTransaction, UOWTransaction, attributes
 from sqlalchemy.orm.base import NO_VALUE, PASSIVE_NO_INITIALIZE
 from sqlalchemy.sql.elements import ColumnElement
 
 from pgembed.columns import Array
 from pgembed.filling.batch import Filling, Texts, encode
-from pgembed.filling.mapped import UNKNOWN, MappedEmbedding, mapped_embeddings, text_of
+from pgembed.filling.mapped import UNKNOWN, MappedEmbedding, is_own, mapped_embeddings, text_of
 
 #: What each embedding of each object of the running flush was last looked at with.
 _seen: WeakKeyDictionary[Session, dict[tuple[InstanceState[Any], str], Look]] = WeakKeyDictionary()
@@ -37,6 +36,9 @@ _ours: WeakKeyDictionary[InstanceState[Any], dict[str, tuple[Array, uuid.UUID]]]
 #: The connections that a flush is writing through; and those of each session.
 flushing: WeakSet[Connection] = WeakSet()
 _connections: WeakKeyDictionary[Session, list[Connection]] = WeakKeyDictionary()
+
+#: Keys in one SELECT; drivers send 65,535 parameters at most.
+_LOADED_AT_ONCE = 1000
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,16 @@ def _before_flush(session: Session, _context: UOWTransaction, _instances: Any) -
 def _after_flush(session: Session, _context: UOWTransaction) -> None:
     for state, _ in _seen.pop(session, {}):
         _ours.pop(state, None)
+    _written(session)
+
+
+@event.listens_for(Session, "after_soft_rollback")
+def _after_rollback(session: Session, _transaction: SessionTransaction) -> None:
+    """A flush that failed rolls back a transaction, a savepoint perhaps, whose connection goes on."""
+    _written(session)
+
+
+def _written(session: Session) -> None:
     for connection in _connections.pop(session, ()):
         flushing.discard(connection)
 
@@ -127,7 +139,7 @@ def _examine(state: InstanceState[Any], mapped: MappedEmbedding) -> Iterator[Fil
         if not changed and not _changed(state, mapped.digest):
             # For the text as it stands, which is not loaded. Of a vector of one's own the row gives the
             # digest; of one that was loaded somewhere, nobody knows what it was made from.
-            _set(state, mapped.digest, mapped.embedding.wanted() if _is_own(brought) else None)
+            _set(state, mapped.digest, mapped.embedding.wanted() if is_own(brought) else None)
         return
     wanted = declaration.digest(texts)
     if wanted is None:
@@ -136,7 +148,7 @@ def _examine(state: InstanceState[Any], mapped: MappedEmbedding) -> Iterator[Fil
         return
     if brought is not None:
         made_from = _made_from(state, mapped, brought)
-        if made_from is None and _is_own(brought) and (new or not changed):
+        if made_from is None and is_own(brought) and (new or not changed):
             made_from = wanted
             _set(state, mapped.digest, wanted)
         if made_from == wanted:
@@ -151,14 +163,6 @@ def _brought(state: InstanceState[Any], mapped: MappedEmbedding) -> Any:
     """The vector that was put into the object, or ``None``: NULL is no vector."""
     value = state.dict.get(mapped.vector) if _changed(state, mapped.vector) else None
     return None if isinstance(value, Null) else value
-
-
-def _is_own(vector: Any) -> bool:
-    """Whether a vector was brought by the user, and not loaded: those that are loaded are read-only.
-
-    A loaded one comes back by ``merge`` of a detached object, or is copied from another row.
-    """
-    return not (isinstance(vector, np.ndarray) and not vector.flags.writeable)
 
 
 def _made_from(state: InstanceState[Any], mapped: MappedEmbedding, vector: Any) -> Any:
@@ -192,7 +196,7 @@ def _texts(state: InstanceState[Any], mapped: MappedEmbedding) -> Texts | None:
 
 
 def _load_expired_sources(session: Session, states: Sequence[InstanceState[Any]]) -> None:
-    """Load expired sources of objects with a changed source, in one SELECT a class.
+    """Load expired sources of objects with a changed source, in one SELECT for many of a class.
 
     After a commit every attribute is expired, and reading one would load it anyway. Attributes that were
     never loaded (deferred ones) are left alone.
@@ -206,7 +210,9 @@ def _load_expired_sources(session: Session, states: Sequence[InstanceState[Any]]
         ):
             by_mapper.setdefault(state.mapper, []).append(state)
     for mapper, expired in by_mapper.items():
-        _load(session, mapper, {state.key[1]: state for state in expired if state.key is not None})
+        for start in range(0, len(expired), _LOADED_AT_ONCE):
+            some = expired[start : start + _LOADED_AT_ONCE]
+            _load(session, mapper, {state.key[1]: state for state in some if state.key is not None})
 
 
 def _load(session: Session, mapper: Mapper[Any], states: dict[tuple[Any, ...], InstanceState[Any]]) -> None:
@@ -217,9 +223,10 @@ def _load(session: Session, mapper: Mapper[Any], states: dict[tuple[Any, ...], I
     identity: ColumnElement[Any] = tuple_(*(getattr(entity, key) for key in primary))
     rows = session.execute(query.where(identity.in_(list(states))), execution_options={"autoflush": False})
     for row in rows:
-        state = states[tuple(row[: len(primary)])]
+        # Postgres gives back some keys in another form, CHAR with blanks: then the texts stay unknown.
+        state = states.get(tuple(row[: len(primary)]))
         for key, value in zip(keys, row[len(primary) :], strict=True):
-            if key not in state.dict:
+            if state is not None and key not in state.dict:
                 attributes.set_committed_value(state.obj(), key, value)
 
 

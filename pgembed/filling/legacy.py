@@ -46,7 +46,7 @@ def _before_execute(
 
 
 def _embeddings(table: Any) -> list[MappedEmbedding]:
-    """The embeddings that flushes fill, by the keys of columns, as parameters are named."""
+    """The embeddings of a table by the keys of columns, as parameters are named."""
     if not isinstance(table, Table):
         return []
     return [
@@ -54,7 +54,6 @@ def _embeddings(table: Any) -> list[MappedEmbedding]:
             found, found.vector.key, found.digest.key, tuple(source.key for source in found.sources)
         )
         for found in embeddings_of(table)
-        if found.declaration.fill == "flush"
     ]
 
 

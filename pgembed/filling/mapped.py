@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import numpy as np
 from sqlalchemy import Column, Null
 from sqlalchemy.orm import Mapper
 
@@ -51,6 +52,14 @@ def text_of(value: Any, column: Column[Any]) -> Any:
     if column.server_default is not None or not (default is None or default.is_scalar):
         return UNKNOWN
     return getattr(default, "arg", None)
+
+
+def is_own(vector: Any) -> bool:
+    """Whether a vector was brought by the user, and not loaded: those that are loaded are read-only.
+
+    A loaded one comes back by ``merge`` of a detached object, or is copied from another row.
+    """
+    return not (isinstance(vector, np.ndarray) and not vector.flags.writeable)
 
 
 def _find(mapper: Mapper[Any]) -> Iterator[MappedEmbedding]:

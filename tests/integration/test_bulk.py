@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from sqlalchemy import Engine, bindparam, func, insert, literal, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from pgembed.testing import HashEncoder
@@ -158,6 +159,38 @@ def test_vectors_of_ones_own(session: Session, models: Models) -> None:
     models.check(session)
 
 
+@pytest.mark.parametrize("road", ["insert", "values", "legacy"])
+def test_a_loaded_vector_claims_no_text(session: Session, models: Models, road: str) -> None:
+    session.add(models.article(title="first"))
+    session.commit()
+    loaded = session.scalars(select(models.article.embedding)).one()
+    row = {"title": "second", "embedding": loaded}
+    if road == "insert":
+        session.execute(insert(models.article), [row])
+    elif road == "values":
+        session.execute(insert(models.article).values(row))
+    else:
+        session.bulk_insert_mappings(models.article, [row])  # type: ignore[arg-type]
+    models.check(session)
+    session.execute(update(models.article).where(models.article.id == 2).values(embedding=loaded))
+    assert models.pending(session) == 1
+    session.execute(update(models.article), [{"id": 1, "title": "changed", "body": "b"}])
+    session.execute(update(models.article), [{"id": 1, "embedding": loaded}])
+    assert models.pending(session) == 2
+
+
+def test_a_flush_that_failed_hides_no_later_bulk_insert(session: Session, models: Models) -> None:
+    session.add(models.article(title="taken"))
+    session.flush()
+    savepoint = session.begin_nested()
+    session.add(models.article(title="taken"))
+    with pytest.raises(IntegrityError):
+        session.flush()
+    savepoint.rollback()
+    session.bulk_insert_mappings(models.article, [{"title": "after"}])  # type: ignore[arg-type]
+    models.check(session)
+
+
 def test_legacy_bulk_inserts_are_one_batch(session: Session, models: Models) -> None:
     mappings = [{"title": f"t{i}", "body": "b"} for i in range(100)]
     session.bulk_insert_mappings(models.article, mappings)  # type: ignore[arg-type]
@@ -236,4 +269,11 @@ def test_worker_columns_are_left_to_the_worker(engine: Engine, hash_encoder: Has
     with Session(engine) as session:
         session.execute(insert(models.article), [{"title": "a"}])
         assert hash_encoder.calls == []
+        assert models.pending(session) == 1
+        own = np.arange(8, dtype=np.float32)
+        session.execute(insert(models.article), [{"title": "mine", "embedding": own}])
+        session.bulk_insert_mappings(models.article, [{"title": "mine 2", "embedding": own}])  # type: ignore[arg-type]
+        session.execute(update(models.article).where(models.article.id == 1).values(embedding=own))
+        assert models.pending(session) == 0
+        session.execute(update(models.article), [{"id": 1, "title": "b", "body": "c", "embedding": own}])
         assert models.pending(session) == 1

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sqlalchemy import Engine, event, func, insert, inspect, null, select, text, update
+from sqlalchemy import CHAR, Engine, event, func, insert, inspect, null, select, text, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, load_only, mapped_column, undefer
 
 from pgembed import HNSW, Vector, embedding_column
+from pgembed.columns import bound
 from pgembed.exc import DimensionMismatchError, EncoderError, TextError, VectorValueError
 from pgembed.testing import HashEncoder
 from tests.integration.models import Models
@@ -116,6 +117,60 @@ def test_objects_added_by_later_listeners_are_filled_in_one_more_batch(
     session.commit()
     assert [len(call) for call in models.encoder.calls] == [1, 6]
     models.check(session)
+
+
+def test_a_text_that_a_mapper_event_changes_is_pending(session: Session, models: Models) -> None:
+    def strip(_mapper: object, _connection: object, article: Any) -> None:
+        article.title = article.title.strip()
+
+    event.listen(models.article, "before_insert", strip)
+    session.add_all([models.article(title=" padded "), models.article(title="plain")])
+    session.commit()
+    assert models.pending(session) == 1
+    assert [len(call) for call in models.encoder.calls] == [2]
+
+
+def test_more_expired_objects_than_a_statement_takes_parameters(session: Session, models: Models) -> None:
+    articles = [models.article(title=f"t{i}", body="b") for i in range(2_500)]
+    session.add_all(articles)
+    session.commit()
+    models.encoder.calls.clear()
+    bound_at_once: list[int] = []
+
+    def count(_c: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+        if statement.startswith("SELECT") and "title" in statement.partition("FROM")[0]:
+            bound_at_once.append(len(parameters))
+
+    event.listen(session.get_bind(), "before_cursor_execute", count)
+    for i, article in enumerate(articles):
+        article.title = f"new {i}"
+    session.commit()
+    assert bound_at_once == [1000, 1000, 500]
+    assert [len(call) for call in models.encoder.calls] == [2_500]
+    models.check(session)
+
+
+def test_keys_that_postgres_gives_back_in_another_form(engine: Engine, hash_encoder: HashEncoder) -> None:
+    class Base(DeclarativeBase):
+        pass
+
+    class Note(Base):
+        __tablename__ = "note"
+        code: Mapped[str] = mapped_column(CHAR(6), primary_key=True)
+        title: Mapped[str]
+        body: Mapped[str]
+        vec: Mapped[Vector | None] = embedding_column("title", "body", encoder=hash_encoder)
+
+    Base.metadata.create_all(engine)
+    embedding = bound(Note.__table__.c.vec)
+    assert embedding is not None
+    with Session(engine) as session:
+        note = Note(code="ab", title="t", body="b")
+        session.add(note)
+        session.commit()
+        note.title = "changed"
+        session.commit()
+        assert session.scalar(select(embedding.pending()))
 
 
 def test_a_failed_flush_leaves_no_vector_of_an_older_text(session: Session, models: Models) -> None:
