@@ -10,9 +10,10 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
 
 from pgembed.cli.backfill import OneColumn, OneTable
+from pgembed.cli.known import oid_of
 from pgembed.cli.options import AsJson, DatabaseUrl, connect
 from pgembed.database.install import require_installed
 from pgembed.exc import NotInstalledError
@@ -67,7 +68,7 @@ def _relation(connection: Connection, table: str | None) -> int | None:
     require_installed(connection)
     if table is None:
         return None
-    found = connection.scalar(text("SELECT to_regclass(:table)::oid"), {"table": table})
+    found = oid_of(connection, table)
     if found is None:
         raise NotInstalledError(f"the database has no table {table}")
-    return int(found)
+    return found

@@ -20,11 +20,17 @@ from pgembed.indexes.catalogue import standing
 from pgembed.indexes.forms import Form, form_of
 
 
+def oid_of(connection: Connection, table: str) -> int | None:
+    """The oid of a table, by its name as SQL writes it; ``None`` where there is none."""
+    found: int | None = connection.scalar(text("SELECT CAST(to_regclass(:table) AS oid)"), {"table": table})
+    return found
+
+
 def registered(connection: Connection, table: str, column: str) -> dict[str, Any] | None:
     """What the registry says of an embedding column; ``None`` for any other."""
     if not is_installed(connection):
         return None
-    relation = connection.scalar(text("SELECT CAST(to_regclass(:table) AS oid)"), {"table": table})
+    relation = oid_of(connection, table)
     found = (entry for entry in entries(connection) if entry["relation"] == relation)
     return next((entry for entry in found if entry["column_name"] == column), None)
 
@@ -117,14 +123,13 @@ def declared_on(
     :raises typer.BadParameter: they declare none there, or several.
     """
     preparer = connection.dialect.identifier_preparer
-    relation = text("SELECT CAST(to_regclass(:table) AS oid)")
-    asked = connection.scalar(relation, {"table": table})
+    asked = oid_of(connection, table)
     found = [
         each.index
         for embedding in columns_of(models) or ()
         if embedding.vector.name == column
         and asked is not None
-        and connection.scalar(relation, {"table": preparer.format_table(embedding.table)}) == asked
+        and oid_of(connection, preparer.format_table(embedding.table)) == asked
         for each in indexes_on(embedding.vector)
         if isinstance(each.index, VectorIndex) and name in (None, each.index.name)
     ]
