@@ -1,10 +1,9 @@
-"""``pgembed index``: plan, build, measure and check the vector indexes of any table."""
+"""``pgembed index``: plan and build the vector indexes of any table, and what :mod:`.measuring` does."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -13,20 +12,17 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from sqlalchemy import Connection, Engine, Index
 
 from pgembed import indexes
-from pgembed.cli.known import declared_on, encoded, index_on
-from pgembed.cli.options import AsJson, DatabaseUrl, open_engine
-from pgembed.indexes import Recall, VectorIndex
-from pgembed.indexes.asking import Queries
+from pgembed.cli import measuring
+from pgembed.cli.known import declared_on, index_on
+from pgembed.cli.options import AsJson, ColumnName, DatabaseUrl, IndexName, TableName, open_engine
+from pgembed.indexes import VectorIndex
 from pgembed.indexes.catalogue import find
 from pgembed.indexes.forms import Form
 from pgembed.indexes.progress import OnProgress
 from pgembed.indexes.sizes import readable
-from pgembed.indexes.sweeping import check_drawing
 
 group = typer.Typer(no_args_is_help=True, help="Plan, build, measure and check vector indexes.")
 
-TableName = Annotated[str, typer.Argument(help='The table, as SQL writes it: article, "My schema".article.')]
-ColumnName = Annotated[str, typer.Argument(help="Its vector column.")]
 Method = Annotated[str | None, typer.Option(help="hnsw (as a rule) or ivfflat.", show_default=False)]
 Metric = Annotated[
     str | None,
@@ -45,9 +41,6 @@ Where = Annotated[
 NewName = Annotated[
     str | None, typer.Option("--index", help="What to call it.", show_default="ix_<table>_<column>_...")
 ]
-IndexName = Annotated[
-    str | None, typer.Option("--index", help="Which index, of several of the column.", show_default=False)
-]
 M = Annotated[int | None, typer.Option("--m", help="HNSW: connections of a node.", show_default="16")]
 EfConstruction = Annotated[
     int | None, typer.Option(help="HNSW: candidates while building.", show_default="64")
@@ -61,20 +54,12 @@ Models = Annotated[
     ),
 ]
 Workers = Annotated[int | None, typer.Option(min=0, help="Parallel workers.", show_default="the server's")]
-Count = Annotated[int, typer.Option("--queries", min=2, help="How many random rows to ask for.")]
-Texts = Annotated[
-    typer.FileText | None,
-    typer.Option(help="A file of texts to ask for in place of rows, one a line.", show_default=False),
-]
-EncoderName = Annotated[
-    str | None,
-    typer.Option("--encoder", help="Of the texts; by default the one that the column is filled with."),
-]
-K = Annotated[int, typer.Option("--k", min=1, help="Neighbours of each.")]
 
 
 def register(app: typer.Typer) -> None:
     """Add the group to the application."""
+    for command in (measuring.recall, measuring.tune, measuring.check):
+        group.command()(command)
     app.add_typer(group, name="index")
 
 
@@ -169,113 +154,6 @@ def reindex(
         _print_standing(engine, index, as_json)
 
 
-@group.command()
-def recall(
-    table: TableName,
-    column: ColumnName,
-    url: DatabaseUrl,
-    name: IndexName = None,
-    queries: Count = 200,
-    texts: Texts = None,
-    encoder: EncoderName = None,
-    k: K = 10,
-    ef_search: Annotated[int | None, typer.Option(help="For HNSW.", show_default=False)] = None,
-    probes: Annotated[int | None, typer.Option(help="For IVFFlat.", show_default=False)] = None,
-    plot: Annotated[
-        Path | None,
-        typer.Option(help="Draw recall against latency over all settings: a PNG, SVG or PDF file."),
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """How many of the nearest rows the index finds, and how fast, against exact scans."""
-    if plot is not None and not (ef_search is None and probes is None):
-        raise typer.BadParameter(
-            "it takes all settings: leave --ef-search and --probes out", param_hint="--plot"
-        )
-    if plot is not None:
-        check_drawing(plot)
-    with open_engine(url) as engine, engine.begin() as connection:
-        index = index_on(connection, table, column, name=name)
-        asked = _asked(connection, table, column, queries, texts, encoder)
-        if plot is None:
-            found = indexes.recall(connection, index, queries=asked, k=k, ef_search=ef_search, probes=probes)
-            typer.echo(json.dumps(found.as_dict(), indent=2) if as_json else _line(found))
-            return
-        swept = indexes.sweep(connection, index, queries=asked, k=k)
-    indexes.plot(swept, plot)
-    if as_json:
-        typer.echo(json.dumps([found.as_dict() for found in swept], indent=2))
-        return
-    for found in swept:
-        typer.echo(_line(found))
-
-
-@group.command()
-def tune(
-    table: TableName,
-    column: ColumnName,
-    url: DatabaseUrl,
-    name: IndexName = None,
-    target_recall: Annotated[float, typer.Option(help="The share of neighbours to find, to 1.")] = 0.95,
-    queries: Count = 400,
-    texts: Texts = None,
-    encoder: EncoderName = None,
-    k: K = 10,
-    as_json: AsJson = False,
-) -> None:
-    """The cheapest ef_search or probes that reaches a recall; exit code 1 if none does."""
-    with open_engine(url) as engine, engine.begin() as connection:
-        index = index_on(connection, table, column, name=name)
-        asked = _asked(connection, table, column, queries, texts, encoder)
-        found = indexes.tune(connection, index, target_recall=target_recall, queries=asked, k=k)
-    if as_json:
-        typer.echo(json.dumps(found.as_dict(), indent=2))
-    else:
-        for tried in found.tried:
-            typer.echo(_line(tried))
-        typer.echo(f"on other queries: {_line(found.unseen)}")
-        ((name, value),) = found.arguments.items()
-        typer.echo(f"in a query: {name}={value}; in a session: {found.sql}")
-        if not found.reached:
-            typer.echo(
-                f"no setting reaches {target_recall}: build with a higher ef_construction or m", err=True
-            )
-    if not found.reached:
-        raise typer.Exit(1)
-
-
-@group.command()
-def check(url: DatabaseUrl, as_json: AsJson = False) -> None:
-    """What is wrong with the vector indexes of the database; exit code 1 if anything is."""
-    with open_engine(url) as engine, engine.begin() as connection:
-        findings = indexes.check(connection)
-    if as_json:
-        typer.echo(json.dumps([finding.as_dict() for finding in findings], indent=2))
-    elif not findings:
-        typer.echo("nothing is wrong with the vector indexes")
-    else:
-        for finding in findings:
-            typer.echo(f"[{finding.code}] {finding}")
-    if findings:
-        raise typer.Exit(1)
-
-
-def _asked(
-    connection: Connection,
-    table: str,
-    column: str,
-    count: int,
-    texts: typer.FileText | None,
-    encoder: str | None,
-) -> Queries:
-    if texts is None:
-        return count
-    lines = [line.strip() for line in texts if line.strip()]
-    if not lines:
-        raise typer.BadParameter("the file holds no text", param_hint="--texts")
-    return list(encoded(connection, table, column, lines, encoder))
-
-
 def _new(
     connection: Connection,
     table: str,
@@ -331,11 +209,3 @@ def _print_standing(engine: Engine, index: Index, as_json: bool) -> None:
         typer.echo(json.dumps({**facts, "parameters": found.parameters, "size": found.size}, indent=2))
     else:
         typer.echo(f"{found.name} on {found.relation}: {found.access_method}, {readable(found.size)}")
-
-
-def _line(found: Recall) -> str:
-    return (
-        f"{found.setting} {found.value:>4}: recall {found.recall:.3f} ({found.low:.3f} to {found.high:.3f}), "
-        f"p50 {found.approximate.p50:.1f} ms, p95 {found.approximate.p95:.1f} ms; exact "
-        f"p50 {found.exact.p50:.1f} ms, p95 {found.exact.p95:.1f} ms"
-    )

@@ -28,6 +28,12 @@ DatabaseUrl = Annotated[
 ]
 #: As many characters a line as no table has.
 _NO_LIMIT = 10_000
+#: Of commands that are about one column.
+TableName = Annotated[str, typer.Argument(help='The table, as SQL writes it: article, "My schema".article.')]
+ColumnName = Annotated[str, typer.Argument(help="Its vector column.")]
+IndexName = Annotated[
+    str | None, typer.Option("--index", help="Which index, of several of the column.", show_default=False)
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from pgembed.cli.backfill import Models, columns_of
-from pgembed.cli.options import AsJson, DatabaseUrl, connect, open_encoder
+from pgembed.cli.options import AsJson, ColumnName, DatabaseUrl, TableName, connect, open_encoder
 from pgembed.filling.reembedding import Change, changes
 from pgembed.filling.reembedding_plan import plan_reembedding
 from pgembed.indexes.sizes import readable
@@ -24,8 +24,8 @@ def register(app: typer.Typer) -> None:
 
 @group.command()
 def plan(
-    table: Annotated[str, typer.Argument(help='The table, as SQL writes it: article, "My schema".article.')],
-    column: Annotated[str, typer.Argument(help="Its vector column.")],
+    table: TableName,
+    column: ColumnName,
     url: DatabaseUrl,
     encoder: Annotated[str, typer.Option(help="The new encoder: a folder, or a name.")],
     as_json: AsJson = False,

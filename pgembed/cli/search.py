@@ -11,7 +11,7 @@ from rich.markup import escape
 from sqlalchemy import Connection, MetaData, Table
 
 from pgembed.cli.known import registered
-from pgembed.cli.options import AsJson, DatabaseUrl, connect, open_encoder
+from pgembed.cli.options import AsJson, ColumnName, DatabaseUrl, TableName, connect, open_encoder
 from pgembed.database.install import require_installed
 from pgembed.exc import NotInstalledError
 from pgembed.filling.registry import entries, name_of
@@ -24,8 +24,8 @@ def register(app: typer.Typer) -> None:
 
 
 def search(
-    table: Annotated[str, typer.Argument(help='The table, as SQL writes it: article, "My schema".article.')],
-    column: Annotated[str, typer.Argument(help="Its vector column.")],
+    table: TableName,
+    column: ColumnName,
     query: Annotated[str, typer.Argument(help="What to search for.")],
     url: DatabaseUrl,
     encoder: Annotated[
