@@ -12,7 +12,12 @@ from sqlalchemy.types import TypeEngine, UserDefinedType
 
 from pgembed.columns.types import shape_of
 from pgembed.exc import DeclarationError
-from pgembed.migrations.definitions import Facts, PendingIndexDefinition, VectorIndexDefinition
+from pgembed.migrations.definitions import (
+    Definition,
+    Facts,
+    PendingIndexDefinition,
+    VectorIndexDefinition,
+)
 from pgembed.migrations.operations.installation import InstallPgembedOp, UninstallPgembedOp
 from pgembed.migrations.operations.locking import LockTableOp, SetNotNullOp
 from pgembed.migrations.operations.nothing import NextRevisionOp, NothingOp
@@ -110,14 +115,7 @@ def replace_vector_index(context: AutogenContext, operation: ReplaceVectorIndexO
 
 
 def drop_vector_index(context: AutogenContext, operation: DropVectorIndexOp) -> str:
-    definition = operation.definition
-    return _call(
-        context,
-        "drop_vector_index",
-        [definition.name, definition.table],
-        schema=definition.schema,
-        concurrently=operation.concurrently or None,
-    )
+    return _drop(context, "drop_vector_index", operation.definition, operation.concurrently)
 
 
 def create_pending_index(context: AutogenContext, operation: CreatePendingIndexOp) -> str:
@@ -132,14 +130,7 @@ def replace_pending_index(context: AutogenContext, operation: ReplacePendingInde
 
 
 def drop_pending_index(context: AutogenContext, operation: DropPendingIndexOp) -> str:
-    definition = operation.definition
-    return _call(
-        context,
-        "drop_pending_index",
-        [definition.name, definition.table],
-        schema=definition.schema,
-        concurrently=operation.concurrently or None,
-    )
+    return _drop(context, "drop_pending_index", operation.definition, operation.concurrently)
 
 
 def register_embedding(context: AutogenContext, operation: RegisterEmbeddingOp) -> str:
@@ -234,6 +225,11 @@ def _vector_index(
         schema=definition.schema,
         concurrently=concurrently or None,
     )
+
+
+def _drop(context: AutogenContext, function: str, definition: Definition, concurrently: bool) -> str:
+    names = [definition.name, definition.table]
+    return _call(context, function, names, schema=definition.schema, concurrently=concurrently or None)
 
 
 def _call(context: AutogenContext, function: str, positional: list[Any], **options: Any) -> str:
