@@ -15,7 +15,6 @@ from alembic.util import PriorityDispatchResult
 from sqlalchemy import Connection, Index, Table
 
 from pgembed.columns import PendingIndex
-from pgembed.indexes import ACCESS_METHODS, access_method_of
 from pgembed.indexes.catalogue import name_of, written
 from pgembed.indexes.partitions import is_partitioned
 from pgembed.migrations.catalogue import indexes_of
@@ -23,7 +22,6 @@ from pgembed.migrations.column_changes import convert_not_null, convert_vector_t
 from pgembed.migrations.definitions import (
     Definition,
     PendingIndexDefinition,
-    VectorIndexDefinition,
 )
 from pgembed.migrations.errors import MigrationError
 from pgembed.migrations.index_operations import create_op, drop_op, registration_ops, replace_op, same
@@ -33,6 +31,7 @@ from pgembed.migrations.operations.vector_index import (
     CreateVectorIndexOp,
     ReplaceVectorIndexOp,
 )
+from pgembed.migrations.our_indexes import declared_indexes, definition_of, in_both, take_over
 from pgembed.migrations.refusals import check_renamed
 from pgembed.migrations.revisions import in_parts
 from pgembed.migrations.series import Series, dependent, find_series, in_place, settle
@@ -54,7 +53,7 @@ def compare_indexes(
     ``env.py``) out of the list again.
     """
     # Written as in the list of operations: without the schema that is the connection's default.
-    declared = _declared(metadata_table, schema)
+    declared = declared_indexes(metadata_table, schema)
     pending = {
         name for name, definition in declared.items() if isinstance(definition, PendingIndexDefinition)
     }
@@ -62,8 +61,8 @@ def compare_indexes(
     existing = {} if conn_table is None else indexes_of(context.connection, conn_table, pending)
     not_null = convert_not_null(modify_ops, metadata_table)
     if declared or existing:
-        created, dropped = _take_over(modify_ops, declared, existing)
-        compared = _in_both(context, conn_table, metadata_table) & declared.keys() & existing.keys()
+        created, dropped = take_over(modify_ops, declared, existing)
+        compared = in_both(context, conn_table, metadata_table) & declared.keys() & existing.keys()
         compared |= declared.keys() & created & dropped
         comparison = _Comparison(
             context, modify_ops, conn_table, metadata_table, declared, existing, created, dropped, compared
@@ -168,7 +167,7 @@ class _Comparison:
         wanted: dict[str, Definition] = {}
         for index in series.new.table.indexes:
             name = name_of(index)
-            definition = _definition(index, name, self.modify_ops.schema)
+            definition = definition_of(index, name, self.modify_ops.schema)
             if definition is None or not _is_on(index, series):
                 continue
             if name in stand and not series.proposed:
@@ -304,61 +303,3 @@ def _replaced_by(definition: Definition | None) -> str | None:
     if not isinstance(definition, PendingIndexDefinition):
         return None
     return (definition.registration or {}).get("replaces")
-
-
-def _declared(table: Table | None, schema: str | None) -> dict[str, Definition]:
-    """The vector and pending indexes of a model's table, by the names that they get in the database."""
-    found: dict[str, Definition] = {}
-    for index in table.indexes if table is not None else ():
-        name = name_of(index)
-        definition = _definition(index, name, schema)
-        if definition is not None:
-            found[name] = definition
-    return found
-
-
-def _definition(index: Index, name: str, schema: str | None) -> Definition | None:
-    """What an index is, if it is one of ours."""
-    if isinstance(index, PendingIndex):
-        return PendingIndexDefinition.of(index, name, schema)
-    if access_method_of(index) in ACCESS_METHODS:
-        return VectorIndexDefinition.of(index, name, schema)
-    return None
-
-
-def _take_over(
-    modify_ops: ops.ModifyTableOps, declared: dict[str, Definition], existing: dict[str, Definition]
-) -> tuple[set[str], set[str]]:
-    """Remove Alembic's operations on our indexes; the names that it would create, and drop."""
-    created: set[str] = set()
-    dropped: set[str] = set()
-    kept: list[MigrateOperation] = []
-    for operation in modify_ops.ops:
-        if isinstance(operation, ops.CreateIndexOp) and operation.index_name in declared:
-            created.add(str(operation.index_name))
-        elif isinstance(operation, ops.DropIndexOp) and operation.index_name in existing:
-            dropped.add(str(operation.index_name))
-        else:
-            if isinstance(operation, ops.DropIndexOp) and operation.index_name in declared:
-                dropped.add(str(operation.index_name))
-            kept.append(operation)
-    modify_ops.ops[:] = kept
-    return created, dropped
-
-
-def _in_both(context: AutogenContext, conn_table: Table | None, metadata_table: Table | None) -> set[str]:
-    """The names of indexes that are on both sides and that the filters of ``env.py`` let through."""
-    if conn_table is None or metadata_table is None:
-        return set()
-    found = {str(index.name): index for index in conn_table.indexes}
-    parents: Any = {"table_name": str(conn_table.name), "schema_name": conn_table.schema}
-    names = set()
-    for index in metadata_table.indexes:
-        name = name_of(index)
-        if (
-            name in found
-            and context.run_name_filters(name, "index", dict(parents))
-            and context.run_object_filters(index, name, "index", False, found[name])
-        ):
-            names.add(name)
-    return names
