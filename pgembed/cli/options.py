@@ -72,6 +72,10 @@ def open_engine(url: str, *, new: bool = False, **options: Any) -> Iterator[Engi
         raise typer.BadParameter(f"{parsed.drivername} is not Postgres", param_hint="--url")
     if "+" not in parsed.drivername:
         parsed = parsed.set(drivername="postgresql+psycopg")
+    if threshold := parsed.query.get("prepare_threshold"):  # which psycopg takes as a number, not as a text
+        parsed = parsed.difference_update_query(["prepare_threshold"])
+        number = int(threshold) if isinstance(threshold, str) and threshold.isdigit() else None
+        options["connect_args"] = {**options.get("connect_args", {}), "prepare_threshold": number}
     engine = create_engine(parsed, **options)
     try:
         yield engine

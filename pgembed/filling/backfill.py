@@ -124,4 +124,5 @@ def _target(engine: Engine, column: Any) -> Target:
 def _conditions(where: ColumnElement[bool] | str | None) -> list[ColumnElement[bool]]:
     if where is None:
         return []
-    return [literal_column(f"({where})", Boolean()) if isinstance(where, str) else where]
+    # A line of its own for the bracket: what is given may end with a comment.
+    return [literal_column(f"({where}\n)", Boolean()) if isinstance(where, str) else where]

@@ -135,7 +135,8 @@ class Statements:
         """How many rows are pending, counted in the index that holds just them."""
         embedding = self._target.embedding
         count: Select[Any] = select(func.count()).select_from(embedding.table)
-        return count.where(embedding.pending(), *where)
+        # With a parameter a driver sends one statement alone, whatever is written into a condition.
+        return count.where(embedding.pending(), *where).limit(1)
 
     def still_wanting(self) -> Select[Any]:
         """Which of the bound ``keys`` still want the vectors of the bound ``digests``."""

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from sqlalchemy import URL, Engine, create_engine, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from pgembed import Encoder, Vector, embedding_column
+from pgembed.cli.options import open_engine
 
 PGEMBED = [sys.executable, "-W", "error", "-c", "from pgembed.cli.main import main; main()"]
 
@@ -65,6 +67,15 @@ def test_init_installs_once(empty_url: URL) -> None:
         assert connection.execute(text("SELECT * FROM pgembed.status")).all() == []
     engine.dispose()
     assert "no embedding columns" in run("status", "--url", url).stdout
+
+
+@pytest.mark.parametrize(("given", "threshold"), [("none", None), ("0", 0), ("7", 7)])
+def test_prepared_statements_are_left_out_on_demand(url: URL, given: str, threshold: int | None) -> None:
+    """For poolers of transactions that know none."""
+    asked = url.update_query_dict({"prepare_threshold": given})
+    with open_engine(asked.render_as_string(hide_password=False)) as engine, engine.connect() as connection:
+        driver: Any = connection.connection.driver_connection
+        assert driver.prepare_threshold == threshold
 
 
 def test_status_counts(helpdesk: str) -> None:

@@ -8,6 +8,7 @@ import time
 import pytest
 from sqlalchemy import Column as C
 from sqlalchemy import Engine, MetaData, Table, Text, insert, text
+from sqlalchemy.exc import ProgrammingError
 
 from pgembed.columns import embedding_column, embeddings_of
 from pgembed.filling import Counts, Worker, backfill, estimate
@@ -41,6 +42,17 @@ def test_conditions_are_expressions_or_sql_and_cannot_widen_the_rows(articles: A
     # Had the condition no parentheses, these would be all rows.
     assert backfill(articles.engine, column, where="id = 6 OR true", limit=1, settings=FAST).written == 1
     assert backfill(articles.engine, column, where="id = 3 OR id = 4", settings=FAST).claimed == 0
+
+
+def test_a_condition_may_end_with_a_comment_and_is_no_second_statement(articles: Articles) -> None:
+    articles.insert("a", "b", "c")
+    column = articles.model.embedding
+    assert pending(articles.engine, column, where="id = 1 -- the first") == 1
+    assert backfill(articles.engine, column, where="id = 1 -- the first", settings=FAST).written == 1
+    for where in ("true); DELETE FROM article; --", "true); DELETE FROM article; SELECT (1"):
+        with pytest.raises(ProgrammingError):
+            pending(articles.engine, column, where=where)
+    assert articles.count() == 3
 
 
 def test_an_interrupted_backfill_goes_on_where_it_was(engine: Engine) -> None:
