@@ -59,6 +59,7 @@ from sqlalchemy import (
     tuple_,
     update,
 )
+from sqlalchemy import table as table_
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, UUID
 from sqlalchemy.sql.selectable import FromClause, TableValuedAlias
 
@@ -66,6 +67,10 @@ from pgembed.columns.digest import digest_sql, pending_sql
 from pgembed.filling import tables
 from pgembed.filling.arrays import NamedType, VectorArrayType
 from pgembed.filling.targets import Target
+
+_trigger = table_("pg_trigger", *map(column, ("tgrelid", "tgisinternal", "tgtype")), schema="pg_catalog")
+#: Bits of ``tgtype``.
+_BEFORE, _UPDATE = 2, 16
 
 # Under names that the user's table does not have.
 failure, lease = tables.failure.alias("pgembed_failure"), tables.lease.alias("pgembed_lease")
@@ -147,6 +152,32 @@ class Statements:
             .select_from(bare.table.join(given, self._matches(bare.table, given.c.k)))
             .where(bare.wanted().is_not_distinct_from(given.c.d), self._lacks(given.c.d))
         )
+
+    def writable(self) -> Select[Any]:
+        """Those of :meth:`still_wanting` that nobody has locked; they are locked now."""
+        table = self._target.bare.table
+        return self.still_wanting().with_for_update(key_share=True, of=table, skip_locked=True)
+
+    def changed_since(self) -> Select[Any]:
+        """``(key, again)`` as of :meth:`write`, of the bound ``keys``, where an AFTER UPDATE trigger has made
+        them pending again. Asked in the same transaction, which has their rows locked."""
+        bare = self._target.bare
+        given = _unnest(k=_lines("keys"))
+        has_trigger = exists().where(
+            _trigger.c.tgrelid == self._target.oid,
+            ~_trigger.c.tgisinternal,
+            _trigger.c.tgtype.op("&")(_UPDATE | _BEFORE) == _UPDATE,
+        )
+        return (
+            select(given.c.k, func.coalesce(cast(bare.wanted(), Text), ""))
+            .select_from(bare.table.join(given, self._matches(bare.table, given.c.k)))
+            .where(has_trigger, bare.pending())
+        )
+
+    def may_write(self) -> Select[Any]:
+        """Whether this role may write vector and digest at all."""
+        names = (self._target.bare.vector.name, self._target.bare.digest.name)
+        return select(and_(*(func.has_column_privilege(self._target.oid, name, "UPDATE") for name in names)))
 
     # --- writing ----------------------------------------------------------------------------------
 

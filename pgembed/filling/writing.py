@@ -58,6 +58,9 @@ class Writing:
         self._transactions = transactions
         self._write = statements.write()
         self._still_wanting = statements.still_wanting()
+        self._writable = statements.writable()
+        self._changed_since = statements.changed_since()
+        self._may_write = statements.may_write()
         self._pace = Pace(seconds, start=16, largest=2048)
         self._on_failure = on_failure
         self._on_settled = on_settled
@@ -110,13 +113,19 @@ class Writing:
         if changed or len(written) < len(some.rows):
             missed = [position for position, row in enumerate(some.rows) if row.key not in written]
             waiting = self._wait_for_locks(some, missed, attempt)
-            settled = [row for row in some.rows if row.key not in waiting and row.key not in changed]
+            refused = self._swallowed(some, missed) if attempt == len(_RETRIES) else set()
+            elsewhere = waiting | refused | changed.keys()
+            settled = [row for row in some.rows if row.key not in elsewhere]
         self._on_settled(settled, len(written) - len(changed))
 
     def _execute(self, connection: Connection, some: Encoded) -> dict[str, str | None]:
         """The keys of the rows that were written, and what :meth:`Statements.write` says of each."""
         given = _named(some.rows) | {"vectors": some.vectors}
-        return dict(connection.execute(self._write, given).all())
+        written: dict[str, str | None] = dict(connection.execute(self._write, given).all())
+        if written:
+            keys = {"keys": lines(written)}
+            written.update(connection.execute(self._changed_since, keys).all())
+        return written
 
     def _wait_for_locks(self, some: Encoded, missed: list[int], attempt: int) -> set[str]:
         """Keep the vectors of rows that still want them: somebody has them locked. Returns their keys."""
@@ -132,9 +141,28 @@ class Writing:
             self._locked.append(Locked(waiting, time.monotonic() + _RETRIES[attempt], attempt + 1))
         return still
 
+    def _swallowed(self, some: Encoded, missed: list[int]) -> set[str]:
+        """Set aside rows that want their vectors, that nobody has locked, and that were not written even so.
+        Returns their keys."""
+        if not missed:
+            return set()
+        rest = Encoded([some.rows[position] for position in missed], some.vectors[missed])
+
+        def work(connection: Connection) -> set[str]:
+            wanting = set(connection.scalars(self._writable, _named(rest.rows)))
+            return wanting - self._execute(connection, rest).keys() if wanting else wanting
+
+        keys = self._transactions.run(work)
+        for row in rest.rows:
+            if row.key in keys:
+                self._on_failure(
+                    row, row.digest, "a trigger of the table keeps its vector from being written"
+                )
+        return keys
+
     def _refused(self, some: Encoded, attempt: int, error: DBAPIError) -> None:
         state = sqlstate(error)
-        if is_lost(error) or not state.startswith(_LATER + _ROW):
+        if is_lost(error) or not (state.startswith(_LATER + _ROW) or self._is_policy(state)):
             raise error
         if state.startswith(_LATER):
             if attempt == len(_RETRIES):
@@ -147,6 +175,11 @@ class Writing:
             middle = len(some.rows) // 2
             self._write_some(Encoded(some.rows[:middle], some.vectors[:middle]), attempt)
             self._write_some(Encoded(some.rows[middle:], some.vectors[middle:]), attempt)
+
+    def _is_policy(self, state: str) -> bool:
+        """Whether a row-level policy refuses a row: Postgres has one SQLSTATE for that and for a lack of
+        privileges, which is no row's fault."""
+        return state == "42501" and bool(self._transactions.run(lambda c: c.scalar(self._may_write)))
 
 
 def _named(rows: list[Row]) -> dict[str, Any]:

@@ -227,6 +227,34 @@ def test_a_trigger_that_changes_the_text_in_every_update_is_found_out(articles: 
     assert fill(articles).claimed == 0
 
 
+def test_a_trigger_that_changes_the_text_after_every_update_is_found_out(articles: Articles) -> None:
+    execute(
+        articles.engine,
+        "CREATE FUNCTION longer() RETURNS trigger LANGUAGE plpgsql AS "
+        "$$ BEGIN UPDATE article SET title = title || '!' WHERE id = NEW.id; RETURN NULL; END $$",
+        "CREATE TRIGGER longer AFTER UPDATE OF embedding ON article FOR EACH ROW EXECUTE FUNCTION longer()",
+    )
+    articles.insert("a")
+    fill(articles)
+    assert "a trigger of the table changes its text" in listed(articles)[0].error
+    assert articles.encoder.calls == [("a",)]
+    assert fill(articles).claimed == 0
+
+
+def test_a_trigger_that_swallows_updates_is_found_out(articles: Articles) -> None:
+    execute(
+        articles.engine,
+        "CREATE FUNCTION archived() RETURNS trigger LANGUAGE plpgsql AS "
+        "$$ BEGIN RETURN CASE WHEN NEW.title <> 'archived' THEN NEW END; END $$",
+        "CREATE TRIGGER archived BEFORE UPDATE ON article FOR EACH ROW EXECUTE FUNCTION archived()",
+    )
+    articles.insert("a", "archived", "b")
+    counts = fill(articles)
+    assert (counts.written, counts.failed) == (2, 1)
+    assert "keeps its vector from being written" in listed(articles)[0].error
+    assert fill(articles).claimed == 0
+
+
 def test_failures_vanish_with_their_rows_their_texts_and_their_tables(articles: Articles) -> None:
     articles.insert("poison", "poison 2", "poison 3")
     fill(articles)

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.exc import ProgrammingError
 
-from pgembed.filling import Worker
+from pgembed.filling import Worker, failures
 
 from .conftest import FAST, Articles
 
@@ -71,6 +71,27 @@ def test_row_level_security_is_respected(articles: Articles, granted: Engine) ->
     assert Worker(granted, [articles.embedding], settings=FAST).run(once=True)
     assert articles.pending() == {2}
     assert "b" not in sum(articles.encoder.calls, ())
+
+
+def test_a_row_that_a_policy_refuses_fails_alone(articles: Articles, granted: Engine) -> None:
+    articles.insert("a", "b", "c")
+    with articles.engine.begin() as connection:
+        connection.execute(text("ALTER TABLE article ENABLE ROW LEVEL SECURITY"))
+        connection.execute(text("CREATE POLICY most ON article USING (true) WITH CHECK (id <> 2)"))
+    assert Worker(granted, [articles.embedding], settings=FAST).run(once=True)
+    assert articles.pending() == {2}
+    with articles.engine.connect() as connection:
+        (failure,) = failures.listed(connection)
+    assert (failure.key, "row-level security" in failure.error) == ("[2]", True)
+
+
+def test_a_lack_of_privileges_is_no_rows_fault(articles: Articles, granted: Engine) -> None:
+    articles.insert("a", "b")
+    with articles.engine.begin() as connection:
+        connection.execute(text(f"REVOKE UPDATE (embedding) ON article FROM embedder_{os.getpid()}"))
+    assert not Worker(granted, [articles.embedding], settings=FAST).run(once=True)
+    with articles.engine.connect() as connection:
+        assert not failures.listed(connection)
 
 
 def test_no_function_runs_with_the_rights_of_its_owner(articles: Articles) -> None:
