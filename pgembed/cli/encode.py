@@ -50,14 +50,22 @@ def encode(
     precision: Annotated[str, typer.Option(help="auto, fp32, fp16 or int8.")] = "auto",
 ) -> None:
     """Encode texts of any number in a stream, and write their vectors in the same order."""
-    if format is Format.NPY and output is None:
-        raise typer.BadParameter("a numpy file begins with the number of its rows, so it needs --output")
+    if format is Format.NPY and not (output and (output.is_file() or not output.exists())):
+        raise typer.BadParameter("a numpy file begins with the number of its rows, so it needs --output FILE")
+    if output is None and sys.stdout is None:
+        raise typer.BadParameter("standard output is closed, and there is no --output")
+    if not files and sys.stdin is None:
+        raise typer.BadParameter("standard input is closed, and no files were named")
     path = Path(encoder) if Path(encoder).exists() else encoder
     with ExitStack() as stack:
         opened = stack.enter_context(Encoder(path, device=device, precision=precision))
         lines = _lines(files or [], stack)
-        written = partial = None
-        if output is not None:
+        written: IO[bytes] | None = None
+        partial = None
+        if output is not None and output.exists() and not output.is_file():  # a pipe or a device
+            written = stack.enter_context(output.open("wb"))
+        elif output is not None:
+            output = output.resolve()
             partial = output.with_name(f".{output.name}.partial")
             stack.callback(partial.unlink, missing_ok=True)
             written = stack.enter_context(partial.open("w+b"))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pgembed.encoders.export.config import read_json
+from pgembed.encoders.spec import SPEC_FILE
 from pgembed.encoders.tokens import TOKENIZER_FILE
 from pgembed.encoders.words import WORDS_FILE
 from pgembed.exc import EncoderFilesError
@@ -102,6 +103,8 @@ def read(folder: Path, *, route: str = "document") -> Pipeline:
     """
     if not folder.is_dir():
         raise EncoderFilesError(folder, "no folder", needed="a folder with config.json and model.safetensors")
+    if (folder / SPEC_FILE).is_file():
+        raise EncoderFilesError(folder, "an encoder, which has been exported already", needed="a model")
     (first, place), *later = _modules(folder, route)
     pooling: dict[str, Any] = {}
     steps = []

@@ -41,14 +41,24 @@ class Ready:
     def __init__(self, pipeline: Pipeline, path: Path) -> None:
         self._pipeline = pipeline
         self._path = path
+        self._first_position = 0
         try:
             model = onnx.load(path)
         except Exception as error:  # protobuf's errors share no base with onnx's
             raise EncoderFilesError(path, f"no ONNX model ({error})", needed="a whole ONNX file") from error
-        self._inputs = {value.name: value.type.tensor_type.elem_type for value in model.graph.input}
-        for name in self._inputs:
-            if name not in ("input_ids", "attention_mask", "token_type_ids", "position_ids"):
-                raise EncoderFilesError(path, f"an input {name!r}", needed="the inputs of a text encoder")
+        weights = {tensor.name for tensor in model.graph.initializer}  # older files list them as inputs too
+        inputs = [value for value in model.graph.input if value.name not in weights]
+        self._inputs = {value.name: value.type.tensor_type.elem_type for value in inputs}
+        for value in inputs:
+            if value.name not in ("input_ids", "attention_mask", "token_type_ids", "position_ids"):
+                found = f"an input {value.name!r}"
+                raise EncoderFilesError(path, found, needed="the inputs of a text encoder")
+            fixed = [
+                axis.dim_value for axis in value.type.tensor_type.shape.dim if axis.HasField("dim_value")
+            ]
+            if fixed:
+                found = f"an input {value.name!r} of a fixed size ({', '.join(map(str, fixed))})"
+                raise EncoderFilesError(path, found, needed="an export for any number of texts and tokens")
         self._output, self._pooled = self._choose(model)
         opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
         if opset < _LEAST_OPSET:
@@ -95,8 +105,9 @@ class Ready:
         values = ModelConfig(path).values if path.is_file() else {}
         positions = values.get("max_position_embeddings") or self._pipeline.max_tokens or _LIMIT_UNSTATED
         if values.get("model_type") in ("roberta", "xlm-roberta", "camembert", "mpnet"):
-            positions -= values.get("pad_token_id", 1) + 1  # their positions begin behind the padding index
-        return int(positions), int(values.get("vocab_size") or 0)
+            # their positions begin behind the padding index
+            self._first_position = int(values.get("pad_token_id", 1)) + 1
+        return int(positions) - self._first_position, int(values.get("vocab_size") or 0)
 
     def write(self, folder: Path) -> int:
         """Write graph and weights into ``folder``; returns the width of the vectors."""
@@ -137,7 +148,10 @@ class Ready:
                 zeros = graph.op(
                     "ConstantOfShape", shape, value=numpy_helper.from_array(np.zeros(1, dtype=np.int64))
                 )
-                value = zeros if name == "token_type_ids" else graph.op("Add", zeros, graph.steps())
+                value = zeros
+                if name == "position_ids":
+                    first = graph.constant(np.int64(self._first_position))
+                    value = graph.op("Add", zeros, graph.op("Add", graph.steps(), first))
             graph.op("Cast", value, to=kind, output=_PREFIX + name)
 
     def _width(self, output: str) -> int:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +71,36 @@ def test_encode_files_to_numpy(
     assert result.exit_code == 0, result.output
     assert np.abs(np.load(target) - Encoder(folder).encode_documents(texts)).max() < 1e-6
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0.txt", "1.txt", "vectors.npy"]
+
+
+def test_encode_into_what_is_no_file(folder: Path, app: typer.Typer, tmp_path: Path) -> None:
+    """Pipes and devices are written to, never replaced; links are followed."""
+    pipe, target, link = tmp_path / "pipe", tmp_path / "target", tmp_path / "link"
+    os.mkfifo(pipe)
+    arguments = ["encode", "--encoder", str(folder), "--output"]
+    with ThreadPoolExecutor(1) as pool:
+        read = pool.submit(pipe.read_text)
+        assert CliRunner().invoke(app, [*arguments, str(pipe)], input="a\nb\n").exit_code == 0
+        assert len(read.result(10).splitlines()) == 2
+    assert pipe.is_fifo()
+    target.write_text("old")
+    link.symlink_to(target)
+    assert CliRunner().invoke(app, [*arguments, str(link)], input="a\n").exit_code == 0
+    assert link.is_symlink()
+    assert len(json.loads(target.read_text())) == Encoder(folder).dimensions
+    result = CliRunner().invoke(app, [*arguments, str(tmp_path)], input="a\n")
+    assert isinstance(result.exception, IsADirectoryError)
+    result = CliRunner().invoke(app, [*arguments, str(pipe), "--format", "npy"], input="a\n")
+    assert result.exit_code == 2
+
+
+@pytest.mark.parametrize(("closing", "said"), [("<&-", "standard input"), (">&-", "standard output")])
+def test_encode_without_streams(folder: Path, closing: str, said: str) -> None:
+    command = [sys.executable, "-c", "from pgembed.cli.main import main; main()", "encode", "--encoder"]
+    line = f"{shlex.join([*command, str(folder)])} {closing}"
+    result = subprocess.run(line, shell=True, text=True, stderr=subprocess.PIPE, cwd=ROOT)
+    assert result.returncode == 2
+    assert f"{said} is closed" in result.stderr
 
 
 def test_encode_what_is_no_text(app: typer.Typer, folder: Path, tmp_path: Path) -> None:

@@ -142,6 +142,13 @@ def test_prompts(
     assert (spec.query_prompt, spec.document_prompt) == (query, document)
 
 
+def test_an_encoder_is_no_model(folder: Path) -> None:
+    """Its graph would be taken for a ready one, without its prompts and limits."""
+    encoder = exported(folder)
+    with pytest.raises(EncoderFilesError, match="an encoder, which has been exported already"):
+        export_onnx(encoder, folder.parent / "again")
+
+
 def test_more_dimensions_than_there_are(folder: Path) -> None:
     edit(folder / "config_sentence_transformers.json", truncate_dim=1000)
     spec = EncoderSpec.load(exported(folder) / SPEC_FILE)

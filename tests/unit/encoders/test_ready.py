@@ -87,9 +87,23 @@ def pooled_sentence(model: onnx.ModelProto) -> None:
     )
 
 
+def with_weights_among_inputs(model: onnx.ModelProto) -> None:
+    """As files of the first versions of the format have it."""
+    for tensor in model.graph.initializer:
+        value = helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+        model.graph.input.append(value)
+
+
 @pytest.mark.parametrize(
     "change",
-    [lambda model: None, as_token_embeddings, without_token_types, with_32_bit_ids, with_position_ids],
+    [
+        lambda model: None,
+        as_token_embeddings,
+        without_token_types,
+        with_32_bit_ids,
+        with_position_ids,
+        with_weights_among_inputs,
+    ],
 )
 @pytest.mark.parametrize("place", ["model.onnx", "onnx/model.onnx"])
 def test_token_outputs_are_pooled_in_the_graph(
@@ -101,6 +115,47 @@ def test_token_outputs_are_pooled_in_the_graph(
     assert encoder.spec.architecture == "onnx"
     assert (encoder.spec.pooling, encoder.spec.normalize) == (("mean",), True)
     assert np.abs(encoder.encode_documents(TEXTS) - VECTORS).max() < 1e-5
+
+
+def test_positions_of_roberta_begin_behind_the_padding_index(folder: Path, tmp_path: Path) -> None:
+    """The vectors of this graph are the positions."""
+
+    def positions_as_result(model: onnx.ModelProto) -> None:
+        model.graph.input.append(
+            helper.make_tensor_value_info("position_ids", TensorProto.INT64, ["texts", "tokens"])
+        )
+        nodes = [
+            helper.make_node("Cast", ["position_ids"], ["numbers"], to=TensorProto.FLOAT),
+            helper.make_node("Unsqueeze", ["numbers", "last"], ["last_hidden_state"]),
+        ]
+        del model.graph.node[:], model.graph.output[:], model.graph.initializer[:]
+        model.graph.node.extend(nodes)
+        model.graph.initializer.append(helper.make_tensor("last", TensorProto.INT64, [1], [2]))
+        shape = ["texts", "tokens", 1]
+        model.graph.output.append(
+            helper.make_tensor_value_info("last_hidden_state", TensorProto.FLOAT, shape)
+        )
+
+    edited(folder / "model.onnx", positions_as_result)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "roberta", "pad_token_id": 1}))
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode": ["cls", "max"]}))
+    modules = json.loads((folder / "modules.json").read_text())
+    (folder / "modules.json").write_text(json.dumps(modules[:2]))
+    encoder = Encoder(export_onnx(folder, tmp_path / "encoder"))
+    ((first, last),), (tokens,) = encoder.encode_counted(["a few words"], "document")
+    assert (first, last) == (2, tokens + 1)
+
+
+def test_fixed_sizes(folder: Path, tmp_path: Path) -> None:
+    def fix(model: onnx.ModelProto) -> None:
+        model.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 128
+
+    edited(folder / "model.onnx", fix)
+    with pytest.raises(
+        EncoderFilesError, match=r"'input_ids' of a fixed size \(128\), needed an export for any"
+    ):
+        export_onnx(folder, tmp_path / "encoder")
 
 
 @pytest.mark.parametrize("opset", [14, 18])
