@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pgembed.encoders import lookup
-from pgembed.encoders.export import export_onnx
+from pgembed.encoders.export import export_onnx, require_onnx
 from pgembed.encoders.export.pipeline import ROUTER_FILE, SETTINGS_FILES
 from pgembed.encoders.export.weights import INDEX_FILE, SINGLE_FILE, file_digest
 from pgembed.encoders.spec import SPEC_FILE, EncoderSpec
@@ -42,8 +42,9 @@ def pull(
 ) -> Path:
     """Fetch a model and make an encoder of it.
 
-    Of a repository only the weights as safetensors (or, where there are none, the ready ONNX file), the
-    tokenizer and the configuration are fetched. What is in the cache is not fetched again.
+    Of a repository only the weights as safetensors (or the ready ONNX file, where there are none or no family
+    builds the model), the tokenizer and the configuration are fetched. What is in the cache is not fetched
+    again.
 
     :param model_id: such as ``"BAAI/bge-small-en-v1.5"``.
     :param revision: a branch, a tag, or (to pin it) the hash of a commit.
@@ -57,6 +58,7 @@ def pull(
     :raises EncoderFilesError: the model lacks files that an encoder needs.
     :raises MissingExtraError: ``huggingface_hub`` or ``onnx`` is not installed.
     """
+    require_onnx()  # before anything is fetched
     repository = _Repository(model_id, revision, offline=offline, endpoint=endpoint, cache=cache)
     target = (lookup.folders()[0] if into is None else into.absolute()) / (
         name or model_id.rpartition("/")[2]
@@ -115,16 +117,14 @@ class _Repository:
         first = self._fetch("modules.json")
         self._fetch("config_sentence_transformers.json")
         folder = (first if first.name else self._fetch("config.json", required=True)).parent
-        modules = folder / "modules.json"
-        places = [module["path"] for module in json.loads(modules.read_text())] if modules.is_file() else [""]
-        router = self._fetch(ROUTER_FILE)
-        if router.name:
-            places += list(json.loads(router.read_text())["types"])
-        for place in dict.fromkeys(places):
+        places = self._places(folder / "modules.json")
+        for index, place in enumerate(dict.fromkeys(places)):
             start = f"{place}/" if place else ""
             for name in _SETTINGS:
                 self._fetch(start + name)
-            self._fetch_weights(start)
+            built = index > 0 or self._is_built(folder / place / "config.json")
+            if built or not self._fetch_ready(start):
+                self._fetch_weights(start)
         if not self._offline and self._asked != self.commit:
             # Notes in the cache what the branch or tag stands for, so that it is found offline.
             self._hub.hf_hub_download(
@@ -132,19 +132,49 @@ class _Repository:
             )
         return folder
 
+    def _places(self, modules: Path) -> list[str]:
+        """The folders of the modules, those of a router's routes included."""
+        if not modules.is_file():
+            return [""]
+        path = modules
+        try:
+            places: list[str] = [module["path"] for module in json.loads(modules.read_bytes())]
+            start = f"{places[0]}/" if places[0] else ""
+            path = self._fetch(start + ROUTER_FILE)
+            if path.name:
+                places += [start + name for name in json.loads(path.read_bytes())["types"]]
+        except (ValueError, TypeError, LookupError) as error:
+            raise EncoderFilesError(
+                path, f"no list of modules ({error})", needed="a list of paths"
+            ) from error
+        return places
+
+    @staticmethod
+    def _is_built(path: Path) -> bool:
+        """Whether the model needs its weights: all do but those of an architecture that no family builds."""
+        from pgembed.encoders.export.config import ModelConfig
+        from pgembed.encoders.export.families import FAMILIES
+
+        return not path.is_file() or ModelConfig(path).values.get("model_type", "bert") in FAMILIES
+
     def _fetch_weights(self, start: str) -> None:
         if self._fetch(start + SINGLE_FILE).name:
             return
         index = self._fetch(start + INDEX_FILE)
         if index.name:
-            for shard in sorted(set(json.loads(index.read_text())["weight_map"].values())):
+            for shard in sorted(set(json.loads(index.read_bytes())["weight_map"].values())):
                 self._fetch(start + shard, required=True)
         else:
-            for name in ("model.onnx", "onnx/model.onnx"):
-                if self._fetch(start + name).name:
-                    for data in ("model.onnx_data", "model.onnx.data"):
-                        self._fetch(start + name.replace("model.onnx", data))
-                    return
+            self._fetch_ready(start)
+
+    def _fetch_ready(self, start: str) -> bool:
+        """Fetch the ready ONNX file; returns whether there is one."""
+        for name in ("model.onnx", "onnx/model.onnx"):
+            if self._fetch(start + name).name:
+                for data in ("model.onnx_data", "model.onnx.data"):
+                    self._fetch(start + name.replace("model.onnx", data))
+                return True
+        return False
 
     def _fetch(self, name: str, *, required: bool = False) -> Path:
         """The path of a file in the cache, fetched if need be; empty if the model has no such file."""

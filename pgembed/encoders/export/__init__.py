@@ -38,14 +38,21 @@ def export_onnx(
     :raises UnsupportedArchitectureError: no family builds the model.
     :raises MissingExtraError: the package ``onnx`` is not installed.
     """
-    try:
-        import onnx  # noqa: F401
-    except ImportError as error:
-        raise MissingExtraError("onnx", "export", needed_for="exporting a model") from error
+    require_onnx()
     from pgembed.encoders.export.exporter import export
 
     export(model_dir, out_dir, name=name, source=source, overwrite=overwrite, expected=weights)
     return Path(out_dir).expanduser().absolute()
+
+
+def require_onnx() -> None:
+    """
+    :raises MissingExtraError: the package ``onnx`` is not installed.
+    """
+    try:
+        import onnx  # noqa: F401
+    except ImportError as error:
+        raise MissingExtraError("onnx", "export", needed_for="exporting a model") from error
 
 
 __all__ = ["export_onnx"]

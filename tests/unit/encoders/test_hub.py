@@ -14,7 +14,7 @@ import pytest
 
 from pgembed.encoders import Encoder
 from pgembed.encoders.hub import pull
-from pgembed.exc import DownloadError
+from pgembed.exc import DownloadError, EncoderFilesError, UnsupportedArchitectureError
 
 MODEL = Path(__file__).parents[2] / "golden" / "models" / "distilbert"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -130,6 +130,29 @@ def test_pull(hub: Hub, tmp_path: Path) -> None:
         == folder
     )
     assert hub.requests == []
+
+
+def test_ready_file_of_an_architecture_that_is_not_built(hub: Hub, tmp_path: Path) -> None:
+    """The weights, which are of no use, stay where they are."""
+    config = json.loads(hub.files["config.json"]) | {"model_type": "nomic_bert"}
+    hub.files["config.json"] = json.dumps(config).encode()
+    hub.files["modules.json"] = json.dumps(json.loads(hub.files["modules.json"])[:2]).encode()
+    options = {"endpoint": hub.url, "into": tmp_path / "encoders"}
+    with pytest.raises(UnsupportedArchitectureError, match="nomic_bert"):
+        pull("org/tiny", cache=tmp_path / "first", **options)
+    hub.requests.clear()
+    hub.files["onnx/model.onnx"] = (MODEL.parents[1] / "ready_bert.onnx").read_bytes()
+    encoder = Encoder(pull("org/tiny", cache=tmp_path / "second", **options))
+    assert encoder.encode_documents(["a text"]).shape == (1, 48)  # two modes of pooling
+    assert "onnx/model.onnx" in hub.requests
+    assert "model.safetensors" not in hub.requests
+
+
+@pytest.mark.parametrize("content", [b"[", b"{}", b"[1]", b"[]", b"null"])
+def test_damaged_list_of_modules(hub: Hub, tmp_path: Path, content: bytes) -> None:
+    hub.files["modules.json"] = content
+    with pytest.raises(EncoderFilesError, match="no list of modules"):
+        pull("org/tiny", endpoint=hub.url, cache=tmp_path, into=tmp_path)
 
 
 def test_offline(hub: Hub, tmp_path: Path) -> None:
