@@ -114,15 +114,17 @@ class OnnxRuntime:
         self.device = device
         self._plan = plan(device, precision, self._spec)
         spec = self._spec
-        # Reading all bytes takes as long as opening the session; at the same time it costs next to nothing.
-        with ThreadPoolExecutor(1) as other_thread:
-            intact = other_thread.submit(_check_files, folder, spec, self._plan.graph)
+        # Reading all bytes and the tokenizer takes as long as opening the session; at the same time they cost
+        # next to nothing.
+        with ThreadPoolExecutor(2) as other_threads:
+            intact = other_threads.submit(_check_files, folder, spec, self._plan.graph)
+            tokenizer = other_threads.submit(tokenizer_of, folder, spec)
             try:
-                self._tokenizer = tokenizer_of(folder, spec)
                 self._session = _open(folder / self._plan.graph, device, threads)
                 self._lanes = None
                 if self._plan.runs > 1:
                     self._lanes = Lanes(self._session, device, spec.width, count=self._plan.runs)
+                self._tokenizer = tokenizer.result()
             finally:
                 intact.result()  # says best what is wrong with a damaged file
 
