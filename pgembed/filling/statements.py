@@ -158,20 +158,25 @@ class Statements:
         table = self._target.bare.table
         return self.still_wanting().with_for_update(key_share=True, of=table, skip_locked=True)
 
+    def has_after_trigger(self) -> Select[Any]:
+        """Whether a trigger of the user's fires after an update of the table."""
+        return select(
+            exists().where(
+                _trigger.c.tgrelid == self._target.oid,
+                ~_trigger.c.tgisinternal,
+                _trigger.c.tgtype.op("&")(_UPDATE | _BEFORE) == _UPDATE,
+            )
+        )
+
     def changed_since(self) -> Select[Any]:
         """``(key, again)`` as of :meth:`write`, of the bound ``keys``, where an AFTER UPDATE trigger has made
         them pending again. Asked in the same transaction, which has their rows locked."""
         bare = self._target.bare
         given = _unnest(k=_lines("keys"))
-        has_trigger = exists().where(
-            _trigger.c.tgrelid == self._target.oid,
-            ~_trigger.c.tgisinternal,
-            _trigger.c.tgtype.op("&")(_UPDATE | _BEFORE) == _UPDATE,
-        )
         return (
             select(given.c.k, func.coalesce(cast(bare.wanted(), Text), ""))
             .select_from(bare.table.join(given, self._matches(bare.table, given.c.k)))
-            .where(has_trigger, bare.pending())
+            .where(bare.pending())
         )
 
     def may_write(self) -> Select[Any]:

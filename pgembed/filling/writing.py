@@ -22,6 +22,9 @@ logger = logging.getLogger(__name__)
 #: Seconds after which a write to rows that somebody has locked is tried again; then they are left.
 _RETRIES = (0.1, 0.4, 1.5)
 
+#: Seconds between two looks at what triggers the table has.
+_LOOK = 5.0
+
 #: Classes of SQLSTATE that say that rows in motion met, or that somebody else was first: later, then.
 _LATER = ("40", "55P03")
 #: Classes that blame a row: bad data, a constraint, a trigger that raises.
@@ -59,6 +62,9 @@ class Writing:
         self._write = statements.write()
         self._still_wanting = statements.still_wanting()
         self._writable = statements.writable()
+        self._has_after_trigger = statements.has_after_trigger()
+        self._has_trigger = False
+        self._look_at = 0.0
         self._changed_since = statements.changed_since()
         self._may_write = statements.may_write()
         self._pace = Pace(seconds, start=16, largest=2048)
@@ -122,10 +128,17 @@ class Writing:
         """The keys of the rows that were written, and what :meth:`Statements.write` says of each."""
         given = _named(some.rows) | {"vectors": some.vectors}
         written: dict[str, str | None] = dict(connection.execute(self._write, given).all())
-        if written:
+        if written and self._triggered(connection):
             keys = {"keys": lines(written)}
             written.update(connection.execute(self._changed_since, keys).all())
         return written
+
+    def _triggered(self, connection: Connection) -> bool:
+        """Whether the table has an AFTER UPDATE trigger; looked up now and then."""
+        if time.monotonic() >= self._look_at:
+            self._has_trigger = bool(connection.scalar(self._has_after_trigger))
+            self._look_at = time.monotonic() + _LOOK
+        return self._has_trigger
 
     def _wait_for_locks(self, some: Encoded, missed: list[int], attempt: int) -> set[str]:
         """Keep the vectors of rows that still want them: somebody has them locked. Returns their keys."""
