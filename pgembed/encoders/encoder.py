@@ -152,6 +152,8 @@ class Encoder:
 
     def _start(self, source: Source, query_encoder: Encoder | None, query_cache: int) -> None:
         """Take what an encoder is described by; nothing else of it is copied or pickled."""
+        if query_cache < 0:
+            raise EncoderOptionError("query_cache", query_cache, needed="0 or more")
         self._source = source
         self._query_cache = query_cache
         self._query_encoder = self._given_query_encoder = query_encoder

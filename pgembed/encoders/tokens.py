@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pgembed.exc import EncoderFilesError
+from pgembed.exc import EncoderFilesError, EncoderOptionError
 
 TOKENIZER_FILE = "tokenizer.json"
 
@@ -66,6 +66,7 @@ class Tokenizer:
     :param special_tokens: whether to add them.
     :param lowercase: whether to lower texts first.
     :raises EncoderFilesError: the file is missing or no tokenizer.
+    :raises EncoderOptionError: the special tokens alone are more than the limit.
     """
 
     def __init__(
@@ -83,6 +84,9 @@ class Tokenizer:
             present = [step for step in steps if step is not None]
             self._tokenizer.normalizer = tokenizers.normalizers.Sequence(present)
         self._tokenizer.no_padding()
+        least = self._tokenizer.num_special_tokens_to_add(False) if special_tokens else 0
+        if max_tokens < least:
+            raise EncoderOptionError("max_tokens", max_tokens, needed=f"{least} or more, for special tokens")
         side = (self._tokenizer.truncation or {}).get("direction", "right")
         self._tokenizer.enable_truncation(max_tokens, direction=side)
         self._max_tokens = max_tokens

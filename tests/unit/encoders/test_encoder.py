@@ -211,12 +211,26 @@ def test_closed(minilm_folder: Path) -> None:
 
 @pytest.mark.parametrize(
     "option",
-    [{"dimensions": 385}, {"dimensions": 0}, {"max_tokens": 513}, {"device": "tpu"}, {"precision": "fp8"}],
+    [
+        {"dimensions": 385},
+        {"dimensions": 0},
+        {"max_tokens": 513},
+        {"device": "tpu"},
+        {"precision": "fp8"},
+        {"query_cache": -1},
+    ],
 )
 def test_impossible_options(minilm_folder: Path, option: dict[str, object]) -> None:
     with pytest.raises(EncoderOptionError) as caught:
         Encoder(minilm_folder, **option)
     assert (caught.value.option, caught.value.found) == next(iter(option.items()))
+
+
+def test_limit_below_the_special_tokens(minilm_folder: Path) -> None:
+    with pytest.raises(EncoderOptionError, match="max_tokens is 1, needed 2 or more, for special tokens"):
+        Encoder(minilm_folder, max_tokens=1).encode_documents(["a text"])
+    with Encoder(minilm_folder, max_tokens=2) as encoder:
+        assert encoder.encode_counted(["a text"], "document")[1].tolist() == [2]
 
 
 def damaged(folder: Path, tmp_path: Path, name: str, content: bytes | None) -> Path:
