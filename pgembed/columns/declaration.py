@@ -173,6 +173,7 @@ def _bind(table: Table, vector: Column[Any], sources: tuple[Column[Any], ...]) -
         indexes.append(declaration.index.bound_to(vector, declaration.metric))
     for index in indexes:
         index._column_flag = True
+        index.info[INFO] = declaration
         table.indexes -= {other for other in table.indexes if other is not index and other.name == index.name}
     return embedding
 

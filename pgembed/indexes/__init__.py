@@ -3,14 +3,7 @@
 from pgembed.indexes.build import create, is_built
 from pgembed.indexes.checking import Finding, check
 from pgembed.indexes.concurrent import create_concurrently, drop, reindex
-from pgembed.indexes.declaration import (
-    HNSW,
-    IVFFlat,
-    VectorIndex,
-    access_method_of,
-    indexes_on,
-    vector_index_of,
-)
+from pgembed.indexes.declaration import HNSW, IVFFlat, VectorIndex
 from pgembed.indexes.errors import IndexBuildError, IndexMissingError, IndexNotUsedError
 from pgembed.indexes.explaining import Explanation, explain
 from pgembed.indexes.indexed import Indexed, indexed
@@ -19,6 +12,7 @@ from pgembed.indexes.methods import ACCESS_METHODS, AccessMethod, Parameter, Sea
 from pgembed.indexes.planning import Plan, plan
 from pgembed.indexes.progress import Progress
 from pgembed.indexes.sweeping import plot, sweep
+from pgembed.indexes.tables import access_method_of, indexes_on, vector_index_of
 from pgembed.indexes.tuning import Tuning, tune
 
 __all__ = [

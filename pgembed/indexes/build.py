@@ -12,7 +12,6 @@ from pgembed.exc import sqlstate
 from pgembed.indexes import sizes
 from pgembed.indexes.catalogue import StandingIndex, find, name_of, relation_of
 from pgembed.indexes.ddl import CreateIndexOnly, DropIndexNow
-from pgembed.indexes.declaration import access_method_of
 from pgembed.indexes.errors import IndexBuildError
 from pgembed.indexes.indexed import indexed
 from pgembed.indexes.methods import suitable_lists
@@ -27,6 +26,7 @@ from pgembed.indexes.planning import (
     resolved,
 )
 from pgembed.indexes.settings import applied, in_autocommit
+from pgembed.indexes.tables import access_method_of
 
 #: What the server says when ``/dev/shm`` is too small for a parallel build: disk full, out of memory.
 _NO_SHARED_MEMORY = ("53100", "53200")

@@ -14,11 +14,12 @@ from pgembed.columns.values import as_array
 from pgembed.indexes import sizes
 from pgembed.indexes.bugs import bugs_of
 from pgembed.indexes.catalogue import StandingIndex, name_of, relation_of, standing
-from pgembed.indexes.declaration import VectorIndex, indexes_on
+from pgembed.indexes.declaration import VectorIndex
 from pgembed.indexes.forms import is_form_of
 from pgembed.indexes.methods import ACCESS_METHODS
 from pgembed.indexes.partitions import leaves
 from pgembed.indexes.planning import IndexTarget, declared_index
+from pgembed.indexes.tables import indexes_on
 from pgembed.metrics import BY_NAME
 
 #: How often a table has been read from end to end before an index that was never used is called unused. Reads

@@ -6,25 +6,20 @@ from collections.abc import Mapping
 from copy import copy
 from typing import Any, Literal, Self, TypeAlias
 
-from sqlalchemy import Column, Index, MetaData, Table, event, text
-from sqlalchemy.schema import conv
+from sqlalchemy import Column, Index, text
 from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.sql.visitors import replacement_traverse
 from sqlalchemy.types import TypeEngine
 
 from pgembed.columns.embedding import INFO
-from pgembed.columns.names import shortened
 from pgembed.columns.types import shape_of
 from pgembed.exc import DeclarationError, MetricNotSupportedError
-from pgembed.indexes.indexed import EXPRESSION, Indexed, Quantize, element_of, expression_of, indexed
+from pgembed.indexes.indexed import Indexed, Quantize, expression_of, indexed
 from pgembed.indexes.methods import AccessMethod, access_method
 from pgembed.metrics import BY_NAME, Metric, metrics_of
 from pgembed.metrics import metric as metric_named
 
 Build: TypeAlias = Literal["deferred", "immediate"]
-
-#: SQLAlchemy's own convention for the names of indexes, which every MetaData has that states none.
-_NO_CONVENTION = MetaData().naming_convention["ix"]
 
 
 class VectorIndex(Index):
@@ -320,36 +315,6 @@ class IVFFlat(VectorIndex):
         return {**self._options(), **self.parameters}
 
 
-def vector_index_of(column: Column[Any]) -> Index | None:
-    """The approximate index that is declared on ``column``, ours or a plain :class:`sqlalchemy.Index`.
-
-    Of several, that on the whole vectors of all rows.
-    """
-    found = indexes_on(column)
-    return found[0].index if found else None
-
-
-def indexes_on(column: Column[Any]) -> list[Indexed]:
-    """What the approximate indexes hold that are declared on ``column``: those of all rows first, then those
-    of whole vectors, then those of smaller values that lose least."""
-    indexes = column.table.indexes if isinstance(column.table, Table) else ()
-    found = [each for index in indexes if (each := indexed(index)) is not None and each.column is column]
-    return sorted(
-        found,
-        key=lambda each: (each.where is not None, not each.whole, each.oversample, str(each.index.name)),
-    )
-
-
-def access_method_of(index: Index) -> str:
-    """The access method of an index: ``"hnsw"``, ``"ivfflat"``, ``"btree"``, ..."""
-    return index.dialect_options["postgresql"]["using"] or "btree"
-
-
-def _default_name(index: VectorIndex, column: Column[Any]) -> conv:
-    forms = [str(form) for form in (index.dimensions, index.quantize) if form is not None]
-    return shortened("_".join(["ix", column.table.name, column.name, index.access_method, *forms]))
-
-
 def _over(where: ColumnElement[Any], table: Any) -> ColumnElement[bool]:
     """A condition over the columns of another table of the same names."""
     columns: ColumnElement[bool] = replacement_traverse(
@@ -360,28 +325,3 @@ def _over(where: ColumnElement[Any], table: Any) -> ColumnElement[bool]:
 
 def _never(*_: Any, **__: Any) -> bool:
     return False
-
-
-@event.listens_for(VectorIndex, "after_parent_attach", propagate=True)
-def _attached(index: VectorIndex, table: Any) -> None:
-    """The table is known, and with it the column's type: check it, choose expression, operators and name."""
-    if not isinstance(table, Table):
-        return
-    column = next(iter(index.columns))
-    metric = index.metric
-    index.check(column.type, metric)
-    expression = expression_of(column, index.quantize, index.dimensions)
-    key = column.key
-    if expression is not column:
-        index.expressions = index._table_bound_expressions = [element_of(expression)]
-        key = EXPRESSION
-    opclass = index._operators(metric).opclass(shape_of(expression.type)[0])
-    index.dialect_kwargs["postgresql_ops"] = {key: opclass}
-    if index.declared_name is None and table.metadata.naming_convention["ix"] == _NO_CONVENTION:
-        index.name = _default_name(index, column)
-    for other in table.indexes:
-        same_name = other is not index and other.name == index.name
-        if same_name and isinstance(other, VectorIndex) and other._options() != index._options():
-            raise DeclarationError(
-                f"{table.name} has two vector indexes called {index.name}: name them with name="
-            )

@@ -14,9 +14,10 @@ from pgembed.exc import DeclarationError
 from pgembed.indexes import sizes
 from pgembed.indexes.catalogue import name_of, relation_of
 from pgembed.indexes.counting import count_vectors
-from pgembed.indexes.declaration import VectorIndex, access_method_of, vector_index_of
+from pgembed.indexes.declaration import VectorIndex
 from pgembed.indexes.indexed import Indexed, indexed
 from pgembed.indexes.methods import ACCESS_METHODS, AUTO
+from pgembed.indexes.tables import access_method_of, vector_index_of
 from pgembed.indexes.timing import seconds_for
 
 #: An index, or a column or mapped attribute that one is declared on.

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from pgvector.sqlalchemy import BIT, HALFVEC, SPARSEVEC, VECTOR
-from sqlalchemy import Column, Index, Integer, MetaData, Table, Text, cast
+from sqlalchemy import Column, Index, Integer, MetaData, Table, Text, cast, create_mock_engine
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.schema import CreateIndex
@@ -165,6 +165,39 @@ def test_copies_of_a_table_have_the_same_indexes() -> None:
     copied = table.to_metadata(MetaData())
     assert sorted(ddl(index) for index in copied.indexes) == sorted(ddl(index) for index in table.indexes)
     assert [each.storage for each in indexes_on(copied.c.v)] == ["halfvec", "vector"]
+
+
+def test_copies_of_indexes_are_vector_indexes() -> None:
+    """Deferred as the original, of its metric, over columns of the copy; also of a copy of a copy."""
+    table = table_with(HNSW("v", metric="l2", name="near"))
+    IVFFlat(table.c.v, lists="auto", where=table.c.section == "help")
+    copied = table
+    for name in ("first", "second"):
+        copied = copied.to_metadata(MetaData(), name=name)
+    hnsw, lists = sorted(copied.indexes, key=lambda index: str(index.name), reverse=True)
+    assert isinstance(hnsw, HNSW)
+    assert isinstance(lists, IVFFlat)
+    assert (hnsw.name, hnsw.metric.name, hnsw.build) == ("near", "l2", "deferred")
+    assert (lists.name, lists.parameters) == ("ix_second_v_ivfflat", {"lists": "auto"})
+    assert ddl(lists).endswith("WHERE section = 'help'")
+    assert all(column.table is copied for column in (*hnsw.columns, *lists.columns))
+    assert len(table.indexes) == 2
+    script: list[str] = []
+    engine = create_mock_engine("postgresql://", lambda ddl, *_, **__: script.append(str(ddl)))
+    copied.metadata.create_all(engine, checkfirst=False)
+    assert "CREATE TABLE second" in "".join(script)
+    assert "INDEX" not in "".join(script)
+
+
+def test_an_embedding_column_declares_its_index_once_on_a_copy() -> None:
+    where = Column("section", Text)
+    column = embedding_column("section", encoder=HASH, index=HNSW(where=where == "help"), name="v").column
+    key = Column("id", Integer, primary_key=True)
+    table = Table("item", MetaData(), key, where, column, HNSW("v", quantize="half"))
+    for copied in (table, table.to_metadata(MetaData(), name="other"), table.to_metadata(MetaData())):
+        names = {str(index.name) for index in copied.indexes}
+        assert names == {f"ix_{copied.name}_v_{kind}" for kind in ("pending", "hnsw", "hnsw_half")}
+        assert len(copied.indexes) == 3
 
 
 def test_lists_are_found_when_the_index_is_built() -> None:
