@@ -1,20 +1,37 @@
 """Embeddings as an ordinary part of a Postgres schema.
 
-Importing this package loads no ONNX runtime, no Alembic and no command line.
+Importing this package loads no ONNX runtime, no Alembic and no command line. What has to do with a database
+is loaded when it is first asked for: a program that only encodes starts without it.
 """
 
-from pgembed import database, filling, indexes  # with filling, the hooks of sessions begin to listen
-from pgembed.columns import Vector, embedding_column
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from pgembed.encoders import Encoder, export_onnx
 from pgembed.exc import PgembedError
-from pgembed.indexes import HNSW, IVFFlat
-from pgembed.queries import (
-    duplicate_groups,
-    hybrid_search,
-    knn_classify,
-    near_duplicates,
-    semantic_search,
-)
+
+if TYPE_CHECKING:
+    from pgembed import database, filling, indexes
+    from pgembed.columns import Vector, embedding_column
+    from pgembed.indexes import HNSW, IVFFlat
+    from pgembed.queries import (
+        duplicate_groups,
+        hybrid_search,
+        knn_classify,
+        near_duplicates,
+        semantic_search,
+    )
+else:
+
+    def __getattr__(name):
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        import_module("pgembed.filling")  # with it, the hooks of sessions begin to listen
+        for part in ("columns", "indexes", "queries"):
+            module = import_module(f"pgembed.{part}")
+            globals().update((each, getattr(module, each)) for each in __all__ if hasattr(module, each))
+        return globals()[name]
+
 
 __all__ = [
     "HNSW",

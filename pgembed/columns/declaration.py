@@ -9,6 +9,7 @@ indexes on the table; the :class:`PendingIndex` holds the bound :class:`Embeddin
 from __future__ import annotations
 
 import string
+from importlib import import_module
 from typing import Any
 
 from sqlalchemy import Column, Index, MetaData, Table, event
@@ -86,6 +87,9 @@ def embedding_column(
     :raises MetricNotSupportedError: no such metric, or none that the index can serve.
     """
     _check_arguments(sources, encoder, template, index, fill, on_error)
+    # A column without the hooks of sessions would wait for a worker; whoever imports only this part of the
+    # package gets them here. The one call upward: nothing of theirs is used.
+    import_module("pgembed.filling")
     declaration = Embedding(
         sources=sources,
         encoder=encoder,

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+import pgembed
+
 PACKAGE = Path(__file__).parents[2] / "pgembed"
 
 #: Layers from the bottom up; what stands on one line does not import each other, but for what is named below.
@@ -62,9 +64,48 @@ def test_every_part_has_its_layer() -> None:
     assert parts - {"__init__"} <= LEVEL.keys()
 
 
-@pytest.mark.parametrize("module", ["pgembed", "pgembed.testing", "pgembed.queries", "pgembed.indexes"])
+def loaded(code: str, *modules: str) -> list[str]:
+    """Which of the modules a new process has loaded when it has run the code."""
+    code += f"\nimport sys; print(*(name for name in {modules} if name in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return done.stdout.split()
+
+
+@pytest.mark.parametrize(
+    "code", ["import pgembed", "from pgembed import Encoder, PgembedError", "import pgembed.encoders"]
+)
+def test_encoders_alone_load_nothing_of_databases(code: str) -> None:
+    assert loaded(code, "pgembed.encoders", "sqlalchemy.orm", "pgembed.columns") == ["pgembed.encoders"]
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from pgembed import embedding_column",
+        "from pgembed import *",
+        "import pgembed; pgembed.Vector",
+        "from pgembed import database",
+        # From the part itself, the first column does.
+        "from pgembed.columns import embedding_column; from pgembed.encoders import Encoder\n"
+        "embedding_column('words', encoder=Encoder('any', fingerprint='0' * 32, dimensions=3))",
+    ],
+)
+def test_hooks_listen_before_there_is_a_column(code: str) -> None:
+    parts = ("pgembed.filling.flush", "pgembed.database.schema_events")
+    assert loaded(code, *parts) == list(parts)
+
+
+def test_a_name_that_is_none() -> None:
+    with pytest.raises(AttributeError, match="module 'pgembed' has no attribute 'nothing'"):
+        pgembed.nothing  # type: ignore[attr-defined]  # noqa: B018
+    assert {name for name in pgembed.__all__ if not hasattr(pgembed, name)} == set()
+
+
+@pytest.mark.parametrize(
+    "module", ["pgembed.filling", "pgembed.testing", "pgembed.queries", "pgembed.indexes"]
+)
 def test_importing_loads_no_runtime_no_migrations_no_command_line(module: str) -> None:
-    heavy = {
+    heavy = (
         "psycopg",
         "onnxruntime",
         "onnx",
@@ -74,7 +115,5 @@ def test_importing_loads_no_runtime_no_migrations_no_command_line(module: str) -
         "typer",
         "rich",
         "matplotlib",
-    }
-    code = f"import sys, {module}; print(sorted({heavy} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    )
+    assert loaded(f"import {module}", *heavy) == []
