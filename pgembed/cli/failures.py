@@ -7,14 +7,13 @@ from dataclasses import asdict
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from sqlalchemy import Connection
 
 from pgembed.cli.backfill import OneColumn, OneTable
 from pgembed.cli.known import oid_of
-from pgembed.cli.options import AsJson, DatabaseUrl, connect
+from pgembed.cli.options import AsJson, DatabaseUrl, connect, print_table
 from pgembed.database.install import require_installed
 from pgembed.exc import NotInstalledError
 from pgembed.filling import failures
@@ -49,7 +48,7 @@ def list_(
             f"{failure.next_attempt_at:%Y-%m-%d %H:%M:%S}",
             escape(" ".join(failure.error.split())),
         )
-    Console().print(shown)
+    print_table(shown)
 
 
 def retry(

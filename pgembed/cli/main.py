@@ -59,10 +59,11 @@ for _group in (
 
 @app.callback()
 def _options(verbose: bool = typer.Option(False, "--verbose", "-v", help="Log what is done.")) -> None:
+    terminal = sys.stderr.isatty()
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING,
-        format="%(message)s",
-        handlers=[RichHandler(console=Console(stderr=True), show_path=False)],
+        format="%(message)s" if terminal else "%(levelname)s %(message)s",
+        handlers=[RichHandler(console=Console(stderr=True), show_path=False)] if terminal else None,
     )
 
 

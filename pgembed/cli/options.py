@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from sqlalchemy import Connection, Engine, create_engine, make_url
 from sqlalchemy.exc import ArgumentError
 
@@ -42,6 +43,14 @@ def print_table(table: Table) -> None:
     Console(width=None if sys.stdout.isatty() else _NO_LIMIT).print(table)
 
 
+def print_line(line: str) -> None:
+    """Print a line with Rich's markup, cut at the width of the terminal; in a pipe or a file it is whole."""
+    if sys.stdout.isatty():
+        Console(highlight=False).print(line, no_wrap=True, overflow="ellipsis")
+    else:
+        typer.echo(Text.from_markup(line).plain)
+
+
 @contextmanager
 def open_engine(url: str, *, new: bool = False, **options: Any) -> Iterator[Engine]:
     """An engine for the database, disposed of at the end.
@@ -68,6 +77,8 @@ def open_engine(url: str, *, new: bool = False, **options: Any) -> Iterator[Engi
         parsed = make_url(url.replace("postgres://", "postgresql://", 1))
     except ArgumentError as error:
         raise typer.BadParameter(str(error), param_hint="--url") from None
+    except ValueError:  # the only thing that SQLAlchemy converts
+        raise typer.BadParameter("the port is not a number", param_hint="--url") from None
     if parsed.get_backend_name() != "postgresql":
         raise typer.BadParameter(f"{parsed.drivername} is not Postgres", param_hint="--url")
     if "+" not in parsed.drivername:

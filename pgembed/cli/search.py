@@ -6,12 +6,19 @@ import json
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from sqlalchemy import Connection, MetaData, Table
 
 from pgembed.cli.known import registered
-from pgembed.cli.options import AsJson, ColumnName, DatabaseUrl, TableName, connect, open_encoder
+from pgembed.cli.options import (
+    AsJson,
+    ColumnName,
+    DatabaseUrl,
+    TableName,
+    connect,
+    open_encoder,
+    print_line,
+)
 from pgembed.database.install import require_installed
 from pgembed.exc import NotInstalledError
 from pgembed.filling.registry import entries, name_of
@@ -58,14 +65,11 @@ def search(
         typer.echo(json.dumps(found, indent=2, default=str))
         return
     keys = [key.name for key in reflected.primary_key]
-    console = Console(highlight=False)
     for row in found:
         key = ", ".join(str(row[name]) for name in keys)
         words = " ".join(str(row[name]) for name in entry["sources"] if row[name])
         shown = escape(" ".join(words.split()))
-        console.print(
-            f"{row['score']:.3f}  [bold]{escape(key)}[/]  [dim]{shown}[/]", no_wrap=True, overflow="ellipsis"
-        )
+        print_line(f"{row['score']:.3f}  [bold]{escape(key)}[/]  [dim]{shown}[/]")
 
 
 def _registered(connection: Connection, table: str, column: str) -> dict[str, Any]:

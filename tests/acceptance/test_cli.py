@@ -121,6 +121,14 @@ def test_search_prints_the_best_rows_first(helpdesk: str, environment: dict[str,
     assert found[0].keys() == {"id", "title", "distance", "score"}
 
 
+def test_nothing_is_cut_in_a_pipe(helpdesk: str, engine: Engine, environment: dict[str, str]) -> None:
+    title = "a rather long title " * 1000 + "with an [end]"
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE article SET title = :title WHERE id = 1"), {"title": title})
+    shown = run("search", "article", "embedding", "x", "--url", helpdesk, **environment)
+    assert any(line.endswith(title) for line in shown.stdout.splitlines())
+
+
 def test_search_in_a_schema_that_needs_quotes(
     helpdesk: str, engine: Engine, environment: dict[str, str]
 ) -> None:
@@ -146,6 +154,7 @@ def test_encode_writes_a_vector_a_line(minilm_folder: Path, minilm: Encoder) -> 
         (["nonsense"], 2, "No such command"),
         (["status"], 2, "--url"),
         (["status", "--url", "mysql://x/y"], 2, "mysql is not Postgres"),
+        (["status", "--url", "postgresql://a@localhost:port/x"], 2, "the port is not a number"),
         (["status", "--url", "embedded:"], 2, "holds no database"),
         (["status", "--url", "embedded:/nowhere/at/all"], 2, "holds no database"),
         (["search", "article", "embedding", " ", "--url", "postgresql:///x"], 2, "the text is empty"),

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.logging import RichHandler
 from sqlalchemy import URL, Engine, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -38,15 +37,15 @@ def call(
         monkeypatch.setenv("PGEMBED_URL", url.render_as_string(hide_password=False))
         for name, value in {"COLUMNS": "160", "NO_COLOR": "1", "TERM": "dumb"}.items():
             monkeypatch.setenv(name, value)
+        root = logging.getLogger()
+        handlers = root.handlers[:]
         try:
             main()
             code = 0
         except SystemExit as done:
             code = int(done.code or 0)
         finally:
-            root = logging.getLogger()
-            for handler in [one for one in root.handlers if isinstance(one, RichHandler)]:
-                root.removeHandler(handler)
+            root.handlers[:] = handlers
         out, err = capsys.readouterr()
         return code, out, err
 
@@ -95,6 +94,8 @@ def test_backfill_fills_and_says_how_much(articles: Engine, url: URL, call: Call
     rest = run(url, "backfill", "--models", MODELS)
     assert rest.stdout == f"{name}: 219 rows filled, 1 failed (see `pgembed failures list`)\n"
     assert rest.returncode == 0
+    logged = f"WARNING event=failed column={name!r} key=[200] error='poison'"
+    assert logged in rest.stderr.splitlines()
     assert status(articles) == (299, 1, 1)
     _, shown, _ = call("status")
     assert re.search(r"article\.embedding +hash +\w{12} +300 +299 +1 +1 +hnsw", shown)
@@ -111,6 +112,8 @@ def test_failures_are_listed_and_tried_again(articles: Engine, call: Call) -> No
     _, shown, _ = call("failures", "list", "article", "embedding")
     assert re.search(r"article\.embedding +\[7\] +1 +\d{4}-.*RuntimeError: poison", shown)
     assert attempts() == {"[7]": 1, "[8]": 1}
+    execute(articles, "UPDATE pgembed.failure SET error = repeat('long ', 100) || 'end'")
+    assert f"{'long ' * 100}end" in call("failures", "list")[1].splitlines()[1]
     assert "1 rows will be tried again" in call("failures", "retry", "article", "--key", "[7]")[1]
     call("backfill", "--models", MODELS)
     assert attempts() == {"[7]": 2, "[8]": 1}
