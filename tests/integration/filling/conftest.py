@@ -40,7 +40,9 @@ class Picky(HashEncoder):
 class Articles:
     """A table ``article`` with an embedding, and what tests ask about it."""
 
-    def __init__(self, engine: Engine, encoder: HashEncoder, **options: Any) -> None:
+    def __init__(
+        self, engine: Engine, encoder: HashEncoder, sources: tuple[str, ...] = ("title",), **options: Any
+    ) -> None:
         class Base(DeclarativeBase):
             pass
 
@@ -48,8 +50,9 @@ class Articles:
             __tablename__ = "article"
             id: Mapped[int] = mapped_column(primary_key=True)
             title: Mapped[str | None] = mapped_column(Text)
+            body: Mapped[str | None] = mapped_column(Text)
             touched: Mapped[int | None] = mapped_column(onupdate=1)
-            embedding: Mapped[Vector | None] = embedding_column("title", encoder=encoder, **options)
+            embedding: Mapped[Vector | None] = embedding_column(*sources, encoder=encoder, **options)
 
         Base.metadata.create_all(engine)
         self.base, self.model, self.engine, self.encoder = Base, Article, engine, encoder
@@ -77,8 +80,9 @@ class Articles:
         columns = (self.model.title, self.embedding.vector, self.embedding.digest)
         with self.engine.connect() as connection:
             rows = connection.execute(select(*columns).where(~self.embedding.pending())).all()
+        bodies = [None] * (len(self.embedding.sources) - 1)
         for title, vector, digest in rows:
-            assert digest == self.embedding.declaration.digest((title,))
+            assert digest == self.embedding.declaration.digest((title, *bodies))
             if title:
                 assert vector.tolist() == fresh.encode_documents([title])[0].tolist()
             else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -10,12 +11,20 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.exc import ProgrammingError
+from typer.testing import CliRunner
 
+from pgembed.cli.main import app
 from pgembed.filling import Worker, failures
 
-from .conftest import FAST, Articles
+from .conftest import FAST, Articles, Picky
 
 GUIDE = Path(__file__).parents[3] / "docs" / "filling.md"
+
+
+@pytest.fixture
+def articles(engine: Engine) -> Articles:
+    """With the sources of the README's model."""
+    return Articles(engine, Picky(), ("title", "body"))
 
 
 @pytest.fixture
@@ -47,6 +56,26 @@ def test_the_documented_role_can_do_the_job(articles: Articles, granted: Engine)
     assert Worker(granted, [articles.embedding], settings=FAST).run(once=True)
     assert articles.pending() == set()
     articles.check()
+
+
+def test_its_commands_can_be_run(
+    articles: Articles, granted: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without models: what they ask the database for, the registry tells them."""
+    articles.insert("a", "b")
+    url = granted.url.update_query_dict({"options": f"-c role=embedder_{os.getpid()}"})
+    monkeypatch.setenv("PGEMBED_URL", url.render_as_string(hide_password=False))
+    run = CliRunner().invoke
+    shown = json.loads(run(app, ["status", "--json"]).stdout)
+    assert [(one["total"], one["pending"], one["failed"], one["problem"]) for one in shown] == [
+        (2, 2, 0, None)
+    ]
+    assert run(app, ["failures", "list"]).stdout == "no failures\n"
+    assert run(app, ["failures", "retry"]).exit_code == 0
+    for command in (["backfill", "--dry-run"], ["backfill"]):
+        refused = run(app, command)
+        # The registry's encoder has no weights here; what is read before they are opened was not denied.
+        assert "no encoder 'hash'" in refused.output + str(refused.exception), command
 
 
 def test_and_nothing_else(granted: Engine) -> None:
