@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import importlib
 import re
+import sysconfig
+import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import (
@@ -186,7 +189,8 @@ def target_of(connection: Connection, column: Any) -> Target:
 def embeddings_in(where: str) -> list[EmbeddingColumn]:
     """The embedding columns of ``module:name``: a declarative base, a mapped class, MetaData or a Table.
 
-    :raises DeclarationError: there is no such module or name, or it holds no embedding columns.
+    :raises DeclarationError: there is no such module or name, it cannot be imported, or it holds no embedding
+        columns.
     """
     module, _, name = where.partition(":")
     if not module or not name:
@@ -195,12 +199,27 @@ def embeddings_in(where: str) -> list[EmbeddingColumn]:
         found: Any = importlib.import_module(module)
         for part in name.split("."):
             found = getattr(found, part)
-    except (ImportError, AttributeError) as error:
-        raise DeclarationError(f"{where}: {error}") from error
+    except Exception as error:  # the module is code of the application
+        raise DeclarationError(f"{where}: {_what_and_where(error)}") from error
     embeddings = [embedding for table in _tables(found) for embedding in embeddings_of(table)]
     if not embeddings:
         raise DeclarationError(f"{where} ({found!r}) holds no embedding columns")
     return embeddings
+
+
+def _what_and_where(error: Exception) -> str:
+    """The error as one line; of an error in the application's code, file and line too."""
+    if isinstance(error, SyntaxError):
+        return f"{type(error).__name__}: {error.msg} ({error.filename}, line {error.lineno})"
+    line = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    paths = sysconfig.get_paths()
+    libraries = ("<", paths["stdlib"], paths["purelib"], paths["platlib"], str(Path(__file__).parents[1]))
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith(libraries)
+    ]
+    return f"{line} ({frames[-1].filename}, line {frames[-1].lineno})" if frames else line
 
 
 def _tables(found: Any) -> list[Table]:

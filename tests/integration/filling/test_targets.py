@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import threading
 import types
@@ -10,6 +11,7 @@ from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -324,6 +326,27 @@ def test_models_are_found_by_module_and_name(articles: Articles, monkeypatch: py
     for name in ("some_models", "some_models:", "some_models:nothing", "some_models:empty", "no_such:Base"):
         with pytest.raises(DeclarationError):
             embeddings_in(name)
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("def f(:", r"SyntaxError: invalid syntax \({file}, line 1\)"),
+        ("\nraise RuntimeError('a\\nb')", r"RuntimeError: a b \({file}, line 2\)"),
+        ("\n\nimport no_such_module", r"ModuleNotFoundError: No module .*\({file}, line 3\)"),
+        ("from pgembed import Encoder\nEncoder('./nothing')", r"EncoderNotFoundError: .*\({file}, line 2\)"),
+    ],
+)
+def test_a_module_that_cannot_be_imported(
+    code: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One line says what is wrong with it, and where in the application's code."""
+    file = tmp_path / "broken_models.py"
+    file.write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(DeclarationError, match=said.replace("{file}", re.escape(str(file)))) as raised:
+        embeddings_in("broken_models:Base")
+    assert "\n" not in str(raised.value)
 
 
 def test_a_database_without_pgembed_says_so(empty_url: URL) -> None:
