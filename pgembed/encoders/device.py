@@ -61,7 +61,7 @@ def choose(device: str) -> Device:
         raise DeviceError(device, found, fix=fix)
     if device == "auto" and str(chosen) not in _logged:
         _logged.add(str(chosen))
-        _logger.info("encoders compute on %s%s", chosen, f" ({problem[0]})" if problem else "")
+        _logger.info("event=device device=%s%s", chosen, f" reason={problem[0]!r}" if problem else "")
     return chosen
 
 

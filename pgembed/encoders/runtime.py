@@ -107,7 +107,7 @@ class OnnxRuntime:
         except DeviceError as error:
             if device != "auto":
                 raise
-            _logger.warning("encoders compute on the CPU: %s", error)
+            _logger.warning("event=device device=cpu reason=%r", str(error))
             self._start(folder, Device("cpu"), precision, threads)
 
     def _start(self, folder: Path, device: Device, precision: str, threads: int) -> None:

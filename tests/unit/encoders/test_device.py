@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -67,7 +68,7 @@ def test_auto_does_without_a_gpu_that_cannot_be_used(
         Encoder(minilm_folder, device="cuda").encode_documents(["x"])
     vectors = Encoder(minilm_folder).encode_documents(["x"])
     assert np.abs(vectors - minilm.encode_documents(["x"])).max() < 1e-6
-    assert "encoders compute on the CPU" in caplog.text
+    assert "event=device device=cpu reason=" in caplog.text
     caplog.clear()
     assert Encoder(minilm_folder, precision="int8").encode_documents(["x"]).shape == (1, 384)
     assert not caplog.text
@@ -89,7 +90,8 @@ def test_choice_is_logged_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.L
     with caplog.at_level(logging.INFO, "pgembed.encoders"):
         device.choose("auto")
         device.choose("auto")
-    assert [record.message.partition(" (")[0] for record in caplog.records] == ["encoders compute on cpu"]
+    (line,) = [record.message for record in caplog.records]
+    assert re.fullmatch(r"event=device device=cpu reason='[^']+'", line)
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:", "cuda:x", "CPU", ""])
