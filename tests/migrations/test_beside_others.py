@@ -1,11 +1,10 @@
-"""alembic-utils and alembic-postgresql-enum in one ``env.py`` with pgembed, registered in every order.
+"""alembic-utils and alembic-postgresql-enum in one ``env.py`` with pgembed, each of them registered first, second and last.
 
 Whoever imports them registers them for the whole process, so Alembic runs in processes of its own here.
 """
 
 from __future__ import annotations
 
-import itertools
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -25,6 +24,7 @@ REGISTRATIONS = {
     "utils": "import alembic_utils.replaceable_entity",
     "enum": "import alembic_postgresql_enum",
 }
+NAMES = tuple(REGISTRATIONS)
 ENV = """
 {registrations}
 from alembic import context
@@ -235,7 +235,7 @@ def environment(tmp_path: Path, empty_url: URL) -> Iterator[Environment]:
     )
     engine = create_engine(empty_url)
     environment = Environment(tmp_path, engine)
-    write_env(environment, tuple(REGISTRATIONS))
+    write_env(environment, NAMES)
     yield environment
     engine.dispose()
 
@@ -250,8 +250,8 @@ def write_env(environment: Environment, order: tuple[str, ...]) -> None:
     )
 
 
-@pytest.mark.parametrize("order", list(itertools.permutations(REGISTRATIONS)), ids="-".join)
-def test_in_every_order(environment: Environment, engine: Engine, order: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("order", [(*NAMES[i:], *NAMES[:i]) for i in range(len(NAMES))], ids="-".join)
+def test_in_several_orders(environment: Environment, engine: Engine, order: tuple[str, ...]) -> None:
     write_env(environment, order)
 
     first = environment.generate(1, "upgrade head", "check")

@@ -7,6 +7,7 @@ import sys
 import threading
 import types
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -177,28 +178,40 @@ def test_templates_with_names_of_attributes(engine: Engine) -> None:
         assert sql[0] == sql[1].replace("public.", "")
 
 
-@pytest.mark.parametrize("name", ["l", "t", "v", "p", "q", "failure", "lease"])
-def test_tables_with_the_names_of_our_own(engine: Engine, name: str) -> None:
+def test_tables_with_the_names_of_our_own(engine: Engine) -> None:
+    """Aliases and tables of the SQL that fills."""
     metadata = MetaData()
     encoder = HashEncoder(4)
-    table = Table(
-        name,
-        metadata,
-        C("key", Integer, primary_key=True),
-        C("error", Text),
-        embedding_column("error", encoder=encoder, name="digest").column,
-    )
+    tables = [
+        Table(
+            name,
+            metadata,
+            C("key", Integer, primary_key=True),
+            C("error", Text),
+            embedding_column("error", encoder=encoder, name="digest").column,
+        )
+        for name in ("l", "t", "v", "p", "q", "failure", "lease")
+    ]
     with engine.begin() as connection:
         metadata.create_all(connection)
-        connection.execute(insert(table), [{"key": i, "error": f"e {i}"} for i in range(5)])
-    (target, _) = targets(engine, table)
+        for table in tables:
+            connection.execute(insert(table), [{"key": i, "error": f"e {i}"} for i in range(5)])
+        found = [target_of(connection, table.c.digest) for table in tables]
+
+    def written() -> set[int]:
+        with ThreadPoolExecutor(len(found)) as threads:
+            cycles = threads.map(lambda target: Cycle(engine, target, FAST).run(once=True).written, found)
+            return set(cycles)
+
     with engine.begin() as locking:
-        locking.execute(select(table).where(table.c.key == 3).with_for_update())
-        assert Cycle(engine, target, FAST).run(once=True).written == 4
+        for table in tables:
+            locking.execute(select(table).where(table.c.key == 3).with_for_update())
+        assert written() == {4}
     with engine.begin() as connection:
-        failures.record(connection, target, "[3]", None, "stays", pause=timedelta())
-        failures.record(connection, target, "[4]", None, "is over", pause=timedelta())
-    assert Cycle(engine, target, FAST).run(once=True).written == 1
+        for target in found:
+            failures.record(connection, target, "[3]", None, "stays", pause=timedelta())
+            failures.record(connection, target, "[4]", None, "is over", pause=timedelta())
+    assert written() == {1}
     with engine.begin() as connection:
         assert not failures.listed(connection)
 
