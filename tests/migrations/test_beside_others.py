@@ -1,4 +1,4 @@
-"""alembic-utils and alembic-postgresql-enum in one ``env.py`` with pgembed, each of them registered first, second and last.
+"""alembic-utils and alembic-postgresql-enum in one ``env.py`` with pgembed, each of them first and last.
 
 Whoever imports them registers them for the whole process, so Alembic runs in processes of its own here.
 """
