@@ -41,7 +41,7 @@ class MetricNotSupportedError(DeclarationError):
         )
 
 
-class MissingExtraError(PgembedError):
+class MissingExtraError(PgembedError, ImportError):
     """A part of pgembed needs a package that is not installed."""
 
     def __init__(self, module: str, extra: str, *, needed_for: str) -> None:

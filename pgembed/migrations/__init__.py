@@ -14,7 +14,16 @@ new ones are there (:mod:`pgembed.migrations.series`). Migrations may use the op
 :mod:`pgembed.migrations.operations`.
 
 The files that are generated import neither models nor encoders.
+
+:raises MissingExtraError: at import, where Alembic is not installed.
 """
+
+from pgembed.exc import MissingExtraError
+
+try:
+    import alembic.util  # noqa: F401  (a folder `alembic/` without the package is importable, and empty)
+except ImportError as error:
+    raise MissingExtraError("alembic", "migrations", needed_for="pgembed.migrations") from error
 
 from pgembed.migrations.errors import MigrationError
 from pgembed.migrations.setup import setup
