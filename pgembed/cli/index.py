@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Engine, Index
 
 from pgembed import indexes
 from pgembed.cli import measuring
-from pgembed.cli.known import declared_on, index_on
+from pgembed.cli.known import declared_on, index_on, is_there
 from pgembed.cli.options import AsJson, ColumnName, DatabaseUrl, IndexName, TableName, open_engine
 from pgembed.indexes import VectorIndex
 from pgembed.indexes.catalogue import find
@@ -121,16 +121,21 @@ def create(
     workers: Workers = None,
     as_json: AsJson = False,
 ) -> None:
-    """Build an index while the table is read and written, with the memory that it needs."""
+    """Build an index while the table is read and written, with the memory that it needs.
+
+    One that stands already is left as it is; if it is of other settings, that is an error.
+    """
     parameters = {"m": m, "ef_construction": ef_construction, "lists": lists}
     form = Form(quantize, dimensions, where)
     with open_engine(url) as engine:
         with engine.begin() as connection:
             index = _new(connection, table, column, models, name, method, metric, form, parameters)
-        _with_progress(
-            lambda report: indexes.create_concurrently(engine, index, workers=workers, on_progress=report)
-        )
-        _print_standing(engine, index, as_json)
+            already = is_there(connection, index)
+        if not already:
+            _with_progress(
+                lambda report: indexes.create_concurrently(engine, index, workers=workers, on_progress=report)
+            )
+        _print_standing(engine, index, as_json, already=already)
 
 
 @group.command()
@@ -200,12 +205,14 @@ def _phase(progress: indexes.Progress) -> str:
     return part + progress.phase
 
 
-def _print_standing(engine: Engine, index: Index, as_json: bool) -> None:
+def _print_standing(engine: Engine, index: Index, as_json: bool, *, already: bool = False) -> None:
     with engine.connect() as connection:
         found = find(connection, index)
     assert found is not None
     if as_json:
         facts = {"index": found.name, "table": found.relation, "access_method": found.access_method}
-        typer.echo(json.dumps({**facts, "parameters": found.parameters, "size": found.size}, indent=2))
+        values = {"parameters": found.parameters, "size": found.size, "built": not already}
+        typer.echo(json.dumps(facts | values, indent=2))
     else:
-        typer.echo(f"{found.name} on {found.relation}: {found.access_method}, {readable(found.size)}")
+        there = ", already there" if already else ""
+        typer.echo(f"{found.name} on {found.relation}: {found.access_method}, {readable(found.size)}{there}")

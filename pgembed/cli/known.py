@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -15,8 +16,8 @@ from pgembed.columns import Array
 from pgembed.database.install import is_installed
 from pgembed.exc import DeclarationError
 from pgembed.filling.registry import entries
-from pgembed.indexes import HNSW, IVFFlat, VectorIndex, indexes_on
-from pgembed.indexes.catalogue import standing
+from pgembed.indexes import ACCESS_METHODS, HNSW, IndexBuildError, IVFFlat, VectorIndex, indexes_on
+from pgembed.indexes.catalogue import StandingIndex, find, name_of, relation_of, standing
 from pgembed.indexes.forms import Form, form_of
 
 
@@ -68,7 +69,8 @@ def index_on(
     """The index that stands on the column, or else the one that is asked for.
 
     :param name: which one, of several.
-    :param new: whether it need not stand there yet.
+    :param new: whether it need not stand there yet; then it is of the metric that is asked for, or else of
+        that of the embedding column.
     :param form: left out, any that stands will do, one on whole vectors of all rows first.
     :raises typer.BadParameter: there is no such table, column, index or access method.
     :raises DeclarationError: a parameter of the other access method.
@@ -77,12 +79,15 @@ def index_on(
     if column not in reflected.c:
         raise typer.BadParameter(f"{table} has no column {column}", param_hint="COLUMN")
     stand = standing(connection, table)
+    entry = registered(connection, table, column)
+    wanted = metric or (entry["metric"] if new and entry else None)
     forms = [
         (index, found)
         for index in stand
         if (found := form_of(index, reflected.c[column])) is not None
         and name in (None, index.name)
         and method in (None, index.access_method)
+        and (found.quantize == "bit" or wanted in (None, index.metric))  # bits are compared by bits
         # Predicates are not compared: Postgres writes them otherwise than people do.
         and (form is None or replace(found, where=None) == replace(form, where=None))
         and (form is None or (found.where is None) == (form.where is None))
@@ -91,7 +96,6 @@ def index_on(
         raise typer.BadParameter(f"{table}.{column} has no vector index {name}", param_hint="--index")
     forms.sort(key=lambda pair: (pair[1] != Form(), not pair[0].valid))
     there, formed = forms[0] if forms else (None, form or Form())
-    entry = registered(connection, table, column)
     chosen = method or (there.access_method if there else "hnsw")
     kinds: dict[str, type[HNSW] | type[IVFFlat]] = {"hnsw": HNSW, "ivfflat": IVFFlat}
     if chosen not in kinds:
@@ -108,9 +112,82 @@ def index_on(
         metric=metric or of_index or (entry["metric"] if entry else None),
         **options,
     )
-    if there is None and any(other.name == index.name for other in stand):
-        raise typer.BadParameter(f"{index.name} is another index: name this one", param_hint="--index")
+    other = next((other for other in stand if there is None and other.name == index.name), None)
+    if other is not None and (other.valid or other.partitioned):  # leftovers of failed builds are replaced
+        raise typer.BadParameter(
+            f"{index.name} is another index ({_described(other)}): name this one", param_hint="--index"
+        )
     return index
+
+
+def is_there(connection: Connection, index: VectorIndex) -> bool:
+    """Whether the index stands already, as it is asked for.
+
+    :raises IndexBuildError: one of that name stands, and is of other settings; or the name is taken.
+    """
+    found = find(connection, index)
+    if found is None:
+        _refuse_taken(connection, index)
+    if found is None or not found.valid:
+        return False
+    changed = {
+        name: value
+        for name, value in index.numbers.items()
+        if (ACCESS_METHODS[found.access_method].defaults | found.parameters).get(name) != value
+    }
+    what = index.indexed
+    form = form_of(found, what.column)
+    other_form = form is None or replace(form, where=None) != Form(index.quantize, index.dimensions)
+    partial = what.where is not None
+    if (
+        other_form
+        or partial != (found.predicate is not None)
+        or (found.access_method, found.metric) != (index.access_method, what.metric and what.metric.name)
+    ):
+        raise IndexBuildError(
+            found.name,
+            f"it stands otherwise than asked for ({_described(found)}): nothing is built",
+            fix="A migration replaces it, or drop it first; one beside it needs a name of its own",
+        )
+    if changed:
+        options = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in changed.items())
+        place = f"{shlex.quote(found.relation)} {shlex.quote(what.column.name)}"
+        raise IndexBuildError(
+            found.name,
+            f"it stands with other parameters ({_described(found)}): nothing is built",
+            fix=f"`pgembed index reindex {place} --index {shlex.quote(found.name)} {options}` changes them; "
+            "one beside it needs a name of its own",
+        )
+    return True
+
+
+def _described(index: StandingIndex) -> str:
+    """What an index is, in a message: ``hnsw, cosine, m = 16, ef_construction = 64``."""
+    known = ACCESS_METHODS[index.access_method].defaults | index.parameters
+    parts = [index.access_method, index.metric or index.opclass]
+    parts += [f"{name} = {value}" for name, value in known.items()]
+    if index.expression is not None:
+        parts.append(f"on {index.expression}")
+    if index.predicate is not None:
+        parts.append(f"where {index.predicate}")
+    return ", ".join(parts)
+
+
+def _refuse_taken(connection: Connection, index: VectorIndex) -> None:
+    """``CREATE INDEX IF NOT EXISTS`` would do nothing if a relation of another kind had the name."""
+    taken = connection.scalar(
+        text(
+            "SELECT CAST(c.oid AS regclass) FROM pg_class AS c JOIN pg_class AS t USING (relnamespace) "
+            "WHERE t.oid = to_regclass(:table) AND c.relname = :name"
+        ),
+        {"table": relation_of(index), "name": name_of(index)},
+    )
+    if taken is not None:
+        raise IndexBuildError(
+            name_of(index),
+            "another relation of the schema has this name: nothing is built",
+            fix="Give the index another name, with --index, or with name= in the model",
+        )
 
 
 def declared_on(

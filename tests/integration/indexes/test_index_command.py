@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import sys
 import types
 
@@ -12,9 +13,9 @@ from sqlalchemy import text
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from typer.testing import CliRunner
 
-from pgembed import HNSW, Vector, embedding_column, indexes
+from pgembed import HNSW, IVFFlat, Vector, embedding_column, indexes
 from pgembed.cli.main import app
-from pgembed.indexes import bugs
+from pgembed.indexes import bugs, catalogue
 from pgembed.testing import HashEncoder
 
 VERBS = ("paint", "sell", "fix", "clean", "buy", "draw", "rent", "lift")
@@ -29,7 +30,7 @@ def run(engine, fill):
     def command(*arguments, code=0, stream="stdout"):
         result = CliRunner().invoke(app, ["index", *arguments, "--url", url])
         assert result.exit_code == code, result.output
-        return re.sub(r"[│\s]+", " ", getattr(result, stream)) if stream == "output" else result.stdout
+        return re.sub(r"[│\s]+", " ", str(getattr(result, stream))) if stream != "stdout" else result.stdout
 
     return command
 
@@ -60,18 +61,22 @@ def test_from_plan_to_reindex(engine, run):
 def test_the_index_that_a_model_declares(engine, run, tmp_path, monkeypatch):
     encoder = HashEncoder(16)
 
-    class Base(DeclarativeBase):
-        pass
+    def model(index, metric="cosine"):
+        class Base(DeclarativeBase):
+            pass
 
-    class Note(Base):
-        __tablename__ = "Note"
-        id: Mapped[int] = mapped_column(primary_key=True)
-        words: Mapped[str]
-        vec: Mapped[Vector | None] = embedding_column(
-            "words", encoder=encoder, index=HNSW(quantize="half", m=8)
-        )
-        two: Mapped[Vector | None] = embedding_column("words", encoder=encoder)
+        class Note(Base):
+            __tablename__ = "Note"
+            id: Mapped[int] = mapped_column(primary_key=True)
+            words: Mapped[str]
+            vec: Mapped[Vector | None] = embedding_column(
+                "words", encoder=encoder, index=index, metric=metric
+            )
+            two: Mapped[Vector | None] = embedding_column("words", encoder=encoder)
 
+        return Base, Note
+
+    Base, Note = model(HNSW(quantize="half", m=8))
     Base.metadata.create_all(engine)
     with Session(engine) as session:
         session.add_all(Note(words=f"note {i}") for i in range(50))
@@ -86,6 +91,18 @@ def test_the_index_that_a_model_declares(engine, run, tmp_path, monkeypatch):
     assert (created["index"], created["parameters"]["m"]) == ("ix_Note_vec_hnsw_half", 8)
     with Session(engine) as session:
         assert indexes.is_built(session.connection(), Note.vec)
+    assert "already there" in run("create", '"Note"', "vec", *of_models)
+    name = "ix_Note_vec_hnsw_half"
+    for changed, metric, reason in (
+        (HNSW(quantize="half", m=24, ef_construction=200), "cosine", "--m 24 --ef-construction 200` changes"),
+        (HNSW(quantize="half", m=8), "l2", "otherwise than asked for (hnsw, cosine, m = 8, "),
+        (HNSW(m=8, name=name), "cosine", "ef_construction = 64, on ((vec)::halfvec(16)))"),
+        (HNSW(quantize="half", m=8, where="id > 3"), "cosine", "otherwise than asked for"),
+        (IVFFlat(quantize="half", name=name), "cosine", "otherwise than asked for"),
+    ):
+        models.Base, _ = model(changed, metric)
+        assert reason in run("create", '"Note"', "vec", *of_models, code=1, stream="exception")
+    models.Base = Base
     wrong = run("create", '"Note"', "vec", *of_models, "--m", "16", code=2, stream="output")
     assert "leave the other options out" in wrong
     for place in (('"Note"', "two"), ('"Item"', "vector"), ("nothing", "vec")):
@@ -117,6 +134,46 @@ def test_indexes_of_smaller_values_and_of_some_rows(run):
         json.loads(run("reindex", *item, "--index", names[1], "--m", "8", "--json"))["parameters"]["m"] == 8
     )
     assert "no vector index nothing" in run("recall", *item, "--index", "nothing", code=2, stream="output")
+
+
+def test_an_index_that_stands_is_compared_with_what_is_asked_for(engine, run):
+    item = ('"Item"', "vector")
+    name = "ix_Item_vector_hnsw"
+    assert json.loads(run("create", *item, "--workers", "0", "--json"))["built"]
+
+    def standing():
+        with engine.connect() as connection:
+            return {
+                index.name: (index.oid, index.metric) for index in catalogue.standing(connection, '"Item"')
+            }
+
+    before = standing()
+    for same in ((), ("--m", "16"), ("--metric", "cosine"), ("--index", name)):
+        assert run("create", *item, *same).endswith(", already there\n")
+        assert not json.loads(run("create", *item, *same, "--json"))["built"]
+    refused = run("create", *item, "--m", "32", "--ef-construction", "200", code=1, stream="exception")
+    assert "stands with other parameters (hnsw, cosine, m = 16, ef_construction = 64)" in refused
+    command = re.search(r"`pgembed index (reindex .*?)`", refused)[1]
+    for verb in ("plan", "create"):
+        for others in (("--metric", "l2"), ("--method", "ivfflat", "--index", name)):
+            refused = run(verb, *item, *others, code=2, stream="output")
+            assert re.search(r"is another index \(hnsw, cosine, m = 16, .*\): name this one", refused)
+    assert standing() == before
+
+    again = json.loads(run(*shlex.split(command), "--workers", "0", "--json"))
+    assert (again["index"], again["parameters"]) == (name, {"m": 32, "ef_construction": 200})
+    planned = json.loads(run("plan", *item, "--metric", "l2", "--index", "by_l2", "--json"))
+    assert (planned["index"], planned["parameters"]) == ("by_l2", {"m": 16, "ef_construction": 64})
+    run("create", *item, "--metric", "l2", "--index", "by_l2", "--workers", "0")
+    assert [metric for _, metric in standing().values()] == ["l2", "cosine"]
+    assert run("create", *item, "--metric", "l2").startswith("by_l2 ")
+
+
+def test_a_name_that_is_taken_is_refused(engine, run):
+    with engine.begin() as connection:
+        connection.execute(text('CREATE INDEX of_rows ON "Item" (id)'))
+    refused = run("create", '"Item"', "vector", "--index", "of_rows", code=1, stream="exception")
+    assert "another relation of the schema has this name" in refused
 
 
 def test_recall_of_texts_and_its_drawing(engine, minilm, minilm_folder, tmp_path, monkeypatch):
