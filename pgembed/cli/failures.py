@@ -15,7 +15,7 @@ from pgembed.cli.backfill import OneColumn, OneTable
 from pgembed.cli.known import oid_of
 from pgembed.cli.options import AsJson, DatabaseUrl, connect, print_table
 from pgembed.database.install import require_installed
-from pgembed.exc import NotInstalledError
+from pgembed.exc import NotInstalledError, PgembedError
 from pgembed.filling import failures
 
 
@@ -57,10 +57,15 @@ def retry(
     column: OneColumn = None,
     key: Annotated[str | None, typer.Option(help="Only this row, by its key as `list` shows it.")] = None,
 ) -> None:
-    """Let workers try the rows again at once."""
+    """Let workers try the rows again at once. Exit code 1 if none has failed that has the key."""
     with connect(url) as connection:
-        count = failures.retry(connection, _relation(connection, table), column, key)
-    typer.echo(f"{count:,} rows will be tried again")
+        relation = _relation(connection, table)
+        count = failures.retry(connection, relation, column, key)
+        if key is not None and not count:
+            others = failures.listed(connection, relation, column)
+            hint = f"keys look like {others[0].key}" if others else "none has failed"
+            raise PgembedError(f"no failed row has the key {key}; {hint}")
+    typer.echo(f"{count:,} {'row' if count == 1 else 'rows'} will be tried again")
 
 
 def _relation(connection: Connection, table: str | None) -> int | None:

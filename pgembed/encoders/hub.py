@@ -18,7 +18,7 @@ from pgembed.encoders.export.weights import INDEX_FILE, SINGLE_FILE, file_digest
 from pgembed.encoders.spec import SPEC_FILE, EncoderSpec
 from pgembed.encoders.tokens import TOKENIZER_FILE
 from pgembed.encoders.words import WORDS_FILE
-from pgembed.exc import DownloadError, EncoderFilesError, MissingExtraError
+from pgembed.exc import DownloadError, EncoderFilesError
 
 _SETTINGS = (
     "config.json",
@@ -56,7 +56,7 @@ def pull(
     :returns: the encoder's folder.
     :raises DownloadError: no network, no such model or revision, or what arrived is not what was announced.
     :raises EncoderFilesError: the model lacks files that an encoder needs.
-    :raises MissingExtraError: ``huggingface_hub`` or ``onnx`` is not installed.
+    :raises MissingExtraError: ``onnx`` is not installed.
     """
     require_onnx()  # before anything is fetched
     repository = _Repository(model_id, revision, offline=offline, endpoint=endpoint, cache=cache)
@@ -85,12 +85,10 @@ class _Repository:
     def __init__(
         self, model_id: str, revision: str, *, offline: bool, endpoint: str | None, cache: Path | None
     ) -> None:
-        try:
-            import huggingface_hub
-            import huggingface_hub.constants
-            import huggingface_hub.errors
-        except ImportError as error:
-            raise MissingExtraError("huggingface_hub", "export", needed_for="pulling a model") from error
+        import huggingface_hub  # half a second, for those who pull
+        import huggingface_hub.constants
+        import huggingface_hub.errors
+
         self._hub: Any = huggingface_hub
         self._id = model_id
         self._offline = offline or bool(huggingface_hub.constants.HF_HUB_OFFLINE)
@@ -203,13 +201,14 @@ class _Repository:
     def _error(self, error: Exception) -> DownloadError:
         errors = self._hub.errors
         causes: Sequence[tuple[type[Exception], str, str]] = (
+            (errors.HFValidationError, "that is no name", "Check the name: it is OWNER/MODEL, as on the hub"),
             (errors.GatedRepoError, "the model is gated", "Accept its terms and log in with `hf auth login`"),
             (errors.RepositoryNotFoundError, "there is no such model, or it is private", "Check the name"),
             (errors.RevisionNotFoundError, f"there is no revision {self._revision!r}", "Check the revision"),
             (errors.LocalEntryNotFoundError, "it is not in the cache" if self._offline else "no answer", ""),
             (errors.EntryNotFoundError, "it has no config.json", "Name a model that embeds texts"),
         )
-        described = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        described = f"{type(error).__name__}: {str(error).partition(chr(10))[0].rstrip('.')}"
         reason, fix = next(
             ((reason, fix) for kind, reason, fix in causes if isinstance(error, kind)), (described, "")
         )

@@ -114,9 +114,15 @@ def test_failures_are_listed_and_tried_again(articles: Engine, call: Call) -> No
     assert attempts() == {"[7]": 1, "[8]": 1}
     execute(articles, "UPDATE pgembed.failure SET error = repeat('long ', 100) || 'end'")
     assert f"{'long ' * 100}end" in call("failures", "list")[1].splitlines()[1]
-    assert "1 rows will be tried again" in call("failures", "retry", "article", "--key", "[7]")[1]
+    for key in ("garbage", "7", "[9]"):
+        refused = (1, "", f"pgembed: no failed row has the key {key}; keys look like [8]\n")
+        assert call("failures", "retry", "article", "--key", key) == refused
+    assert "1 row will be tried again" in call("failures", "retry", "article", "--key", "[7]")[1]
     call("backfill", "--models", MODELS)
     assert attempts() == {"[7]": 2, "[8]": 1}
+    assert "2 rows will be tried again" in call("failures", "retry")[1]
+    execute(articles, "DELETE FROM pgembed.failure")
+    assert "; none has failed" in call("failures", "retry", "--key", "[7]")[2]
     assert "no table nowhere" in call("failures", "list", "nowhere")[2]
 
 

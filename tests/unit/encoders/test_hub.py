@@ -184,6 +184,16 @@ def test_what_is_not_there(hub: Hub, tmp_path: Path, model: str, revision: str, 
         pull(model, revision=revision, endpoint=hub.url, cache=tmp_path, into=tmp_path)
 
 
+@pytest.mark.parametrize("offline", [False, True])
+@pytest.mark.parametrize("model", ["a b c", "a/b/c", "org/ti..ny", ""])
+def test_what_is_no_name(tmp_path: Path, model: str, offline: bool) -> None:
+    with pytest.raises(DownloadError) as refused:
+        pull(model, offline=offline, endpoint="http://127.0.0.1:9", cache=tmp_path, into=tmp_path)
+    assert str(refused.value) == (
+        f"cannot fetch {model!r}: that is no name. Check the name: it is OWNER/MODEL, as on the hub"
+    )
+
+
 def test_without_network(tmp_path: Path) -> None:
     with pytest.raises(DownloadError, match="copy the encoder's folder"):
         pull("org/tiny", endpoint="http://127.0.0.1:9", cache=tmp_path, into=tmp_path)
