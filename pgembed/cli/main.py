@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from importlib.metadata import version
 
 import typer
 from rich.console import Console
@@ -57,8 +58,19 @@ for _group in (
     _group.register(app)
 
 
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"pgembed {version('pgembed')}")
+        raise typer.Exit
+
+
 @app.callback()
-def _options(verbose: bool = typer.Option(False, "--verbose", "-v", help="Log what is done.")) -> None:
+def _options(
+    verbose: bool = typer.Option(False, "--verbose", "-v", help="Log what is done."),
+    _: bool = typer.Option(
+        False, "--version", callback=_show_version, is_eager=True, help="Print the version and exit."
+    ),
+) -> None:
     terminal = sys.stderr.isatty()
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING,

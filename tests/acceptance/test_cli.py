@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +172,12 @@ def test_errors_are_one_line_and_an_exit_code(arguments: list[str], code: int, m
     if code == 1:
         assert done.stderr.startswith("pgembed: ")
         assert done.stdout == ""
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    shown = run("--version")
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    assert (shown.returncode, shown.stdout) == (0, f"pgembed {project['version']}\n")
 
 
 def test_a_database_that_is_not_ready_says_what_to_do(
