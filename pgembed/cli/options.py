@@ -12,11 +12,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from sqlalchemy import Connection, Engine, create_engine, make_url
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy import Connection, Engine, create_engine, make_url, text
+from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from pgembed.database import embedded
 from pgembed.encoders import Encoder
+from pgembed.exc import DatabaseError, MissingPrivilegeError, sqlstate
 
 DatabaseUrl = Annotated[
     str,
@@ -27,6 +28,14 @@ DatabaseUrl = Annotated[
         show_default=False,
     ),
 ]
+_INSUFFICIENT_PRIVILEGE = "42501"
+_MAY_USE = text(
+    "SELECT current_user, coalesce(has_schema_privilege(to_regnamespace('pgembed'), 'USAGE'), true)"
+)
+_GRANTS = (
+    'The grants that it takes: docs/filling.md, "A role for the worker"; for searches docs/queries.md; indexes are '
+    "made by the owner of their table"
+)
 #: As many characters a line as no table has.
 _NO_LIMIT = 10_000
 #: Of commands that are about one column.
@@ -60,6 +69,7 @@ def open_engine(url: str, *, new: bool = False, **options: Any) -> Iterator[Engi
     :param new: whether the folder may be one that holds no database yet.
     :param options: further arguments of :func:`sqlalchemy.create_engine`.
     :raises typer.BadParameter: the URL is not one of a Postgres database.
+    :raises DatabaseError: the role lacks a privilege.
     """
     if url.startswith("embedded:"):
         folder = url.removeprefix("embedded:")
@@ -90,8 +100,21 @@ def open_engine(url: str, *, new: bool = False, **options: Any) -> Iterator[Engi
     engine = create_engine(parsed, **options)
     try:
         yield engine
+    except DBAPIError as error:
+        if sqlstate(error) != _INSUFFICIENT_PRIVILEGE:
+            raise
+        raise _denied(engine, error) from error
     finally:
         engine.dispose()
+
+
+def _denied(engine: Engine, error: DBAPIError) -> DatabaseError:
+    """Whom the database denied something, what is missing, and where it is granted."""
+    with engine.connect() as connection:
+        role, may_use = connection.execute(_MAY_USE).one()
+    if not may_use:
+        return MissingPrivilegeError(role, "USAGE", "schema 'pgembed'", fix=_GRANTS)
+    return DatabaseError(f"role {role!r} may not do this, {str(error.orig).strip()}. {_GRANTS}")
 
 
 @contextmanager

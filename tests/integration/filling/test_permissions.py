@@ -14,7 +14,10 @@ from sqlalchemy.exc import ProgrammingError
 from typer.testing import CliRunner
 
 from pgembed.cli.main import app
+from pgembed.cli.options import connect
+from pgembed.exc import DatabaseError
 from pgembed.filling import Worker, failures
+from pgembed.filling.targets import find_targets
 
 from .conftest import FAST, Articles, Picky
 
@@ -76,6 +79,34 @@ def test_its_commands_can_be_run(
         refused = run(app, command)
         # The registry's encoder has no weights here; what is read before they are opened was not denied.
         assert "no encoder 'hash'" in refused.output + str(refused.exception), command
+
+
+@pytest.mark.parametrize(
+    ("revoked", "missing"),
+    [
+        ("USAGE ON SCHEMA pgembed", "{} lacks the privilege USAGE on schema 'pgembed'"),
+        (
+            "SELECT ON pgembed.embedding_columns",
+            "{} may not do this, permission denied for view embedding_columns",
+        ),
+        ("UPDATE (embedding) ON article", "{} may not do this, permission denied for table article"),
+    ],
+)
+def test_what_is_denied_names_the_role_and_where_it_is_granted(
+    articles: Articles, granted: Engine, revoked: str, missing: str
+) -> None:
+    role = f"embedder_{os.getpid()}"
+    url = granted.url.update_query_dict({"options": f"-c role={role}"})
+    with articles.engine.begin() as connection:
+        connection.execute(text(f"REVOKE {revoked} FROM {role}"))
+    with (
+        pytest.raises(DatabaseError) as denied,
+        connect(url.render_as_string(hide_password=False)) as connection,
+    ):
+        find_targets(connection)
+        connection.execute(text("UPDATE article SET embedding = NULL"))
+    assert missing.format(f"role {role!r}") in str(denied.value)
+    assert "docs/filling.md" in str(denied.value)
 
 
 def test_and_nothing_else(granted: Engine) -> None:
