@@ -116,6 +116,8 @@ def _print(change: Change) -> None:
             f"  recall  {change.recall.recall:.3f} ({change.recall.low:.3f} to {change.recall.high:.3f}) at "
             f"{change.recall.setting} = {change.recall.value}"
         )
+    elif change.exact:
+        typer.echo("  recall  exact: the rows are few or have no index, and are scanned")
     for obstacle in change.obstacles[1:]:
         typer.echo(f"  also    {obstacle}")
     typer.echo(f"  next    {change.next_step}")

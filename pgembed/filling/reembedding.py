@@ -59,6 +59,8 @@ class Change:
     :ivar index: the new column's: ``"none"``, ``"building"``, ``"invalid"`` or its access method.
     :ivar old_index: the old column's, ``"none"`` if it has none.
     :ivar recall: what its index finds, if that was measured.
+    :ivar exact: whether there was nothing to measure, because searches scan the rows: they are few, or have no
+        index.
     :ivar obstacles: what is to be done before searches may use the new column; none when it is ready.
     :ivar next_step: what to do now.
     """
@@ -75,6 +77,7 @@ class Change:
     index: str
     old_index: str
     recall: Recall | None
+    exact: bool
     obstacles: tuple[str, ...]
     next_step: str
 
@@ -174,8 +177,10 @@ def _change(
             }.get(_state(index), "build its index: alembic upgrade head")
         )
     measured = None
+    exact = False
     if min_recall is not None and rows and not obstacles:
         measured, problems = _measure(connection, target, index, rows, min_recall, queries)
+        exact = measured is None and not problems
         obstacles += problems
     if not row.old_stands:
         step = f"take replaces={row.replaces!r} away: that column is gone"
@@ -200,6 +205,7 @@ def _change(
         index=_state(index),
         old_index=_state(old_index),
         recall=measured,
+        exact=exact,
         obstacles=tuple(obstacles),
         next_step=step,
     )

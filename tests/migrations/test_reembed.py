@@ -113,8 +113,27 @@ def test_the_gate(underway: Migrations) -> None:
     assert "  recall  " in run(underway, "status", *MODELS, "--gate", "0.9", "--queries", "50")
     assert only(underway, min_recall=0.9, queries=50).obstacles == ()
 
+    assert not passed[0]["exact"]
+
     # Without models, the registry's encoder has no weights here: what was not tried is not ready.
     assert "cannot be asked from here" in run(underway, "status", "--gate", "0.9", code=1)
+
+
+def test_the_gate_says_that_few_rows_are_scanned(underway: Migrations) -> None:
+    """The index stands, and the planner has no use for it: there is no recall, and no reason to wait."""
+    with underway.engine.begin() as connection:
+        connection.execute(text("TRUNCATE article"))
+        connection.execute(insert(BEFORE.tables["article"]), [{"title": f"word{i}"} for i in range(20)])
+    fill(underway, AFTER)
+    underway.upgrade()
+    with underway.engine.begin() as connection:
+        connection.execute(text("ANALYZE article"))
+    shown = run(underway, "status", *MODELS, "--gate", "0.95")
+    assert "index   hnsw" in shown
+    assert "recall  exact: the rows are few or have no index, and are scanned" in shown
+    assert "recall" not in run(underway, "status", *MODELS)
+    (found,) = json.loads(run(underway, "status", *MODELS, "--gate", "0.95", "--json"))
+    assert (found["exact"], found["recall"], found["ready"]) == (True, None, True)
 
 
 def test_a_quantized_index_is_planned_and_measured_without_models(underway: Migrations) -> None:
