@@ -1,4 +1,4 @@
-"""For the tests of applications: an encoder without weights, and a database of their own for each test.
+"""For the tests of applications: an encoder without weights.
 
 ::
 
