@@ -33,8 +33,8 @@ _MAY_USE = text(
     "SELECT current_user, coalesce(has_schema_privilege(to_regnamespace('pgembed'), 'USAGE'), true)"
 )
 _GRANTS = (
-    'The grants that it takes: docs/filling.md, "A role for the worker"; for searches docs/queries.md; indexes are '
-    "made by the owner of their table"
+    'The grants that it takes: docs/filling.md, "A role for the worker"; for searches docs/queries.md; an '
+    "index is made by the owner of its table"
 )
 #: As many characters a line as no table has.
 _NO_LIMIT = 10_000

@@ -59,8 +59,8 @@ class Change:
     :ivar index: the new column's: ``"none"``, ``"building"``, ``"invalid"`` or its access method.
     :ivar old_index: the old column's, ``"none"`` if it has none.
     :ivar recall: what its index finds, if that was measured.
-    :ivar exact: whether there was nothing to measure, because searches scan the rows: they are few, or have no
-        index.
+    :ivar exact: whether there was nothing to measure, because searches scan the rows, which are few or
+        have no index.
     :ivar obstacles: what is to be done before searches may use the new column; none when it is ready.
     :ivar next_step: what to do now.
     """

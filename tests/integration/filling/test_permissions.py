@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Engine, create_engine, text
+from sqlalchemy import URL, Engine, create_engine, text
 from sqlalchemy.exc import ProgrammingError
 from typer.testing import CliRunner
 
@@ -81,6 +81,13 @@ def test_its_commands_can_be_run(
         assert "no encoder 'hash'" in refused.output + str(refused.exception), command
 
 
+def read_and_write(url: URL) -> None:
+    """What a command does."""
+    with connect(url.render_as_string(hide_password=False)) as connection:
+        find_targets(connection)
+        connection.execute(text("UPDATE article SET embedding = NULL"))
+
+
 @pytest.mark.parametrize(
     ("revoked", "missing"),
     [
@@ -99,12 +106,8 @@ def test_what_is_denied_names_the_role_and_where_it_is_granted(
     url = granted.url.update_query_dict({"options": f"-c role={role}"})
     with articles.engine.begin() as connection:
         connection.execute(text(f"REVOKE {revoked} FROM {role}"))
-    with (
-        pytest.raises(DatabaseError) as denied,
-        connect(url.render_as_string(hide_password=False)) as connection,
-    ):
-        find_targets(connection)
-        connection.execute(text("UPDATE article SET embedding = NULL"))
+    with pytest.raises(DatabaseError) as denied:
+        read_and_write(url)
     assert missing.format(f"role {role!r}") in str(denied.value)
     assert "docs/filling.md" in str(denied.value)
 
