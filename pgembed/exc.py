@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError, DontWrapMixin
 
 
@@ -27,6 +28,31 @@ class PgembedError(DontWrapMixin, Exception):
 
 class DeclarationError(PgembedError):
     """An embedding column, an index or a query is declared in a way that cannot work."""
+
+
+def need_connection(given: object) -> None:
+    """
+    :raises DeclarationError: it is no connection; the message says how to come by one.
+    """
+    if not isinstance(given, Connection):
+        kinds = {kind.__name__ for kind in type(given).__mro__}
+        way = "with engine.begin() as connection: ..."
+        if "Session" in kinds:
+            way = "session.connection()"
+        elif kinds & {"AsyncEngine", "AsyncConnection", "AsyncSession"}:
+            way = "await connection.run_sync(...), whose function is given one"
+        raise DeclarationError(f"found {given!r}, needed is a Connection: {way}")
+
+
+def need_engine(given: object) -> None:
+    """
+    :raises DeclarationError: it is no engine.
+    """
+    if not isinstance(given, Engine):
+        raise DeclarationError(
+            f"found {given!r}, needed is an Engine, which gives connections of its own (that of a connection "
+            "is connection.engine)"
+        )
 
 
 class MetricNotSupportedError(DeclarationError):

@@ -11,6 +11,7 @@ from pgembed.exc import (
     ExtensionError,
     MissingPrivilegeError,
     UnsupportedServerError,
+    need_connection,
     sqlstate,
 )
 
@@ -30,6 +31,7 @@ def check_server(connection: Connection) -> None:
     :raises DatabaseEncodingError: the database is not UTF8.
     :raises DigestUnavailableError: ``md5()`` is refused, as on FIPS builds.
     """
+    need_connection(connection)
     number, name = connection.execute(
         text("SELECT current_setting('server_version_num')::int, current_setting('server_version')")
     ).one()
@@ -57,6 +59,7 @@ def ensure_extension(connection: Connection, *, create: bool = True) -> str:
     :raises ExtensionError: missing, not installable on this server, or older than 0.8.
     :raises MissingPrivilegeError: it is missing, and this role may not create it.
     """
+    need_connection(connection)
     found = _extension(connection)
     if found is None and create:
         _create_extension(connection)

@@ -8,7 +8,7 @@ from sqlalchemy import Connection, Index
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.schema import CreateIndex, DDLElement
 
-from pgembed.exc import sqlstate
+from pgembed.exc import need_connection, sqlstate
 from pgembed.indexes import sizes
 from pgembed.indexes.catalogue import StandingIndex, find, name_of, relation_of
 from pgembed.indexes.ddl import CreateIndexOnly, DropIndexNow
@@ -75,6 +75,7 @@ def create(
 
 def is_built(connection: Connection, target: IndexTarget) -> bool:
     """Whether the declared index stands in the database, valid."""
+    need_connection(connection)
     found = find(connection, declared_index(target))
     return found is not None and found.valid
 

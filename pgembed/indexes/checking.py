@@ -11,6 +11,7 @@ from sqlalchemy import Connection, Row, bindparam, column, func, select, table, 
 
 from pgembed.columns.types import VectorType
 from pgembed.columns.values import as_array
+from pgembed.exc import need_connection
 from pgembed.indexes import sizes
 from pgembed.indexes.bugs import bugs_of
 from pgembed.indexes.catalogue import StandingIndex, name_of, relation_of, standing
@@ -93,6 +94,7 @@ def check(connection: Connection, target: IndexTarget | None = None, *, reads: i
     :param reads: how often a table has been scanned before an index that was never used is a finding.
     :raises DeclarationError: no index is declared on the column.
     """
+    need_connection(connection)
     declared = None if target is None else declared_index(target)
     relation = None if declared is None else relation_of(declared)
     pgvector = connection.execute(_VERSION).one_or_none()

@@ -10,6 +10,7 @@ from sqlalchemy import Connection, Engine, Index, Table
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.schema import DDLElement
 
+from pgembed.exc import need_engine
 from pgembed.indexes.build import (
     SERIAL,
     is_built,
@@ -69,6 +70,7 @@ def create_concurrently(
     :raises IndexBuildError: IVFFlat on fewer than 50 rows a list, or another session builds the index, or
         keeps the table locked.
     """
+    need_engine(engine)
     index = declared_index(target)
     patience = Patience(engine, str(index.name), lock_timeout, attempts)
     with _autocommit(engine) as connection:
@@ -108,6 +110,7 @@ def reindex(
     :raises IndexMissingError: there is no such index, or it is invalid.
     :raises IndexBuildError: as :func:`create_concurrently`.
     """
+    need_engine(engine)
     index = declared_index(target)
     patience = Patience(engine, str(index.name), lock_timeout, attempts)
     with _autocommit(engine) as connection:
@@ -142,6 +145,7 @@ def drop(engine: Engine, target: IndexTarget, *, lock_timeout: float = 5.0, atte
     :returns: whether there was one.
     :raises IndexBuildError: another session builds it at this moment, or keeps a partition locked.
     """
+    need_engine(engine)
     index = declared_index(target)
     with _autocommit(engine) as connection:
         found = find(connection, index)

@@ -11,6 +11,7 @@ from typing import Any
 from sqlalchemy import Connection, func, select, text
 from sqlalchemy.sql.elements import ClauseElement
 
+from pgembed.exc import need_connection
 from pgembed.indexes.catalogue import StandingIndex, standing
 from pgembed.indexes.ddl import Explain
 
@@ -59,6 +60,7 @@ def explain(
 
     :param statement: a SELECT, made with SQLAlchemy or as text.
     """
+    need_connection(connection)
     clause = text(statement) if isinstance(statement, str) else statement
     root = plan_of(connection, clause, parameters)
     scanned = {(node.get("Schema"), node["Relation Name"]) for node in nodes(root) if "Relation Name" in node}

@@ -13,7 +13,7 @@ import numpy as np
 from sqlalchemy import Connection, Integer, Select, bindparam, cast, func, literal_column, select
 from sqlalchemy.sql.elements import ColumnElement
 
-from pgembed.exc import DeclarationError, QueryError
+from pgembed.exc import DeclarationError, QueryError, need_connection
 from pgembed.indexes.asking import Key, Queries, ask, keys_of
 from pgembed.indexes.catalogue import StandingIndex, require
 from pgembed.indexes.errors import IndexNotUsedError
@@ -122,6 +122,7 @@ class Bench:
     @classmethod
     def of(cls, connection: Connection, target: IndexTarget, queries: Queries, k: int) -> Bench:
         """Choose the queries and answer them exactly."""
+        need_connection(connection)
         index = declared_index(target)
         what = what_is_indexed(index)
         if not (isinstance(k, int) and k >= 1):

@@ -10,7 +10,7 @@ from sqlalchemy import Column, Connection, Index, func, select, text
 from sqlalchemy.orm import QueryableAttribute
 
 from pgembed.columns.types import shape_of
-from pgembed.exc import DeclarationError
+from pgembed.exc import DeclarationError, need_connection
 from pgembed.indexes import sizes
 from pgembed.indexes.catalogue import name_of, relation_of
 from pgembed.indexes.counting import count_vectors
@@ -88,6 +88,7 @@ def plan(
         the rows that its clusters are found from (10,000, or 50 a list) whatever is said here.
     :raises DeclarationError: no index is declared on the column, or it cannot be planned for.
     """
+    need_connection(connection)
     index = resolved(connection, target)
     what = what_is_indexed(index)
     if what.dimensions is None:
@@ -141,11 +142,16 @@ def recommend(rows: int, dimensions: int) -> str:
 def declared_index(target: IndexTarget) -> Index:
     """The vector index meant by ``target``.
 
-    :raises DeclarationError: no index is declared on the column.
+    :raises DeclarationError: no index is declared on the column, or it is neither an index nor a column.
     """
     if isinstance(target, Index):
         return target
-    column: Column[Any] = target if isinstance(target, Column) else target.property.columns[0]
+    mapped = getattr(getattr(target, "property", None), "columns", None)
+    column = mapped[0] if mapped else target
+    if not isinstance(column, Column):
+        raise DeclarationError(
+            f"found {target!r}, needed is an index, or the column that it is declared on: Article.embedding"
+        )
     index = vector_index_of(column)
     if index is None:
         raise DeclarationError(f"no vector index is declared on {column}; declare it with index=HNSW()")
