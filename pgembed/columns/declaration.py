@@ -8,7 +8,6 @@ indexes on the table; the :class:`PendingIndex` holds the bound :class:`Embeddin
 
 from __future__ import annotations
 
-import string
 from importlib import import_module
 from typing import Any
 
@@ -17,6 +16,7 @@ from sqlalchemy.dialects.postgresql import UUID
 from sqlalchemy.orm import ColumnProperty, MappedColumn, Mapper, mapped_column
 from sqlalchemy.types import TypeEngine
 
+from pgembed.columns.arguments import check_arguments, check_options
 from pgembed.columns.embedding import (
     INFO,
     SOURCES,
@@ -86,7 +86,8 @@ def embedding_column(
     :raises DeclarationError: at declaration, for whatever cannot work.
     :raises MetricNotSupportedError: no such metric, or none that the index can serve.
     """
-    _check_arguments(sources, encoder, template, index, fill, on_error)
+    check_arguments(sources, encoder, template, index, fill, on_error, type)
+    check_options(embedding_column, options)
     # A column without the hooks of sessions would wait for a worker; whoever imports only this part of the
     # package gets them here. The one call upward: nothing of theirs is used.
     import_module("pgembed.filling")
@@ -114,47 +115,6 @@ def embedding_column(
         info={INFO: declaration, **options.pop("info", {})},
         **options,
     )
-
-
-def _check_arguments(
-    sources: tuple[str, ...],
-    encoder: TextEncoder,
-    template: str | None,
-    index: IndexDeclaration | None,
-    fill: str,
-    on_error: str,
-) -> None:
-    if not sources or not all(isinstance(source, str) for source in sources):
-        raise DeclarationError(
-            f"embedding_column needs the names of its source attributes, as in "
-            f'embedding_column("title", "body", encoder=...); found {sources!r}'
-        )
-    if len(set(sources)) < len(sources):
-        raise DeclarationError(f"embedding_column names a source twice: {sources!r}")
-    if not isinstance(encoder, TextEncoder):
-        raise DeclarationError(f"encoder={encoder!r} is not an encoder; needed is a pgembed.Encoder")
-    if index is not None and not hasattr(index, "bound_to"):
-        raise DeclarationError(f"index={index!r} is not an index declaration; needed is HNSW(...)")
-    if fill not in ("flush", "worker"):
-        raise DeclarationError(f'fill={fill!r}; needed "flush" or "worker"')
-    if on_error not in ("raise", "pending"):
-        raise DeclarationError(f'on_error={on_error!r}; needed "raise" or "pending"')
-    if template is not None:
-        _check_template(template, sources)
-
-
-def _check_template(template: str, sources: tuple[str, ...]) -> None:
-    try:
-        fields = [part for part in string.Formatter().parse(template) if part[1] is not None]
-    except ValueError as error:
-        raise DeclarationError(f"template {template!r}: {error}") from None
-    used = {name for _, name, _, _ in fields}
-    if used != set(sources) or any(spec or conversion for _, _, spec, conversion in fields):
-        wanted = ", ".join(f"{{{source}}}" for source in sources)
-        raise DeclarationError(
-            f"template {template!r} has the fields {sorted(map(str, used))}; needed are exactly the sources, "
-            f"plain: {wanted} (braces that are meant are written twice)"
-        )
 
 
 def _bind(table: Table, vector: Column[Any], sources: tuple[Column[Any], ...]) -> EmbeddingColumn:

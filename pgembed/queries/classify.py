@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeVar
 from sqlalchemy import Float, SQLColumnExpression, func, literal_column, select, type_coerce
 
 from pgembed.exc import QueryError
-from pgembed.queries.nearest import Mode, Nearest, Stale
+from pgembed.queries.nearest import Mode, Nearest, Stale, check_count
 from pgembed.queries.settings import SearchSettings
 from pgembed.queries.statement import Votes
 from pgembed.queries.target import VectorColumn, resolve
@@ -59,6 +59,7 @@ def knn_classify(
         raise QueryError(f'weights={weights!r}; needed "distance" or "uniform"')
     if not hasattr(label, "is_not"):
         raise QueryError(f"label={label!r}; needed is an attribute or expression, such as Article.section")
+    check_count("k", k, 1)
     target = resolve(column, metric)
     vector, conditions = query_sql(target, query)
     labelled = label.is_not(None)

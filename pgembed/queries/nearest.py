@@ -46,8 +46,8 @@ class Nearest:
 
     def __post_init__(self) -> None:
         check_mode(self.mode)
-        _check_count("limit", self.limit, 1)
-        _check_count("offset", self.offset, 0)
+        check_count("limit", self.limit, 1)
+        check_count("offset", self.offset, 0)
         distance = self.max_distance
         if distance is not None and (not isinstance(distance, int | float) or math.isnan(distance)):
             raise QueryError(f"max_distance={distance!r}; needed is a number")
@@ -182,7 +182,10 @@ def check_mode(mode: str) -> None:
         raise QueryError(f'mode={mode!r}; needed "auto", "approximate" or "exact"')
 
 
-def _check_count(name: str, value: Any, least: int) -> None:
+def check_count(name: str, value: Any, least: int) -> None:
+    """
+    :raises QueryError: the value of the argument is no whole number, or a smaller one.
+    """
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise QueryError(f"{name}={value!r}; needed is a whole number of at least {least}")
 

@@ -167,7 +167,13 @@ def test_dataclasses_need_no_vector_to_be_constructed() -> None:
         ({"template": "{b}"}, "exactly the sources, plain: {a}"),
         ({"template": "{a:>10}"}, "plain"),
         ({"template": "{a"}, "template"),
-        ({"type": "bit"}, "storage is 'bit'"),
+        ({"type": "half"}, 'type=\'half\'; needed "vector" or "halfvec"'),
+        ({"index": HNSW}, r"not an index declaration; needed is HNSW\(...\)"),
+        ({"encoder": HashEncoder}, "is not an encoder"),
+        ({"templat": "{x}"}, r"embedding_column has no argument templat=; did you mean template=\?"),
+        ({"on_eror": "raise"}, r"did you mean on_error=\?"),
+        ({"nullabel": True}, r"did you mean nullable=\?"),
+        ({"zzz": 1}, "no argument zzz=; it has encoder, template, metric, .*and mapped_column's"),
         (
             {"metric": "l2", "index": HNSW(metric="cosine")},
             "declared for the metric cosine and the column for l2",
@@ -182,6 +188,12 @@ def test_what_cannot_work_is_refused_at_declaration(arguments: dict[str, Any], m
     options: dict[str, Any] = {"sources": ("a",), "encoder": ENCODER, **arguments}
     with pytest.raises(DeclarationError, match=message):
         embedding_column(*options.pop("sources"), **options)
+
+
+def test_arguments_of_mapped_column_and_of_dialects_are_passed_on() -> None:
+    options: dict[str, Any] = {"comment": "of a", "sqlite_on_conflict_not_null": "FAIL", "sort_order": 3}
+    column = embedding_column("a", encoder=ENCODER, **options).column
+    assert (column.comment, column.dialect_options["sqlite"]["on_conflict_not_null"]) == ("of a", "FAIL")
 
 
 def test_an_unknown_metric_names_the_known_ones() -> None:
