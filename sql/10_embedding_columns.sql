@@ -15,6 +15,7 @@ BEGIN
             AND jsonb_typeof(facts -> 'dimensions') = 'number'
             AND jsonb_typeof(facts -> 'sources') = 'array'
             AND coalesce(jsonb_typeof(facts -> 'fields'), 'array') = 'array'
+            AND coalesce(jsonb_typeof(facts -> 'options'), 'object') = 'object'
         THEN
             RETURN facts;
         END IF;
@@ -51,7 +52,8 @@ SELECT indrelid::pg_catalog.regclass AS relation,
        -- Here, because it locks the table (it waits for ALTER TABLE), and most readers do not ask for it.
        pg_catalog.pg_get_expr(indpred, indrelid) AS pending_predicate,
        CASE WHEN facts -> 'fields' IS NOT NULL
-            THEN ARRAY(SELECT pg_catalog.jsonb_array_elements_text(facts -> 'fields')) END AS fields
+            THEN ARRAY(SELECT pg_catalog.jsonb_array_elements_text(facts -> 'fields')) END AS fields,
+       facts -> 'options' AS options
 FROM commented
 WHERE facts IS NOT NULL;
 COMMENT ON VIEW pgembed.embedding_columns IS

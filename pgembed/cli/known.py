@@ -15,7 +15,7 @@ from pgembed.cli.options import open_encoder
 from pgembed.columns import Array
 from pgembed.database.install import is_installed
 from pgembed.exc import DeclarationError
-from pgembed.filling.registry import entries
+from pgembed.filling.registry import encoder_options, entries
 from pgembed.indexes import ACCESS_METHODS, HNSW, IndexBuildError, IVFFlat, VectorIndex, indexes_on
 from pgembed.indexes.catalogue import StandingIndex, find, name_of, relation_of, standing
 from pgembed.indexes.forms import Form, form_of
@@ -49,8 +49,8 @@ def encoded(
         raise typer.BadParameter(
             f"{table}.{column} is no embedding column of this database: say --encoder", param_hint="--texts"
         )
-    facts = entry or {"encoder": None, "fingerprint": None}
-    with open_encoder(encoder or facts["encoder"], fingerprint=facts["fingerprint"]) as opened:
+    name, options = ("", {}) if entry is None else (entry["encoder"], encoder_options(entry))
+    with open_encoder(encoder or name, **options) as opened:
         return opened.encode_queries(texts)
 
 

@@ -124,10 +124,10 @@ def connect(url: str, *, new: bool = False) -> Iterator[Connection]:
         yield connection
 
 
-def open_encoder(name_or_folder: str, *, fingerprint: str | None = None) -> Encoder:
+def open_encoder(name_or_folder: str, **options: Any) -> Encoder:
     """The encoder of that folder, which may be relative to the working folder, or of that name.
 
-    :param fingerprint: what its vectors must be.
+    :param options: arguments of :class:`Encoder`.
     """
     folder = Path(name_or_folder)
-    return Encoder(folder if folder.exists() else name_or_folder, fingerprint=fingerprint)
+    return Encoder(folder if folder.exists() else name_or_folder, **options)

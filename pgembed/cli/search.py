@@ -21,7 +21,7 @@ from pgembed.cli.options import (
 )
 from pgembed.database.install import require_installed
 from pgembed.exc import NotInstalledError
-from pgembed.filling.registry import entries, name_of
+from pgembed.filling.registry import encoder_options, entries, name_of
 from pgembed.queries import semantic_search
 
 
@@ -50,7 +50,7 @@ def search(
     with connect(url) as connection:
         require_installed(connection)
         entry = _registered(connection, table, column)
-        with open_encoder(encoder or entry["encoder"], fingerprint=entry["fingerprint"]) as opened:
+        with open_encoder(encoder or entry["encoder"], **encoder_options(entry)) as opened:
             vector = opened.encode_queries([query])[0]
         import pgvector.sqlalchemy  # noqa: F401  (so that reflection knows the type)
 

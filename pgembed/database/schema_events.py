@@ -12,6 +12,7 @@ from sqlalchemy.schema import DDLElement
 from pgembed.columns import PendingIndex
 from pgembed.columns.types import VectorType
 from pgembed.database.server import ensure_extension
+from pgembed.encoders import Encoder
 
 
 class RegisterEmbedding(DDLElement):
@@ -42,6 +43,8 @@ class RegisterEmbedding(DDLElement):
         }
         if declaration.sources != tuple(facts["sources"]):  # what the template calls them
             facts["fields"] = list(declaration.sources)
+        if isinstance(declaration.encoder, Encoder) and declaration.encoder.options:
+            facts["options"] = declaration.encoder.options
         if declaration.replaces is not None:
             facts["replaces"] = declaration.replaces
         return facts

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -57,6 +57,11 @@ class Source(Protocol):
     @property
     def dimensions(self) -> int | None:
         """The dimensions, where they were stated."""
+        ...
+
+    @property
+    def stated(self) -> dict[str, Any]:
+        """What was stated that decides vectors, dimensions apart: arguments of the encoder."""
         ...
 
     def early_spec(self) -> EncoderSpec | None:

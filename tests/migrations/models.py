@@ -7,12 +7,12 @@ from typing import Any
 from sqlalchemy import Column, Integer, MetaData, Table, Text
 
 from pgembed import embedding_column
-from pgembed.testing import HashEncoder
+from pgembed.columns import TextEncoder
 
 
 def article(
     *items: Any,
-    encoder: HashEncoder | None = None,
+    encoder: TextEncoder | None = None,
     schema: str | None = None,
     naming_convention: dict[str, str] | None = None,
     name: str = "embedding",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
@@ -11,8 +12,9 @@ from sqlalchemy import Column, Connection, Index, Integer, MetaData, Table, Text
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.schema import CreateSchema
 
-from pgembed import HNSW, IVFFlat
+from pgembed import HNSW, Encoder, IVFFlat
 from pgembed.database.scripts import REVISION
+from pgembed.filling.targets import Target, registered_targets
 from pgembed.testing import HashEncoder
 from tests.migrations.conftest import Migrations
 from tests.migrations.models import article
@@ -366,6 +368,35 @@ def test_only_the_registration_changes(migrations: Migrations) -> None:
     assert "    'fill': 'worker'," in revision.upgrade
     assert revision.downgrade == revision.upgrade.replace("worker", "flush")
     migrations.there_and_back(before)
+
+
+def test_options_of_the_encoder_are_registered(migrations: Migrations) -> None:
+    """A worker without models makes the same encoder of them."""
+    stated = {"fingerprint": "0123456789abcdef" * 2, "dimensions": 4}
+    encoder = Encoder("minilm", **stated, max_tokens=64, query_prompt="query: ", precision="int8")
+    metadata = article(encoder=encoder)
+
+    revision = migrations.generate(metadata)
+
+    options = {"max_tokens": 64, "query_prompt": "query: ", "precision": "int8"}
+    assert f"        'fill': 'flush',\n        'options': {options!r},\n    }},\n)" in revision.upgrade
+    migrations.upgrade()
+    migrations.check()
+    with migrations.engine.connect() as connection:
+        registered = connection.scalar(text("SELECT CAST(options AS text) FROM pgembed.embedding_columns"))
+        (target,) = registered_targets(connection)
+    assert json.loads(registered) == options
+    assert isinstance(target, Target)
+    assert isinstance(target.encoder, Encoder)
+    assert target.encoder.options == encoder.options == options
+
+    revision = migrations.generate(article(encoder=Encoder("minilm", **stated)))
+    assert revision.upgrade.startswith("op.register_embedding(")
+    assert "options" not in revision.upgrade
+    migrations.upgrade()
+    migrations.check()
+    with migrations.engine.connect() as connection:
+        assert connection.scalar(text("SELECT options IS NULL FROM pgembed.embedding_columns"))
 
 
 def test_an_invalid_index_is_built_again(migrations: Migrations) -> None:

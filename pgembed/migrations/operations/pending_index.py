@@ -54,7 +54,7 @@ class CreatePendingIndexOp(MigrateOperation):
         :param columns: the primary key.
         :param where: the SQL predicate that holds for pending rows.
         :param registration: what the comment says: column, digest, sources, template, encoder, fingerprint,
-            dimensions, metric, fill.
+            dimensions, metric, fill; and options of the encoder, if it has some that decide vectors.
         :param concurrently: do not lock writers out. It commits the migration's transaction.
         :raises MigrationError: ``concurrently`` where it is impossible.
         """

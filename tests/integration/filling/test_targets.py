@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 import threading
@@ -279,6 +280,15 @@ def test_one_column_that_cannot_be_opened_does_not_hide_the_others(engine: Engin
     metadata.create_all(engine)
     with engine.begin() as connection:
         bad, good = registered_targets(connection)
+        of_good = "SELECT obj_description('ix_good_v_pending'::regclass)"
+        facts = json.loads(connection.exec_driver_sql(of_good).scalar_one())
+        for options in ({"of a later version": 1}, {"max_tokens": "64"}, {"precision": "int4"}):
+            comment = json.dumps(facts | {"options": options})
+            connection.exec_driver_sql(f"COMMENT ON INDEX ix_good_v_pending IS '{comment}'")
+            _, unknown = registered_targets(connection)
+            assert isinstance(unknown, Refused)
+            assert next(iter(options)) in str(unknown.error)
+        connection.exec_driver_sql(f"COMMENT ON INDEX ix_good_v_pending IS '{json.dumps(facts)}'")
     assert isinstance(bad, Refused)
     assert "a primary key of the type integer[]" in str(bad.error)
     assert isinstance(good, Target)

@@ -276,3 +276,18 @@ def test_edited_spec(minilm: Encoder, tmp_path: Path) -> None:
     path.write_text(path.read_text().replace('"max_tokens": 256', '"max_tokens": 512'))
     with pytest.raises(EncoderFilesError, match="unedited"):
         EncoderSpec.load(path)
+
+
+def test_options_make_the_same_encoder_elsewhere(
+    minilm_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PGEMBED_ENCODERS", str(minilm_folder.parent))
+    plain = Encoder(minilm_folder, device="cpu", precision="fp32", threads=1, query_cache=0)
+    assert plain.options == {}
+    given = {"max_tokens": 64, "query_prompt": "q: ", "document_prompt": "", "precision": "int8"}
+    encoder = Encoder(minilm_folder, **given, dimensions=128)
+    assert encoder.options == given
+    same = Encoder(encoder.name, **encoder.options, dimensions=encoder.dimensions)
+    assert same.spec == encoder.spec
+    assert pickle.loads(pickle.dumps(encoder)).options == given
+    assert Encoder.remote("http://127.0.0.1:1", query_prompt="q: ").options == {}
