@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shlex
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
 import typer
 from sqlalchemy import Connection, MetaData, Table, text
+from sqlalchemy.exc import SAWarning
 
 from pgembed.cli.backfill import columns_of
 from pgembed.cli.options import open_encoder
@@ -75,7 +77,7 @@ def index_on(
     :raises typer.BadParameter: there is no such table, column, index or access method.
     :raises DeclarationError: a parameter of the other access method.
     """
-    reflected = _reflected(connection, table)
+    reflected = _table(connection, table)
     if column not in reflected.c:
         raise typer.BadParameter(f"{table} has no column {column}", param_hint="COLUMN")
     stand = standing(connection, table)
@@ -220,9 +222,16 @@ def declared_on(
     return found[0]
 
 
-def _reflected(connection: Connection, table: str) -> Table:
+def reflect(connection: Connection, name: str, schema: str) -> Table:
+    """A table as it stands. Columns of types that SQLAlchemy does not know are of no type, without a word."""
     import pgvector.sqlalchemy  # noqa: F401  (so that reflection knows the types)
 
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Did not recognize type", SAWarning)
+        return Table(name, MetaData(), schema=schema, autoload_with=connection, resolve_fks=False)
+
+
+def _table(connection: Connection, table: str) -> Table:
     place = connection.execute(
         text(
             "SELECT n.nspname, c.relname FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace "
@@ -232,4 +241,4 @@ def _reflected(connection: Connection, table: str) -> Table:
     ).one_or_none()
     if place is None:
         raise typer.BadParameter(f"there is no table {table}", param_hint="TABLE")
-    return Table(place.relname, MetaData(), schema=place.nspname, autoload_with=connection, resolve_fks=False)
+    return reflect(connection, place.relname, place.nspname)

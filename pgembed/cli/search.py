@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
-from sqlalchemy import Connection, MetaData, Table
+from sqlalchemy import Connection
 
-from pgembed.cli.known import registered
+from pgembed.cli.known import reflect, registered
 from pgembed.cli.options import (
     AsJson,
     ColumnName,
@@ -52,11 +52,7 @@ def search(
         entry = _registered(connection, table, column)
         with open_encoder(encoder or entry["encoder"], **encoder_options(entry)) as opened:
             vector = opened.encode_queries([query])[0]
-        import pgvector.sqlalchemy  # noqa: F401  (so that reflection knows the type)
-
-        reflected = Table(
-            entry["name"], MetaData(), schema=entry["schema"], autoload_with=connection, resolve_fks=False
-        )
+        reflected = reflect(connection, entry["name"], entry["schema"])
         statement = semantic_search(reflected.c[column], vector, limit=limit, metric=entry["metric"])
         rows = connection.execute(statement).mappings().all()
     hidden = {column, entry["digest_name"]}

@@ -122,6 +122,20 @@ def test_search_prints_the_best_rows_first(helpdesk: str, environment: dict[str,
     assert found[0].keys() == {"id", "title", "distance", "score"}
 
 
+def test_columns_of_unknown_types_are_no_matter(
+    helpdesk: str, engine: Engine, environment: dict[str, str]
+) -> None:
+    with engine.begin() as connection:
+        connection.execute(text("CREATE TYPE place AS (street text, number integer)"))
+        connection.execute(text("ALTER TABLE article ADD at place DEFAULT ('Lane', 3), ADD tx xid"))
+    for command in (
+        ["search", "article", "embedding", "password"],
+        ["index", "create", "article", "embedding"],
+    ):
+        shown = run(*command, "--url", helpdesk, **environment)
+        assert (shown.returncode, shown.stderr) == (0, "")
+
+
 def test_nothing_is_cut_in_a_pipe(helpdesk: str, engine: Engine, environment: dict[str, str]) -> None:
     title = "a rather long title " * 1000 + "with an [end]"
     with engine.begin() as connection:
