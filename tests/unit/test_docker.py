@@ -12,10 +12,12 @@ from typer import Context
 from typer.main import get_command
 
 from pgembed.cli.main import app
+from pgembed.indexes.bugs import bugs_of
 
 DOCKER = Path(__file__).parents[2] / "docker"
 COMPOSE: dict[str, Any] = yaml.safe_load((DOCKER / "compose.yaml").read_text())
 DOCKERFILE = (DOCKER / "Dockerfile").read_text()
+PGVECTOR: Any = re.match(r"pgvector/pgvector:(\d+\.\d+\.\d+)-pg\$", COMPOSE["services"]["postgres"]["image"])
 STAGES = dict(re.findall(r"^FROM (\S+) AS (\w+)$", DOCKERFILE, re.MULTILINE))
 
 
@@ -48,7 +50,13 @@ def test_services_build_what_the_dockerfile_has_and_run_what_pgembed_has(name: s
 def test_images_are_pinned() -> None:
     for image in STAGES:
         assert re.search(r":\d+\.\d+\.\d+", image), image
-    assert COMPOSE["services"]["postgres"]["image"].startswith("pgvector/pgvector:0.8.5-pg$")
+    assert PGVECTOR is not None
+
+
+@pytest.mark.parametrize("method", ["hnsw", "ivfflat"])
+def test_index_check_has_nothing_against_the_pgvector_of_the_image(method: str) -> None:
+    assert bugs_of(method, PGVECTOR[1]) == []
+    assert bugs_of(method, "0.7.4") != []
 
 
 def test_nothing_runs_as_root() -> None:
