@@ -1,4 +1,23 @@
-"""Vector indexes: declaration, plan, build, and what they find."""
+"""Vector indexes: declaration, plan, build, and what they find.
+
+=========================  ==============================================================================
+file                       what it is for
+=========================  ==============================================================================
+methods, declaration       HNSW and IVFFlat: what they can do, and as ``sqlalchemy.Index`` objects
+indexed, tables            what an index holds of a row; an index and its table, or a copy of it
+ddl                        statements about indexes that SQLAlchemy has no construct for
+planning, sizes, timing    ``plan``: memory, space and time that a build takes
+build, concurrent          ``create``; and while the table is used: build, rebuild, drop
+partitions, progress       indexes of partitioned tables; how far a build is
+counting, locks, settings  rows of an index; short locks; settings for the time of a block
+catalogue, forms           the indexes that stand in a database, and in the terms of declarations
+checking, bugs             ``check``: what is wrong with them; bugs of pgvector, by version
+measuring, asking          ``recall``, and the queries that it is measured with
+tuning, sweeping           ``tune``: the cheapest setting for a recall; ``sweep``: recall against latency
+explaining                 ``explain``: whether a statement uses an index, and why not
+errors                     errors of building and measuring
+=========================  ==============================================================================
+"""
 
 from pgembed.indexes.build import create, is_built
 from pgembed.indexes.checking import Finding, check

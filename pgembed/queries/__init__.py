@@ -1,4 +1,19 @@
-"""Queries as statements: every helper takes columns and expressions, and returns a ``Select``."""
+"""Queries as statements: every helper takes columns and expressions, and returns a ``Select``.
+
+============================  =============================================================================
+file                          what it is for
+============================  =============================================================================
+search                        ``semantic_search``
+hybrid, fulltext              ``hybrid_search``, and its full-text leg
+classify                      ``knn_classify``
+duplicates                    ``near_duplicates``, ``duplicate_groups``
+pairs, components             pairs of near rows; the groups that they make
+target, vectors               what is searched, and what for: a text, a vector, a row
+nearest                       the nearest rows as a subquery, exact or through an index
+choosing, standing, settings  which index can be used, what is known of it, and its search settings
+statement, base, ctes         selects that refuse late clauses; rows joined back to what the caller selects
+============================  =============================================================================
+"""
 
 from pgembed.queries.classify import knn_classify
 from pgembed.queries.duplicates import duplicate_groups, near_duplicates

@@ -117,3 +117,17 @@ def test_importing_loads_no_runtime_no_migrations_no_command_line(module: str) -
         "matplotlib",
     )
     assert loaded(f"import {module}", *heavy) == []
+
+
+@pytest.mark.parametrize("package", ["encoders", "filling", "indexes", "queries"])
+def test_the_table_of_a_package_names_its_files(package: str) -> None:
+    """Each once, and none that is gone."""
+    folder = PACKAGE / package
+    docstring = ast.get_docstring(ast.parse((folder / "__init__.py").read_text())) or ""
+    bars = [line for line in docstring.splitlines() if line.startswith("===")]
+    width = bars[0].index(" ")
+    rows = docstring.split(bars[0])[2].splitlines()
+    named = [name for row in rows for name in row[:width].replace(",", " ").split()]
+    files = [file.stem for file in folder.glob("*.py") if file.stem != "__init__"]
+    folders = [file.parent.name for file in folder.glob("*/__init__.py")]
+    assert sorted(named) == sorted([*files, *folders])
