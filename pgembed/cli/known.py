@@ -16,7 +16,7 @@ from pgembed.cli.backfill import columns_of
 from pgembed.cli.options import open_encoder
 from pgembed.columns import Array
 from pgembed.database.install import is_installed
-from pgembed.exc import DeclarationError
+from pgembed.exc import DeclarationError, NotInstalledError
 from pgembed.filling.registry import encoder_options, entries
 from pgembed.indexes import ACCESS_METHODS, HNSW, IndexBuildError, IVFFlat, VectorIndex, indexes_on
 from pgembed.indexes.catalogue import StandingIndex, find, name_of, relation_of, standing
@@ -74,12 +74,13 @@ def index_on(
     :param new: whether it need not stand there yet; then it is of the metric that is asked for, or else of
         that of the embedding column.
     :param form: left out, any that stands will do, one on whole vectors of all rows first.
-    :raises typer.BadParameter: there is no such table, column, index or access method.
+    :raises NotInstalledError: there is no such table or column.
+    :raises typer.BadParameter: there is no such index or access method.
     :raises DeclarationError: a parameter of the other access method.
     """
     reflected = _table(connection, table)
     if column not in reflected.c:
-        raise typer.BadParameter(f"{table} has no column {column}", param_hint="COLUMN")
+        raise NotInstalledError(f"{table} has no column {column}")
     stand = standing(connection, table)
     entry = registered(connection, table, column)
     wanted = metric or (entry["metric"] if new and entry else None)
@@ -240,5 +241,5 @@ def _table(connection: Connection, table: str) -> Table:
         {"table": table},
     ).one_or_none()
     if place is None:
-        raise typer.BadParameter(f"there is no table {table}", param_hint="TABLE")
+        raise NotInstalledError(f"the database has no table {table}")
     return reflect(connection, place.relname, place.nspname)

@@ -256,7 +256,8 @@ def _other_space(connection: Connection, embedding: EmbeddingColumn, sample: int
     texts = [declaration.compose(tuple(row)[1:]) for row in rows]
     try:
         made = declaration.encoder.encode_documents(texts)
-        hits = connection.execute(semantic_search(embedding.vector, texts[0], limit=1)).all()
+        asked = next((text for text in texts if text and text.strip()), made[0])
+        hits = connection.execute(semantic_search(embedding.vector, asked, limit=1)).all()
     except EncoderError as error:
         return [f"the encoder cannot be asked from here: {error}"]
     stored = np.array([row[0] for row in rows])

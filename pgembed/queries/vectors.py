@@ -27,11 +27,16 @@ Query: TypeAlias = str | list[float] | NDArray[Any] | ColumnElement[Any] | Selec
 
 
 class QueryText:
-    """A text on its way to the database; it keeps its vector, so that a statement encodes once."""
+    """A text on its way to the database; it keeps its vector, so that a statement encodes once.
+
+    :raises QueryError: the text is blank: its neighbours would be any rows.
+    """
 
     __slots__ = ("_vector", "text")
 
     def __init__(self, text: str) -> None:
+        if not text.strip():
+            raise QueryError(f"the text is {text!r}; needed is one that says what to search for")
         self.text = text
         self._vector: Array | None = None
 
@@ -70,7 +75,7 @@ class QueryVectorType(VectorType):
         self.directed = directed
 
     def to_array(self, value: Any) -> Array:
-        """:raises QueryError: a text for a column without an encoder, or zeros for the cosine metric."""
+        """:raises QueryError: a text that is blank or has no encoder, or zeros for the cosine metric."""
         if isinstance(value, str):
             value = QueryText(value)
         if isinstance(value, QueryText):
@@ -89,7 +94,7 @@ class QueryVectorType(VectorType):
 def query_sql(target: Target, query: Query) -> tuple[ColumnElement[Any], list[ColumnElement[bool]]]:
     """The vector that is searched for as SQL, and what must hold for rows beside the search's own conditions.
 
-    :raises QueryError: ``query`` is nothing that can be searched for.
+    :raises QueryError: ``query`` is nothing that can be searched for, such as a blank text.
     :raises VectorValueError: a sequence that is not a vector of numbers.
     :raises DimensionMismatchError: a vector of other dimensions than the column's.
     """

@@ -203,6 +203,13 @@ def test_a_database_that_is_not_ready_says_what_to_do(
     assert (done.returncode, "there are: public.article.embedding" in done.stderr) == (1, True)
 
 
+@pytest.mark.parametrize("command", ["search T vec x", "backfill T", "failures list T", "index plan T vec"])
+def test_a_table_that_is_not_there_is_the_same_exit_code(helpdesk: str, command: str) -> None:
+    done = run(*command.replace("T", "nowhere").split(), "--url", helpdesk)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.match(r"pgembed: .*nowhere", done.stderr)
+
+
 def test_the_demo_embeds_once(server_folder: Path, environment: dict[str, str]) -> None:
     arguments = ("demo", "--path", str(server_folder), "--limit", "400")
     first = run(*arguments, **environment)

@@ -136,6 +136,17 @@ def test_the_gate_says_that_few_rows_are_scanned(underway: Migrations) -> None:
     assert (found["exact"], found["recall"], found["ready"]) == (True, None, True)
 
 
+def test_the_gate_opens_for_rows_of_blanks(underway: Migrations) -> None:
+    """A text for the encoder, and none that can be searched for."""
+    with underway.engine.begin() as connection:
+        connection.execute(text("DELETE FROM article WHERE id > 20"))
+        connection.execute(text("UPDATE article SET title = ' '"))
+    fill(underway, BEFORE)
+    fill(underway, AFTER)
+    underway.upgrade()
+    assert only(underway, min_recall=0.9, queries=2).obstacles == ()
+
+
 def test_a_quantized_index_is_planned_and_measured_without_models(underway: Migrations) -> None:
     fill(underway, AFTER)
     with underway.engine.begin() as connection:

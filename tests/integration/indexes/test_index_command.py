@@ -212,7 +212,7 @@ def test_recall_of_texts_and_its_drawing(engine, minilm, minilm_folder, tmp_path
     tuned = json.loads(command("tune", *page, "--texts", str(texts), "--json"))
     assert tuned["unseen"]["queries"] == 1
     assert "leave --ef-search" in command("recall", *page, "--plot", "x.png", "--ef-search", "9", code=2)
-    command("recall", "gone", *page[1:], "--plot", "x.png", code=2)
+    command("recall", "gone", *page[1:], "--plot", "x.png", code=1)
     command("recall", "gone", *page[1:], "--plot", "x.txt", code=1)  # refused before anything is looked at
     texts.write_text("\n")
     assert "no text" in command("recall", *page, "--texts", str(texts), code=2)
@@ -241,6 +241,6 @@ def test_check_says_what_is_wrong_and_exits_with_1(engine, run, monkeypatch):
 
 
 def test_wrong_usage(run):
-    run("plan", "nothing", "vector", code=2)
-    run("plan", '"Item"', "nothing", code=2)
+    run("plan", "nothing", "vector", code=1)
+    run("plan", '"Item"', "nothing", code=1)
     run("plan", '"Item"', "vector", "--method", "gin", code=2)

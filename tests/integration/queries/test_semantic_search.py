@@ -336,6 +336,8 @@ def test_errors_at_execution(corpus, session):
         session.execute(statement, {"q": [1.0, 2.0]})
     with pytest.raises(QueryError, match="zeros"):
         session.execute(statement, {"q": np.zeros(32)})
+    with pytest.raises(QueryError, match="the text is ''"):
+        session.execute(statement, {"q": ""})
 
 
 async def test_the_event_loop_goes_on_while_a_text_is_encoded(corpus, monkeypatch):

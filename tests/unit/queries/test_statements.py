@@ -392,6 +392,20 @@ def test_an_undeclared_index_can_be_asked_for():
 # --- hybrid ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("blank", ["", " \n\u3000"])
+@pytest.mark.parametrize(
+    ("helper", "options"),
+    [
+        (semantic_search, {}),
+        (hybrid_search, {"text": Article.title}),
+        (knn_classify, {"label": Article.title}),
+    ],
+)
+def test_a_blank_text_is_no_question(helper, options, blank):
+    with pytest.raises(QueryError, match="needed is one that says what to search for"):
+        helper(Article.embedding, blank, **options)
+
+
 def test_hybrid_searches_can_be_cached_and_are_sealed():
     first, second = (
         hybrid_search(Article.embedding, query, text=Article.title) for query in ("one", "another")
