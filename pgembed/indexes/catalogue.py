@@ -152,13 +152,13 @@ def require(connection: Connection, index: Index) -> StandingIndex:
         raise IndexMissingError(
             name_of(index),
             f"{relation_of(index)} has no such index",
-            fix="Build it with pgembed.indexes.create()",
+            fix="Build it with `pgembed index create` or pgembed.indexes.create()",
         )
     if not found.valid:
         raise IndexMissingError(
             found.name,
             "the index is invalid, left over by a build that failed",
-            fix="Build it again with pgembed.indexes.create(), which removes what is left over",
+            fix="Build it again with `pgembed index create` or pgembed.indexes.create(): they remove it first",
         )
     return found
 

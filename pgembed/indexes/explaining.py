@@ -118,7 +118,7 @@ def _of_index(connection: Connection, index: StandingIndex) -> Iterator[str]:
     if index.building:
         yield "it is being built at this moment"
     elif not index.valid:
-        yield "it is invalid: build it again with pgembed.indexes.create()"
+        yield "it is invalid: build it again with `pgembed index create` or pgembed.indexes.create()"
     if connection.scalar(select(func.current_setting("enable_indexscan"))) == "off":
         yield "enable_indexscan is off in this session"
 
