@@ -158,7 +158,7 @@ def require(connection: Connection, index: Index) -> StandingIndex:
         raise IndexMissingError(
             found.name,
             "the index is invalid, left over by a build that failed",
-            fix="Build it again with `pgembed index create` or pgembed.indexes.create(): they remove it first",
+            fix="Build it again with `pgembed index create` or pgembed.indexes.create(): both drop it first",
         )
     return found
 
