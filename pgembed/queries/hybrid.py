@@ -131,10 +131,13 @@ def hybrid_search(
     nearest = Nearest(target, vector, conditions, candidates, 0, None, mode, wanted.settings).subquery()
     matches = matching(target, text, words, config, conditions, candidates)
     found = _fused(target, nearest, matches, k, weights, limit, offset)
-    statement = selecting(target, base, found, helper="hybrid_search").add_columns(
-        found.c.score, found.c.vector_rank, found.c.text_rank
+    statement = selecting(target, base, found, helper="hybrid_search")
+    return Hybrid.sealing(
+        statement.order_by(found.c.score.desc(), *target.keys),
+        score=found.c.score,
+        vector_rank=found.c.vector_rank,
+        text_rank=found.c.text_rank,
     )
-    return Hybrid.sealing(statement.order_by(found.c.score.desc(), *target.keys))
 
 
 def _fused(

@@ -119,7 +119,5 @@ def semantic_search(
     )
     hits = nearest.subquery()
     distance = hits.c.distance
-    statement = selecting(target, base, hits, helper="semantic_search").add_columns(
-        distance, target.metric.score(distance).label("score")
-    )
-    return Search.sealing(statement.order_by(distance, *target.keys))
+    statement = selecting(target, base, hits, helper="semantic_search").order_by(distance, *target.keys)
+    return Search.sealing(statement, distance=distance, score=target.metric.score(distance))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVarTuple, cast
 
-from sqlalchemy import Select
+from sqlalchemy import Label, Select, select
+from sqlalchemy.sql.elements import ColumnElement
 
 from pgembed.exc import LateClauseError
 
@@ -39,12 +42,32 @@ _ORDER = "rows come best first; to sort them otherwise, select from its .subquer
 _GROUP = "it would act after the LIMIT; select from its .subquery(), or count votes with knn_classify()"
 
 
+class OwnLabel(Label[Any]):
+    """A column that a search adds to those of its entity, such as ``score``."""
+
+    inherit_cache = True
+
+
+def _as_from(method: str) -> Any:
+    build = getattr(Select, method)
+
+    def as_from(self: Search[*tuple[Any, ...]], *args: Any, **kwargs: Any) -> Any:
+        return build(self._unambiguous(), *args, **kwargs)
+
+    as_from.__name__ = method
+    as_from.__doc__ = build.__doc__
+    return as_from
+
+
 class Search(_Select[*_Ts]):
     """A ``Select`` whose LIMIT has been decided within.
 
     It is executed, joined, extended by columns and loader options, and made a subquery like any other. What
     would filter, cut or sort the rows that the search has chosen raises
     :class:`~pgembed.exc.LateClauseError`, which says what to use instead.
+
+    Where its columns stand beside the entity's (rows of a Core table, a subquery), those of the entity keep
+    their names, and ``score`` of the search becomes ``score_1`` beside another ``score``.
     """
 
     inherit_cache = True
@@ -63,12 +86,44 @@ class Search(_Select[*_Ts]):
     group_by = _refused("group_by", _GROUP)
     distinct = _refused("distinct", _GROUP)
 
+    if not TYPE_CHECKING:
+        subquery = _as_from("subquery")
+        alias = _as_from("alias")
+        cte = _as_from("cte")
+        lateral = _as_from("lateral")
+
     @classmethod
-    def sealing(cls, statement: Select[Any]) -> Self:
-        """``statement`` as a search; the statement given is left as it is."""
-        copy: Any = statement.execution_options()
+    def sealing(cls, statement: Select[Any], **own: ColumnElement[Any]) -> Self:
+        """``statement`` as a search; the statement given is left as it is.
+
+        :param own: the columns that the search adds.
+        """
+        taken = {described["name"] for described in statement.column_descriptions} if own else ()
+        labels = (OwnLabel(_free(name, taken), column) for name, column in own.items())
+        copy: Any = statement.add_columns(*labels)
         copy.__class__ = cls
         return cast("Self", copy)
+
+    def _unambiguous(self) -> Self:
+        """The same rows with names that are told apart where entities are spelt out as columns."""
+        own = [column for column in self._raw_columns if isinstance(column, OwnLabel)]
+        if not own:
+            return self
+        others = [column for column in self._raw_columns if not isinstance(column, OwnLabel)]
+        spelt = select(*others).selected_columns
+        taken = {*spelt.keys(), *(str(getattr(column, "name", "")) for column in spelt)}
+        renamed: Any = self.execution_options()
+        renamed._raw_columns = [
+            OwnLabel(_free(column.name, taken), column.element) if isinstance(column, OwnLabel) else column
+            for column in self._raw_columns
+        ]
+        return cast("Self", renamed)
+
+
+def _free(name: str, taken: Collection[str]) -> str:
+    """The name, with a number behind it if it is taken."""
+    names = itertools.chain([name], (f"{name}_{number}" for number in itertools.count(1)))
+    return next(free for free in names if free not in taken)
 
 
 class Votes(Search[*_Ts]):

@@ -146,7 +146,7 @@ def test_settings_are_made_before_the_scan(corpus, session, explain):
     session.execute(text("SET LOCAL hnsw.ef_search = 1"))
     session.execute(text("SET LOCAL hnsw.iterative_scan = off"))
     plan = explain(session.connection(), semantic_search(corpus.article.embedding, QUERY, limit=40))
-    assert re.search(r"One-Time Filter: \(settings_1.applied IS NOT NULL\)\n +-> +" + INDEX, plan)
+    assert re.search(r"One-Time Filter: \(pgembed_settings_1.applied IS NOT NULL\)\n +-> +" + INDEX, plan)
     assert "Seq Scan on article article_1 (never executed)" in plan
 
 
