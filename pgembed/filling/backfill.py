@@ -7,8 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Boolean, ColumnElement, Engine, literal_column
+from sqlalchemy import ColumnElement, Engine
 
+from pgembed.columns.conditions import condition
 from pgembed.filling.batches import Counts
 from pgembed.filling.cycle import Cycle, Settings
 from pgembed.filling.statements import Statements
@@ -57,7 +58,7 @@ def backfill(
     :param throttle: how many rows a second at most.
     :param on_progress: called with the counts so far, from other threads as well.
     :returns: how many rows were written, left for later, and set aside with an error.
-    :raises DeclarationError: it is not an embedding column.
+    :raises DeclarationError: it is not an embedding column, or ``where`` is more than a condition.
     :raises NotInstalledError: the database does not have it, or has it with another encoder or template.
     :raises EncoderNotFoundError: the encoder's weights are not on this machine.
     :raises BrokenEncoderError: the encoder fails with any text.
@@ -122,7 +123,4 @@ def _target(engine: Engine, column: Any) -> Target:
 
 
 def _conditions(where: ColumnElement[bool] | str | None) -> list[ColumnElement[bool]]:
-    if where is None:
-        return []
-    # A line of its own for the bracket: what is given may end with a comment.
-    return [literal_column(f"({where}\n)", Boolean()) if isinstance(where, str) else where]
+    return [] if where is None else [condition(where)]

@@ -11,6 +11,7 @@ from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.sql.visitors import replacement_traverse
 from sqlalchemy.types import TypeEngine
 
+from pgembed.columns.conditions import check_sql
 from pgembed.columns.embedding import INFO
 from pgembed.columns.types import shape_of
 from pgembed.exc import DeclarationError, MetricNotSupportedError
@@ -75,6 +76,8 @@ class VectorIndex(Index):
             raise DeclarationError(f"oversample={oversample!r}; needed is 1 to 100")
         if oversample is not None and quantize is None and dimensions is None:
             raise DeclarationError("oversample= is for quantize= and dimensions=; whole vectors need none")
+        if isinstance(where, str):
+            check_sql(where, within=True)
         self.declared_metric = None if metric is None else metric_named(metric)
         self.declared_name = name
         self.quantize = quantize

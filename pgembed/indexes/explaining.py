@@ -11,6 +11,7 @@ from typing import Any
 from sqlalchemy import Connection, func, select, text
 from sqlalchemy.sql.elements import ClauseElement
 
+from pgembed.columns.conditions import check_sql
 from pgembed.exc import need_connection
 from pgembed.indexes.catalogue import StandingIndex, standing
 from pgembed.indexes.ddl import Explain
@@ -59,8 +60,11 @@ def explain(
     from an expression that the index does not serve.
 
     :param statement: a SELECT, made with SQLAlchemy or as text.
+    :raises DeclarationError: the text is more than one statement.
     """
     need_connection(connection)
+    if isinstance(statement, str):
+        check_sql(statement.rstrip().removesuffix(";"), what="statement")  # a second one would be executed
     clause = text(statement) if isinstance(statement, str) else statement
     root = plan_of(connection, clause, parameters)
     scanned = {(node.get("Schema"), node["Relation Name"]) for node in nodes(root) if "Relation Name" in node}

@@ -13,6 +13,7 @@ from sqlalchemy.sql.selectable import FromClause
 from sqlalchemy.sql.util import ClauseAdapter
 
 from pgembed.columns import Embedding, EmbeddingColumn, bound
+from pgembed.columns.conditions import condition
 from pgembed.columns.embedding import INFO
 from pgembed.columns.types import shape_of
 from pgembed.exc import MetricNotSupportedError, QueryError
@@ -65,8 +66,8 @@ class Target:
         :raises QueryError: ``where`` refers to other tables, or ``stale`` cannot be known.
         """
         conditions = _as_conditions(where)
-        for condition in conditions:
-            self.check_own(condition, "where=")
+        for each in conditions:
+            self.check_own(each, "where=")
         if stale == "exclude":
             conditions.append(~self._pending())
         elif stale != "include":
@@ -172,7 +173,9 @@ def _core(
 def _as_conditions(where: Any) -> list[ColumnElement[bool]]:
     if where is None:
         return []
-    return list(where) if isinstance(where, list | tuple) else [where]
+    given: list[Any] = list(where) if isinstance(where, list | tuple) else [where]
+    # Strings are left to SQLAlchemy, which refuses them.
+    return list[Any](one if isinstance(one, str) else condition(one) for one in given)
 
 
 def _name(entity: Any) -> str:

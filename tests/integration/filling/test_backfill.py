@@ -7,11 +7,11 @@ import time
 
 import pytest
 from sqlalchemy import Column as C
-from sqlalchemy import Engine, MetaData, Table, Text, insert, text
-from sqlalchemy.exc import ProgrammingError
+from sqlalchemy import Engine, MetaData, Table, Text, insert, literal_column, text
 
 from pgembed.columns import embedding_column, embeddings_of
-from pgembed.filling import Counts, Worker, backfill, estimate
+from pgembed.exc import DeclarationError
+from pgembed.filling import Counts, Estimate, Worker, backfill, estimate
 from pgembed.filling.backfill import pending
 from pgembed.filling.encoding import BrokenEncoderError
 from pgembed.testing import HashEncoder
@@ -50,9 +50,21 @@ def test_a_condition_may_end_with_a_comment_and_is_no_second_statement(articles:
     assert pending(articles.engine, column, where="id = 1 -- the first") == 1
     assert backfill(articles.engine, column, where="id = 1 -- the first", settings=FAST).written == 1
     for where in ("true); DELETE FROM article; --", "true); DELETE FROM article; SELECT (1"):
-        with pytest.raises(ProgrammingError):
+        with pytest.raises(DeclarationError, match="closes a parenthesis"):
             pending(articles.engine, column, where=where)
     assert articles.count() == 3
+
+
+def test_no_condition_reaches_rows_that_are_not_pending(articles: Articles) -> None:
+    articles.insert("a", "b", "c")
+    column = articles.model.embedding
+    backfill(articles.engine, column, settings=FAST)
+    for use in (backfill, estimate, pending):
+        for where in ("id = 3 OR 1=1", text("id = 3 OR 1=1"), literal_column("id = 3 OR 1=1")):
+            assert use(articles.engine, column, where=where) in (0, Counts(), Estimate(0, None))
+        with pytest.raises(DeclarationError, match="closes a parenthesis"):
+            use(articles.engine, column, where="id = 3) OR (1=1")
+    assert len(articles.encoder.calls) == 1
 
 
 def test_an_interrupted_backfill_goes_on_where_it_was(engine: Engine) -> None:
