@@ -15,6 +15,7 @@ remote, client             a server as a source, and how it is asked
 texts, recent              texts checked, each different one once; the vectors of recent queries
 tokenizing, tokens, words  texts to token ids, by a model's tokenizer or a list of words
 runtime, device, threads   ONNX Runtime: the session, the device, the threads that it may have
+forks                      what a forked child inherits of it
 batching, feeds, lanes     batches of texts of like length, as inputs of a graph, several at once on a GPU
 export                     models to encoder folders, without torch
 hub, packaged              models from the Hugging Face hub, and from a package

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import os
 import re
 import sys
 from dataclasses import dataclass
@@ -20,6 +21,11 @@ CPU_PROVIDER = "CPUExecutionProvider"
 
 _logger = logging.getLogger("pgembed.encoders")
 _logged: set[str] = set()
+_NOT_INITIALISED = 3  # what cuInit answers in a child whose parent has initialised CUDA
+# The process in which CUDA was chosen: the driver knows no forked child.
+_chosen_in: int | None = None
+# What kept ONNX Runtime from using CUDA; it holds as long as the process and for its children.
+_fell_back: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -45,24 +51,36 @@ def check_name(device: str) -> None:
 def choose(device: str) -> Device:
     """The device to use.
 
-    :raises DeviceError: CUDA was asked for and cannot be used.
+    :raises DeviceError: CUDA was asked for and cannot be used; or, with ``auto`` too, this process was forked
+        from one that had opened CUDA.
     :raises MissingExtraError: ``onnxruntime`` is not installed.
     """
+    global _chosen_in
     if device == "cpu":
         return Device("cpu")
+    if _chosen_in not in (None, os.getpid()) and _fell_back is None:
+        raise _forked(device)
     index = int(device.partition(":")[2] or 0)
     problem = _cuda_problem(index)
     if problem is None:
+        _chosen_in = os.getpid()
         chosen = Device("cuda", index)
     elif device == "auto":
         chosen = Device("cpu")
     else:
         found, fix = problem
         raise DeviceError(device, found, fix=fix)
-    if device == "auto" and str(chosen) not in _logged:
-        _logged.add(str(chosen))
-        _logger.info("event=device device=%s%s", chosen, f" reason={problem[0]!r}" if problem else "")
+    if device == "auto":
+        reason = f" reason={problem[0]!r}" if problem else ""
+        log_once(logging.INFO, f"event=device device={chosen}{reason}")
     return chosen
+
+
+def log_once(level: int, line: str) -> None:
+    """Log a line that this process has not logged before."""
+    if line not in _logged:
+        _logged.add(line)
+        _logger.log(level, "%s", line)
 
 
 def check_session(session: Any, device: Device) -> None:
@@ -70,12 +88,12 @@ def check_session(session: Any, device: Device) -> None:
 
     :raises DeviceError: it did.
     """
+    global _fell_back
     if device.kind == "cuda" and CUDA_PROVIDER not in session.get_providers():
-        raise DeviceError(
-            str(device),
-            f"ONNX Runtime could not load CUDA's libraries and offers {', '.join(session.get_providers())}",
-            fix="Install them as packages: pip install 'onnxruntime-gpu[cuda,cudnn]'",
-        )
+        offered = ", ".join(session.get_providers())
+        found = f"ONNX Runtime could not load CUDA's libraries and offers {offered}"
+        _fell_back = found, "Install them as packages: pip install 'onnxruntime-gpu[cuda,cudnn]'"
+        raise DeviceError(str(device), found, fix=_fell_back[1])
 
 
 def runtime() -> Any:
@@ -90,8 +108,22 @@ def runtime() -> Any:
     return onnxruntime
 
 
+def _forked(device: str) -> DeviceError:
+    return DeviceError(
+        device,
+        "CUDA was opened before this process was forked, and does not work in a forked child",
+        fix="Open encoders after the fork: encode nothing before it, or use multiprocessing's start methods "
+        "spawn or forkserver, or gunicorn without --preload. The CPU does work: device='cpu'",
+    )
+
+
 def _cuda_problem(index: int) -> tuple[str, str] | None:
-    """What keeps CUDA from being used and how to mend it, or ``None``."""
+    """What keeps CUDA from being used and how to mend it, or ``None``.
+
+    :raises DeviceError: this process was forked from one that had opened CUDA.
+    """
+    if _fell_back is not None:
+        return _fell_back
     module = runtime()
     providers = module.get_available_providers()
     if CUDA_PROVIDER not in providers:
@@ -111,12 +143,18 @@ def _cuda_problem(index: int) -> tuple[str, str] | None:
 
 
 def _gpus() -> int | None:
-    """How many GPUs the driver shows, ``None`` without a driver."""
+    """How many GPUs the driver shows, ``None`` without a driver.
+
+    :raises DeviceError: this process was forked from one that had opened CUDA, by whatever library.
+    """
     try:
         driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
     except OSError:
         return None
     count = ctypes.c_int()
-    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
+    started = driver.cuInit(0)
+    if started == _NOT_INITIALISED:
+        raise _forked("cuda")
+    if started != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
         return 0
     return count.value

@@ -344,12 +344,10 @@ class Encoder:
         return _made, (type(self), self._source, self._given_query_encoder, self._query_cache)
 
     def _after_fork(self) -> None:
-        """Forget, in the child, the parent's session: its threads do not exist here."""
+        """Forget, in the child, the parent's session, whose threads do not exist here, or its connections."""
         self._lock = threading.RLock()
         self._recent = RecentVectors(self._query_cache)
-        if self._backend is not None:
-            _left_behind.append(self._backend)
-            self._backend = None
+        self._backend = None
 
 
 def _made(kind: type[Encoder], source: Source, query_encoder: Encoder | None, query_cache: int) -> Encoder:
@@ -360,8 +358,6 @@ def _made(kind: type[Encoder], source: Source, query_encoder: Encoder | None, qu
 
 
 _alive: weakref.WeakSet[Encoder] = weakref.WeakSet()
-# Sessions of the parent process, never destroyed in the child: their destructor would wait for threads.
-_left_behind: list[Backend] = []
 
 
 def _after_fork() -> None:
@@ -369,5 +365,6 @@ def _after_fork() -> None:
         encoder._after_fork()
 
 
+# After the hook of pgembed.encoders.forks, which keeps sessions: hooks run in the order of registration.
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)

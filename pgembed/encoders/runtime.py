@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from pgembed.encoders import device as devices
+from pgembed.encoders import forks
 from pgembed.encoders.backend import Encoded, Kind, Vectors
 from pgembed.encoders.batching import batches
 from pgembed.encoders.device import CPU_PROVIDER, CUDA_PROVIDER, Device
@@ -26,8 +27,6 @@ from pgembed.encoders.tokenizing import tokenizer_of
 from pgembed.encoders.tokens import TOKENIZER_FILE, Tokens
 from pgembed.encoders.words import WORDS_FILE
 from pgembed.exc import DeviceError, EncoderFilesError, EncoderOptionError
-
-_logger = logging.getLogger("pgembed.encoders")
 
 Job = TypeVar("Job")
 
@@ -98,17 +97,33 @@ class OnnxRuntime:
         precision: str = "auto",
         threads: int | None = None,
     ) -> None:
+        forks.inherit(self)
         self._spec = spec
         threads = threads or available_threads()
         # 8 bit is for the CPU, so there is nothing to choose.
         chosen = devices.choose("cpu" if (device, precision) == ("auto", "int8") else device)
         try:
-            self._start(folder, chosen, precision, threads)
+            self._start_on(folder, chosen, precision, threads)
         except DeviceError as error:
-            if device != "auto":
+            if device != "auto" or precision == "fp16":
                 raise
-            _logger.warning("event=device device=cpu reason=%r", str(error))
+            devices.log_once(logging.WARNING, f"event=device device=cpu reason={str(error)!r}")
             self._start(folder, Device("cpu"), precision, threads)
+
+    def _start_on(self, folder: Path, device: Device, precision: str, threads: int) -> None:
+        """Start with the best graph that the device can run.
+
+        Not every GPU has kernels for packed texts in 16 bits. Unless those were asked for, padded texts in 32
+        bits take their place, on the same GPU: the vectors are of the same class.
+        """
+        try:
+            self._start(folder, device, precision, threads)
+        except DeviceError as error:
+            if precision != "auto" or self._plan.graph != CUDA_FILE:
+                raise
+            self._start(folder, device, "fp32", threads)
+            line = f"event=precision device={device} precision=fp32 reason={error.found!r}"
+            devices.log_once(logging.WARNING, line)
 
     def _start(self, folder: Path, device: Device, precision: str, threads: int) -> None:
         self.device = device
@@ -127,6 +142,17 @@ class OnnxRuntime:
                 self._tokenizer = tokenizer.result()
             finally:
                 intact.result()  # says best what is wrong with a damaged file
+        if device.kind == "cuda":
+            self._try(spec.fingerprint)
+
+    def _try(self, fingerprint: str) -> None:
+        """Compute a little: some kernels that a GPU lacks are missed only by the first run."""
+        try:
+            vectors = self.encode(["a", fingerprint], "document").vectors
+        except Exception as error:  # onnxruntime's errors share no other base
+            raise _refused(self.device, self._plan.graph, error) from error
+        if not np.isfinite(vectors).all():
+            raise _refused(self.device, self._plan.graph, "vectors with NaN or infinity")
 
     def encode(self, texts: list[str], kind: Kind) -> Encoded:
         """Vectors of ``texts``, with the prompt of their kind before them."""
@@ -253,8 +279,17 @@ def _open(path: Path, device: Device, threads: int) -> Any:
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=providers)
     except Exception as error:  # onnxruntime's errors share no other base
+        if device.kind == "cuda":  # whether the file is damaged is found out apart
+            raise _refused(device, path.name, error) from error
         raise EncoderFilesError(
             path, f"a graph that cannot be opened ({error})", needed="an intact encoder"
         ) from error
     devices.check_session(session, device)
     return session
+
+
+def _refused(device: Device, graph: str, reason: object) -> DeviceError:
+    precision = "precision='fp32' or " if graph == CUDA_FILE else ""
+    return DeviceError(
+        str(device), f"it cannot run {graph} ({reason})", fix=f"Ask for {precision}device='cpu'"
+    )

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pgembed.encoders import forks
 from pgembed.exc import EncoderFilesError, EncoderOptionError
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -100,7 +101,7 @@ class Tokenizer:
         return max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
 
     def __call__(self, texts: Sequence[str]) -> Tokens:
-        """Tokenise ``texts``, on several threads."""
+        """Tokenise ``texts``, on several threads (in a forked child, on one)."""
         pieces: list[npt.NDArray[np.int32]] = []
         cut = 0
         for start in range(0, len(texts), _CHUNK):
@@ -114,6 +115,10 @@ class Tokenizer:
         return Tokens.joined(pieces, cut)
 
     def _encode(self, texts: Sequence[str]) -> list[Any]:
+        if forks.inherited("tokenizers"):
+            # Its threads were left behind. It would go on without them by itself, but for a process that has
+            # TOKENIZERS_PARALLELISM=true in its environment, which would wait for them for ever.
+            return [self._tokenizer.encode(text, add_special_tokens=self._special_tokens) for text in texts]
         encodings: list[Any] = self._tokenizer.encode_batch_fast(
             texts, add_special_tokens=self._special_tokens
         )

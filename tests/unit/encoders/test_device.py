@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 
-from pgembed.encoders import Encoder, device, runtime
+from pgembed.encoders import Encoder, device, lanes, runtime
 from pgembed.encoders.device import CPU_PROVIDER, CUDA_PROVIDER, Device
 from pgembed.encoders.runtime import plan
 from pgembed.exc import DeviceError, EncoderFilesError, EncoderOptionError
@@ -43,7 +47,10 @@ def test_cuda_with_too_few_gpus(cuda_package: None, monkeypatch: pytest.MonkeyPa
         device.choose("cuda:2")
 
 
-def test_session_that_fell_back() -> None:
+def test_session_that_fell_back(cuda_package: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "_fell_back", None)
+    monkeypatch.setattr(device, "_gpus", lambda: 1)
+
     class Session:
         def get_providers(self) -> list[str]:
             return [CPU_PROVIDER]
@@ -51,6 +58,9 @@ def test_session_that_fell_back() -> None:
     device.check_session(Session(), Device("cpu"))
     with pytest.raises(DeviceError, match=r"could not load CUDA's libraries.*onnxruntime-gpu\[cuda,cudnn\]"):
         device.check_session(Session(), Device("cuda"))
+    assert device.choose("auto") == Device("cpu")  # the libraries are no nearer at the next encoder
+    with pytest.raises(DeviceError, match="could not load CUDA's libraries"):
+        device.choose("cuda")
 
 
 def test_auto_does_without_a_gpu_that_cannot_be_used(
@@ -62,6 +72,7 @@ def test_auto_does_without_a_gpu_that_cannot_be_used(
         if chosen.kind == "cuda":
             raise DeviceError("cuda", "no libraries", fix="Install them")
 
+    monkeypatch.setattr(device, "_logged", set())
     monkeypatch.setattr(device, "choose", lambda name: Device("cpu" if name == "cpu" else "cuda"))
     monkeypatch.setattr("pgembed.encoders.runtime._open", opened_on_cpu(fell_back))
     with pytest.raises(DeviceError, match="no libraries"):
@@ -72,6 +83,129 @@ def test_auto_does_without_a_gpu_that_cannot_be_used(
     caplog.clear()
     assert Encoder(minilm_folder, precision="int8").encode_documents(["x"]).shape == (1, 384)
     assert not caplog.text
+
+
+class Gpu:
+    """A session of ONNX Runtime on a GPU: a real one on the CPU, or one whose runs end badly."""
+
+    def __init__(self, session: Any, run: Callable[[Gpu], None] | None) -> None:
+        self._session = session
+        self._run = run
+
+    def get_providers(self) -> list[str]:
+        return [CUDA_PROVIDER, CPU_PROVIDER]
+
+    def io_binding(self) -> Any:
+        return self if self._session is None else self._session.io_binding()
+
+    def run_with_iobinding(self, binding: Any) -> None:
+        self._run(self) if self._run else self._session.run_with_iobinding(binding)
+
+    def bind_cpu_input(self, name: str, array: Any) -> None: ...
+    def bind_output(self, name: str, kind: str, index: int, dtype: Any, shape: Any, place: int) -> None:
+        self.output = (ctypes.c_float * math.prod(shape)).from_address(place)
+
+    def synchronize_inputs(self) -> None: ...
+    def synchronize_outputs(self) -> None: ...
+
+
+def no_kernel(session: Gpu) -> None:
+    raise RuntimeError("no kernel image is available for execution on the device")
+
+
+def not_a_number(session: Gpu) -> None:
+    session.output[:] = [math.nan] * len(session.output)
+
+
+@pytest.fixture
+def gpu(cuda_package: None, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
+    """Put in a GPU that cannot run the graphs named; the list that is given fills with those that are opened.
+
+    ``run`` is what becomes of their runs; without it, ONNX Runtime itself refuses them at the opening, as
+    operators that only CUDA has.
+    """
+    monkeypatch.setattr(device, "_gpus", lambda: 1)
+    monkeypatch.setattr(device, "_logged", set())
+    monkeypatch.setattr(device, "_chosen_in", None)
+    monkeypatch.setattr(lanes, "_page_lock", lambda: None)
+
+    def without(*refused: str, run: Callable[[Gpu], None] | None = None) -> list[str]:
+        tried = []
+
+        def opened(path: str, options: Any, *, providers: list[Any]) -> Any:
+            if providers[0] == CPU_PROVIDER:
+                return session(path, options, providers=providers)
+            name = Path(path).name
+            tried.append(name)
+            if name not in refused:
+                return Gpu(session(path, options, providers=[CPU_PROVIDER]), None)
+            if run is not None:
+                return Gpu(None, run)
+            packed_graph = Path(path).with_name("model.cuda.onnx")
+            return session(str(packed_graph), options, providers=[CPU_PROVIDER])
+
+        session = onnxruntime.InferenceSession
+        monkeypatch.setattr(onnxruntime, "InferenceSession", opened)
+        return tried
+
+    return without
+
+
+@pytest.mark.parametrize("run", [None, no_kernel, not_a_number])
+@pytest.mark.parametrize("name", ["auto", "cuda"])
+def test_a_gpu_without_kernels_for_packed_texts_runs_the_padded_graph(
+    minilm: Encoder,
+    minilm_folder: Path,
+    gpu: Callable[..., list[str]],
+    run: Callable[[Gpu], None] | None,
+    name: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    tried = gpu("model.cuda.onnx", run=run)
+    texts = ["a text", "a longer text than that", ""]
+    for _ in range(2):
+        vectors = Encoder(minilm_folder, device=name).encode_documents(texts)
+        assert np.abs(vectors - minilm.encode_documents(texts)).max() < 1e-6
+    assert tried == ["model.cuda.onnx", "model.onnx"] * 2
+    (line,) = [record.message for record in caplog.records]  # said once
+    assert line.startswith("event=precision device=cuda:0 precision=fp32 reason=")
+    reasons = {None: "it cannot run model.cuda.onnx", no_kernel: "no kernel image", not_a_number: "NaN"}
+    assert reasons[run] in line
+
+
+@pytest.mark.parametrize("run", [None, no_kernel])
+@pytest.mark.parametrize("name", ["auto", "cuda"])
+def test_half_precision_that_was_asked_for_is_not_exchanged(
+    minilm_folder: Path, gpu: Callable[..., list[str]], run: Callable[[Gpu], None] | None, name: str
+) -> None:
+    tried = gpu("model.cuda.onnx", run=run)
+    with pytest.raises(DeviceError, match=r"cannot run model\.cuda\.onnx .*precision='fp32' or device='cpu'"):
+        Encoder(minilm_folder, device=name, precision="fp16").encode_documents(["x"])
+    assert tried == ["model.cuda.onnx"]
+
+
+def test_a_gpu_that_runs_nothing(
+    minilm_folder: Path, gpu: Callable[..., list[str]], caplog: pytest.LogCaptureFixture
+) -> None:
+    tried = gpu("model.cuda.onnx", "model.onnx", run=no_kernel)
+    with pytest.raises(DeviceError, match=r"cannot run model\.onnx \(no kernel"):
+        Encoder(minilm_folder, device="cuda").encode_documents(["x"])
+    assert tried == ["model.cuda.onnx", "model.onnx"]
+    assert not caplog.records
+    assert Encoder(minilm_folder).encode_documents(["x"]).shape == (1, 384)
+    assert "event=device device=cpu reason=" in caplog.text
+
+
+def test_damaged_files_are_no_fault_of_the_gpu(
+    minilm_folder: Path, tmp_path: Path, gpu: Callable[..., list[str]]
+) -> None:
+    gpu()
+    for path in minilm_folder.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    (tmp_path / "model.cuda.onnx").unlink()
+    (tmp_path / "model.cuda.onnx").write_bytes(b"damaged")
+    with pytest.raises(EncoderFilesError, match="SHA-256"):
+        Encoder(tmp_path).encode_documents(["x"])
 
 
 def opened_on_cpu(check: Callable[[object, Device], None]) -> Callable[..., object]:

@@ -174,19 +174,6 @@ def test_threads_share_one_encoder(minilm_folder: Path) -> None:
     assert np.abs(np.concatenate(parts) - expected).max() < 1e-6
 
 
-def test_fork_opens_its_own_session(minilm_folder: Path) -> None:
-    code = (
-        "import os, sys, numpy as np\n"
-        "from pathlib import Path; from pgembed.encoders import Encoder\n"
-        f"encoder = Encoder(Path({str(minilm_folder)!r})); before = encoder.encode_documents(['x'])\n"
-        "child = os.fork()\n"
-        "if child == 0:\n"
-        "    os._exit(0 if np.allclose(encoder.encode_documents(['x']), before, atol=1e-6) else 1)\n"
-        "print(os.waitpid(child, 0)[1], np.array_equal(encoder.encode_documents(['x']), before))"
-    )
-    assert run_python(code, TOKENIZERS_PARALLELISM="false") == "0 True"
-
-
 def test_copies(minilm: Encoder, minilm_folder: Path) -> None:
     assert copy.copy(minilm) is minilm
     assert copy.deepcopy({"encoder": minilm})["encoder"] is minilm

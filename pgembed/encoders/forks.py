@@ -1,0 +1,74 @@
+"""What a forked child inherits of native libraries, and how it works and ends all the same.
+
+The threads of the parent do not exist in a child, but the objects that count on them do. On Linux a child
+that ends normally would hang in ``pthread_cond_destroy`` twice: in the destructor of an inherited session, at
+Python's finalization, and in the static destructors of ONNX Runtime's library, among libc's exit handlers;
+for the latter it is enough that the parent has imported the package. So in a child
+
+- what holds an inherited session is never destroyed, and
+- libc's first exit handler ends the process, with the status that it was given.
+
+By that time Python is gone: its own ``atexit`` handlers have run and its files are flushed. libc's streams,
+which C extensions may write to, are flushed by the handler. Passed over in such a child are the exit handlers
+and static destructors that libraries registered before the fork, in the parent, as with ``os._exit``;
+those that are registered in the child run. Death by a signal, ``os._exit`` and ``exec`` are as ever.
+
+The threads of the package ``tokenizers`` are missing too; see :func:`inherited`.
+
+``on_exit`` is a function of glibc. Elsewhere (macOS, musl) nothing like it hands over the exit status: there
+a child says in the log that it may hang.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import sys
+import weakref
+from typing import Any
+
+_logger = logging.getLogger("pgembed.encoders")
+
+_holders: weakref.WeakSet[Any] = weakref.WeakSet()
+_inherited: frozenset[str] = frozenset()
+
+
+def inherited(package: str) -> bool:
+    """Whether ``tokenizers`` or ``onnxruntime`` was loaded before this process was forked."""
+    return package in _inherited
+
+
+def inherit(holder: object) -> None:
+    """Never destroy ``holder``, which has a session or is about to open one, in a forked child."""
+    _holders.add(holder)
+
+
+# Looked up here and now: while a thread of the parent loads a library, a child cannot look up anything.
+_libc: Any = ctypes.CDLL(None) if os.name == "posix" else None
+if hasattr(_libc, "on_exit"):
+    _end = ctypes.cast(_libc._exit, ctypes.c_void_p)
+    _flush = ctypes.cast(_libc.fflush, ctypes.c_void_p)
+    _on_exit, _at_exit = _libc.on_exit, _libc.__cxa_atexit
+
+
+def _after_fork() -> None:
+    global _inherited
+    _inherited = frozenset({"onnxruntime", "tokenizers"} & sys.modules.keys())
+    if not inherited("onnxruntime"):
+        return
+    for holder in list(_holders):
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(holder))
+    if not hasattr(_libc, "on_exit"):
+        _logger.warning(
+            "event=fork reason='ONNX Runtime was loaded before this process was forked, which may hang at "
+            "its end: fork first, or use the start methods spawn or forkserver'"
+        )
+        return
+    # Handlers run from the last registered to the first: flush all streams, then _exit(status).
+    _on_exit(_end, None)
+    _at_exit(_flush, None, None)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
