@@ -1,7 +1,8 @@
 -- The nearest rows of a table: keys, distances, and the value of one further column as text.
 -- The same plan as in pgembed/queries/nearest.py: a scan of the index, and where that gives fewer rows than
--- asked for, an exact one (+ 0 keeps it from the index). What is indexed decides which rows are candidates,
--- the whole vectors which of them are nearest. Vectors of zeros have no cosine distance (NaN).
+-- asked for, or more than 80 that are alike, an exact one (+ 0 keeps it from the index). What is indexed
+-- decides which rows are candidates, the whole vectors which of them are nearest. Vectors of zeros have no
+-- cosine distance (NaN).
 CREATE OR REPLACE FUNCTION pgembed.nearest(
     relation regclass,
     vector_column name,
@@ -71,20 +72,23 @@ BEGIN
     RETURN QUERY EXECUTE format(
         $query$
         WITH candidates AS ( -- before Postgres 17, a further key keeps the index from being used
-            %1$s %2$s AS distance FROM %3$s AS t WHERE $3 AND %4$s ORDER BY %9$s LIMIT $5
+            %1$s %2$s AS distance FROM %3$s AS t WHERE $3 AND %4$s ORDER BY %9$s FETCH FIRST $5 ROWS WITH TIES
         ), ann AS MATERIALIZED (
-            SELECT * FROM candidates WHERE distance < 'NaN' ORDER BY distance, %8$s LIMIT $2
+            SELECT *, count(*) OVER (PARTITION BY distance) AS alike FROM candidates WHERE distance < 'NaN'
+        ), settled AS MATERIALIZED (
+            SELECT count(*) >= $2 AND max(alike) <= 80 AS enough FROM ann
         ), found AS (
-            SELECT * FROM ann WHERE (SELECT count(*) FROM ann) >= $2
+            SELECT * FROM ann WHERE (SELECT enough FROM settled)
             UNION ALL
-            (%1$s (%2$s) + 0 AS distance FROM %3$s AS t
-              WHERE t.%6$I IS NOT NULL AND %4$s AND (SELECT count(*) FROM ann) < $2
+            (%1$s (%2$s) + 0 AS distance, NULL FROM %3$s AS t
+              WHERE t.%6$I IS NOT NULL AND %4$s AND NOT (SELECT enough FROM settled)
               ORDER BY (%2$s) + 0, %5$s LIMIT $2)
         )
         SELECT jsonb_build_object(%7$s), distance, pgembed.score($4, distance), extra
           FROM found
          WHERE distance < 'NaN'
          ORDER BY distance, %8$s
+         LIMIT $2
         $query$,
         leg,
         whole,

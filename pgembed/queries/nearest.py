@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, TypeAlias
 
-from sqlalchemy import Integer, bindparam, func, literal_column, select, true, union_all
+from sqlalchemy import Integer, and_, bindparam, func, literal_column, select, true, union_all
 from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.sql.selectable import CTE, FromClause, Select, Subquery
 
@@ -24,6 +25,11 @@ Stale: TypeAlias = Literal["include", "exclude"]
 #: NaN sorts above every number in Postgres: "less than NaN" holds for numbers, not for NaN and NULL.
 NAN: ColumnElement[float] = literal_column("'NaN'::float8")
 _ZERO: ColumnElement[int] = literal_column("0")
+
+#: The most rows alike of which an index is believed. An element of an HNSW graph holds 10 rows of equal
+#: vectors and knows 2 m others, so that up to 20 m rows (80 where m is 4) are found together; of more, some
+#: elements know each other only, and nothing leads to the rest.
+ALIKE = 80
 
 
 @dataclass(frozen=True)
@@ -69,7 +75,7 @@ class Nearest:
         """Whether an index may be used."""
         return self.mode == "approximate" or (self.mode == "auto" and self.index is not None)
 
-    @property
+    @cached_property
     def index(self) -> Indexed | None:
         """The declared index that serves this search."""
         return choose(self.target.indexes, self.conditions)
@@ -85,29 +91,31 @@ class Nearest:
             WHERE distance < 'NaN' ORDER BY distance, key_1 LIMIT :limit OFFSET :offset
 
         The approximate form looks into the index, and where that gives too few rows (a selective condition,
-        rows that the index has not, an index that is worn) the exact form takes over, in the same statement::
+        rows that the index has not, an index that is worn) or many that are alike, of which an index can lose
+        some, the exact form takes over, in the same statement::
 
             WITH settings AS MATERIALIZED (SELECT concat(set_config('hnsw.ef_search', ...), ...) AS applied),
             ann AS MATERIALIZED (
-                SELECT nearest.* FROM settings JOIN LATERAL (
+                SELECT nearest.*, count(*) OVER (PARTITION BY distance) AS alike FROM settings JOIN LATERAL (
                     SELECT id AS key_1, embedding <=> :query AS distance FROM article
                     WHERE settings.applied IS NOT NULL AND <conditions>
-                    ORDER BY embedding <=> :query LIMIT <rows>) AS nearest ON true)
-            SELECT ... FROM (SELECT * FROM ann WHERE (SELECT count(*) FROM ann) >= <rows>
+                    ORDER BY embedding <=> :query FETCH FIRST <rows> ROWS WITH TIES) AS nearest ON true
+                WHERE distance < 'NaN')
+            SELECT ... FROM (SELECT * FROM ann WHERE <enough>
                              UNION ALL
-                             (SELECT <exact form> AND (SELECT count(*) FROM ann) < <rows> ...)) AS found
+                             (SELECT <exact form> AND NOT <enough> ...)) AS found
             WHERE distance < 'NaN' ORDER BY distance, key_1 LIMIT :limit OFFSET :offset
 
-        Where the index does not hold whole vectors, it gives candidates, more than the rows asked for. The
-        nearest of them by the distance of the whole vectors are ``ann``. As long as there is no such index,
-        ``settings`` has no row, so that the exact form takes over::
+        where ``enough`` is ``(SELECT count(*) >= <rows> AND max(alike) <= 80 FROM ann)``. With the ties of
+        the last row, equal distances are in the order of the key. (Distances of bits are few, so that rows
+        of bits are alike where the bits are.)
 
-            ann AS MATERIALIZED (
-                SELECT nearest.* FROM settings JOIN LATERAL (
-                    SELECT id AS key_1, embedding <=> :query AS distance FROM article WHERE ...
+        Where the index does not hold whole vectors, it gives candidates, more than the rows asked for, and
+        the distance of the whole vectors orders them. As long as there is no such index, ``settings`` has no
+        row, so that the exact form takes over::
+
                     ORDER BY embedding::halfvec(384) <=> :query::halfvec(384)
-                    LIMIT <candidates>) AS nearest ON true
-                WHERE distance < 'NaN' ORDER BY distance, key_1 LIMIT <rows>)
+                    FETCH FIRST <candidates> ROWS WITH TIES) AS nearest ON true
 
         Rows without a vector are never found, nor are vectors of zeros by their cosine distance (it is NaN).
         Inside, nothing but the distance orders: before Postgres 17 a further key would defeat the index.
@@ -116,9 +124,10 @@ class Nearest:
         found: FromClause
         if self.approximate:
             ann = self._ann(payload)
-            enough = select(func.count()).select_from(ann).scalar_subquery()
-            through_index = select(*ann.c).where(enough >= self.rows)
-            found = union_all(through_index, self._exact(payload, enough < self.rows)).subquery()
+            settled = and_(func.count() >= self.rows, func.max(ann.c.alike) <= ALIKE)
+            enough = select(settled).select_from(ann).scalar_subquery()
+            through_index = select(*(each for each in ann.c if each.key != "alike")).where(enough)
+            found = union_all(through_index, self._exact(payload, ~enough)).subquery()
         else:
             found = self._exact(payload).subquery()
         hits = select(*found.c).where(found.c.distance < NAN)
@@ -137,8 +146,10 @@ class Nearest:
         index = self.index
         settings = self.settings.cte(index, self.rows)
         distance = self.target.distance(self.query)
+        # Different bits are at equal distances all the time: only equal bits are alike.
+        alike = [self.target.vector.label("alike")] if self.target.storage == "bit" else []
         candidates = (
-            select(*self._columns(payload), distance.label("distance"))
+            select(*self._columns(payload), distance.label("distance"), *alike)
             .where(settings.c.applied.is_not(None), *self.conditions)
             .correlate(settings)
         )
@@ -146,20 +157,16 @@ class Nearest:
             # Said once more without parameters, of which a generic plan knows nothing.
             predicate = index.predicate(self.target.selectable)
             candidates = candidates if predicate is None else candidates.where(predicate)
-        if index is None or index.whole:
-            nearest = candidates.order_by(distance).limit(literal_rows(self.rows)).lateral()
-            return materialized(select(*nearest.c).select_from(settings.join(nearest, true())), "ann")
-        wanted = index.candidates(self.rows, self.settings.ef_search)
-        coarse = index.distance(self.target.vector, self.query)
-        nearest = candidates.order_by(coarse).limit(literal_rows(wanted)).lateral()
-        ranked = (
-            select(*nearest.c)
-            .select_from(settings.join(nearest, true()))
-            .where(nearest.c.distance < NAN)
-            .order_by(nearest.c.distance, *keys_of(self.target, nearest))
-            .limit(literal_rows(self.rows))
-        )
-        return materialized(ranked, "ann")
+        order, wanted = distance, self.rows
+        if index is not None and not index.whole:
+            order = index.distance(self.target.vector, self.query)
+            wanted = index.candidates(self.rows, self.settings.ef_search)
+        nearest = candidates.order_by(order).fetch(literal_rows(wanted), with_ties=True).lateral()
+        found = select(
+            *(each for each in nearest.c if each.key != "alike"),
+            func.count().over(partition_by=nearest.c.alike if alike else nearest.c.distance).label("alike"),
+        ).select_from(settings.join(nearest, true()))
+        return materialized(found.where(nearest.c.distance < NAN), "ann")
 
     def _exact(self, payload: Sequence[ColumnElement[Any]], *gate: ColumnElement[bool]) -> Select[Any]:
         distance = self.target.distance(self.query) + _ZERO
