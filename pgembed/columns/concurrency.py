@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from importlib.util import find_spec
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 
 def off_event_loop(function: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R:
-    """Call ``function``; under an async engine or session, in a thread while the event loop goes on.
+    """Call ``function``; under an async engine or session, on a thread while the event loop goes on.
 
     SQLAlchemy's asyncio extension runs its synchronous internals (flushes, bind processors) in a greenlet,
     and lets such code await by switching to the greenlet of the loop. Outside of it, this is a plain call.
-    Errors of ``function`` reach the caller as they are; context variables are those of the caller.
+    The thread is one of :mod:`pgembed.encoders.executor`. Errors of ``function`` reach the caller as they
+    are; context variables are those of the caller.
     """
     # Without greenlet nothing runs in one, and SQLAlchemy's own functions raise.
     if find_spec("greenlet") is None:
@@ -25,6 +25,6 @@ def off_event_loop(function: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwar
 
     if not in_greenlet():
         return function(*args, **kwargs)
-    call: Callable[..., Any] = asyncio.to_thread
-    result: _R = await_only(call(function, *args, **kwargs))
-    return result
+    from pgembed.encoders.executor import in_thread
+
+    return await_only(in_thread(function, *args, **kwargs))

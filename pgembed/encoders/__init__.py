@@ -16,6 +16,7 @@ texts, recent              texts checked, each different one once; the vectors o
 tokenizing, tokens, words  texts to token ids, by a model's tokenizer or a list of words
 runtime, device, threads   ONNX Runtime: the session, the device, the threads that it may have
 forks                      what a forked child inherits of it
+executor                   the threads on which programs under asyncio encode
 batching, feeds, lanes     batches of texts of like length, as inputs of a graph, several at once on a GPU
 export                     models to encoder folders, without torch
 hub, packaged              models from the Hugging Face hub, and from a package

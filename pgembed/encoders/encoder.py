@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import threading
 import weakref
@@ -15,6 +14,7 @@ import numpy as np
 from pgembed.encoders import device as devices
 from pgembed.encoders import lookup
 from pgembed.encoders.backend import Backend, Counts, Kind, Source, Vectors
+from pgembed.encoders.executor import in_thread
 from pgembed.encoders.local import Local
 from pgembed.encoders.recent import RecentVectors
 from pgembed.encoders.spec import EncoderSpec
@@ -281,11 +281,11 @@ class Encoder:
 
     async def aencode_documents(self, texts: Iterable[str]) -> Vectors:
         """As :meth:`encode_documents`, on another thread, so that the event loop goes on."""
-        return await asyncio.to_thread(self.encode_documents, list(texts))
+        return await in_thread(self.encode_documents, list(texts))
 
     async def aencode_queries(self, texts: Iterable[str]) -> Vectors:
         """As :meth:`encode_queries`, on another thread, so that the event loop goes on."""
-        return await asyncio.to_thread(self.encode_queries, list(texts))
+        return await in_thread(self.encode_queries, list(texts))
 
     def _encode(self, wanted: list[str], kind: Kind) -> tuple[Vectors, Counts]:
         different, inverse = distinct(wanted)

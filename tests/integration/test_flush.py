@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, load_only, mapped_column, undefer
 
-from pgembed import HNSW, Vector, embedding_column
+from pgembed import HNSW, Vector, embedding_column, semantic_search
 from pgembed.columns import bound
 from pgembed.exc import DimensionMismatchError, EncoderError, TextError, VectorValueError
 from pgembed.testing import HashEncoder
@@ -507,6 +509,25 @@ def test_composite_keys_schemas_and_renamed_columns(engine: Engine, hash_encoder
         row = session.execute(text("SELECT * FROM pgembed.status")).mappings().one()
         assert row["relation"] == '"my schema"."Odd page"'
         assert (row["fresh"], row["pending"], row["index"]) == (6, 0, "hnsw")
+
+
+async def test_async_sessions_do_not_wait_for_the_default_executor(engine: Engine, models: Models) -> None:
+    """Flushes and searches have threads of their own, whatever else of the program blocks."""
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(2))
+    released = threading.Event()
+    blocked = [asyncio.create_task(asyncio.to_thread(released.wait)) for _ in range(40)]
+    async_engine = create_async_engine(engine.url.set(drivername="postgresql+psycopg_async"))
+    try:
+        async with asyncio.timeout(60), AsyncSession(async_engine) as session:
+            session.add(models.article(title="a word"))
+            await session.commit()
+            found = await session.scalars(semantic_search(models.article.embedding, "a word"))
+            assert [article.title for article in found] == ["a word"]
+            assert not released.is_set()
+    finally:
+        released.set()
+        await asyncio.gather(*blocked)
+        await async_engine.dispose()
 
 
 async def test_async_sessions_encode_off_the_event_loop(engine: Engine) -> None:

@@ -22,8 +22,9 @@ LAYERS = (
     ("filling",),
     ("migrations", "testing", "cli"),
 )
-#: Neighbours on one layer that may be used: an error has no dependencies, a search asks for the index.
-NEIGHBOURS = {("metrics", "exc"), ("queries", "indexes")}
+#: Neighbours on one layer that may be used: an error has no dependencies, a search asks for the index, and a
+#: column's encoder has the threads of all encoders.
+NEIGHBOURS = {("metrics", "exc"), ("queries", "indexes"), ("columns", "encoders")}
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
 

@@ -6,6 +6,7 @@ that had to be killed.
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import ctypes
 import json
@@ -91,6 +92,11 @@ def is_terminated() -> None:
 def encodes_and_exits_with_3() -> None:
     encodes_right()
     sys.exit(3)
+
+
+@scenario
+def encodes_under_asyncio() -> None:
+    assert np.allclose(asyncio.run(encoder.aencode_documents(TEXTS)), VECTORS, atol=1e-6)
 
 
 @scenario
@@ -192,7 +198,7 @@ if __name__ == "__main__":
     import onnxruntime  # noqa: F401
 
     found: dict[str, object] = {"imported_only": status(nothing)}
-    VECTORS, QUERY = encoder.encode_documents(TEXTS), encoder.encode_queries(TEXTS[:1])
+    VECTORS, QUERY = asyncio.run(encoder.aencode_documents(TEXTS)), encoder.encode_queries(TEXTS[:1])
     found |= {name: status(child) for name, child in scenarios.items()}
     found["while_another_thread_encodes"] = while_another_thread_encodes()
     found |= {method: processes(method) for method in ("fork", "forkserver", "spawn")}

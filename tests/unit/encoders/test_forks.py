@@ -59,6 +59,7 @@ def found(folder: Path) -> dict[str, Any]:
         ("exits_at_once_with_5", 5),
         ("is_terminated", -15),
         ("encodes_and_exits_with_3", 3),
+        ("encodes_under_asyncio", 0),
         ("only_closes", 0),
         ("forgets", 0),
         ("opens_another", 0),
