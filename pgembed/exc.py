@@ -7,7 +7,11 @@ cannot be encoded, a vector of the wrong length) reaches the caller unwrapped to
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import signal
+import threading
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from sqlalchemy import Connection, Engine
@@ -191,6 +195,39 @@ class TextError(EncoderError, ValueError):
         self.reason = reason
         self.position = position
         super().__init__(reason if position is None else f"text {position}: {reason}")
+
+
+class EncoderPanicError(EncoderError):
+    """An encoder raised what is no ``Exception``, such as a panic of its Rust code; that is the cause."""
+
+    def __init__(self, encoder: str, cause: BaseException) -> None:
+        self.encoder = encoder
+        super().__init__(f"encoder {encoder!r} broke off with {type(cause).__name__}: {cause}")
+
+
+@contextmanager
+def encoder_errors(encoder: str) -> Iterator[None]:
+    """Let whatever an encoder raises be an ``Exception``, so that no thread or program ends by it.
+
+    :param encoder: its name.
+    :raises EncoderPanicError: it raised anything else. What is meant for the program passes: Ctrl-C, and what
+        the handler of a signal raises; both arrive in the main thread, in the middle of whatever it does.
+    """
+    try:
+        yield
+    except Exception:
+        raise
+    except BaseException as error:
+        if threading.current_thread() is threading.main_thread() and _is_of_a_signal(error):
+            raise
+        raise EncoderPanicError(encoder, error) from error
+
+
+def _is_of_a_signal(error: BaseException) -> bool:
+    handlers = [signal.getsignal(number) for number in signal.valid_signals()]
+    codes = {code for code in (getattr(handler, "__code__", None) for handler in handlers) if code}
+    frames = traceback.walk_tb(error.__traceback__)
+    return isinstance(error, KeyboardInterrupt) or any(frame.f_code in codes for frame, _ in frames)
 
 
 # --- databases ------------------------------------------------------------------------------------

@@ -54,7 +54,10 @@ def backfill(
         typer.Option("--dry-run", help="Encode a sample, write nothing, and say how long it would take."),
     ] = False,
 ) -> None:
-    """Fill all pending rows, beside users and workers. Interrupted, it goes on where it was."""
+    """Fill all pending rows, beside users and workers. Interrupted, it goes on where it was.
+
+    Exit code 1 if rows could not be filled, now or before, or somebody kept them locked.
+    """
     if where is not None and table is None:
         raise typer.BadParameter("a condition needs a TABLE", param_hint="--where")
     embeddings = columns_of(models)
@@ -72,7 +75,7 @@ def backfill(
                 if dry_run:
                     _estimate(engine, target, where, limit, throttle)
                 else:
-                    _fill(engine, target, where, limit, throttle)
+                    well = _fill(engine, target, where, limit, throttle) and well
             except EncoderError as error:
                 typer.echo(f"{target}: {error}", err=True)
                 well = False
@@ -102,7 +105,8 @@ def _estimate(
 
 def _fill(
     engine: Engine, target: Target, where: str | None, limit: int | None, throttle: float | None
-) -> None:
+) -> bool:
+    """Fill a column; returns whether nothing is left that was asked for."""
     total = pending(engine, target, where=where)
     bar = Progress(
         TextColumn("{task.description}"),
@@ -123,7 +127,8 @@ def _fill(
     line = f"{target}: {counts.written:,} rows filled"
     if counts.failed:
         line += f", {counts.failed:,} failed (see `pgembed failures list`)"
-    left = pending(engine, target, where=where) - counts.failed if limit is None else 0
+    left = pending(engine, target, where=where, in_hand=False) - counts.failed if limit is None else 0
     if left > 0:
         line += f", {left:,} still pending"
     typer.echo(line)
+    return not counts.failed and left <= 0

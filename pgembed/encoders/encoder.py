@@ -19,7 +19,7 @@ from pgembed.encoders.local import Local
 from pgembed.encoders.recent import RecentVectors
 from pgembed.encoders.spec import EncoderSpec
 from pgembed.encoders.texts import checked, distinct, repeated
-from pgembed.exc import EncoderError, EncoderOptionError
+from pgembed.exc import EncoderError, EncoderOptionError, encoder_errors
 
 PRECISIONS = ("auto", "fp32", "fp16", "int8")
 
@@ -289,7 +289,8 @@ class Encoder:
 
     def _encode(self, wanted: list[str], kind: Kind) -> tuple[Vectors, Counts]:
         different, inverse = distinct(wanted)
-        encoded = self._opened().encode(different, kind)
+        with encoder_errors(self.name):
+            encoded = self._opened().encode(different, kind)
         with self._lock:
             self._cut += encoded.cut
         if len(different) == len(wanted):
@@ -300,7 +301,8 @@ class Encoder:
 
     def open(self) -> None:
         """Open the weights now instead of at the first use."""
-        self._opened()
+        with encoder_errors(self.name):
+            self._opened()
 
     def close(self) -> None:
         """Give back the memory of the weights; a closed encoder encodes no more."""

@@ -76,9 +76,15 @@ def backfill(
     return cycle.run(once=True)
 
 
-def pending(engine: Engine, column: Any, *, where: ColumnElement[bool] | str | None = None) -> int:
-    """How many rows of a column are pending; counted exactly, in the index that holds just them."""
-    statement = Statements(_target(engine, column)).pending_count(_conditions(where))
+def pending(
+    engine: Engine, column: Any, *, where: ColumnElement[bool] | str | None = None, in_hand: bool = True
+) -> int:
+    """How many rows of a column are pending; counted exactly, in the index that holds just them.
+
+    :param in_hand: whether those count that a worker is about to fill; without them, after a backfill, these
+        are the rows that could not be filled.
+    """
+    statement = Statements(_target(engine, column)).pending_count(_conditions(where), in_hand=in_hand)
     return int(Transactions(engine, patience=0).run(lambda c: c.scalar(statement)) or 0)
 
 

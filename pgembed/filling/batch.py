@@ -12,7 +12,7 @@ import numpy as np
 
 from pgembed.columns import Array, Embedding, TextEncoder
 from pgembed.columns.concurrency import off_event_loop
-from pgembed.exc import EncoderError
+from pgembed.exc import EncoderError, encoder_errors
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,8 @@ def encode(fillings: Iterable[Filling]) -> None:
 def _encode(encoder: TextEncoder, fillings: list[Filling]) -> None:
     texts = [filling.declaration.compose(filling.texts) for filling in fillings]
     try:
-        vectors = _checked(encoder, off_event_loop(encoder.encode_documents, texts), len(texts))
+        documents = encoder_errors(encoder.name)(encoder.encode_documents)
+        vectors = _checked(encoder, off_event_loop(documents, texts), len(texts))
     except Exception as error:
         if any(filling.declaration.on_error == "raise" for filling in fillings):
             raise

@@ -16,7 +16,7 @@ import numpy as np
 
 from pgembed.columns import Array
 from pgembed.columns.embedding import TextEncoder
-from pgembed.exc import DimensionMismatchError, EncoderError, TextError, VectorValueError
+from pgembed.exc import DimensionMismatchError, EncoderError, TextError, VectorValueError, encoder_errors
 from pgembed.filling.batches import Encoded, Row
 from pgembed.filling.pace import Pace
 
@@ -60,7 +60,8 @@ class Encoding:
         """
         opened = getattr(self._encoder, "open", None)
         if callable(opened):
-            opened()
+            with encoder_errors(self._encoder.name):
+                opened()
 
     @property
     def suspected_rows(self) -> int:
@@ -104,7 +105,9 @@ class Encoding:
 
     def _call(self, texts: list[str]) -> Array:
         self._before_call()
-        vectors = np.ascontiguousarray(self._encoder.encode_documents(texts), dtype=np.float32)
+        with encoder_errors(self._encoder.name):
+            found = self._encoder.encode_documents(texts)
+        vectors = np.ascontiguousarray(found, dtype=np.float32)
         if vectors.ndim != 2 or len(vectors) != len(texts):
             raise VectorValueError(f"{len(texts)} texts gave an array of the shape {vectors.shape}")
         if vectors.shape[1] != self._encoder.dimensions:

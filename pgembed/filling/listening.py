@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any
 
 from sqlalchemy import Connection, Engine, func, select
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError
 
 from pgembed.exc import DatabaseError
 
@@ -68,7 +68,7 @@ class Listener:
             try:
                 with self._engine.connect() as connection:
                     self._listen(connection)
-            except (SQLAlchemyError, self._engine.dialect.loaded_dbapi.Error) as error:
+            except Exception as error:  # of SQLAlchemy, of the driver, of sockets
                 cause = error.orig if isinstance(error, DBAPIError) else error
                 line = " ".join(str(cause).split())
                 logger.warning("event=listen pause=%.1f error=%r", self._pause, line)

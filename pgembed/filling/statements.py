@@ -136,10 +136,17 @@ class Statements:
             .order_by(*(within.c[f"key_{i}"] for i in range(len(keys))))
         )
 
-    def pending_count(self, where: Sequence[ColumnElement[bool]] = ()) -> Select[Any]:
-        """How many rows are pending, counted in the index that holds just them."""
+    def pending_count(
+        self, where: Sequence[ColumnElement[bool]] = (), *, in_hand: bool = True
+    ) -> Select[Any]:
+        """How many rows are pending, counted in the index that holds just them.
+
+        :param in_hand: whether those count that a worker is about to fill.
+        """
         embedding = self._target.embedding
         count: Select[Any] = select(func.count()).select_from(embedding.table)
+        if not in_hand:
+            count = count.where(self.key(embedding.table).not_in(self._leased()))
         # With a parameter a driver sends one statement alone, whatever is written into a condition.
         return count.where(embedding.pending(), *where).limit(1)
 

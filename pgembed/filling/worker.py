@@ -21,6 +21,7 @@ from sqlalchemy.exc import DBAPIError
 from pgembed.columns import EmbeddingColumn
 from pgembed.exc import PgembedError
 from pgembed.filling import failures
+from pgembed.filling.backfill import pending
 from pgembed.filling.batches import Counts
 from pgembed.filling.cycle import Cycle, Settings
 from pgembed.filling.listening import Listener
@@ -46,10 +47,11 @@ class _Job:
     target: Target
     cycle: Cycle | None = None
     thread: threading.Thread | None = None
-    error: Exception | None = None
+    error: BaseException | None = None
     attempts: int = 0
     start_at: float = 0.0
     done: bool = False
+    left: int = 0
     reported: Counts = field(default_factory=Counts)
     reported_at: float = field(default_factory=time.monotonic)
 
@@ -99,7 +101,7 @@ class Worker:
         """Fill until stopped.
 
         :param once: until nothing is pending that could be filled; every column is tried once.
-        :returns: whether all columns went well.
+        :returns: whether all columns went well and, with ``once``, no row is left that could not be filled.
         :raises NotInstalledError: the database has no SQL objects of pgembed.
         :raises DBAPIError: with ``once``, the database cannot be reached; otherwise it is waited for.
         """
@@ -132,7 +134,7 @@ class Worker:
                 time.sleep(0.05)
         finally:
             self._halt(list(self._jobs.values()))
-        return not self._refused and all(job.error is None for job in self._jobs.values())
+        return not self._refused and all(job.error is None and not job.left for job in self._jobs.values())
 
     # --- which columns ----------------------------------------------------------------------------
 
@@ -181,7 +183,7 @@ class Worker:
         def body() -> None:
             try:
                 cycle.run(once=once)
-            except Exception as error:
+            except BaseException as error:  # a thread that ended otherwise would not be missed
                 job.error = error
 
         logger.info("event=start column=%r encoder=%r", str(job.target), job.target.encoder.name)
@@ -194,6 +196,9 @@ class Worker:
         job.thread = None
         if job.error is None:
             job.done = True
+            job.left = pending(self._engine, job.target, in_hand=False)
+            if job.left:
+                logger.warning("event=left column=%r rows=%d", str(job.target), job.left)
             return
         job.attempts = 1 if job.cycle.counts.written else job.attempts + 1
         pause = 0.0 if once else min(2.0 ** (job.attempts - 1), _LONGEST_PAUSE)

@@ -19,7 +19,7 @@ from sqlalchemy.types import TypeEngine
 from pgembed.columns import Array, Embedding, VectorType, as_array
 from pgembed.columns.concurrency import off_event_loop
 from pgembed.columns.values import Storage
-from pgembed.exc import QueryError
+from pgembed.exc import QueryError, encoder_errors
 from pgembed.queries.target import Target
 
 #: What a search is for: text, a vector, ``bindparam("q")``, an entity, or a scalar subquery.
@@ -46,7 +46,8 @@ class QueryText:
     def vector(self, declaration: Embedding, dimensions: int | None) -> Array:
         """The text's vector, by the encoder of the column that is searched."""
         if self._vector is None:
-            vectors = off_event_loop(declaration.encoder.encode_queries, [self.text])
+            encoder = declaration.encoder
+            vectors = off_event_loop(encoder_errors(encoder.name)(encoder.encode_queries), [self.text])
             self._vector = as_array(vectors[0], dimensions)
         return self._vector
 

@@ -93,10 +93,12 @@ def test_backfill_fills_and_says_how_much(articles: Engine, url: URL, call: Call
     execute(articles, "UPDATE article SET title = 'poison' WHERE id = 200")
     rest = run(url, "backfill", "--models", MODELS)
     assert rest.stdout == f"{name}: 219 rows filled, 1 failed (see `pgembed failures list`)\n"
-    assert rest.returncode == 0
+    assert rest.returncode == 1
     logged = f"WARNING event=failed column={name!r} key=[200] error='poison'"
     assert logged in rest.stderr.splitlines()
     assert status(articles) == (299, 1, 1)
+    assert call("backfill", "--models", MODELS)[:2] == (1, f"{name}: 0 rows filled, 1 still pending\n")
+    assert run(url, "worker", "--once", "--models", MODELS).returncode == 1
     _, shown, _ = call("status")
     assert re.search(r"article\.embedding +hash +\w{12} +300 +299 +1 +1 +hnsw", shown)
 

@@ -52,7 +52,7 @@ def granted(articles: Articles, admin: Engine) -> Iterator[Engine]:
 
 def test_the_documented_role_can_do_the_job(articles: Articles, granted: Engine) -> None:
     articles.insert("a", "poison", None, "b")
-    assert Worker(granted, [articles.embedding], settings=FAST).run(once=True)
+    assert Worker(granted, [articles.embedding], settings=FAST).run(once=True) is False
     assert articles.pending() == {2}
     with articles.engine.begin() as connection:
         connection.execute(text("UPDATE article SET title = 'mended' WHERE id = 2"))
@@ -141,7 +141,7 @@ def test_a_row_that_a_policy_refuses_fails_alone(articles: Articles, granted: En
     with articles.engine.begin() as connection:
         connection.execute(text("ALTER TABLE article ENABLE ROW LEVEL SECURITY"))
         connection.execute(text("CREATE POLICY most ON article USING (true) WITH CHECK (id <> 2)"))
-    assert Worker(granted, [articles.embedding], settings=FAST).run(once=True)
+    assert Worker(granted, [articles.embedding], settings=FAST).run(once=True) is False
     assert articles.pending() == {2}
     with articles.engine.connect() as connection:
         (failure,) = failures.listed(connection)
