@@ -237,6 +237,19 @@ class DatabaseError(PgembedError):
     """Base of what can be wrong with a database."""
 
 
+class UnsupportedDialectError(DatabaseError):
+    """The engine is not for Postgres; ``dialect`` is SQLAlchemy's name of what it is for."""
+
+    def __init__(self, dialect: str, what: str) -> None:
+        self.dialect = dialect
+        self.what = what
+        super().__init__(
+            f"{what} needs Postgres with pgvector, this engine is for {dialect}. For tests there is "
+            "pgembed.database.embedded(folder), a Postgres of their own; where they only create all tables, "
+            f"and search nothing, pgembed.testing.allow_dialect({dialect!r}) stores vectors as text"
+        )
+
+
 class UnsupportedServerError(DatabaseError):
     """The Postgres server is too old."""
 

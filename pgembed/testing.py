@@ -1,4 +1,4 @@
-"""For the tests of applications: an encoder without weights.
+"""For the tests of applications: an encoder without weights, and tables on databases without vectors.
 
 ::
 
@@ -15,6 +15,19 @@ from collections.abc import Sequence
 import numpy as np
 
 from pgembed.columns import Array
+from pgembed.columns.types import TEXT_DIALECTS
+
+
+def allow_dialect(name: str) -> None:
+    """Let ``create_all`` create embedding columns on another database than Postgres, for this process.
+
+    Tests that only need all tables to exist can so go on using SQLite. Flushes fill the columns as they do
+    on Postgres, and vectors, stored as text, load as arrays; there are no pending indexes, and searches are
+    refused.
+
+    :param name: what SQLAlchemy calls the dialect, such as ``"sqlite"``.
+    """
+    TEXT_DIALECTS.add(name)
 
 
 class HashEncoder:

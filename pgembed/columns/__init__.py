@@ -1,5 +1,6 @@
 """Embedding columns: declaration, type, digest and the predicate of pending rows."""
 
+import pgembed.columns.dialects  # noqa: F401
 from pgembed.columns.declaration import embedding_column
 from pgembed.columns.embedding import (
     Embedding,

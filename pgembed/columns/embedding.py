@@ -9,12 +9,14 @@ from functools import cached_property
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 from sqlalchemy import CHAR, NCHAR, Column, Enum, Index, String, Table
+from sqlalchemy.engine import Dialect
 from sqlalchemy.sql.base import ReadOnlyColumnCollection
 from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from pgembed.columns import digest
 from pgembed.columns.names import shortened
+from pgembed.columns.types import is_postgres
 from pgembed.columns.values import Array, Storage
 from pgembed.exc import DeclarationError
 from pgembed.metrics import Metric
@@ -134,7 +136,10 @@ class EmbeddingColumn:
 
 
 class PendingIndex(Index):
-    """The index of the pending rows: on the primary key, partial, and so empty when all is fresh."""
+    """The index of the pending rows: on the primary key, partial, and so empty when all is fresh.
+
+    On another database than Postgres it would hold all rows, and ``create_all`` leaves it out.
+    """
 
     inherit_cache = True
 
@@ -145,6 +150,11 @@ class PendingIndex(Index):
             *embedding.table.primary_key.columns,
             postgresql_where=embedding.pending(),
         )
+        self.ddl_if(callable_=_on_postgres)
+
+
+def _on_postgres(*_: Any, dialect: Dialect, **__: Any) -> bool:
+    return is_postgres(dialect)
 
 
 def embeddings_of(table: Table) -> tuple[EmbeddingColumn, ...]:

@@ -9,20 +9,29 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from sqlalchemy import event
 from sqlalchemy.dialects import postgresql
+from sqlalchemy.dialects.postgresql.base import PGDialect
 from sqlalchemy.engine import Dialect
 from sqlalchemy.exc import UnsupportedCompilationError
-from sqlalchemy.pool import Pool
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.pool import ConnectionPoolEntry, Pool
 from sqlalchemy.sql import operators
 from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.types import TypeEngine, UserDefinedType
 
-from pgembed.columns.values import Array, BinaryVector, Storage, as_array, to_text
-from pgembed.exc import DeclarationError
+from pgembed.columns.values import Array, Storage, as_array, received, sent, to_text
+from pgembed.exc import DeclarationError, UnsupportedDialectError
 from pgembed.metrics import metric
 
+#: Where columns may be created as text, beside Postgres: see :func:`pgembed.testing.allow_dialect`.
+TEXT_DIALECTS: set[str] = set()
 #: The most dimensions that pgvector stores in a column of each type.
 MAX_DIMENSIONS: dict[str, int] = {"vector": 16000, "halfvec": 16000}
 _POSTGRESQL: Any = postgresql.dialect()  # type: ignore[no-untyped-call]
+
+
+def is_postgres(dialect: Dialect) -> bool:
+    """Whether it is a dialect of Postgres, or the one that statements are printed with."""
+    return isinstance(dialect, PGDialect) or dialect.name == "default"
 
 
 def shape_of(type_: TypeEngine[Any]) -> tuple[str, int | None]:
@@ -60,6 +69,7 @@ class VectorType(UserDefinedType[Array]):
 
     cache_ok = True
     render_bind_cast = True
+    hashable = False
 
     def __init__(self, dimensions: int | None = None, storage: Storage = "vector") -> None:
         if storage not in MAX_DIMENSIONS:
@@ -81,34 +91,23 @@ class VectorType(UserDefinedType[Array]):
 
     def to_array(self, value: Any) -> Array:
         """``value`` as the array that is sent; subclasses accept more than vectors."""
-        return as_array(value, self.dimensions)
+        return as_array(value, self.dimensions, self.storage)
 
     def bind_processor(self, dialect: Dialect) -> Callable[[Any], Any]:
-        binary = dialect.driver in ("psycopg", "psycopg_async")
-
         def process(value: Any) -> Any:
-            if value is None:
-                return None
-            array = self.to_array(value)
-            return BinaryVector(array, self.storage) if binary else to_text(array)
+            return None if value is None else sent(self.to_array(value), self.storage, dialect.driver)
 
         return process
 
     def literal_processor(self, dialect: Dialect) -> Callable[[Any], str]:  # noqa: ARG002
-        def process(value: Any) -> str:
-            return f"'{to_text(self.to_array(value))}'"
+        def process(value: Any) -> str:  # of arrays, None as well
+            return "NULL" if value is None else f"'{to_text(self.to_array(value))}'::{self.get_col_spec()}"
 
         return process
 
     def result_processor(self, dialect: Dialect, coltype: Any) -> Callable[[Any], Array | None]:  # noqa: ARG002
         def process(value: Any) -> Array | None:
-            if value is None:
-                return None
-            if not isinstance(value, str):  # another adapter of the connection was there first
-                return as_array(value)
-            array = np.fromstring(value[1:-1], dtype=np.float32, sep=",")
-            array.flags.writeable = False
-            return array
+            return None if value is None else received(value)
 
         return process
 
@@ -142,7 +141,17 @@ class VectorType(UserDefinedType[Array]):
     comparator_factory = Comparator
 
     def coerce_compared_value(self, op: operators.OperatorType | None, value: Any) -> Any:  # noqa: ARG002
-        return self
+        return VectorType(None, self.storage) if op is operators.concat_op else self
+
+
+@compiles(VectorType)
+def _type(type_: VectorType, compiler: Any, **_: Any) -> str:
+    dialect: Dialect = compiler.dialect
+    if is_postgres(dialect):
+        return type_.get_col_spec()
+    if dialect.name in TEXT_DIALECTS:
+        return "TEXT"
+    raise UnsupportedDialectError(dialect.name, f"a column of type {type_.get_col_spec().lower()}")
 
 
 if TYPE_CHECKING:
@@ -151,17 +160,19 @@ else:
     Vector = VectorType
 
 
-@event.listens_for(Pool, "connect")
-def _teach_psycopg(dbapi_connection: Any, _record: Any) -> None:
-    """Let a new psycopg connection send :class:`BinaryVector`.
+@event.listens_for(Pool, "checkout")
+def _teach_psycopg(_connection: Any, record: ConnectionPoolEntry, _proxy: Any) -> None:
+    """Let a psycopg connection send :class:`BinaryVector`, once; it may be older than this module.
 
     The dumpers leave the type of the parameter open, so the server derives it from the cast or the column
     and reads the binary form: no look-up of the extension's type numbers, nothing cached that a
     ``DROP EXTENSION`` could make wrong.
     """
-    driver = getattr(dbapi_connection, "driver_connection", None) or dbapi_connection
-    if not any(kind.__module__.partition(".")[0] == "psycopg" for kind in type(driver).__mro__):
+    if "pgembed" in record.info:
         return
-    from pgembed.columns.psycopg_dumpers import register
+    record.info["pgembed"] = True
+    driver = record.driver_connection
+    if any(kind.__module__.partition(".")[0] == "psycopg" for kind in type(driver).__mro__):
+        from pgembed.columns.psycopg_dumpers import register
 
-    register(driver)
+        register(driver)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import re
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
+import pgvector
 from numpy.typing import NDArray
 
 from pgembed.exc import DimensionMismatchError, VectorValueError
@@ -13,31 +16,73 @@ Array: TypeAlias = NDArray[np.float32]
 Storage: TypeAlias = Literal["vector", "halfvec"]
 
 
-def as_array(value: Any, dimensions: int | None = None) -> Array:
-    """A vector given in any usual form (array, list, tuple, pgvector object) as read-only float32 ``(d,)``.
+#: The largest number of a halfvec; from 65520 on, rounding gives infinity.
+HALF_MAX = 65504
+_HALF_OVERFLOW = 65520
+_MAX_DIMENSIONS = 16000
+
+
+def as_array(value: Any, dimensions: int | None = None, storage: Storage = "vector") -> Array:
+    """A vector given in any usual form as read-only float32 ``(d,)``, a copy.
+
+    Arrays of numbers are understood in any width and byte order, and so are lists, tuples, buffers of
+    numbers, tensors and series (whatever has ``to_numpy()`` or ``__array__()``), pgvector's objects, and
+    pgvector's text form as ``str`` or ``bytes``.
 
     :param dimensions: how many dimensions it must have; ``None`` for any number.
-    :raises VectorValueError: not one-dimensional, not numeric, or with NaN or infinity in it.
+    :param storage: the type that it is for: a halfvec holds numbers up to 65504.
+    :raises VectorValueError: not one-dimensional, not numbers, or with NaN, infinity or a number in it that
+        the type cannot hold.
     :raises DimensionMismatchError: another number of dimensions.
     """
-    if hasattr(value, "to_numpy"):  # pgvector's own Vector and HalfVector
+    if hasattr(value, "to_numpy"):  # pgvector's own objects; series and frames
         value = value.to_numpy()
-    if isinstance(value, bytes | bytearray | memoryview):
-        value = bytes(value).decode()
-    if isinstance(value, str):
-        value = parse(value)
-    try:
-        array = np.array(value, dtype=np.float32)
-    except (TypeError, ValueError) as error:
-        raise VectorValueError(f"not a vector: {type(value).__name__} ({error})") from None
+    if isinstance(value, bytes | bytearray) or (isinstance(value, memoryview) and value.format == "B"):
+        value = _decoded(bytes(value))
+    array = parse(value) if isinstance(value, str) else _numbers(value)
     if array.ndim != 1:
         raise VectorValueError(f"a vector has one axis, this array has the shape {array.shape}")
     if dimensions is not None and array.shape[0] != dimensions:
         raise DimensionMismatchError(array.shape[0], dimensions)
+    if not 1 <= array.shape[0] <= _MAX_DIMENSIONS:
+        raise VectorValueError(
+            f"the vector has {array.shape[0]} dimensions, Postgres stores 1 to {_MAX_DIMENSIONS}"
+        )
     if not np.isfinite(array).all():
-        raise VectorValueError("the vector holds NaN or infinity, which Postgres refuses")
+        raise VectorValueError(
+            "the vector holds NaN or infinity, which Postgres refuses (so are None and numbers above 3.4e38)"
+        )
+    if storage == "halfvec" and (largest := np.abs(array).max()) >= _HALF_OVERFLOW:
+        raise VectorValueError(
+            f"the vector holds {largest:g}, a halfvec at most {HALF_MAX}: scale the vector, or declare the "
+            'column with type="vector"'
+        )
     array.flags.writeable = False
     return array
+
+
+def _decoded(value: bytes) -> str:
+    try:
+        return value.decode("ascii")
+    except UnicodeDecodeError:
+        raise VectorValueError(
+            "bytes are read as pgvector's text form, [1,2,3]; for the numbers themselves pass "
+            "numpy.frombuffer(value, dtype=...)"
+        ) from None
+
+
+def _numbers(value: Any) -> Array:
+    """Numbers as float32; of whatever else numpy would take for numbers, an error."""
+    try:
+        raw = np.asarray(value)
+        if raw.dtype.kind in "cMmUS":  # numpy drops imaginary parts, counts days and reads texts
+            raise TypeError(f"its elements are of the type {raw.dtype}")
+        if np.ma.is_masked(value):
+            raise ValueError("elements of it are masked")
+        with np.errstate(over="ignore"):  # infinity is refused, by name
+            return np.array(raw, dtype=np.float32)
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:  # the last: torch, with gradients
+        raise VectorValueError(f"not a vector: {type(value).__name__} ({error})") from None
 
 
 def parse(text: str) -> Array:
@@ -49,9 +94,33 @@ def parse(text: str) -> Array:
     if len(body) < 3 or body[0] != "[" or body[-1] != "]":
         raise VectorValueError(f"not a vector in text form: {text[:40]!r}")
     try:
-        return np.array(body[1:-1].split(","), dtype=np.float32)
+        with np.errstate(over="ignore"):
+            return np.array([float(number) for number in body[1:-1].split(",")], dtype=np.float32)
     except ValueError as error:
         raise VectorValueError(f"not a vector in text form: {error}") from None
+
+
+def received(value: Any) -> Array:
+    """A vector as it comes from a driver, as read-only float32 ``(d,)``: text, binary, or what an adapter
+    of the connection made of it."""
+    if isinstance(value, str):
+        if value[:1] != "[":  # an array, for one, that the driver does not know
+            raise VectorValueError(f"expected a vector from the database, got {value[:40]!r}")
+        array = np.fromstring(value[1:-1], dtype=np.float32, sep=",")
+    elif isinstance(value, bytes) and value[:1] != b"[":
+        width = (len(value) - 4) // int.from_bytes(value[:2], "big")
+        array = np.frombuffer(value, dtype=f">f{width}", offset=4).astype(np.float32)
+    else:
+        return as_array(value)
+    array.flags.writeable = False
+    return array
+
+
+def elements(text: str) -> Any:
+    """The text form of an array, ``{"[1,2]",NULL}``, as (nested) lists of the text forms of its vectors."""
+    body = text.partition("=")[2] or text  # after the bounds, [2:3]=
+    quoted = re.sub(r'"?(\[[^]]*\])"?', r'"\1"', body)
+    return json.loads(quoted.replace("{", "[").replace("}", "]").replace("NULL", "null"))
 
 
 def to_text(array: Array) -> str:
@@ -70,6 +139,33 @@ class BinaryVector:
 
     def __repr__(self) -> str:  # shown by echo=True and in the messages of failed statements
         return f"<{self.storage} of {self.array.shape[0]} dimensions>"
+
+
+class TextVector(str, pgvector.Vector):
+    """A vector on its way through asyncpg: its text form, and the object of pgvector's Python package.
+
+    asyncpg sends the text form, unless pgvector's ``register_vector`` has put a codec of its own on the
+    connection, which takes its own objects alone.
+    """
+
+    def __new__(cls, array: Array) -> TextVector:
+        return super().__new__(cls, to_text(array))
+
+
+class TextHalfVector(str, pgvector.HalfVector):
+    """:class:`TextVector` of a halfvec."""
+
+    def __new__(cls, array: Array) -> TextHalfVector:
+        return super().__new__(cls, to_text(array))
+
+
+def sent(array: Array, storage: Storage, driver: str) -> Any:
+    """A vector in the form that a driver of SQLAlchemy takes, whatever adapters its connection has."""
+    if driver in ("psycopg", "psycopg_async"):
+        return BinaryVector(array, storage)
+    if driver == "asyncpg":
+        return TextVector(array) if storage == "vector" else TextHalfVector(array)
+    return to_text(array)
 
 
 class VectorArray:
@@ -100,5 +196,6 @@ class VectorArray:
         body = np.zeros(rows, dtype=element)
         body["size"] = 4 + self.width * dimensions
         body["dimensions"] = dimensions
-        body["numbers"] = self.vectors
+        with np.errstate(over="ignore"):  # Postgres refuses infinity
+            body["numbers"] = self.vectors
         return head + body.tobytes()

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
-from sqlalchemy import Connection, String, Table, event, text
+from sqlalchemy import Column, Connection, String, Table, event, text
+from sqlalchemy.engine import Dialect
+from sqlalchemy.exc import CompileError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.schema import DDLElement
 
 from pgembed.columns import PendingIndex
-from pgembed.columns.types import VectorType
+from pgembed.columns.types import is_postgres
 from pgembed.database.server import ensure_extension
 from pgembed.encoders import Encoder
+from pgembed.exc import UnsupportedDialectError
 
 
 class RegisterEmbedding(DDLElement):
@@ -63,7 +67,8 @@ def _compile(element: RegisterEmbedding, compiler: Any, **_: Any) -> str:
 
 @event.listens_for(Table, "before_create")
 def _before_table(table: Table, connection: Any, **_: Any) -> None:
-    if not any(isinstance(column.type, VectorType) for column in table.c):
+    dialect: Dialect = connection.dialect
+    if not any(_is_of_pgvector(column, dialect) for column in table.c) or not is_postgres(dialect):
         return
     if isinstance(connection, Connection):
         ensure_extension(connection)
@@ -71,6 +76,21 @@ def _before_table(table: Table, connection: Any, **_: Any) -> None:
         connection.execute(text("CREATE EXTENSION IF NOT EXISTS vector"))
 
 
+def _is_of_pgvector(column: Column[Any], dialect: Dialect) -> bool:
+    """Whether a column needs the extension: one of ours, of pgvector's Python package, an array of them.
+
+    :raises UnsupportedDialectError: one of ours, on another database than Postgres.
+    """
+    try:
+        name = column.type.compile(dialect=dialect)
+    except UnsupportedDialectError as error:
+        raise UnsupportedDialectError(dialect.name, f"{column} ({error.what})") from None
+    except CompileError:  # a type that is not known yet, as of a computed column
+        return False
+    return re.match(r"(VECTOR|HALFVEC|SPARSEVEC)\b", name) is not None
+
+
 @event.listens_for(PendingIndex, "after_create")
 def _after_index(index: PendingIndex, connection: Any, **_: Any) -> None:
-    connection.execute(RegisterEmbedding(index))
+    if is_postgres(connection.dialect):
+        connection.execute(RegisterEmbedding(index))

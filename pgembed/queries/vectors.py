@@ -6,11 +6,13 @@ when the statement is built, printed or compiled, and once for each statement ob
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import BindParameter, Select, and_, bindparam, inspect, select
+from sqlalchemy.engine import Dialect
 from sqlalchemy.orm.state import InstanceState
 from sqlalchemy.sql.elements import ClauseElement, ColumnElement
 from sqlalchemy.sql.selectable import ScalarSelect
@@ -18,8 +20,9 @@ from sqlalchemy.types import TypeEngine
 
 from pgembed.columns import Array, Embedding, VectorType, as_array
 from pgembed.columns.concurrency import off_event_loop
+from pgembed.columns.types import is_postgres
 from pgembed.columns.values import Storage
-from pgembed.exc import QueryError, encoder_errors
+from pgembed.exc import QueryError, UnsupportedDialectError, encoder_errors
 from pgembed.queries.target import Target
 
 #: What a search is for: text, a vector, ``bindparam("q")``, an entity, or a scalar subquery.
@@ -75,6 +78,12 @@ class QueryVectorType(VectorType):
         self.declaration = declaration
         self.directed = directed
 
+    def bind_processor(self, dialect: Dialect) -> Callable[[Any], Any]:
+        """:raises UnsupportedDialectError: the database has no vectors to search."""
+        if not is_postgres(dialect):
+            raise UnsupportedDialectError(dialect.name, "a search")
+        return super().bind_processor(dialect)
+
     def to_array(self, value: Any) -> Array:
         """:raises QueryError: a text that is blank or has no encoder, or zeros for the cosine metric."""
         if isinstance(value, str):
@@ -86,7 +95,7 @@ class QueryVectorType(VectorType):
                     "search for a vector"
                 )
             return value.vector(self.declaration, self.dimensions)
-        array = as_array(value, self.dimensions)
+        array = as_array(value, self.dimensions, self.storage)
         if self.directed and not np.any(array):
             raise QueryError("a vector of zeros has no direction, so no cosine distance to anything")
         return array
