@@ -44,6 +44,7 @@ from pgembed.columns.types import VectorType
 from pgembed.database import embedded
 from pgembed.encoders import packaged
 from pgembed.indexes import Plan, Recall, create, create_concurrently, drop, plan, recall, sizes, tune
+from pgembed.indexes.planning import server_of
 
 HAND_TUNED = (
     "CREATE INDEX ann ON item USING hnsw (vector vector_cosine_ops) WITH (m = 16, ef_construction = 64)"
@@ -101,14 +102,15 @@ def hnsw_memory_ratio(engine: Engine, planned: Plan) -> float:
     """Computed memory over measured memory, of at most 30,000 rows: a build that does not fit is slow."""
     rows = min(planned.rows, 30_000)
     vector = sizes.vector_size("vector", planned.dimensions)
-    budget = int(0.9 * sizes.hnsw_memory(rows, vector, 16))
     with engine.connect() as connection, noticed(connection) as notices:
+        server = server_of(connection)
+        budget = int(0.9 * sizes.hnsw_memory(rows, vector, 16, server))
         connection.exec_driver_sql(f"CREATE TEMPORARY TABLE part AS SELECT * FROM item LIMIT {rows}")
         connection.exec_driver_sql(f"SET LOCAL maintenance_work_mem = '{budget // 1024}kB'")
         connection.exec_driver_sql(HAND_TUNED.replace("ON item", "ON part"))
         connection.rollback()
     (fitted,) = [int(found[1]) for notice in notices if (found := re.search(r"after (\d+) tuples", notice))]
-    return sizes.hnsw_memory(fitted, vector, 16) / budget
+    return sizes.hnsw_memory(fitted, vector, 16, server) / budget
 
 
 def ivfflat_memory_ratio(engine: Engine, planned: Plan) -> float:

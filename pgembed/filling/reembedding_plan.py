@@ -15,6 +15,7 @@ from pgembed.filling.targets import Refused, Target, find_targets
 from pgembed.indexes import ACCESS_METHODS
 from pgembed.indexes.catalogue import StandingIndex, written
 from pgembed.indexes.forms import form_of, standing_on
+from pgembed.indexes.planning import server_of
 from pgembed.indexes.sizes import METHODS, Build, vector_size
 
 
@@ -102,7 +103,8 @@ def _index_takes(
     rows = connection.scalar(counted) or 0
     dimensions = min(form.dimensions or encoder.dimensions, encoder.dimensions)
     parameters = ACCESS_METHODS[index.access_method].defaults | index.parameters
-    build = Build(index.access_method, parameters, vector_size(index.storage, dimensions), dimensions)
+    size = vector_size(index.storage, dimensions)
+    build = Build(index.access_method, parameters, size, dimensions, server_of(connection))
     return build.memory(rows), build.disk(rows)
 
 

@@ -19,7 +19,7 @@ from pgembed.indexes.declaration import VectorIndex
 from pgembed.indexes.forms import is_form_of
 from pgembed.indexes.methods import ACCESS_METHODS
 from pgembed.indexes.partitions import leaves
-from pgembed.indexes.planning import IndexTarget, declared_index
+from pgembed.indexes.planning import IndexTarget, declared_index, server_of
 from pgembed.indexes.tables import indexes_on
 from pgembed.metrics import BY_NAME
 
@@ -199,7 +199,7 @@ def _by_figures(connection: Connection, index: StandingIndex, reads: int) -> Ite
             f"{sizes.readable(index.size)} and slows every write",
             "See why with pgembed.indexes.explain(connection, statement), or drop it",
         )
-    yield from _of_memory(index, facts)
+    yield from _of_memory(index, facts, server_of(connection))
     if index.access_method == "ivfflat" and index.predicate is None and facts.rows:
         unevenness = _unevenness(connection, index, float(facts.rows))
         if unevenness is not None and unevenness > DRIFT:
@@ -212,14 +212,14 @@ def _by_figures(connection: Connection, index: StandingIndex, reads: int) -> Ite
             )
 
 
-def _of_memory(index: StandingIndex, facts: Row[Any]) -> Iterator[Finding]:
+def _of_memory(index: StandingIndex, facts: Row[Any], server: int) -> Iterator[Finding]:
     """What ``maintenance_work_mem`` means for the index, of whose build nothing is recorded."""
     if (facts.dimensions or 0) <= 0 or index.storage not in ("vector", "halfvec", "bit"):
         return
     parameters = ACCESS_METHODS[index.access_method].defaults | index.parameters
     vector = sizes.vector_size(index.storage, facts.dimensions)
     rows = int(facts.index_rows)
-    memory = sizes.Build(index.access_method, parameters, vector, facts.dimensions).memory(rows)
+    memory = sizes.Build(index.access_method, parameters, vector, facts.dimensions, server).memory(rows)
     if memory <= facts.work_memory:
         return
     needed, setting = sizes.readable(memory), sizes.readable(facts.work_memory)

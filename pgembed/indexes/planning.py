@@ -98,7 +98,8 @@ def plan(
     method = access_method_of(index)
     if method not in sizes.METHODS:
         raise DeclarationError(f"{index.name}: what a {method} index takes is not known")
-    build = sizes.Build(method, parameters_of(index), _value_size(connection, what), what.dimensions)
+    size = _value_size(connection, what)
+    build = sizes.Build(method, parameters_of(index), size, what.dimensions, server_of(connection))
     parts = count_vectors(connection, what.column, what.where)
     largest = max(parts, default=0)
     memory = build.memory(largest)
@@ -190,6 +191,11 @@ def parameters_of(index: Index, stated: Mapping[str, Any] | None = None) -> dict
     stated = index.dialect_options["postgresql"]["with"] or {} if stated is None else stated
     known = ACCESS_METHODS.get(access_method_of(index))
     return (known.defaults if known else {}) | {name: int(value) for name, value in stated.items()}
+
+
+def server_of(connection: Connection) -> int:
+    """The major version of Postgres."""
+    return int(connection.dialect.server_version_info[0])  # type: ignore[index]
 
 
 def _workers(connection: Connection, rows: int, asked: int | None) -> int:

@@ -30,18 +30,20 @@ class Build:
 
     :ivar method: one of :data:`METHODS`.
     :ivar vector: bytes of one indexed value.
+    :ivar server: the major version of Postgres.
     """
 
     method: str
     parameters: dict[str, int]
     vector: int
     dimensions: int
+    server: int
 
     def memory(self, rows: int) -> int:
         """What the build of so many rows holds in memory."""
         if self.method == "ivfflat":
             return ivfflat_memory(rows, self.vector, self.dimensions, self.parameters["lists"])
-        return hnsw_memory(rows, self.vector, self.parameters["m"])
+        return hnsw_memory(rows, self.vector, self.parameters["m"], self.server)
 
     def disk(self, rows: int) -> int:
         """Size of the index of so many rows."""
@@ -56,9 +58,12 @@ def vector_size(storage: str, dimensions: int) -> int:
     return ceil(bits * dimensions / 8) + 8
 
 
-def hnsw_memory(rows: int, vector: int, m: int) -> int:
-    """Memory of an HNSW graph: a node has its vector, 2 m neighbours of 16 bytes and about 165 bytes more."""
-    return rows * (vector + 32 * m + 165)
+def hnsw_memory(rows: int, vector: int, m: int, server: int) -> int:
+    """Memory of an HNSW graph: a node has its vector, 2 m neighbours of 16 bytes and about 195 bytes more.
+
+    It is allocated in four pieces, whose headers take 8 bytes each; before Postgres 16 they took 24.
+    """
+    return rows * (vector + 32 * m + 195 + (4 * 16 if server < 16 else 0))
 
 
 def hnsw_disk(rows: int, vector: int, m: int) -> int:

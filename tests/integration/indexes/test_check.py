@@ -89,7 +89,7 @@ def test_a_graph_that_does_not_fit_spills_where_the_finding_says(connection, fil
     assert codes(check(connection)) == []
     connection.execute(text("SET LOCAL maintenance_work_mem = '1MB'"))
     (finding,) = [found for found in check(connection) if found.code == "spilled"]
-    assert "its graph takes 1.6 MB, and maintenance_work_mem is 1.0 MB" in finding.message
+    assert re.search(r"its graph takes 1\.[67] MB, and maintenance_work_mem is 1\.0 MB", finding.message)
     assert "not recorded" in finding.message
     said = int(re.search(r"after about ([\d,]+) of 2,000", finding.message)[1].replace(",", ""))
     notices = []
@@ -97,7 +97,7 @@ def test_a_graph_that_does_not_fit_spills_where_the_finding_says(connection, fil
     driver.add_notice_handler(lambda notice: notices.append(notice.message_primary))
     connection.execute(text("REINDEX INDEX ann"))
     (real,) = [int(found[1]) for notice in notices if (found := re.search(r"after (\d+) tuples", notice))]
-    assert said == pytest.approx(real, rel=0.1)
+    assert said == pytest.approx(real, rel=0.05)
 
 
 def test_lists_that_cannot_be_built_again(connection, fill):

@@ -22,8 +22,10 @@ from pgembed.indexes import (
     plan,
     recall,
     reindex,
+    sizes,
 )
 from pgembed.indexes.catalogue import standing
+from pgembed.indexes.planning import server_of
 
 from .conftest import clustered
 
@@ -300,7 +302,8 @@ def test_a_plan_is_for_one_partition_after_the_other(engine, partitioned):
         planned = plan(connection, index, workers=0, sample=500)
         assert planned.rows == sum(planned.parts) == 3000
         assert len(planned.parts) == 3
-        assert planned.memory == max(planned.parts) * (4 * 32 + 8 + 32 * 16 + 165)
+        a_row = sizes.hnsw_memory(1, 4 * 32 + 8, 16, server_of(connection))
+        assert planned.memory == max(planned.parts) * a_row
         create(connection, index)
         (root,) = standing(connection, '"Item"')
         assert planned.disk == pytest.approx(root.size, rel=0.1)

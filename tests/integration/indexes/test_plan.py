@@ -10,6 +10,7 @@ from sqlalchemy import Index, text
 from pgembed import HNSW, IVFFlat
 from pgembed.exc import DeclarationError
 from pgembed.indexes import create, plan, sizes
+from pgembed.indexes.planning import server_of
 
 
 def size_of(connection, index):
@@ -49,7 +50,8 @@ def test_memory_of_hnsw_is_what_the_server_counts(engine, fill):
         create(connection, index, maintenance_work_mem=2 * 1024**2, workers=0)
     (fitted,) = [int(found[1]) for notice in notices if (found := re.search(r"after (\d+) tuples", notice))]
     vector = sizes.vector_size("vector", 128)
-    assert sizes.hnsw_memory(fitted, vector, 16) == pytest.approx(2 * 1024**2, rel=0.1)
+    planned = sizes.hnsw_memory(fitted, vector, 16, server_of(connection))
+    assert planned == pytest.approx(2 * 1024**2, rel=0.05)
 
 
 def test_the_time_is_that_of_a_sample_and_nothing_stays(engine, fill):
