@@ -28,6 +28,7 @@ from pgembed.cli import (
     reembed,
     search,
     serve,
+    server,
     status,
     worker,
 )
@@ -54,6 +55,7 @@ for _group in (
     encode,
     encoders,
     serve,
+    server,
 ):
     _group.register(app)
 

