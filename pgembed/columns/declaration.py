@@ -11,7 +11,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-from sqlalchemy import Column, Index, MetaData, Table, event
+from sqlalchemy import Column, Index, MetaData, Table, Uuid, event
 from sqlalchemy.dialects.postgresql import UUID
 from sqlalchemy.orm import ColumnProperty, MappedColumn, Mapper, mapped_column
 from sqlalchemy.types import TypeEngine
@@ -138,7 +138,12 @@ def _bind(table: Table, vector: Column[Any], sources: tuple[Column[Any], ...]) -
     for index in indexes:
         index._column_flag = True
         index.info[INFO] = declaration
-        table.indexes -= {other for other in table.indexes if other is not index and other.name == index.name}
+        others = {other for other in table.indexes if other is not index and other.name == index.name}
+        if any(INFO not in other.info for other in others):
+            raise DeclarationError(
+                f"{table.fullname} has an index called {index.name}, as {embedding} has: rename it"
+            )
+        table.indexes -= others
     return embedding
 
 
@@ -153,7 +158,16 @@ def _digest_column(table: Table, vector: Column[Any]) -> Column[Any]:
         )
     if name not in table.c:
         table.append_column(Column(name, UUID(as_uuid=True), nullable=True))
-    return table.c[name]
+    column = table.c[name]
+    kind: Any = column.type
+    if not (isinstance(kind, Uuid) and kind.as_uuid and kind.native_uuid and column.nullable):
+        null = "" if column.nullable else ", NOT NULL"
+        raise DeclarationError(
+            f"{table.fullname}.{name} is declared as {kind!r}{null}, and it is the name of the digest of "
+            f"{vector.name}: rename it, or the embedding column, with name=. Declared as the digest, it is "
+            "Mapped[uuid.UUID | None]"
+        )
+    return column
 
 
 @event.listens_for(Table, "after_parent_attach")
@@ -196,7 +210,19 @@ def _map_embedding(mapper: Mapper[Any], key: str, vector: Column[Any]) -> None:
         sources.append(mapper.columns[name])
     embedding = _bind(vector.table, vector, tuple(sources))
     if embedding.digest not in mapper.columns.values():
-        mapper.add_property(f"{key}_digest", ColumnProperty(embedding.digest))
+        attribute = f"{key}_digest"
+        if attribute in mapper.all_orm_descriptors or hasattr(mapper.class_, attribute):
+            raise DeclarationError(
+                f"{owner}.{attribute} is declared as something else, and it is the name of the digest of "
+                f"{key}: rename one of the two"
+            )
+        mapper.add_property(attribute, ColumnProperty(embedding.digest))
+    combined = mapper.get_property_by_column(embedding.digest).columns
+    if len(combined) > 1:
+        raise DeclarationError(
+            f"{owner}.{key}: its digest {embedding.digest} and {combined[-1]} are one attribute: rename the "
+            "column of the parent's table, or the embedding column, with name="
+        )
     if declaration.deferred:
         _defer(mapper, vector, group=key)
         _defer(mapper, embedding.digest, group=key)

@@ -77,7 +77,7 @@ def pending_sql(
 
 def _md5(text: str) -> str:
     try:
-        return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
+        return hashlib.md5(str.encode(text), usedforsecurity=False).hexdigest()
     except UnicodeEncodeError as error:
         raise TextError(
             f"not valid Unicode: {error.reason} at character {error.start}, which Postgres cannot store; "

@@ -21,7 +21,7 @@ from sqlalchemy.orm import Mapper, ORMExecuteState, Session
 
 from pgembed.columns import Array
 from pgembed.filling.batch import Filling, encode
-from pgembed.filling.mapped import UNKNOWN, MappedEmbedding, is_own, mapped_embeddings, text_of
+from pgembed.filling.mapped import UNKNOWN, MappedEmbedding, given_text, is_own, mapped_embeddings, text_of
 
 #: The execution option of statements that were looked at here.
 FILLED = "pgembed_filled"
@@ -118,7 +118,10 @@ def fill_changed(
     for mapped in embeddings:
         for row in rows:
             if any(source in row for source in mapped.sources):
-                texts = [row.get(source, UNKNOWN) for source in mapped.sources]
+                texts = [
+                    given_text(row.get(source, UNKNOWN), column)
+                    for source, column in zip(mapped.sources, mapped.embedding.sources, strict=True)
+                ]
                 fillings.extend(_examine(row, mapped, texts, new=False))
             elif row.get(mapped.vector) is not None and mapped.digest not in row:
                 # A vector brought for the text as it stands: the row itself gives the digest. Among

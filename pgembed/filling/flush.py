@@ -26,7 +26,7 @@ from sqlalchemy.sql.elements import ColumnElement
 
 from pgembed.columns import Array
 from pgembed.filling.batch import Filling, Texts, encode
-from pgembed.filling.mapped import UNKNOWN, MappedEmbedding, is_own, mapped_embeddings, text_of
+from pgembed.filling.mapped import UNKNOWN, MappedEmbedding, given_text, is_own, mapped_embeddings, text_of
 
 #: What each embedding of each object of the running flush was last looked at with.
 _seen: WeakKeyDictionary[Session, dict[tuple[InstanceState[Any], str], Look]] = WeakKeyDictionary()
@@ -188,7 +188,7 @@ def _texts(state: InstanceState[Any], mapped: MappedEmbedding) -> Texts | None:
             value = text_of(state.dict.get(key), column)
         else:
             value = state.dict.get(key, UNKNOWN)
-            value = None if isinstance(value, Null) else value
+            value = given_text(value, column) if _changed(state, key) else value
         if value is not None and not isinstance(value, str):
             return None
         texts.append(value)

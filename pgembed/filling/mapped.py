@@ -10,8 +10,10 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from sqlalchemy import Column, Null
 from sqlalchemy.orm import Mapper
+from sqlalchemy.sql.elements import ClauseElement
 
 from pgembed.columns import EmbeddingColumn, bound
+from pgembed.exc import TextError
 
 #: A source whose value only the database will know.
 UNKNOWN = object()
@@ -40,18 +42,35 @@ def mapped_embeddings(mapper: Mapper[Any]) -> tuple[MappedEmbedding, ...]:
 
 
 def text_of(value: Any, column: Column[Any]) -> Any:
-    """What an INSERT of ``value`` stores: a value, NULL as ``None``, or :data:`UNKNOWN`.
+    """What an INSERT of ``value`` stores: a text, NULL as ``None``, or :data:`UNKNOWN`.
 
     A column without a value, or with ``None``, gets its default; ``null()`` is NULL.
+
+    :raises TextError: as :func:`given_text`.
     """
-    if isinstance(value, Null):
-        return None
     if value is not None:
-        return value
+        return given_text(value, column)
     default = column.default
     if column.server_default is not None or not (default is None or default.is_scalar):
         return UNKNOWN
-    return getattr(default, "arg", None)
+    return given_text(getattr(default, "arg", None), column)
+
+
+def given_text(value: Any, column: Column[Any]) -> Any:
+    """What an assignment of ``value`` stores: a text, NULL as ``None``, or :data:`UNKNOWN` of an expression.
+
+    :raises TextError: neither; some drivers would store the text that they make of it.
+    """
+    if value is None or isinstance(value, Null):
+        return None
+    if isinstance(value, str) or value is UNKNOWN:
+        return value
+    if isinstance(value, ClauseElement) or hasattr(value, "__clause_element__"):
+        return UNKNOWN
+    raise TextError(
+        f"{column} is a source of an embedding column and takes str, got {type(value).__name__}: "
+        f"{repr(value)[:60]}; convert it first, str(...) for example"
+    )
 
 
 def is_own(vector: Any) -> bool:

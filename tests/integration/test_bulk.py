@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import enum
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from pgembed.exc import TextError
 from pgembed.testing import HashEncoder
 from tests.integration.models import Models
 
@@ -277,3 +280,61 @@ def test_worker_columns_are_left_to_the_worker(engine: Engine, hash_encoder: Has
         assert models.pending(session) == 0
         session.execute(update(models.article), [{"id": 1, "title": "b", "body": "c", "embedding": own}])
         assert models.pending(session) == 1
+
+
+class Colour(enum.Enum):
+    RED = "red"
+
+
+@pytest.mark.parametrize("value", [5, True, 1.5, Decimal(1), b"x", Colour.RED, ["a"]], ids=repr)
+def test_sources_take_texts_alone(session: Session, models: Models, value: Any) -> None:
+    """Drivers would store '5', of which the digest knows nothing."""
+    article = models.article(title="a", body="b")
+    session.add(article)
+    session.commit()
+    rows: Any = [{"title": value}]
+    changed: Any = [{"id": 1, "title": value, "body": "b"}]
+    for write in (
+        lambda: (session.add(models.article(title=value)), session.flush()),
+        lambda: (setattr(article, "body", value), session.flush()),
+        lambda: session.execute(insert(models.article), rows),
+        lambda: session.execute(insert(models.article).values(title=value)),
+        lambda: session.execute(update(models.article), changed),
+        lambda: session.execute(update(models.article).values(title=value, body="b")),
+        lambda: session.bulk_insert_mappings(models.article, rows),
+        lambda: session.bulk_update_mappings(models.article, changed),
+    ):
+        with pytest.raises(TextError, match=f"takes str, got {type(value).__name__}"):
+            write()
+        session.rollback()
+    models.check(session)
+
+
+class Shade(str, enum.Enum):  # noqa: UP042
+    RED = "red"
+
+
+class Loud(str):
+    """A text that shows itself as another one."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return self.upper()
+
+    def encode(self, *_: Any) -> bytes:
+        return b"LOUD"
+
+
+def test_kinds_of_texts_are_stored_and_encoded_as_the_text_that_they_are(engine: Engine) -> None:
+    models = Models(encoder=HashEncoder(8), template="{title}: {body}")
+    models.base.metadata.create_all(engine)
+    with Session(engine) as session:
+        session.add(models.article(title=Shade.RED, body=Loud("quiet")))
+        session.execute(insert(models.article), [{"title": Loud("title"), "body": Shade.RED}])
+        session.commit()
+        assert session.execute(select(models.article.title, models.article.body)).all() == [
+            ("red", "quiet"),
+            ("title", "red"),
+        ]
+        models.check(session)

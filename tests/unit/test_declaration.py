@@ -12,12 +12,15 @@ from sqlalchemy import (
     NCHAR,
     Column,
     Computed,
+    ForeignKey,
+    Index,
     Integer,
     MetaData,
     String,
     Table,
     Text,
     TypeDecorator,
+    Uuid,
     select,
 )
 from sqlalchemy import Enum as EnumType
@@ -337,3 +340,67 @@ def test_texts_of_other_string_types_are_encoded_as_they_are_stored() -> None:
     assert embedding is not None
     assert embedding.declaration.compose([Word.RED]) == "red!"
     assert embedding.declaration.compose([None]) == "!"
+
+
+def _with(**attributes: Any) -> Any:
+    """A model whose embedding column is called vec, with further attributes."""
+
+    class Local(DeclarativeBase):
+        pass
+
+    columns = {
+        "id": mapped_column(Integer, primary_key=True),
+        "words": mapped_column(Text),
+        "vec": embedding_column("words", encoder=ENCODER),
+    }
+    return type("Taken", (Local,), {"__tablename__": "taken", **columns, **attributes})
+
+
+@pytest.mark.parametrize(
+    ("attributes", "message"),
+    [
+        (
+            {"vec_digest": mapped_column(Text)},
+            r"taken.vec_digest is declared as Text\(\), and it is the name",
+        ),
+        ({"vec_digest": mapped_column(Uuid, nullable=False)}, "NOT NULL"),
+        ({"vec_digest": mapped_column(Uuid(as_uuid=False))}, "as_uuid=False"),
+        ({"vec_digest": mapped_column(Uuid(native_uuid=False))}, r"Mapped\[uuid.UUID \| None\]"),
+        ({"vec_digest": property(lambda _: 1)}, "Taken.vec_digest is declared as something else"),
+        (
+            {"__table_args__": (Index("ix_taken_vec_pending", "words"),)},
+            "an index called ix_taken_vec_pending, as",
+        ),
+    ],
+)
+def test_what_is_called_like_a_part_of_the_embedding_is_refused(
+    attributes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(DeclarationError, match=message):
+        _with(**attributes)
+
+
+@pytest.mark.parametrize("kind", [Uuid(), postgresql.UUID(), postgresql.UUID(as_uuid=True)])
+def test_a_digest_declared_by_the_user_is_the_digest(kind: Any) -> None:
+    taken = _with(fingerprint=mapped_column("vec_digest", kind))
+    (embedding,) = embeddings_of(taken.__table__)
+    assert taken.fingerprint.expression.key == embedding.digest.key
+
+
+@pytest.mark.filterwarnings("ignore:Implicitly combining")
+def test_a_column_of_the_parents_table_called_like_the_digest_is_refused() -> None:
+    class Local(DeclarativeBase):
+        pass
+
+    class Parent(Local):
+        __tablename__ = "parent"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        vec_digest: Mapped[str]
+
+    with pytest.raises(DeclarationError, match=r"child.vec_digest and parent.vec_digest are one attribute"):
+
+        class Child(Parent):
+            __tablename__ = "child"
+            id: Mapped[int] = mapped_column(ForeignKey("parent.id"), primary_key=True)
+            words: Mapped[str]
+            vec: Mapped[Vector | None] = embedding_column("words", encoder=ENCODER)
