@@ -205,12 +205,10 @@ def test_the_sql_functions(connection: Connection) -> None:
                 {"t": table.name, "q": literal, "k": limit},
             )
             assert [(row.key["a"], row.key["b"]) for row in rows] == exact[:limit]
-        label = connection.scalar(
-            text(
-                "SELECT label FROM pgembed.knn_classify(CAST(:t AS regclass), 'v', 'b', CAST(:q AS vector), 1)"
-            ),
-            {"t": table.name, "q": literal},
+        classify = (
+            "SELECT label FROM pgembed.knn_classify(CAST(:t AS regclass), 'v', 'b', CAST(:q AS vector), 1)"
         )
+        label = connection.scalar(text(classify), {"t": table.name, "q": literal})
         assert label == str(exact[0][1])
 
 
