@@ -9,6 +9,7 @@ classify                      ``knn_classify``
 duplicates                    ``near_duplicates``, ``duplicate_groups``
 pairs, components             pairs of near rows; the groups that they make
 target, vectors               what is searched, and what for: a text, a vector, a row
+arguments                     what the arguments of the helpers may be
 nearest                       the nearest rows as a subquery, exact or through an index
 choosing, standing, settings  which index can be used, what is known of it, and its search settings
 statement, base, ctes         selects that refuse late clauses; rows joined back to what the caller selects

@@ -23,7 +23,9 @@ def selecting(target: Target, base: Select[Any] | None, found: FromClause, *, he
 
 
 def _checked(target: Target, base: Select[Any], helper: str) -> Select[Any]:
-    """:raises QueryError: the base filters or sorts by itself, or does not select from the entity."""
+    """:raises QueryError: it is no select, filters or sorts by itself, or does not select from the entity."""
+    if not isinstance(base, Select):
+        raise QueryError(f"base={base!r}; expected a select, as in select(Article.id, Article.title)")
     clauses = {
         "WHERE": (base._where_criteria, f"pass where= to {helper}()"),
         "GROUP BY": (base._group_by_clauses, "group a select from the search's .subquery()"),

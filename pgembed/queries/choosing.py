@@ -46,19 +46,20 @@ def is_implied(index: Indexed, conditions: Sequence[ColumnElement[bool]]) -> boo
 
 
 def _texts(conditions: Sequence[Any], table: FromClause) -> Iterator[str | None]:
-    """What is joined by AND, as SQL without the name of the table; ``None`` for what has no text yet, or is
-    about another table (the entity's, where it inherits)."""
+    """What is joined by AND, as :func:`sql_of` writes it."""
     for condition in conditions:
         if isinstance(condition, Grouping):
             yield from _texts([condition.element], table)
         elif isinstance(condition, BooleanClauseList) and condition.operator is and_:
             yield from _texts(list(condition.clauses), table)
         else:
-            yield _text(condition, table)
+            yield sql_of(condition, table)
 
 
-def _text(condition: Any, table: FromClause) -> str | None:
-    clause = condition.__clause_element__() if hasattr(condition, "__clause_element__") else condition
+def sql_of(expression: Any, table: FromClause) -> str | None:
+    """An expression over one table as SQL without the table's name; ``None`` for one that has no text yet, or
+    is about another table (the entity's, where it inherits)."""
+    clause = expression.__clause_element__() if hasattr(expression, "__clause_element__") else expression
     for found in iterate(clause):
         if isinstance(found, BindParameter) and not found.unique:
             return None  # a parameter by name, whose value is given or replaced later

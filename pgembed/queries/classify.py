@@ -6,8 +6,8 @@ from typing import Any, Literal, TypeVar
 
 from sqlalchemy import Float, SQLColumnExpression, func, literal_column, select, type_coerce
 
-from pgembed.exc import QueryError
-from pgembed.queries.nearest import Mode, Nearest, Stale, check_count
+from pgembed.queries.arguments import choice, expression, whole
+from pgembed.queries.nearest import Mode, Nearest, Stale
 from pgembed.queries.settings import SearchSettings
 from pgembed.queries.statement import Votes
 from pgembed.queries.target import VectorColumn, resolve
@@ -55,15 +55,12 @@ def knn_classify(
     :raises QueryError: at construction, for whatever cannot give the right rows.
     :raises DimensionMismatchError: the vector is of other dimensions than the column.
     """
-    if weights not in ("distance", "uniform"):
-        raise QueryError(f'weights={weights!r}; needed "distance" or "uniform"')
-    if not hasattr(label, "is_not"):
-        raise QueryError(f"label={label!r}; needed is an attribute or expression, such as Article.section")
-    check_count("k", k, 1)
+    choice("weights", weights, ("distance", "uniform"))
+    k = whole("k", k, 1)
     target = resolve(column, metric)
-    vector, conditions = query_sql(target, query)
-    labelled = label.is_not(None)
+    labelled = expression("label", label, "Article.section").is_not(None)
     target.check_own(labelled, "label=")
+    vector, conditions = query_sql(target, query)
     nearest = Nearest(
         target,
         vector,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from sqlalchemy import Select, func, select
@@ -12,8 +11,9 @@ from sqlalchemy.sql.selectable import FromClause
 
 from pgembed.exc import QueryError
 from pgembed.metrics import Metric
+from pgembed.queries.arguments import choice, real, whole
 from pgembed.queries.components import components
-from pgembed.queries.nearest import Mode, Stale, check_mode
+from pgembed.queries.nearest import MODES, Mode, Stale
 from pgembed.queries.pairs import Pairs
 from pgembed.queries.settings import SearchSettings
 from pgembed.queries.target import Target, VectorColumn, resolve
@@ -126,11 +126,9 @@ def _pairs(
     settings: SearchSettings,
     stale: str,
 ) -> Pairs:
-    check_mode(mode)
-    _check_score(target.metric, min_score)
-    if not isinstance(k, int) or isinstance(k, bool) or not 1 <= k <= 1000:
-        raise QueryError(f"k={k!r}; needed is a whole number of neighbours, 1 to 1000")
-    distance = target.metric.distance(min_score)
+    choice("mode", mode, MODES)
+    k = whole("k", k, 1, 1000)
+    distance = target.metric.distance(_score(target.metric, min_score))
     pairs = Pairs(target, target.conditions(where, stale), distance, k, mode, settings)
     if mode == "exact":
         settings.refuse('mode="exact" uses no index')
@@ -141,12 +139,13 @@ def _pairs(
     return pairs
 
 
-def _check_score(metric: Metric, score: Any) -> None:
+def _score(metric: Metric, given: Any) -> float:
     """:raises QueryError: no score of the metric is like that."""
-    possible = isinstance(score, int | float) and not isinstance(score, bool) and math.isfinite(score)
-    possible = possible and metric.is_score(score)
-    if not possible:
-        raise QueryError(f"min_score={score!r}; scores of the metric {metric.name} are {metric.scores}")
+    expected = f"a score of the metric {metric.name}: {metric.scores}"
+    score = real("min_score", given, expected, finite=True)
+    if not metric.is_score(score):
+        raise QueryError(f"min_score={given!r}; expected {expected}")
+    return score
 
 
 def _key(target: Target, numbered: FromClause) -> ColumnElement[Any]:

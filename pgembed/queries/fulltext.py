@@ -2,23 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias
 
-from sqlalchemy import String, bindparam, cast, func, literal_column, select
+from sqlalchemy import (
+    BindParameter,
+    Column,
+    Dialect,
+    String,
+    TypeDecorator,
+    bindparam,
+    cast,
+    false,
+    func,
+    literal_column,
+    or_,
+    select,
+    union_all,
+)
 from sqlalchemy.dialects.postgresql import REGCONFIG, TSQUERY, TSVECTOR
 from sqlalchemy.orm import QueryableAttribute
 from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.sql.selectable import Subquery
+from sqlalchemy.sql.visitors import iterate
 
 from pgembed.exc import QueryError
-from pgembed.queries.nearest import literal_rows
+from pgembed.queries.arguments import expression, words
+from pgembed.queries.choosing import sql_of
+from pgembed.queries.nearest import keys_of, literal_rows
+from pgembed.queries.standing import holds
 from pgembed.queries.target import Target
+from pgembed.queries.vectors import typed
 
 #: A column of the type tsvector, a text column, or several text columns.
 TextColumns: TypeAlias = (
     QueryableAttribute[Any] | ColumnElement[Any] | Sequence[QueryableAttribute[Any] | ColumnElement[Any]]
 )
+
+
+#: Texts of more bytes are searched by their first characters, so many that their words fit into a tsvector
+#: (of a megabyte) whatever they are: an entry takes at most 3.8 bytes for each of the text's, where short
+#: words are joined by hyphens and listed whole and in parts, and 7.5 for each character, of up to 4 bytes.
+_WHOLE_BYTES = 250_000
+_CHARACTERS = 130_000
+#: As many characters of a question are looked at.
+_QUESTION = 10_000
+
+
+class QuestionType(TypeDecorator[str]):
+    """The type of the words that are looked for, of which the beginning counts."""
+
+    impl = String
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:  # noqa: ARG002
+        """:raises QueryError: the value is no text for Postgres."""
+        return None if value is None else words("terms", value)[:_QUESTION]
 
 
 def matching(
@@ -33,51 +72,100 @@ def matching(
 
     ::
 
-        SELECT id AS key_1, row_number() OVER (ORDER BY ts_rank_cd(<text>, <terms>) DESC, id) AS text_rank
-        FROM article WHERE <text> @@ <terms> AND <conditions> ORDER BY text_rank LIMIT <rows>
+        SELECT key_1, row_number() OVER (ORDER BY rank DESC, key_1) AS text_rank FROM (
+            SELECT id AS key_1, ts_rank_cd(<text>, <terms>) AS rank FROM article
+            WHERE <text> @@ <terms> AND (octet_length(title) <= 250000 OR <indexed>) AND <conditions>
+            UNION ALL
+            <the same of left(title, 130000), for other rows>) AS matches
+        ORDER BY text_rank LIMIT <rows>
+
+    Where an index holds the words, all of them have fitted into it. (Postgres looks at the length first,
+    since ``to_tsvector`` is a hundred times as dear.) A ``tsvector`` column needs no second leg.
     """
     # The configuration is a literal in the SQL, since an index on to_tsvector('english', title) only serves
     # an expression that is the same before parameters are known.
-    named = cast(bindparam("config", config, String, literal_execute=True, unique=True), REGCONFIG)
-    vector = _tsvector(target, text, named)
+    name = words("config", config)
+    named = cast(bindparam("config", name, String, literal_execute=True, unique=True), REGCONFIG)
     question = _any_of(terms, named)
-    rank = func.row_number().over(order_by=(func.ts_rank_cd(vector, question).desc(), *target.keys))
-    keys = (key.label(f"key_{n}") for n, key in enumerate(target.keys, 1))
+    legs = [
+        select(
+            *(key.label(f"key_{n}") for n, key in enumerate(target.keys, 1)),
+            func.ts_rank_cd(vector, question).label("rank"),
+        ).where(vector.op("@@", is_comparison=True)(question), *gate, *conditions)
+        for vector, gate in _vectors(_columns(target, text), name, named)
+    ]
+    matches = (legs[0] if len(legs) == 1 else union_all(*legs)).subquery()
+    keys = keys_of(target, matches)
+    rank = func.row_number().over(order_by=(matches.c.rank.desc(), *keys))
     return (
         select(*keys, rank.label("text_rank"))
-        .where(vector.op("@@", is_comparison=True)(question), *conditions)
         .order_by(literal_column("text_rank"))
         .limit(literal_rows(rows))
         .subquery()
     )
 
 
-def _tsvector(target: Target, text: TextColumns, config: ColumnElement[Any]) -> ColumnElement[Any]:
+def _columns(target: Target, text: TextColumns) -> list[Any]:
+    """:raises QueryError: no columns of text, or of another table."""
     columns: list[Any] = list(text) if isinstance(text, list | tuple) else [text]
     if not columns:
-        raise QueryError("text= is empty; needed is a tsvector column, or text columns")
+        raise QueryError("text= is empty; expected a tsvector column, or text columns")
     for column in columns:
-        if not isinstance(column, QueryableAttribute | ColumnElement):
-            raise QueryError(f"text={column!r} is not a column; needed is one such as Article.title")
-        target.check_own(column.is_not(None), "text=")
+        target.check_own(expression("text", column, "Article.title").is_not(None), "text=")
+        is_vector = isinstance(column.type, TSVECTOR)
+        if column.type._type_affinity is not String and not is_vector:
+            raise QueryError(
+                f"text={column} is of the type {column.type!r}; expected a column of the type tsvector, or "
+                "columns of text types (another one becomes text by sqlalchemy.cast(..., Text))"
+            )
+        if is_vector and len(columns) > 1:
+            raise QueryError(f"text= holds several columns, and {column} is a tsvector: pass that one alone")
+    return columns
+
+
+def _vectors(
+    columns: Sequence[Any], config: str, named: ColumnElement[Any]
+) -> Iterator[tuple[Any, Sequence[ColumnElement[bool]]]]:
+    """The text as tsvector, and for which rows."""
     if isinstance(columns[0].type, TSVECTOR):
-        if len(columns) > 1:
-            raise QueryError("text= holds several columns of which one is a tsvector: pass that one alone")
-        only: ColumnElement[Any] = columns[0]
-        return only
-    if not all(isinstance(column.type, String) for column in columns):
-        raise QueryError("text= needs a column of the type tsvector, or columns of text types")
-    if len(columns) == 1:
-        return func.to_tsvector(config, columns[0], type_=TSVECTOR)
-    blank, space = literal_column("''", String), literal_column("' '", String)
-    whole: ColumnElement[Any] = func.coalesce(columns[0], blank)
-    for column in columns[1:]:
-        whole = whole.op("||")(space).op("||")(func.coalesce(column, blank))
-    return func.to_tsvector(config, whole, type_=TSVECTOR)
+        yield columns[0], ()
+        return
+    whole = columns[0]
+    if len(columns) > 1:
+        blank, space = literal_column("''", String), literal_column("' '", String)
+        whole = func.coalesce(whole, blank)
+        for column in columns[1:]:
+            whole = whole.op("||")(space).op("||")(func.coalesce(column, blank))
+    lengths = [func.coalesce(func.octet_length(column), 0) for column in columns]
+    is_long = sum(lengths[1:], lengths[0]) > literal_column(str(_WHOLE_BYTES))
+    indexed = _is_indexed(whole, config)
+    yield func.to_tsvector(named, whole, type_=TSVECTOR), [or_(~is_long, indexed)]
+    beginning = func.left(whole, literal_column(str(_CHARACTERS)))
+    yield func.to_tsvector(named, beginning, type_=TSVECTOR), [is_long, ~indexed]
+
+
+def _is_indexed(whole: Any, config: str) -> ColumnElement[bool]:
+    """SQL: an index holds the words of the text."""
+    tables = {
+        base.table for found in iterate(whole) if isinstance(found, Column) for base in found.base_columns
+    }
+    table = next(iter(tables), None)
+    sql = None if table is None or len(tables) > 1 else sql_of(whole, table)
+    if table is None or sql is None:
+        return false()
+    name = config.removeprefix("pg_catalog.")
+    return holds(table, f"to_tsvector('{name}', {sql})")
 
 
 def _any_of(terms: str | ColumnElement[Any], config: ColumnElement[Any]) -> ColumnElement[Any]:
     """The words of a question, joined by OR: joined by AND, a long question would match nothing."""
-    words = cast(func.plainto_tsquery(config, cast(terms, String)), String)
-    either = func.replace(words, literal_column("' & '"), literal_column("' | '"))
+    given: Any
+    if isinstance(terms, str):
+        given = bindparam("terms", terms, QuestionType, unique=True)
+    elif isinstance(terms, BindParameter):
+        given = typed(terms, QuestionType())
+    else:
+        given = func.left(cast(terms, String), _QUESTION)
+    parsed = cast(func.plainto_tsquery(config, cast(given, String)), String)
+    either = func.replace(parsed, literal_column("' & '"), literal_column("' | '"))
     return cast(func.nullif(either, literal_column("''")), TSQUERY)  # a NULL matches nothing

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, TypeVarTuple, overload
 
+import numpy as np
 from sqlalchemy import BindParameter, Float, Select, and_, func, literal, select
 from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.sql.selectable import Subquery
 
 from pgembed.exc import QueryError
+from pgembed.queries.arguments import MOST, real, whole, words
 from pgembed.queries.base import selecting
 from pgembed.queries.fulltext import TextColumns, matching
 from pgembed.queries.nearest import Mode, Nearest, Stale, keys_of
@@ -120,17 +121,18 @@ def hybrid_search(
     :raises DimensionMismatchError: the vector is of other dimensions than the column.
     """
     target = resolve(column, metric)
-    words = _terms(query, terms)
+    looked_for = _terms(query, terms)
     vector, also = query_sql(target, query)
     conditions = [*target.conditions(where, stale), *also]
     wanted = Nearest(target, vector, conditions, limit, offset, None, mode, SearchSettings(ef_search, probes))
-    candidates = max(4 * wanted.rows, 50) if candidates is None else candidates
-    if not isinstance(candidates, int) or candidates < wanted.rows:
-        raise QueryError(f"candidates={candidates!r}; needed are at least limit + offset = {wanted.rows}")
-    _check_fusion(k, weights)
+    if candidates is None:
+        candidates = min(max(4 * wanted.rows, 50), MOST)
+    candidates = whole("candidates", candidates, 1)
+    if candidates < wanted.rows:
+        raise QueryError(f"candidates={candidates}; expected at least limit + offset = {wanted.rows}")
     nearest = Nearest(target, vector, conditions, candidates, 0, None, mode, wanted.settings).subquery()
-    matches = matching(target, text, words, config, conditions, candidates)
-    found = _fused(target, nearest, matches, k, weights, limit, offset)
+    matches = matching(target, text, looked_for, config, conditions, candidates)
+    found = _fused(target, nearest, matches, *_fusion(k, weights), wanted.limit, wanted.offset)
     statement = selecting(target, base, found, helper="hybrid_search")
     return Hybrid.sealing(
         statement.order_by(found.c.score.desc(), *target.keys),
@@ -157,7 +159,7 @@ def _fused(
     pairs = list(zip(keys_of(target, ranked), keys_of(target, matches), strict=True))
     keys = [func.coalesce(left, right).label(left.key) for left, right in pairs]
     shares = (
-        func.coalesce(literal(float(weight), Float(53)) / (literal(float(k), Float(53)) + rank), 0.0)
+        func.coalesce(literal(weight, Float(53)) / (literal(k, Float(53)) + rank), 0.0)
         for weight, rank in zip(weights, (ranked.c.vector_rank, matches.c.text_rank), strict=True)
     )
     score = next(shares) + next(shares)
@@ -172,8 +174,12 @@ def _fused(
 
 def _terms(query: Query, terms: Any) -> Any:
     found = query if terms is None else terms
-    if isinstance(found, str) or (terms is not None and isinstance(found, ColumnElement)):
-        return found
+    if isinstance(found, str):
+        return words("query" if terms is None else "terms", found)
+    if terms is not None:
+        if not isinstance(terms, ColumnElement):
+            raise QueryError(f"terms={terms!r}; expected a str, or bindparam(...)")
+        return terms
     if isinstance(query, BindParameter):
         raise QueryError(
             "a bound query cannot be a text and a vector at once: pass the words as terms=bindparam(...) "
@@ -182,9 +188,16 @@ def _terms(query: Query, terms: Any) -> Any:
     raise QueryError("the query is not a text: pass the words to look for as terms=")
 
 
-def _check_fusion(k: Any, weights: Any) -> None:
-    numbers = [k, *weights] if isinstance(weights, list | tuple) and len(weights) == 2 else []
-    if not numbers or not all(
-        isinstance(number, int | float) and math.isfinite(number) and number >= 0 for number in numbers
-    ):
-        raise QueryError(f"k={k!r}, weights={weights!r}; needed are a number and two, none of them negative")
+def _fusion(k: Any, weights: Any) -> tuple[float, tuple[float, float]]:
+    expected = "a number that is not negative"
+    given = tuple(weights) if isinstance(weights, list | tuple | np.ndarray) else ()
+    if len(given) != 2:
+        raise QueryError(f"weights={weights!r}; expected two numbers: of the vector's rank and of the text's")
+    levelled, near, match = (
+        real(name, value, expected, finite=True)
+        for name, value in (("k", k), ("weights", given[0]), ("weights", given[1]))
+    )
+    for name, value in (("k", levelled), ("weights", near), ("weights", match)):
+        if value < 0:
+            raise QueryError(f"{name}={value}; expected {expected}")
+    return levelled, (near, match)

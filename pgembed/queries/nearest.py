@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,8 +11,8 @@ from sqlalchemy import Integer, and_, bindparam, func, literal_column, select, t
 from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.sql.selectable import CTE, FromClause, Select, Subquery
 
-from pgembed.exc import QueryError
 from pgembed.indexes import Indexed
+from pgembed.queries.arguments import choice, real, whole
 from pgembed.queries.choosing import choose, is_implied
 from pgembed.queries.ctes import materialized
 from pgembed.queries.settings import SearchSettings
@@ -21,6 +20,7 @@ from pgembed.queries.target import Target
 
 Mode: TypeAlias = Literal["auto", "approximate", "exact"]
 Stale: TypeAlias = Literal["include", "exclude"]
+MODES = ("auto", "approximate", "exact")
 
 #: NaN sorts above every number in Postgres: "less than NaN" holds for numbers, not for NaN and NULL.
 NAN: ColumnElement[float] = literal_column("'NaN'::float8")
@@ -51,12 +51,12 @@ class Nearest:
     settings: SearchSettings
 
     def __post_init__(self) -> None:
-        check_mode(self.mode)
-        check_count("limit", self.limit, 1)
-        check_count("offset", self.offset, 0)
-        distance = self.max_distance
-        if distance is not None and (not isinstance(distance, int | float) or math.isnan(distance)):
-            raise QueryError(f"max_distance={distance!r}; needed is a number")
+        choice("mode", self.mode, MODES)
+        for name, least in (("limit", 1), ("offset", 0)):
+            object.__setattr__(self, name, whole(name, getattr(self, name), least))
+        whole("limit + offset", self.rows, 1)
+        if self.max_distance is not None:
+            object.__setattr__(self, "max_distance", real("max_distance", self.max_distance))
         if self.mode == "exact":
             self.settings.refuse('mode="exact" uses no index')
         elif not self.approximate:
@@ -181,20 +181,6 @@ class Nearest:
 def keys_of(target: Target, found: FromClause) -> list[ColumnElement[Any]]:
     """The columns of a result that hold the key of the entity."""
     return [found.c[f"key_{n}"] for n in range(1, len(target.keys) + 1)]
-
-
-def check_mode(mode: str) -> None:
-    """:raises QueryError: no such mode."""
-    if mode not in ("auto", "approximate", "exact"):
-        raise QueryError(f'mode={mode!r}; needed "auto", "approximate" or "exact"')
-
-
-def check_count(name: str, value: Any, least: int) -> None:
-    """
-    :raises QueryError: the value of the argument is no whole number, or a smaller one.
-    """
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise QueryError(f"{name}={value!r}; needed is a whole number of at least {least}")
 
 
 def literal_rows(rows: int) -> ColumnElement[int]:

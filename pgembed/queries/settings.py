@@ -18,6 +18,7 @@ from sqlalchemy.sql.selectable import CTE
 from pgembed.exc import QueryError
 from pgembed.indexes import ACCESS_METHODS, Indexed, access_method_of
 from pgembed.indexes.methods import AUTO
+from pgembed.queries.arguments import whole
 from pgembed.queries.ctes import materialized
 from pgembed.queries.standing import is_ready, parameter
 
@@ -33,11 +34,9 @@ class SearchSettings:
     probes: int | None = None
 
     def __post_init__(self) -> None:
-        for name, (low, high) in _RANGES.items():
-            value = getattr(self, name)
-            whole = isinstance(value, int) and not isinstance(value, bool)
-            if value is not None and not (whole and low <= value <= high):
-                raise QueryError(f"{name}={value!r}; pgvector takes {low} to {high}")
+        for name, bounds in _RANGES.items():
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, whole(name, getattr(self, name), *bounds))
         if self.ef_search is not None and self.probes is not None:
             raise QueryError("ef_search is for HNSW and probes for IVFFlat: pass one of them")
 

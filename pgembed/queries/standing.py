@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from sqlalchemy import Integer, and_, cast, column, exists, func, select, table, true, type_coerce
 from sqlalchemy.dialects.postgresql import ARRAY, OID
 from sqlalchemy.sql.elements import ColumnElement
-from sqlalchemy.sql.selectable import ScalarSelect
+from sqlalchemy.sql.selectable import FromClause, ScalarSelect
 
 from pgembed.indexes import Indexed
 
@@ -19,7 +20,7 @@ def is_ready(indexed: Indexed) -> ColumnElement[bool]:
     indkey, indclass = (type_coerce(found, ARRAY(OID)) for found in (index.c.indkey, index.c.indclass))
     assert indexed.metric is not None
     conditions = [
-        index.c.indrelid == _relation(indexed),
+        index.c.indrelid == _relation(indexed.column.table),
         index.c.indisvalid,
         opclass.c.oid == indclass[0],
         opclass.c.opcname == indexed.metric.opclass(indexed.storage),
@@ -50,6 +51,18 @@ def is_ready(indexed: Indexed) -> ColumnElement[bool]:
     return exists().where(and_(*conditions))
 
 
+def holds(searched: FromClause, expression: str) -> ColumnElement[bool]:
+    """SQL: a valid index holds an expression of all rows, which is compared without casts and brackets."""
+    index = _index()
+    held = func.pg_get_expr(index.c.indexprs, index.c.indrelid)
+    return exists().where(
+        index.c.indrelid == _relation(searched),
+        index.c.indisvalid,
+        index.c.indpred.is_(None),
+        func.lower(func.regexp_replace(held, _NO_PART, "", "g")) == re.sub(_NO_PART, "", expression).lower(),
+    )
+
+
 def parameter(indexed: Indexed, name: str, default: int) -> ScalarSelect[Any]:
     """SQL: a storage parameter of the index as it was built."""
     index, named = _index(), table("pg_class", *map(column, ("oid", "relam", "reloptions")))
@@ -64,7 +77,7 @@ def parameter(indexed: Indexed, name: str, default: int) -> ScalarSelect[Any]:
         .join(method, method.c.oid == named.c.relam)
         .join(option, true())
         .where(
-            index.c.indrelid == _relation(indexed),
+            index.c.indrelid == _relation(indexed.column.table),
             method.c.amname == indexed.index.dialect_options["postgresql"]["using"],
             option.c.option_name == name,
         )
@@ -72,12 +85,15 @@ def parameter(indexed: Indexed, name: str, default: int) -> ScalarSelect[Any]:
     )
 
 
+#: What Postgres and SQLAlchemy write differently.
+_NO_PART = "::(text|regconfig|character varying)|[() ]"
 _DEPEND = ("objid", "refobjid", "refobjsubid")
 
 
 def _index() -> Any:
     return table(
-        "pg_index", *map(column, ("indexrelid", "indrelid", "indkey", "indclass", "indisvalid", "indpred"))
+        "pg_index",
+        *map(column, ("indexrelid", "indrelid", "indkey", "indclass", "indisvalid", "indpred", "indexprs")),
     )
 
 
@@ -85,7 +101,7 @@ def _attribute() -> Any:
     return table("pg_attribute", *map(column, ("attrelid", "attnum", "attname", "atttypmod")))
 
 
-def _relation(indexed: Indexed) -> ScalarSelect[Any]:
+def _relation(searched: FromClause) -> ScalarSelect[Any]:
     # The table is named by one of its rows: that holds under schema_translate_map and search_path alike.
-    rows = indexed.column.table.alias()
+    rows = searched.alias()
     return select(column("tableoid")).select_from(rows).limit(1).scalar_subquery()

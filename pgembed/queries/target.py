@@ -13,13 +13,13 @@ from sqlalchemy.sql.selectable import FromClause
 from sqlalchemy.sql.util import ClauseAdapter
 
 from pgembed.columns import Embedding, EmbeddingColumn, bound
-from pgembed.columns.conditions import condition
 from pgembed.columns.embedding import INFO
 from pgembed.columns.types import shape_of
 from pgembed.exc import MetricNotSupportedError, QueryError
 from pgembed.indexes import Indexed, indexes_on
 from pgembed.metrics import Metric, metrics_of
 from pgembed.metrics import metric as metric_named
+from pgembed.queries.arguments import choice, conditions
 
 #: A mapped attribute (of a class or of an alias), or a column of a Core table or of its alias.
 VectorColumn: TypeAlias = QueryableAttribute[Any] | ColumnElement[Any]
@@ -65,14 +65,13 @@ class Target:
 
         :raises QueryError: ``where`` refers to other tables, or ``stale`` cannot be known.
         """
-        conditions = _as_conditions(where)
-        for each in conditions:
+        found = conditions(where)
+        for each in found:
             self.check_own(each, "where=")
+        choice("stale", stale, ("include", "exclude"))
         if stale == "exclude":
-            conditions.append(~self._pending())
-        elif stale != "include":
-            raise QueryError(f'stale={stale!r}; needed "include" or "exclude"')
-        return conditions
+            found.append(~self._pending())
+        return found
 
     def check_own(self, expression: Any, what: str) -> None:
         """Refuse an expression over other tables: it would multiply the rows that are searched.
@@ -83,10 +82,16 @@ class Target:
         own = set(statement.get_final_froms())
         foreign = [str(found) for found in statement.where(expression).get_final_froms() if found not in own]
         if foreign:
+            instead = (
+                "Put the other table into EXISTS: Article.author.has(...), Article.tags.any(...) or "
+                "exists().where(...)"
+                if what == "where="
+                else "Pass a subquery for a value of another table: "
+                "select(Author.country).where(Author.id == Article.author_id).scalar_subquery()"
+            )
             raise QueryError(
                 f"{what} refers to {', '.join(foreign)}, and the rows searched are those of "
-                f"{_name(self.entity)} alone. Put the other table into EXISTS: Article.author.has(...), "
-                "Article.tags.any(...) or exists().where(...)"
+                f"{_name(self.entity)} alone. {instead}"
             )
 
     def _pending(self) -> ColumnElement[bool]:
@@ -119,7 +124,9 @@ def resolve(column: VectorColumn, metric: str | None = None) -> Target:
     elif isinstance(column, ColumnElement) and isinstance(getattr(column, "table", None), FromClause):
         entity, selectable, base, keys = _core(column)
     else:
-        raise QueryError(f"{column!r} is not a column; needed is Article.embedding or table.c.embedding")
+        raise QueryError(
+            f"{column!r} is not a column; expected one such as Article.embedding or table.c.embedding"
+        )
     storage, dimensions = shape_of(base.type)
     embedding = bound(base)
     declaration: Embedding | None = base.info.get(INFO)
@@ -150,7 +157,7 @@ def resolve(column: VectorColumn, metric: str | None = None) -> Target:
 def _mapped(attribute: Any) -> tuple[Any, FromClause, Column[Any], tuple[ColumnElement[Any], ...]]:
     prop = getattr(attribute, "property", None)
     if not isinstance(prop, ColumnProperty) or not isinstance(prop.columns[0], Column):
-        raise QueryError(f"{attribute} is not a column attribute; needed is one such as Article.embedding")
+        raise QueryError(f"{attribute} is not a column attribute; expected one such as Article.embedding")
     parent = attribute.parent
     mapper, entity = parent.mapper, parent.entity
     keys = tuple(getattr(entity, mapper.get_property_by_column(key).key) for key in mapper.primary_key)
@@ -168,14 +175,6 @@ def _core(
     if not keys:
         raise QueryError(f"{selectable} has no primary key, which the rows found are told apart by")
     return selectable, selectable, base, keys
-
-
-def _as_conditions(where: Any) -> list[ColumnElement[bool]]:
-    if where is None:
-        return []
-    given: list[Any] = list(where) if isinstance(where, list | tuple) else [where]
-    # Strings are left to SQLAlchemy, which refuses them.
-    return list[Any](one if isinstance(one, str) else condition(one) for one in given)
 
 
 def _name(entity: Any) -> str:

@@ -22,6 +22,7 @@ from pgembed.columns import Array, Embedding, VectorType, as_array
 from pgembed.columns.concurrency import off_event_loop
 from pgembed.columns.types import is_postgres
 from pgembed.columns.values import Storage
+from pgembed.encoders.texts import checked
 from pgembed.exc import QueryError, UnsupportedDialectError, encoder_errors
 from pgembed.queries.target import Target
 
@@ -33,13 +34,15 @@ class QueryText:
     """A text on its way to the database; it keeps its vector, so that a statement encodes once.
 
     :raises QueryError: the text is blank: its neighbours would be any rows.
+    :raises TextError: it holds half a surrogate pair.
     """
 
     __slots__ = ("_vector", "text")
 
     def __init__(self, text: str) -> None:
+        checked([text])
         if not text.strip():
-            raise QueryError(f"the text is {text!r}; needed is one that says what to search for")
+            raise QueryError(f"the text is {text!r}; expected one that says what to search for")
         self.text = text
         self._vector: Array | None = None
 
@@ -117,7 +120,7 @@ def query_sql(target: Target, query: Query) -> tuple[ColumnElement[Any], list[Co
             )
         return bindparam("query", QueryText(query), type_=kind, unique=True), []
     if isinstance(query, BindParameter):
-        return _typed(query, kind), []
+        return typed(query, kind), []
     if isinstance(query, Select):
         query = query.scalar_subquery()
     if isinstance(query, ClauseElement) or hasattr(query, "__clause_element__"):
@@ -127,7 +130,7 @@ def query_sql(target: Target, query: Query) -> tuple[ColumnElement[Any], list[Co
         return _row(target, state)
     if query is None:
         raise QueryError(
-            "the query is None; needed is a text, a vector, bindparam(...), an entity or a subquery"
+            "the query is None; expected a text, a vector, bindparam(...), an entity or a subquery"
         )
     value = kind.to_array(query) if isinstance(kind, QueryVectorType) else query
     return bindparam("query", value, type_=kind, unique=True), []
@@ -142,7 +145,7 @@ def _kind(target: Target) -> TypeEngine[Any]:
     return QueryVectorType(target.dimensions, storage, target.declaration, directed=directed)
 
 
-def _typed(parameter: BindParameter[Any], kind: TypeEngine[Any]) -> BindParameter[Any]:
+def typed(parameter: BindParameter[Any], kind: TypeEngine[Any]) -> BindParameter[Any]:
     """The user's parameter with a type that understands texts."""
     if parameter.required:
         return bindparam(parameter.key, type_=kind, required=True, unique=parameter.unique)
@@ -151,19 +154,28 @@ def _typed(parameter: BindParameter[Any], kind: TypeEngine[Any]) -> BindParamete
 
 def _expression(query: Any) -> ColumnElement[Any]:
     expression = query.__clause_element__() if hasattr(query, "__clause_element__") else query
+    one = (
+        "a search has one query vector: select(...).scalar_subquery() of one row. To search for each row of "
+        "a table, run a search for each, or join pgembed.search() or pgembed.knn_classify() LATERAL in SQL"
+    )
     if not isinstance(expression, ColumnElement) or select(expression).get_final_froms():
-        raise QueryError(
-            f"{query} is an expression over a table; needed is one vector: select(...).scalar_subquery()"
-        )
+        raise QueryError(f"the query {query} is an expression over the rows of a table, and {one}")
+    if not isinstance(expression, ScalarSelect):
+        return expression
+    inner: Any = expression.element
+    if getattr(inner, "_correlate", None) or getattr(inner, "_correlate_except", None) is not None:
+        raise QueryError(f"the query is a subquery that is correlated to the rows of a table, and {one}")
     # Without this, a subquery over the table that is searched would be correlated to it and lose its FROM.
-    return expression.correlate(None) if isinstance(expression, ScalarSelect) else expression
+    return expression.correlate(None)
 
 
 def _row(target: Target, state: InstanceState[Any]) -> tuple[ColumnElement[Any], list[ColumnElement[bool]]]:
     """The stored vector of an entity, which is not a neighbour of itself."""
     mapper = inspect(target.entity, raiseerr=False)
-    searched = getattr(mapper, "mapper", None)
-    if searched is None or not (state.mapper.isa(searched) or searched.isa(state.mapper)):
+    searched: Any = getattr(mapper, "mapper", None)
+    # Classes of one hierarchy share the columns of the tables that they share.
+    related = searched is not None and searched.base_mapper is state.mapper.base_mapper
+    if not related or target.column.table not in state.mapper.tables:
         raise QueryError(
             f"the query is a {state.class_.__name__}, and {target} is searched. For the vector of another "
             "class, pass select(...).scalar_subquery()"

@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
-from sqlalchemy import Column, Computed, Integer, MetaData, String, Table, bindparam, insert, select, text
+from sqlalchemy import (
+    Column,
+    Computed,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    TypeDecorator,
+    bindparam,
+    insert,
+    select,
+    text,
+)
 from sqlalchemy.dialects.postgresql import TSVECTOR
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, aliased
 
 from pgembed.columns.types import VectorType
 from pgembed.queries import hybrid_search, semantic_search
@@ -170,3 +185,70 @@ def test_a_row_without_a_vector_is_found_by_its_words(engine, documents):
         row = connection.execute(statement).one()
     assert (row.id, row.vector_rank, row.text_rank) == (8, None, 1)
     assert row.score == pytest.approx(2 / 61)
+
+
+class Trimmed(TypeDecorator[str]):
+    impl = String
+    cache_ok = True
+
+
+DENSE = {
+    "short words": lambda: " ".join(f"{n:05x}" for n in range(200_000)),
+    "in parts": lambda: " ".join(f"{n % 999:03x}-{n // 999:03x}" for n in range(150_000)),
+    "beyond ASCII": lambda: " ".join(
+        f"{chr(0xAC00 + n % 11000)}-{chr(0xAC00 + n // 110 % 11000)}" for n in range(40_000)
+    ),
+    "of four bytes": lambda: " ".join(
+        f"{chr(0x20000 + n % 40000)}-{chr(0x20000 + n * 7 % 40000)}" for n in range(40_000)
+    ),
+    "just whole": lambda: " ".join(f"{n % 999:03x}-{n // 999:03x}" for n in range(31_000)),
+}
+
+
+@pytest.mark.parametrize("kind", DENSE)
+def test_texts_of_any_length_are_searched_by_their_first_words(engine, kind):
+    """More words than a tsvector holds, at one, two, three and four bytes a letter; several columns."""
+    table = Table(
+        "book",
+        MetaData(),
+        Column("id", Integer, primary_key=True),
+        Column("title", Trimmed),
+        Column("body", Text),
+        Column("vector", VectorType(2)),
+    )
+    table.metadata.create_all(engine)
+    with engine.begin() as connection:
+        connection.execute(
+            insert(table),
+            [
+                {"id": 1, "title": "short beginning", "body": None, "vector": [1, 0]},
+                {"id": 2, "title": "beginning " + DENSE[kind](), "body": "ending", "vector": [0, 1]},
+                {"id": 3, "title": None, "body": "beginning " + DENSE[kind](), "vector": None},
+                {"id": 4, "title": "other", "body": "beginning", "vector": [0, 1]},
+            ],
+        )
+        for text_columns, expected in (
+            (table.c.title, {1, 2}),
+            ([table.c.body, table.c.title], {1, 2, 3, 4}),
+        ):
+            rows = connection.execute(
+                hybrid_search(table.c.vector, [1, 0], text=text_columns, terms="beginning")
+            ).all()
+            assert {row.id for row in rows if row.text_rank} == expected
+
+
+def test_a_long_text_in_an_index_is_found_by_all_of_its_words(engine, documents, explain):
+    """What an index holds has fitted, so that it may be read whole; the other leg is not executed."""
+    c = documents.c
+    long = "number8 " * 40_000 + "lastword"
+    with engine.begin() as connection:
+        connection.execute(insert(documents).values(id=5000, title=long, vector=[1, 0]))
+        connection.execute(text("DROP INDEX of_column"))
+        for searched in (c.title, [c.title, c.body], aliased(documents).c.title):
+            vector = searched.table.c.vector if not isinstance(searched, list) else c.vector
+            statement = hybrid_search(vector, [1, 0], text=searched, terms="lastword")
+            (row,) = (row for row in connection.execute(statement) if row.text_rank)
+            assert row.id == 5000
+            plan = explain(connection, statement)
+            assert "Bitmap Index Scan on of_" in plan
+            assert re.search(r"Seq Scan on document \w+ \(never executed\)\n.*130000", plan)

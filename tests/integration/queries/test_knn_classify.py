@@ -6,7 +6,7 @@ from collections import defaultdict
 
 import numpy as np
 import pytest
-from sqlalchemy import Integer, String, func, insert
+from sqlalchemy import Integer, String, func, insert, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from pgembed.columns.types import VectorType
@@ -138,3 +138,16 @@ def test_inner_products_weigh_by_their_exponential(samples):
     expected = 1 / (1 + np.exp(-1))
     assert [(row.label, row.votes) for row in rows] == [("a", 1), ("b", 2)]
     assert rows[0].share == pytest.approx(expected)
+
+
+def test_a_label_of_another_table_by_a_subquery(corpus, session):
+    article, author = corpus.article, corpus.author
+    name = select(author.name).where(author.id == article.author_id).scalar_subquery()
+    for mode in ("auto", "exact"):
+        rows = session.execute(knn_classify(article.embedding, "w5 v17", label=name, mode=mode)).all()
+        by_key = session.execute(
+            knn_classify(article.embedding, "w5 v17", label=article.author_id, mode=mode)
+        ).all()
+        assert [tuple(row) for row in rows] == [
+            ({1: "Ada", 2: "Bob"}[row.label], row.share, row.votes) for row in by_key
+        ]

@@ -71,6 +71,15 @@ def test_rows_of_a_hierarchy_as_queries(shop):
         assert book.id not in {row[0].id for row in rows}
 
 
+def test_siblings_that_share_the_column_are_queries_of_each_other(shop):
+    """A row of one class asks for rows of another one, whose vectors stand in the same column."""
+    gift, book = (shop.query(cls).filter_by(name="thing 4").first() for cls in (Gift, Book))
+    for entity, row in ((Gift, book), (Book, gift), (aliased(Gift), book)):
+        rows = shop.execute(semantic_search(entity.embedding, row, limit=3)).all()
+        assert rows[0][0].name == row.name
+        assert row.id not in {found.id for found, *_ in rows}
+
+
 def test_duplicates_and_labels_of_a_subclass(shop):
     pairs = shop.execute(near_duplicates(Book.embedding, min_score=0.99)).all()
     books = {book.id: book.name for book in shop.query(Book)}

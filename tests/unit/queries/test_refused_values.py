@@ -1,25 +1,203 @@
-"""Values that would give wrong rows without an error of the database."""
+"""Values that would give wrong rows, or an error of the driver: each is refused by name when it is given."""
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
+from decimal import Decimal
 from typing import Any
 
+import numpy as np
 import pytest
-from sqlalchemy import Column, Integer, MetaData, Table
+from sqlalchemy import Boolean, ForeignKey, bindparam, column, func, select, text
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.orm import DeclarativeBase, Mapped, column_property, mapped_column, relationship
 
-from pgembed import knn_classify, semantic_search
+from pgembed import (
+    HNSW,
+    IVFFlat,
+    Vector,
+    duplicate_groups,
+    embedding_column,
+    hybrid_search,
+    knn_classify,
+    near_duplicates,
+    semantic_search,
+)
 from pgembed.columns import VectorType
-from pgembed.exc import QueryError
-
-table = Table("t", MetaData(), Column("id", Integer, primary_key=True), Column("v", VectorType(2)))
-
-
-def test_a_distance_that_is_no_number() -> None:
-    with pytest.raises(QueryError, match="max_distance=nan"):
-        semantic_search(table.c.v, [1, 2], max_distance=float("nan"))
+from pgembed.exc import DimensionMismatchError, PgembedError, QueryError, VectorValueError
+from pgembed.testing import HashEncoder
 
 
-@pytest.mark.parametrize("label", ["section", None])
-def test_a_label_that_is_no_expression(label: Any) -> None:
-    with pytest.raises(QueryError, match="needed is an attribute or expression"):
-        knn_classify(table.c.v, [1, 2], label=label)
+class Base(DeclarativeBase):
+    pass
+
+
+class Owner(Base):
+    __tablename__ = "owner"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    country: Mapped[str]
+    vector: Mapped[Vector | None] = mapped_column(VectorType(2))
+
+
+class Item(Base):
+    __tablename__ = "item"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    title: Mapped[str]
+    hidden: Mapped[bool]
+    owner_id: Mapped[int | None] = mapped_column(ForeignKey("owner.id"))
+    owner: Mapped[Owner | None] = relationship()
+    vector: Mapped[Vector | None] = embedding_column("title", encoder=HashEncoder(2), index=HNSW())
+    lists: Mapped[Vector | None] = mapped_column(VectorType(2))
+    __table_args__ = (IVFFlat("lists"),)
+
+
+Item.double = column_property(func.concat(Item.title, Item.title))
+
+HELPERS: dict[str, Callable[..., Any]] = {
+    "semantic_search": lambda query="text", **options: semantic_search(Item.vector, query, **options),
+    "hybrid_search": lambda query="text", text=Item.title, **options: hybrid_search(
+        Item.vector, query, text=text, **options
+    ),
+    "knn_classify": lambda query="text", label=Item.title, **options: knn_classify(
+        Item.vector, query, label=label, **options
+    ),
+    "near_duplicates": lambda min_score=0.9, **options: near_duplicates(
+        Item.vector, min_score=min_score, **options
+    ),
+    "duplicate_groups": lambda min_score=0.9, **options: duplicate_groups(
+        Item.vector, min_score=min_score, **options
+    ),
+}
+SEARCHES = ["semantic_search", "hybrid_search", "knn_classify"]
+PAIRS = ["near_duplicates", "duplicate_groups"]
+NOT_WHOLE = [True, 1.5, "5", "", None, float("nan"), float("inf"), 2**40, 2**31, 2**70, -1, [1], b"1", 1j]
+NOT_REAL = [True, "0.5", float("nan"), np.float32("nan"), Decimal("NaN"), [0.5], np.ones(2), 1j, object()]
+NAMES = ["", "fast", None, True, 1, ["auto"], np.array(["auto", "exact"]), b"auto"]
+BAD: list[tuple[list[str], str, list[Any]]] = [
+    (["semantic_search", "hybrid_search"], "limit", [0, *NOT_WHOLE]),
+    (["semantic_search", "hybrid_search"], "offset", NOT_WHOLE),
+    (["knn_classify"], "k", [0, *NOT_WHOLE]),
+    (PAIRS, "k", [0, 1001, *NOT_WHOLE]),
+    (SEARCHES + PAIRS, "ef_search", [0, 1001, *(bad for bad in NOT_WHOLE if bad is not None)]),
+    (SEARCHES + PAIRS, "probes", [0, 32769, *(bad for bad in NOT_WHOLE if bad is not None)]),
+    (["semantic_search", "knn_classify"], "max_distance", NOT_REAL),
+    (PAIRS, "min_score", [None, float("inf"), -1.01, 1.01, *NOT_REAL]),
+    (SEARCHES + PAIRS, "mode", NAMES),
+    (SEARCHES + PAIRS, "stale", NAMES),
+    (["knn_classify"], "weights", NAMES),
+    (SEARCHES + PAIRS, "where", ["title", "", 5, object(), Item.title, Item, [None], [Item.hidden, "x"]]),
+    (
+        ["semantic_search", "hybrid_search"],
+        "base",
+        ["x", 5, Item, text("SELECT 1"), Item.id, select(Item).subquery()],
+    ),
+    (["knn_classify"], "label", ["title", None, 5, Item, Item.owner, Owner.country]),
+    (["hybrid_search"], "text", ["title", None, 5, Item, [], ["title"], Item.owner, Owner.country, Item.id]),
+    (["hybrid_search"], "terms", ["a\0b", "\ud800", 5, b"x", ["x"]]),
+    (["hybrid_search"], "config", [None, 5, "eng\0lish", "\ud800", b"english"]),
+    (["hybrid_search"], "candidates", [0, 5, *(bad for bad in NOT_WHOLE if bad is not None)]),
+    (["hybrid_search"], "k", [-1, float("inf"), None, *NOT_REAL]),
+    (["hybrid_search"], "weights", [None, 1, (1,), (1, 2, 3), "ab", *((1, bad) for bad in [-1, *NOT_REAL])]),
+]
+
+
+@pytest.mark.parametrize(
+    ("helper", "name", "value"),
+    [
+        pytest.param(helper, name, value, id=f"{helper}-{name}-{number}")
+        for helpers, name, values in BAD
+        for helper, (number, value) in itertools.product(helpers, enumerate(values))
+    ],
+)
+def test_the_argument_is_named(helper: str, name: str, value: Any) -> None:
+    with pytest.raises(PgembedError) as refused:
+        HELPERS[helper](**{name: value})
+    message = str(refused.value)
+    assert name in message or "surrogate" in message
+    assert "needed is" not in message
+
+
+@pytest.mark.parametrize("helper", SEARCHES)
+@pytest.mark.parametrize(
+    ("query", "error", "message"),
+    [
+        ([1.0], DimensionMismatchError, "has 1 dimensions"),
+        ([1.0, 2.0, 3.0], DimensionMismatchError, "has 3 dimensions"),
+        ([float("nan"), 1], VectorValueError, "NaN"),
+        ([float("inf"), 1], VectorValueError, "infinity"),
+        ([[1.0, 2.0]], VectorValueError, "one axis"),
+        (["a", "b"], VectorValueError, "not a vector"),
+        ([0, 0], QueryError, "zeros"),
+        (b"\xff\xfe", VectorValueError, "text form"),
+        (object(), VectorValueError, "object"),
+        (Owner.vector, QueryError, "one query vector.*LATERAL"),
+        (select(Owner.vector).where(Owner.id == Item.owner_id).correlate(Item), QueryError, "correlated"),
+        (
+            select(Owner.vector).where(Owner.id == Item.owner_id).correlate_except(Owner).scalar_subquery(),
+            QueryError,
+            "correlated.*LATERAL",
+        ),
+        ("half \ud83d of a pair", PgembedError, "lone surrogate"),
+        ("", QueryError, "the text is ''"),
+    ],
+)
+def test_queries(helper: str, query: Any, error: type[Exception], message: str) -> None:
+    options = {"terms": "x"} if helper == "hybrid_search" and not isinstance(query, str) else {}
+    with pytest.raises(error, match=message):
+        HELPERS[helper](query=query, **options)
+
+
+def test_a_text_with_nul_has_a_vector_but_no_words() -> None:
+    semantic_search(Item.vector, "a\0b")
+    with pytest.raises(QueryError, match=r"query holds a NUL character \(at 1\)"):
+        hybrid_search(Item.vector, "a\0b", text=Item.title)
+    statement = hybrid_search(Item.vector, bindparam("q"), text=Item.title, terms=bindparam("terms"))
+    process = statement.compile(dialect=postgresql.dialect())._bind_processors["terms"]
+    assert process("words " * 10_000) == ("words " * 10_000)[:10_000]
+    with pytest.raises(QueryError, match="terms holds a NUL"):
+        process("a\0b")
+    with pytest.raises(QueryError, match="terms=5"):
+        process(5)
+
+
+@pytest.mark.parametrize(
+    ("helper", "options"),
+    [
+        ("semantic_search", {"limit": np.int64(5), "offset": np.uint8(2), "ef_search": np.int32(50)}),
+        ("semantic_search", {"max_distance": np.float32(0.5)}),
+        ("semantic_search", {"max_distance": Decimal("0.5")}),
+        ("semantic_search", {"where": [Item.hidden, True, column("hidden"), text("title = 'x'")]}),
+        ("semantic_search", {"where": Item.title.op("~")("x")}),
+        ("semantic_search", {"where": column("hidden", Boolean)}),
+        ("hybrid_search", {"candidates": np.int64(50), "k": np.float64(3), "weights": np.ones(2)}),
+        ("knn_classify", {"k": np.int64(3), "label": Item.double}),
+        (
+            "knn_classify",
+            {"label": select(Owner.country).where(Owner.id == Item.owner_id).scalar_subquery()},
+        ),
+        ("near_duplicates", {"k": np.int16(3), "min_score": np.float32(0.5)}),
+        ("duplicate_groups", {"min_score": 1}),
+    ],
+)
+def test_numbers_and_expressions_of_all_kinds_are_taken(helper: str, options: Any) -> None:
+    compiled = HELPERS[helper](**options).compile(dialect=postgresql.dialect())
+    assert not any(isinstance(value, np.generic) for value in compiled.params.values())
+
+
+def test_what_a_relationship_or_another_table_is_replaced_by() -> None:
+    for label in (Item.owner, Owner.country):
+        with pytest.raises(QueryError, match=r"select\(.*\.where\(.*\.scalar_subquery\(\)"):
+            knn_classify(Item.vector, "text", label=label)
+
+
+def test_a_column_property_is_no_vector() -> None:
+    with pytest.raises(QueryError, match=r"Item\.double is not a column attribute"):
+        semantic_search(Item.double, "text")
+
+
+def test_the_type_of_a_text_that_is_none_is_named() -> None:
+    with pytest.raises(QueryError, match=r"text=Item\.id is of the type Integer\(\)"):
+        hybrid_search(Item.vector, "text", text=Item.id)
+    with pytest.raises(QueryError, match=r"text= holds several columns"):
+        hybrid_search(Item.vector, "text", text=[Item.title, column("words", postgresql.TSVECTOR)])

@@ -307,7 +307,7 @@ def test_arguments_that_cannot_work(arguments, message):
 def test_arguments_of_the_other_helpers():
     with pytest.raises(QueryError, match="weights"):
         knn_classify(Article.embedding, "text", label=Article.title, weights="votes")
-    with pytest.raises(QueryError, match=r"^k=0; needed"):
+    with pytest.raises(QueryError, match=r"^k=0; expected"):
         knn_classify(Article.embedding, "text", label=Article.title, k=0)
     with pytest.raises(QueryError, match="k=0"):
         near_duplicates(Article.embedding, min_score=0.9, k=0)
@@ -402,7 +402,7 @@ def test_an_undeclared_index_can_be_asked_for():
     ],
 )
 def test_a_blank_text_is_no_question(helper, options, blank):
-    with pytest.raises(QueryError, match="needed is one that says what to search for"):
+    with pytest.raises(QueryError, match="expected one that says what to search for"):
         helper(Article.embedding, blank, **options)
 
 

@@ -1,0 +1,129 @@
+"""What the arguments of the helpers may be: numbers, choices, texts, conditions.
+
+Each function returns the value as the database gets it (a ``numpy.int64`` as an ``int``), and raises a
+:class:`~pgembed.exc.QueryError` that names the argument, what was found and what is expected.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+import operator
+from collections.abc import Sequence
+from decimal import Decimal
+from typing import Any
+
+from sqlalchemy import Boolean
+from sqlalchemy.exc import ArgumentError
+from sqlalchemy.orm import QueryableAttribute, RelationshipProperty
+from sqlalchemy.sql import coercions, roles
+from sqlalchemy.sql.elements import ColumnClause, ColumnElement
+from sqlalchemy.types import NullType
+
+from pgembed.columns.conditions import condition
+from pgembed.encoders.texts import checked
+from pgembed.exc import QueryError
+
+#: The most rows that are asked for, Postgres's largest ``integer``.
+MOST = 2**31 - 1
+
+
+def whole(name: str, value: Any, least: int, most: int = MOST) -> int:
+    """A whole number within bounds.
+
+    :raises QueryError: it is none (``True`` is none either), or outside of them.
+    """
+    try:
+        number = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or not least <= number <= most:
+        open_end = most == MOST and (number or 0) <= most
+        bounds = f"of at least {least}" if open_end else f"from {least} to {most}"
+        raise QueryError(f"{name}={value!r}; expected a whole number {bounds}")
+    return number
+
+
+def real(name: str, value: Any, expected: str = "a number", *, finite: bool = False) -> float:
+    """A number that is not NaN.
+
+    :param expected: what is expected, for the message.
+    :raises QueryError: it is none, or infinite where it has to be ``finite``.
+    """
+    is_number = isinstance(value, numbers.Real | Decimal) and not isinstance(value, bool)
+    number = float(value) if is_number else math.nan
+    if math.isnan(number) or (finite and math.isinf(number)):
+        raise QueryError(f"{name}={value!r}; expected {expected}")
+    return number
+
+
+def choice(name: str, value: Any, options: Sequence[str]) -> None:
+    """
+    :raises QueryError: the value is none of ``options``.
+    """
+    if not isinstance(value, str) or value not in options:
+        *rest, last = (f'"{option}"' for option in options)
+        raise QueryError(f"{name}={value!r}; expected {', '.join(rest)} or {last}")
+
+
+def words(name: str, value: Any) -> str:
+    """A text for Postgres.
+
+    :raises QueryError: it is no string, or holds NUL characters.
+    :raises TextError: it holds half a surrogate pair.
+    """
+    if not isinstance(value, str):
+        raise QueryError(f"{name}={value!r}; expected a str")
+    checked([value])
+    if "\0" in value:
+        raise QueryError(
+            f"{name} holds a NUL character (at {value.index(chr(0))}), which no text in Postgres can have: "
+            'remove it with .replace("\\0", "")'
+        )
+    return value
+
+
+def conditions(where: Any) -> list[ColumnElement[bool]]:
+    """``where=`` as a list of conditions.
+
+    :raises QueryError: one of them is no condition.
+    """
+    if where is None:
+        return []
+    return [_condition(each) for each in (where if isinstance(where, list | tuple) else [where])]
+
+
+def _condition(given: Any) -> ColumnElement[bool]:
+    try:
+        found: Any = None if given is None else coercions.expect(roles.WhereHavingRole, given)
+    except (ArgumentError, NotImplementedError):
+        found = None
+    if isinstance(found, ColumnClause) and found.type._type_affinity not in (Boolean, NullType):
+        found = None  # a column by itself, which is no condition
+    if found is None:
+        raise QueryError(
+            f"where={given!r}; expected a condition such as Article.section == 'help', or a list of them "
+            "(SQL text goes into sqlalchemy.text())"
+        )
+    return condition(found if isinstance(given, bool) else given)  # type: ignore[no-any-return]
+
+
+def expression(name: str, given: Any, example: str) -> Any:
+    """An attribute or another SQL expression with one value a row.
+
+    :param example: of an attribute, for the message.
+    :raises QueryError: it is none.
+    """
+    if isinstance(given, QueryableAttribute) and isinstance(
+        getattr(given, "property", None), RelationshipProperty
+    ):
+        raise QueryError(
+            f"{name}={given} is a relationship, which has no value of its own; expected a column such as "
+            f"{example}, or one of the related table: select(Author.name).where(Author.id == "
+            "Article.author_id).scalar_subquery()"
+        )
+    if not hasattr(given, "is_not"):
+        raise QueryError(
+            f"{name}={given!r} is not a column or another expression; expected one such as {example}"
+        )
+    return given
