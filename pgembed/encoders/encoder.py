@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -18,7 +18,8 @@ from pgembed.encoders.executor import in_thread
 from pgembed.encoders.local import Local
 from pgembed.encoders.recent import RecentVectors
 from pgembed.encoders.spec import EncoderSpec
-from pgembed.encoders.texts import checked, distinct, repeated
+from pgembed.encoders.texts import checked, checked_ids, distinct, repeated
+from pgembed.encoders.tokenizing import AnyTokenizer
 from pgembed.exc import EncoderError, EncoderOptionError, encoder_errors
 
 PRECISIONS = ("auto", "fp32", "fp16", "int8")
@@ -160,6 +161,7 @@ class Encoder:
         self._tower_sought = False
         self._lock = threading.RLock()
         self._backend: Backend | None = None
+        self._tokenizer: AnyTokenizer | None = None
         self._closed = False
         self._cut = 0
         self._recent = RecentVectors(query_cache)
@@ -268,6 +270,21 @@ class Encoder:
         """
         prompt = self.spec.document_prompt
         return self._source.tokenizer()([prompt + text for text in checked(texts)]).cut
+
+    def decode(self, ids: Iterable[Sequence[int]]) -> list[str]:
+        """The texts that tokens of this encoder stand for: opens the tokenizer, no weights.
+
+        Special tokens are left out, and what a tokenizer does not keep (case, blanks) does not come back.
+
+        :param ids: a list of token ids for each text.
+        :raises TextError: something is no list of ids, or there is no such id; it names the position.
+        :raises EncoderNotFoundError: the tokenizer is not on this machine.
+        :raises EncoderOptionError: the encoder is a server's.
+        """
+        with self._lock:
+            if self._tokenizer is None:
+                self._tokenizer = self._source.tokenizer()
+        return self._tokenizer.decode(checked_ids(ids, self._tokenizer.highest_id))
 
     def _seek_tower(self) -> Encoder | None:
         """The encoder for queries: the one that was given, or that comes with this one, or none."""

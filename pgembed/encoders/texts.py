@@ -41,6 +41,31 @@ def checked(texts: Iterable[str]) -> list[str]:
     return listed
 
 
+def checked_ids(arrays: Iterable[Sequence[int]], highest: int) -> list[list[int]]:
+    """Token ids, a list for each text.
+
+    :param highest: the largest id that there is.
+    :raises TextError: with the position of the first text that is no list of ids, or has one that is none.
+    """
+    checked: list[list[int]] = []
+    for position, ids in enumerate(arrays):
+        if not isinstance(ids, (list, tuple)):
+            found = f"found {type(ids).__name__}, expected a list of token ids as the others are"
+            raise TextError(found, position=position)
+        if not ids:
+            raise TextError("found no token ids in the list, expected one at least", position=position)
+        for token in ids:
+            if type(token) is not int:
+                found = f"found {type(token).__name__} among the token ids, expected integers"
+                raise TextError(found, position=position)
+            if not 0 <= token <= highest:
+                shown = str(token)[:20] if abs(token) < 10**20 else "a very large number"
+                found = f"found the token id {shown}, expected 0 to {highest}"
+                raise TextError(found, position=position)
+        checked.append(list(ids))
+    return checked
+
+
 def distinct(texts: Sequence[str]) -> tuple[list[str], Indices]:
     """The different texts in order of appearance, and for each text the index of its like among them."""
     seen: dict[str, int] = {}

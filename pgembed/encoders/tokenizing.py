@@ -23,6 +23,10 @@ class AnyTokenizer(Protocol):
         """How many tokens of a text that begins with ``prompt`` are those of the prompt."""
         ...
 
+    def decode(self, arrays: Sequence[Sequence[int]]) -> list[str]:
+        """The texts that arrays of its ids stand for."""
+        ...
+
     def __call__(self, texts: Sequence[str]) -> Tokens:
         """Tokenise ``texts``."""
         ...

@@ -131,6 +131,11 @@ class Tokenizer:
         blank = max(text.rfind(character, 0, self._beginning) for character in " \n")
         return text[:blank] if blank > 0 else text
 
+    def decode(self, arrays: Sequence[Sequence[int]]) -> list[str]:
+        """The texts that arrays of ids stand for, without special tokens."""
+        texts: list[str] = self._tokenizer.decode_batch(arrays, skip_special_tokens=True)
+        return texts
+
     def leading(self, prompt: str) -> int:
         """How many tokens of a text that begins with ``prompt`` are those of the prompt."""
         encoding = self._tokenizer.encode(prompt, add_special_tokens=self._special_tokens)

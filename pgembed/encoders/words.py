@@ -40,6 +40,11 @@ class WordTokenizer:
         """The largest id of a word."""
         return len(self._ids) - 1
 
+    def decode(self, arrays: Sequence[Sequence[int]]) -> list[str]:
+        """The words of arrays of ids, with blanks between them."""
+        words = list(self._ids)
+        return [" ".join(words[index] for index in ids) for ids in arrays]
+
     def leading(self, prompt: str) -> int:
         """How many words of a text that begins with ``prompt`` are those of the prompt."""
         return len(self._words(prompt))

@@ -1,18 +1,30 @@
-"""Batches across requests: what arrives while the encoder is busy is encoded together."""
+"""Requests share an encoder: small ones are encoded together, large ones in pieces between them."""
 
 from __future__ import annotations
 
+import heapq
 import itertools
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
 
 from pgembed.encoders.backend import Counts, Kind, Vectors
 from pgembed.encoders.encoder import Encoder
 
-Result = tuple[Vectors, Counts] | Exception
+Result = tuple[Vectors, Counts] | BaseException
+
+# A text costs its characters, as far as they are encoded, and a little of its own.
+_CHARACTERS = 4  # a token
+_LONGEST = 512  # tokens, of an encoder that does not say
+_EACH = 16
+_PIECES = 4  # of large requests in one pass
+_SPEED = 20_000.0  # at first, in costs a second
 
 
 class BusyError(Exception):
@@ -25,6 +37,8 @@ class Job:
 
     :ivar reply: what to do with their vectors and numbers of tokens, or with the error.
     :ivar wanted: whether somebody still waits for them.
+    :ivar pieces: what has not been encoded yet; each is encoded as a whole.
+    :ivar start: the clock when the next piece begins to wait.
     """
 
     texts: list[str]
@@ -32,8 +46,24 @@ class Job:
     reply: Callable[[Result], None]
     wanted: Callable[[], bool] = lambda: True
     since: float = field(default_factory=time.monotonic)
+    pieces: deque[Piece] = field(default_factory=deque)
+    start: float = 0.0
+    encoded: list[tuple[Vectors, Counts]] = field(default_factory=list)
+
+    @property
+    def due(self) -> float:
+        """The last piece at once; others when their share of the time would have been enough."""
+        return self.start + (self.pieces[0].cost if len(self.pieces) > 1 else 0.0)
 
 
+class Piece(NamedTuple):
+    """Texts that are encoded together, and their cost."""
+
+    texts: list[str]
+    cost: int
+
+
+Pass = list[tuple[Job, Piece]]
 Answers = Sequence[tuple[Job, Result]]
 
 
@@ -41,13 +71,18 @@ class Coalescer:
     """One encoder and the thread that feeds it.
 
     Nothing is waited for: a request that finds the encoder idle is encoded at once, those that come meanwhile
-    make up the next batch. So a single client has the latency of one forward pass, and many share theirs.
+    make up the next pass. So a single client has the latency of one forward pass, and many share theirs.
+
+    A pass takes about ``pass_seconds``, by the speed of those before it; larger requests are cut into pieces.
+    The order is that of fair queueing: a request that one piece holds comes before the pieces of larger ones,
+    until these have fallen behind their share of the time.
 
     :param encoder: what to feed.
-    :param done: called on the thread with the jobs of a batch and what became of each; it replies.
-    :param texts: most texts of a batch (a larger request is a batch of its own).
+    :param done: called on the thread with the jobs that are done and what became of each; it replies.
+    :param texts: most texts of a pass.
     :param waiting: most requests that may wait; :meth:`submit` refuses more.
     :param seconds: how long a request may wait before it is given up.
+    :param pass_seconds: how long a pass should take.
     """
 
     def __init__(
@@ -58,13 +93,17 @@ class Coalescer:
         texts: int = 256,
         waiting: int = 1024,
         seconds: float = 60.0,
+        pass_seconds: float = 0.25,
     ) -> None:
         self.encoder = encoder
         self._done = done
         self._most = texts
         self._most_waiting = waiting
         self._seconds = seconds
-        self._waiting: deque[Job] = deque()
+        self._pass_seconds = pass_seconds
+        self._speed = _SPEED
+        self._clock = 0.0  # what each of those that wait could have had so far
+        self._waiting: list[Job] = []
         self._arrived = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._work, name=f"pgembed-{encoder.name}", daemon=True)
@@ -75,56 +114,129 @@ class Coalescer:
 
         :raises BusyError: too many requests wait, or the end is near.
         """
+        job.pieces = deque(self._cut(job.texts))
         with self._arrived:
             if self._closed:
                 raise BusyError("the server is being stopped")
             if len(self._waiting) >= self._most_waiting:
                 raise BusyError("too many requests are waiting")
+            job.start = self._clock
             self._waiting.append(job)
             self._arrived.notify()
 
-    def close(self) -> None:
-        """Finish what waits, then stop."""
+    def close(self, seconds: float | None = None) -> None:
+        """Finish what waits, then stop; return after so many seconds in any case."""
         with self._arrived:
             self._closed = True
             self._arrived.notify()
-        self._thread.join()
+        self._thread.join(seconds)
+
+    @cached_property
+    def _longest(self) -> int:
+        """Characters of a text that count."""
+        try:
+            return _CHARACTERS * self.encoder.max_tokens
+        except Exception:  # an encoder without files says so when it has to encode
+            return _CHARACTERS * _LONGEST
+
+    def _cost(self, text: str) -> int:
+        return min(len(text), self._longest) + _EACH
+
+    def _cut(self, texts: list[str]) -> Iterator[Piece]:
+        """Pieces of which several fit into a pass."""
+        room = self._speed * self._pass_seconds / _PIECES
+        start = cost = 0
+        for index, text in enumerate(texts):
+            its_cost = self._cost(text)
+            if index > start and (cost + its_cost > room or index - start == self._most):
+                yield Piece(texts[start:index], cost)
+                start, cost = index, 0
+            cost += its_cost
+        yield Piece(texts[start:], cost)
 
     def _work(self) -> None:
-        while batch := self._together():
-            batch = [job for job in batch if job.wanted()]
-            late = time.monotonic() - self._seconds
-            in_time = [job for job in batch if job.since >= late]
-            given_up = BusyError(f"no answer within {self._seconds:g} seconds")
-            answers: list[tuple[Job, Result]] = [(job, given_up) for job in batch if job.since < late]
-            if in_time:
-                answers += zip(in_time, self._encoded(in_time), strict=True)
+        while True:
+            with self._arrived:
+                while not self._waiting:
+                    if self._closed:
+                        return
+                    self._arrived.wait()
+                answers = self._given_up()
+                together, full = self._next_pass()
+            if together:
+                begin = time.perf_counter()
+                answers += self._encoded(together)
+                if full and together[0][0].kind == "document":  # queries may have been remembered
+                    self._learn(together, time.perf_counter() - begin)
             self._done(answers)
 
-    def _together(self) -> list[Job]:
-        """The oldest job and all of its kind that fit beside it; nothing at the end."""
-        with self._arrived:
-            while not self._waiting:
-                if self._closed:
-                    return []
-                self._arrived.wait()
-            first = self._waiting.popleft()
-            batch, left, size = [first], deque[Job](), len(first.texts)
-            for job in self._waiting:
-                if job.kind == first.kind and size + len(job.texts) <= self._most:
-                    batch.append(job)
-                    size += len(job.texts)
-                else:
-                    left.append(job)
-            self._waiting = left
-            return batch
+    def _given_up(self) -> list[tuple[Job, Result]]:
+        """Take out what nobody waits for any more, and what has waited for too long."""
+        late = time.monotonic() - self._seconds
+        answers: list[tuple[Job, Result]] = []
+        for job in self._waiting:
+            if not job.wanted():
+                answers.append((job, BusyError("nobody waits for the answer")))
+            elif job.since < late and not job.encoded:
+                answers.append((job, BusyError(f"no answer within {self._seconds:g} seconds")))
+        for job, _ in answers:
+            self._waiting.remove(job)
+        return answers
 
-    def _encoded(self, jobs: list[Job]) -> list[Result]:
-        """What becomes of each of these jobs."""
+    def _next_pass(self) -> tuple[Pass, bool]:
+        """What is encoded next, all of one kind, and whether something was left for want of room."""
+        queue = [(job.due, number, job) for number, job in enumerate(self._waiting)]
+        queue = [entry for entry in queue if entry[2].kind == min(queue)[2].kind]
+        heapq.heapify(queue)
+        room = self._speed * self._pass_seconds
+        together: Pass = []
+        texts, cost, full = 0, 0, False
+        while queue:
+            _, number, job = heapq.heappop(queue)
+            piece = job.pieces[0]
+            if together and (texts + len(piece.texts) > self._most or cost + piece.cost > room):
+                full = True
+                continue  # a smaller one may fit
+            together.append((job, job.pieces.popleft()))
+            texts, cost = texts + len(piece.texts), cost + piece.cost
+            job.start += piece.cost
+            if job.pieces:
+                heapq.heappush(queue, (job.due, number, job))
+        self._clock += cost / max(len(self._waiting), 1)
+        self._waiting = [job for job in self._waiting if job.pieces]
+        return together, full
+
+    def _encoded(self, together: Pass) -> list[tuple[Job, Result]]:
+        """Encode; returns the jobs that are done with, and what became of each."""
+        texts = [text for _, piece in together for text in piece.texts]
         try:
-            texts = [text for job in jobs for text in job.texts]
-            vectors, counts = self.encoder.encode_counted(texts, jobs[0].kind)
-        except Exception as error:
-            return [error] * len(jobs)
-        ends = list(itertools.accumulate(len(job.texts) for job in jobs))
-        return [(vectors[start:end], counts[start:end]) for start, end in itertools.pairwise([0, *ends])]
+            vectors, counts = self.encoder.encode_counted(texts, together[0][0].kind)
+        except BaseException as error:  # a panic of a library too is the answer to a request, not the end
+            return self._failed(together, error)
+        answers: list[tuple[Job, Result]] = []
+        start = 0
+        for job, piece in together:
+            end = start + len(piece.texts)
+            job.encoded.append((vectors[start:end], counts[start:end]))
+            start = end
+        for job in dict.fromkeys(job for job, _ in together):
+            if not job.pieces:
+                parts = list(zip(*job.encoded, strict=True))
+                answers.append((job, (np.concatenate(parts[0]), np.concatenate(parts[1]))))
+        return answers
+
+    def _failed(self, together: Pass, error: BaseException) -> list[tuple[Job, Result]]:
+        """Try each job by itself, so that none fails for another's texts."""
+        jobs = list(dict.fromkeys(job for job, _ in together))
+        if len(jobs) > 1:
+            each = ([entry for entry in together if entry[0] is job] for job in jobs)
+            return list(itertools.chain(*(self._encoded(alone) for alone in each)))
+        with self._arrived:
+            self._waiting = [job for job in self._waiting if job is not jobs[0]]
+        return [(jobs[0], error)]
+
+    def _learn(self, together: Pass, seconds: float) -> None:
+        """How fast the encoder is; equal texts are encoded once."""
+        different = {text for _, piece in together for text in piece.texts}
+        found = sum(self._cost(text) for text in different) / seconds
+        self._speed = min((self._speed + found) / 2, 2 * self._speed)

@@ -1,237 +1,222 @@
-"""As much of HTTP/1.1 as a server of small JSON documents needs, on asyncio.
+"""HTTP/1.1 for JSON documents on asyncio: a coroutine for each connection, a deadline for all it waits for.
 
-A connection is a parser and a transport, without a thread or a task of its own, so that thousands of them
-cost little. Requests of one connection are answered one after the other.
+Heads of requests are parsed and judged by llhttp, the parser of Node.js, by way of the package httptools.
+Bodies need a Content-Length. The requests of one connection are answered one after the other.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import suppress
 from http import HTTPStatus
+from typing import Literal
 
-_HEAD = 64 * 1024  # bytes
+import httptools
+
+from pgembed.encoders.serving.limits import Arriving, Limits, RefusalError
+
+HEAD = 64 * 1024  # bytes
+_FIELDS = 256
+_PIECE = 64 * 1024  # bytes of a body that are read at once
 _LINGER = 2.0  # seconds in which a client that was refused may go on sending
-_ONCE = ("content-length", "authorization", "host")
-_STATUSES = (200, 400, 401, 404, 405, 411, 413, 431, 500, 503)
+_ONCE = ("authorization", "host")
 
 
-@dataclass(frozen=True)
 class Head:
-    """A request without its body; names of headers are in lower case."""
+    """A request without its body; names of headers are in lower case.
 
-    method: str
-    path: str
-    headers: Mapping[str, str]
-    length: int
-    keep_alive: bool
+    :param content: all of it, with the blank line.
+    :param most: bytes that the body may have.
+    :raises RefusalError: it is none, or announces a body that is not taken.
+    """
+
+    def __init__(self, content: bytes, most: int) -> None:
+        self.path = ""
+        self.headers: dict[str, str] = {}
+        self._parser = httptools.HttpRequestParser(self)
+        try:
+            self._parse(content, most)
+        finally:
+            del self._parser  # which refers to this
+        given = self.headers.get("content-length")
+        if "transfer-encoding" in self.headers or (self.method == "POST" and given is None):
+            raise RefusalError(411, "a body needs the header Content-Length")
+        self.length = int(given or 0)
+        if self.length > most:
+            raise RefusalError(413, f"a body of {self.length} bytes; at most {most} are taken")
+
+    def _parse(self, content: bytes, most: int) -> None:
+        try:
+            # What a client would rather speak need not be spoken: Java and curl offer HTTP/2 in this way.
+            with suppress(httptools.HttpParserUpgrade):
+                self._parser.feed_data(content)
+        except httptools.HttpParserCallbackError as error:
+            if isinstance(error.__context__, RefusalError):
+                raise error.__context__ from None
+            raise
+        except httptools.HttpParserError as error:
+            if "Content-Length overflow" in str(error):
+                raise RefusalError(413, f"a body of very many bytes; at most {most} are taken") from None
+            raise RefusalError(400, f"no request of HTTP/1.1: {error}") from None
+        if self._parser.get_http_version() not in ("1.0", "1.1"):
+            raise RefusalError(400, "no request of HTTP/1.1: no version")
+
+    # --- called by the parser -----------------------------------------------------------------------
+
+    def on_url(self, url: bytes) -> None:
+        """Take the path, without the host that clients of proxies name, and without the query."""
+        path = url.decode("latin-1").partition("?")[0]
+        self.path = "/" + path.split("/", 3)[-1] if "://" in path else path
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a header; of several with one name the last counts, where that does no harm."""
+        key = name.decode("latin-1").lower()
+        if key in _ONCE and key in self.headers:
+            raise RefusalError(400, f"two headers {name.decode('latin-1')}")
+        if len(self.headers) == _FIELDS:
+            raise RefusalError(431, f"more than {_FIELDS} headers")
+        self.headers[key] = value.decode("latin-1").strip()
+
+    def on_headers_complete(self) -> None:
+        """Take what the parser says of the whole."""
+        self.method = self._parser.get_method().decode()
+        self.keep_alive = self._parser.should_keep_alive()
 
 
-class RefusalError(Exception):
-    """An answer other than 200."""
-
-    def __init__(self, status: int, message: str, kind: str = "invalid_request_error") -> None:
-        super().__init__(message)
-        self.status = status
-        self.kind = kind
-
-    def body(self) -> bytes:
-        """In the shape of OpenAI's errors."""
-        return json.dumps({"error": {"message": str(self), "type": self.kind}}).encode()
-
-
-class Connection(asyncio.Protocol):
+class Connection:
     """One client.
 
-    :param admit: called with the head of each request, before its body is read; it may raise
-        :class:`RefusalError`.
-    :param handle: called with the connection, the head and the body of each request; it has to see to it that
-        :meth:`answer` or :meth:`refuse` is called, now or later, on the event loop.
-    :param most: bytes that a body may have.
+    :ivar since: when what it is doing now began: a request to arrive, or an answer to be sent, or nothing.
+    :ivar state: what it is doing: nothing, sending a request, waiting for the answer, or taking it.
     """
 
     def __init__(
-        self,
-        admit: Callable[[Head], None],
-        handle: Callable[[Connection, Head, bytes], None],
-        *,
-        most: int,
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, limits: Limits, arriving: Arriving
     ) -> None:
-        self._admit = admit
-        self._handle = handle
-        self._most = most
-        self._buffer = bytearray()
-        self._transport: asyncio.Transport | None = None
-        self._answering: Head | None = None
-        self._arriving: Head | None = None
-        self._writable = True
-        self._refused = False
-        self._at_end = False
-        self.last = time.monotonic()
+        self._reader = reader
+        self._writer = writer
+        self._limits = limits
+        self._arriving = arriving
+        self._loop = asyncio.get_running_loop()
+        self._deadline = asyncio.timeout(None)
+        self._late = RefusalError(408, "")
+        self._head: Head | None = None
+        self.since = time.monotonic()
+        self.state: Literal["idle", "sending", "waiting", "taking"] = "idle"
+        writer.transport.set_write_buffer_limits(high=0)  # sent is what the kernel has
 
     @property
     def open(self) -> bool:
-        """Whether the client is still there."""
-        return self._transport is not None and not self._transport.is_closing()
+        """Whether the client is still there, as far as can be known."""
+        return not self._writer.transport.is_closing()
 
-    @property
-    def connected(self) -> bool:
-        """Whether there is a socket: it outlives :attr:`open` until the last answer has been sent."""
-        return self._transport is not None
+    def abort(self) -> None:
+        """Close at once, whatever has not been sent."""
+        self._writer.transport.abort()
 
-    @property
-    def idle(self) -> bool:
-        """Whether nothing is being answered."""
-        return self._answering is None
-
-    def close(self) -> None:
-        """Close, after what has been written."""
-        if self._transport is not None:
-            self._transport.close()
-
-    # --- called by asyncio --------------------------------------------------------------------------
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-
-    def connection_lost(self, error: Exception | None) -> None:  # noqa: ARG002
-        self._transport = None
-
-    def eof_received(self) -> bool:
-        """The client sends no more; what it has asked for is answered before the connection is closed."""
-        self._at_end = True
-        self._advance()
-        return not self.idle
-
-    def pause_writing(self) -> None:
-        self._writable = False
-
-    def resume_writing(self) -> None:
-        self._writable = True
-        self._advance()
-
-    def data_received(self, data: bytes) -> None:
-        if self._refused:
-            return
-        self.last = time.monotonic()
-        self._buffer += data
-        if self.idle:
-            self._advance()
-        elif self._transport is not None and len(self._buffer) > self._most:
-            self._transport.pause_reading()
+    def give_way(self, refusal: RefusalError) -> None:
+        """Refuse the request that is arriving, or close where there is none; answers go their way."""
+        if self.state == "idle":
+            self.abort()
+        elif self.state == "sending" and not self._deadline.expired():
+            self._late = refusal
+            self._deadline.reschedule(self._loop.time())
 
     # --- requests -----------------------------------------------------------------------------------
 
-    def _advance(self) -> None:
-        """Hand over the next request, if it is whole."""
-        if not (self.idle and self._writable and self.open) or self._refused:
-            return
+    async def request(self, admit: Callable[[Head], None]) -> tuple[Head, bytearray] | None:
+        """The next request, or ``None`` when the client has left or has been idle for too long.
+
+        :param admit: called with the head, before the body is read; it may refuse.
+        :raises RefusalError: such a request is not taken, and the connection is of no more use.
+        """
+        self.state, self._head = "idle", None
         try:
-            if self._arriving is None and not self._read_head():
-                return
-        except RefusalError as refusal:
-            self._write(refusal.status, refusal.body(), keep_alive=False)
-            self._linger()
-            return
-        head = self._arriving
-        if head is not None and len(self._buffer) >= head.length:
-            body = bytes(self._buffer[: head.length])
-            del self._buffer[: head.length]
-            self._answering, self._arriving = head, None
-            self._handle(self, head, body)
+            async with asyncio.timeout(self._limits.idle) as self._deadline:
+                begin = await self._reader.readexactly(1)
+                self._expect("headers", self._limits.header_seconds)
+                self.state, self.since = "sending", time.monotonic()
+                self._head = head = Head(begin + await self._blank_line(begin), self._limits.body)
+                admit(head)
+                self._expect("body", self._limits.body_seconds)
+                body = await self._body(head)
+        except asyncio.IncompleteReadError:
+            return None
+        except TimeoutError:
+            if self.state == "idle":
+                return None
+            raise self._late from None
+        self.state = "waiting"
+        return head, body
 
-    def _read_head(self) -> bool:
-        """Take the head of the next request, if it is there."""
-        end = self._buffer.find(b"\r\n\r\n", 0, _HEAD)
-        if end < 0:
-            if len(self._buffer) >= _HEAD:
-                raise RefusalError(431, f"more than {_HEAD} bytes of headers")
-            return False
-        head = self._parsed(self._buffer[:end].decode("latin-1"))
-        self._admit(head)
-        del self._buffer[: end + 4]
-        if len(self._buffer) < head.length and head.headers.get("expect", "").lower() == "100-continue":
-            assert self._transport is not None
-            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        self._arriving = head
-        return True
+    def _expect(self, what: str, seconds: float) -> None:
+        """Set the deadline of the next part of a request."""
+        self._late = RefusalError(408, f"the {what} did not arrive whole within {seconds:g} seconds")
+        self._deadline.reschedule(self._loop.time() + seconds)
 
-    def _parsed(self, text: str) -> Head:
-        first, *lines = text.lstrip("\r\n").split("\r\n")
-        words = first.split(" ")
-        if len(words) != 3 or words[2] not in ("HTTP/1.1", "HTTP/1.0"):
+    async def _blank_line(self, begin: bytes) -> bytes:
+        """What there is up to the blank line that ends a head."""
+        if not (begin.isalpha() or begin in b"\r\n"):
             raise RefusalError(400, "no request of HTTP/1.1")
-        headers: dict[str, str] = {}
-        for line in lines:
-            name, colon, value = line.partition(":")
-            if not colon or not name or name != name.strip():
-                raise RefusalError(400, f"no header: {line[:80]!r}")
-            if name.lower() in _ONCE and name.lower() in headers:
-                raise RefusalError(400, f"two headers {name}")
-            headers[name.lower()] = value.strip()
-        if "transfer-encoding" in headers or (words[0] == "POST" and "content-length" not in headers):
-            raise RefusalError(411, "a body needs the header Content-Length")
-        length = headers.get("content-length", "0")
-        if not (length.isascii() and length.isdecimal()):
-            raise RefusalError(400, f"Content-Length is {length[:80]!r}")
-        if len(length) > 18 or int(length) > self._most:
-            raise RefusalError(413, f"a body of {length[:18]} bytes; at most {self._most}")
-        wish = headers.get("connection", "").lower()
-        kept = "keep-alive" in wish if words[2] == "HTTP/1.0" else "close" not in wish
-        return Head(words[0], words[1].partition("?")[0], headers, int(length), kept)
+        try:
+            return await self._reader.readuntil(b"\r\n\r\n")
+        except asyncio.LimitOverrunError:
+            raise RefusalError(431, f"more than {HEAD} bytes of headers") from None
+
+    async def _body(self, head: Head) -> bytearray:
+        if head.headers.get("expect", "").lower() == "100-continue":
+            self._writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        body = bytearray()
+        try:
+            while len(body) < head.length:
+                piece = await self._reader.read(min(_PIECE, head.length - len(body)))
+                if not piece:
+                    raise asyncio.IncompleteReadError(bytes(piece), head.length)
+                body += piece
+                self._arriving.add(self, len(piece))
+        finally:
+            self._arriving.drop(self)
+        return body
 
     # --- answers ------------------------------------------------------------------------------------
 
-    def answer(self, body: bytes) -> None:
-        """Answer the present request with a JSON document."""
-        self._finish(200, body)
+    async def answer(self, body: bytes, *, last: bool = False) -> None:
+        """Answer the present request with a JSON document.
 
-    def refuse(self, refusal: RefusalError) -> None:
+        :param last: whether the connection is closed then.
+        :raises ConnectionError: the client did not take it.
+        """
+        await self._send(200, body, "", last=last)
+
+    async def refuse(self, refusal: RefusalError, *, last: bool = False) -> None:
         """Answer the present request with an error."""
-        self._finish(refusal.status, refusal.body())
+        await self._send(refusal.status, refusal.body(), refusal.headers, last=last)
 
-    def _finish(self, status: int, body: bytes) -> None:
-        head, self._answering = self._answering, None
-        if head is None or self._transport is None or not self.open:
-            return
-        self.last = time.monotonic()
-        self._write(status, body, keep_alive=head.keep_alive)
-        if not head.keep_alive or (self._at_end and not self._buffer):
-            self._transport.close()
-            return
-        self._transport.resume_reading()
-        if self._buffer:  # later, or many requests sent at once would become a deep stack
-            asyncio.get_running_loop().call_soon(self._advance)
+    async def dismiss(self, refusal: RefusalError) -> None:
+        """Refuse, and close when the client has read it: what it still sends would reset the connection."""
+        await self.refuse(refusal, last=True)
+        self._writer.write_eof()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_LINGER):
+                while await self._reader.read(_PIECE):
+                    pass
 
-    def _write(self, status: int, body: bytes, *, keep_alive: bool) -> None:
-        if self._transport is not None:
-            self._transport.write(_HEADS[status, keep_alive] % len(body) + body)
-
-    def _linger(self) -> None:
-        """Close, but only when the client has read: what it still sends would reset the connection."""
-        self._refused = True
-        self._buffer.clear()
-        if self._transport is not None:
-            self._transport.write_eof()
-            asyncio.get_running_loop().call_later(_LINGER, self.close)
-
-
-def _template(status: int, keep_alive: bool) -> bytes:
-    lines = [
-        f"HTTP/1.1 {status} {HTTPStatus(status).phrase}",
-        "Content-Type: application/json",
-        "Content-Length: %d",
-        f"Connection: {'keep-alive' if keep_alive else 'close'}",
-        *(["Retry-After: 1"] if status == 503 else []),
-        *(["WWW-Authenticate: Bearer"] if status == 401 else []),
-    ]
-    return "".join(f"{line}\r\n" for line in [*lines, ""]).encode()
-
-
-_HEADS: dict[tuple[int, bool], bytes] = {
-    (status, kept): _template(status, kept) for status in _STATUSES for kept in (True, False)
-}
+    async def _send(self, status: int, body: bytes, headers: str, *, last: bool) -> None:
+        self.state, self.since = "taking", time.monotonic()
+        kept = "close" if last or self._head is None or not self._head.keep_alive else "keep-alive"
+        head = (
+            f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nContent-Type: application/json\r\n"
+            f"Content-Length: {len(body)}\r\nConnection: {kept}\r\n{headers}\r\n"
+        )
+        without_body = self._head is not None and self._head.method == "HEAD"
+        self._writer.write(head.encode() + (b"" if without_body else body))
+        if self._writer.transport.get_write_buffer_size():
+            try:
+                async with asyncio.timeout(self._limits.answer_seconds):
+                    await self._writer.drain()
+            except TimeoutError:
+                self.abort()
+                raise ConnectionAbortedError("the client does not read its answer") from None
+        self.since = time.monotonic()

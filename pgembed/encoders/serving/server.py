@@ -3,49 +3,33 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import hmac
 import ipaddress
 import json
 import logging
 import socket
+import sys
 import time
-import weakref
-from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import suppress
 from functools import partial
-from typing import Any, cast
+from typing import Any
+from urllib.parse import unquote
 
-from pgembed.encoders.backend import Counts, Kind, Vectors
+from pgembed.encoders.backend import Counts, Vectors
 from pgembed.encoders.encoder import Encoder
+from pgembed.encoders.serving import embeddings
 from pgembed.encoders.serving.coalescer import Answers, BusyError, Coalescer, Job, Result
-from pgembed.encoders.serving.http import Connection, Head, RefusalError
-from pgembed.encoders.texts import checked
-from pgembed.exc import EncoderOptionError, TextError
+from pgembed.encoders.serving.http import HEAD, Connection, Head
+from pgembed.encoders.serving.limits import Arriving, Held, Limits, RefusalError, overloaded
+from pgembed.exc import EncoderOptionError
 
 _logger = logging.getLogger("pgembed.serve")
 
-_PATIENCE = 5.0  # seconds for the last answers to leave
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a request may ask for.
-
-    :ivar body: bytes of a request.
-    :ivar texts: texts of a request.
-    :ivar batch: texts of several requests that are encoded together.
-    :ivar waiting: requests that may wait for an encoder; more are answered with 503.
-    :ivar seconds: how long a request may wait before its turn.
-    :ivar idle: seconds that an idle connection is kept.
-    """
-
-    body: int = 16 * 2**20
-    texts: int = 2048
-    batch: int = 256
-    waiting: int = 1024
-    seconds: float = 60.0
-    idle: float = 120.0
+_BACKLOG = 100  # connections that may be accepted at once, before any of them is counted
+_FILES = 64  # that the process needs beside its connections
+_LARGE = 2**20  # bytes of an answer that are not written on the event loop's time
+_SHOWN = 100  # characters of what a client sent, in what it is told
+_PATHS = {"/health": "GET", "/v1/models": "GET", "/v1/embeddings": "POST"}
 
 
 class Server:
@@ -81,16 +65,25 @@ class Server:
             names = ", ".join(encoder.name for encoder in encoders)
             raise EncoderOptionError("encoders", names, needed="another name for each")
         self._token = token.encode() if token else b""
+        self._made = int(time.time())
+        self._most = min(self.limits.connections, max(_open_files() - _BACKLOG - _FILES, 1))
+        if self._most < self.limits.connections:
+            _logger.warning("the limit of open files (ulimit -n) allows for %d connections", self._most)
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._socket = socket.create_server((host, port), family=family, backlog=256)
+        self._socket = socket.create_server((host, port), family=family)
         self.server_port: int = self._socket.getsockname()[1]
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopped = asyncio.Event()
         self._coalescers: dict[str, Coalescer] = {}
-        self._connections: weakref.WeakSet[Connection] = weakref.WeakSet()
+        self._connections: dict[Connection, asyncio.Task[Any] | None] = {}
+        self._arriving = Arriving(self.limits.arriving)
+        self._held = Held(self.limits.held)
 
     def serve_forever(self) -> None:
-        """Serve; returns after :meth:`shutdown`, when what was accepted has been answered."""
+        """Serve; returns after :meth:`shutdown`, when what had arrived has been answered.
+
+        That takes no longer than ``limits.stop_seconds``, and a second.
+        """
         try:
             asyncio.run(self._serve())
         finally:
@@ -112,38 +105,92 @@ class Server:
         limits = self.limits
 
         def done(answers: Answers) -> None:
-            loop.call_soon_threadsafe(_reply, answers)
+            with suppress(RuntimeError):  # the server has been stopped
+                loop.call_soon_threadsafe(_reply, answers)
 
         self._coalescers = {
-            name: Coalescer(encoder, done, texts=limits.batch, waiting=limits.waiting, seconds=limits.seconds)
+            name: Coalescer(
+                encoder,
+                done,
+                texts=limits.batch,
+                waiting=limits.waiting,
+                seconds=limits.seconds,
+                pass_seconds=limits.pass_seconds,
+            )
             for name, encoder in self._encoders.items()
         }
-        server = await loop.create_server(self._connection, sock=self._socket)
-        sweeping = loop.create_task(self._sweep())
+        server = await asyncio.start_server(self._connected, sock=self._socket, limit=HEAD, backlog=_BACKLOG)
         await self._stopped.wait()
-        sweeping.cancel()
         server.close()
-        for coalescer in self._coalescers.values():
-            await asyncio.to_thread(coalescer.close)
+        await self._finish()
+
+    async def _finish(self) -> None:
+        """Answer what has arrived; what is not done in time is broken off."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + self.limits.stop_seconds
         for connection in list(self._connections):
-            connection.close()
-        patience = loop.time() + _PATIENCE
-        while any(connection.connected for connection in self._connections) and loop.time() < patience:
-            await asyncio.sleep(0.01)
+            connection.give_way(overloaded("the server is being stopped"))
+        tasks = [task for task in self._connections.values() if task is not None]
+        if tasks:
+            await asyncio.wait(tasks, timeout=self.limits.stop_seconds)
+        for connection, task in list(self._connections.items()):
+            connection.abort()
+            if task is not None:
+                task.cancel()
+        for coalescer in self._coalescers.values():
+            await asyncio.to_thread(coalescer.close, max(end - loop.time(), 0.1))
 
-    def _connection(self) -> Connection:
-        connection = Connection(self._admit, self._handle, most=self.limits.body)
-        self._connections.add(connection)
-        return connection
+    # --- connections --------------------------------------------------------------------------------
 
-    async def _sweep(self) -> None:
-        """Now and then, close what is idle."""
-        while True:
-            await asyncio.sleep(self.limits.idle / 8)
-            late = time.monotonic() - self.limits.idle
-            for connection in list(self._connections):
-                if connection.idle and connection.last < late:
-                    connection.close()
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connection = Connection(reader, writer, self.limits, self._arriving)
+        there_is_room = self._make_room()
+        self._connections[connection] = asyncio.current_task()
+        try:
+            if there_is_room:
+                await self._converse(connection)
+            else:
+                await connection.refuse(overloaded("too many clients are waiting"), last=True)
+        except (OSError, asyncio.CancelledError):
+            connection.abort()
+        finally:
+            self._connections.pop(connection, None)
+            writer.close()
+
+    def _make_room(self) -> bool:
+        """Close the connection that has been of no use for longest, where there are too many."""
+        if len(self._connections) < self._most:
+            return True
+        useless = (connection for connection in self._connections if connection.state != "waiting")
+        oldest = min(useless, key=lambda connection: connection.since, default=None)
+        if oldest is None:
+            return False
+        oldest.abort()
+        del self._connections[oldest]
+        return True
+
+    async def _converse(self, connection: Connection) -> None:
+        """Answer requests until the client leaves, or the server is stopped."""
+        last = self._stopped.is_set()
+        while not last:
+            try:
+                request = await connection.request(self._admit)
+            except RefusalError as refusal:
+                await connection.dismiss(refusal)
+                return
+            if request is None:
+                return
+            head, body = request
+            try:
+                await self._answer(connection, head, body)
+            except RefusalError as refusal:
+                await connection.refuse(refusal)
+            except ConnectionError:
+                raise
+            except Exception as error:
+                _logger.exception("a request failed")
+                await connection.refuse(RefusalError(500, f"{type(error).__name__}: {error}"))
+            last = not head.keep_alive or self._stopped.is_set()
 
     # --- requests -----------------------------------------------------------------------------------
 
@@ -152,80 +199,94 @@ class Server:
         scheme, _, given = head.headers.get("authorization", "").partition(" ")
         known = scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), self._token)
         if self._token and head.path != "/health" and not known:
-            raise RefusalError(401, "a bearer token is needed")
-
-    def _handle(self, connection: Connection, head: Head, body: bytes) -> None:
-        try:
-            match head.method, head.path:
-                case "GET", "/health":
-                    connection.answer(b'{"status": "ok"}')
-                case "GET", "/v1/models":
-                    connection.answer(json.dumps(self._models()).encode())
-                case "POST", "/v1/embeddings":
-                    self._embed(connection, body)
-                case _, "/health" | "/v1/models" | "/v1/embeddings":
-                    raise RefusalError(405, f"{head.path} takes no {head.method}")
-                case _:
-                    raise RefusalError(404, f"no {head.path}; there are /health, /v1/models, /v1/embeddings")
-        except RefusalError as refusal:
-            connection.refuse(refusal)
-
-    def _models(self) -> dict[str, Any]:
-        listed = [
-            {"id": name, "object": "model", "owned_by": "pgembed", "pgembed": encoder.spec.document()}
-            for name, encoder in self._encoders.items()
-        ]
-        return {"object": "list", "data": listed}
-
-    def _embed(self, connection: Connection, content: bytes) -> None:
-        """Queue what ``POST /v1/embeddings`` asks for."""
-        try:
-            body = json.loads(content)
-        except (ValueError, RecursionError) as error:
-            raise RefusalError(400, f"the body is no JSON: {error}") from error
-        if not isinstance(body, dict):
-            raise RefusalError(400, "the body must be a JSON object")
-        coalescer = self._coalescer(body.get("model"))
-        texts, kind, as_base64 = self._wish(body, coalescer.encoder)
-        tail = {"model": coalescer.encoder.name, "fingerprint": coalescer.encoder.fingerprint}
-        try:
-            coalescer.submit(
-                Job(texts, kind, partial(_respond, connection, tail, as_base64), lambda: connection.open)
+            raise RefusalError(
+                401,
+                "a bearer token is needed",
+                code="invalid_api_key",
+                headers="WWW-Authenticate: Bearer\r\n",
             )
-        except BusyError as error:
-            raise RefusalError(503, str(error)) from error
+
+    async def _answer(self, connection: Connection, head: Head, body: bytearray) -> None:
+        of_model = head.path.startswith("/v1/models/")
+        allowed = "GET" if of_model else _PATHS.get(head.path)
+        if allowed is None:
+            raise RefusalError(404, f"no {head.path[:_SHOWN]}; there are {', '.join(_PATHS)}")
+        if head.method != allowed and (head.method, allowed) != ("HEAD", "GET"):
+            message = f"{head.path[:_SHOWN]} takes no {head.method}, but {allowed}"
+            raise RefusalError(405, message, headers=f"Allow: {allowed}\r\n")
+        if head.path == "/v1/embeddings":
+            await self._embed(connection, body)
+        elif head.path == "/health":
+            await connection.answer(b'{"status": "ok"}')
+        elif of_model:
+            name = unquote(head.path.removeprefix("/v1/models/"))
+            await connection.answer(json.dumps(self._model(self._coalescer(name).encoder)).encode())
+        else:
+            models = [self._model(encoder) for encoder in self._encoders.values()]
+            await connection.answer(json.dumps({"object": "list", "data": models}).encode())
+
+    def _model(self, encoder: Encoder) -> dict[str, Any]:
+        """A model object: OpenAI's fields, and the encoder's spec."""
+        return {
+            "id": encoder.name,
+            "object": "model",
+            "created": self._made,
+            "owned_by": "pgembed",
+            "pgembed": encoder.spec.document(),
+        }
 
     def _coalescer(self, model: Any) -> Coalescer:
         """The encoder that a request asks for; without a name, the first."""
         if model is None:
             return next(iter(self._coalescers.values()))
         if not isinstance(model, str) or model not in self._coalescers:
-            raise RefusalError(404, f"no model {model!r}; there are {', '.join(self._coalescers)}")
+            message = f"no model {repr(model)[:_SHOWN]}; there are {', '.join(self._coalescers)}"
+            raise RefusalError(404, message, param="model", code="model_not_found")
         return self._coalescers[model]
 
-    def _wish(self, body: Mapping[str, Any], encoder: Encoder) -> tuple[list[str], Kind, bool]:
-        """Texts, their kind, and whether vectors are wanted in base64."""
-        body = {key: value for key, value in body.items() if value is not None}  # as some clients say nothing
-        texts, kind = body.get("input"), body.get("input_type", "document")
-        encoding = body.get("encoding_format", "float")
-        if kind not in ("document", "query"):
-            raise RefusalError(400, f"input_type is {kind!r}, needed document or query")
-        if encoding not in ("float", "base64"):
-            raise RefusalError(400, "encoding_format must be float or base64")
-        if body.get("dimensions", encoder.dimensions) != encoder.dimensions:
-            raise RefusalError(400, f"dimensions must be {encoder.dimensions}, as of this encoder")
-        texts = [texts] if isinstance(texts, str) else texts
-        if not isinstance(texts, list):
-            raise RefusalError(400, "input must be a text or a list of texts")
-        if len(texts) > self.limits.texts:
-            raise RefusalError(
-                413, f"{len(texts)} texts in one request; at most {self.limits.texts} are taken"
-            )
-        try:
-            texts = checked(texts)
-        except TextError as error:
-            raise RefusalError(400, str(error)) from error
-        return texts, cast("Kind", kind), encoding == "base64"
+    async def _embed(self, connection: Connection, content: bytearray) -> None:
+        """Answer ``POST /v1/embeddings``."""
+        body = embeddings.parsed(content)
+        coalescer = self._coalescer(body.get("model"))
+        encoder = coalescer.encoder
+        wishing = partial(embeddings.wished, body, encoder, self.limits.texts)
+        wish = await asyncio.to_thread(wishing) if "input_tokenizer" in body else wishing()
+        size = len(content) + wish.size(encoder)
+        content.clear()
+        body.clear()
+        with self._held.taken(size):
+            vectors, counts = await _result(coalescer, wish, connection)
+            tail = {"model": encoder.name, "fingerprint": encoder.fingerprint}
+            write = partial(embeddings.document, vectors, counts, tail, wish.as_base64)
+            answer = await asyncio.to_thread(write) if vectors.nbytes > _LARGE else write()
+            await connection.answer(answer)
+
+
+async def _result(
+    coalescer: Coalescer, wish: embeddings.Wish, connection: Connection
+) -> tuple[Vectors, Counts]:
+    """What the encoder makes of the texts.
+
+    :raises RefusalError: it fails, or is too busy.
+    """
+    future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+
+    def reply(result: Result) -> None:
+        if not future.done():
+            future.set_result(result)
+
+    wanted = lambda: connection.open and not future.done()  # noqa: E731
+    try:
+        coalescer.submit(Job(wish.texts, wish.kind, reply, wanted))
+    except BusyError as error:
+        raise overloaded(str(error)) from None
+    result = await future
+    if isinstance(result, BusyError):
+        raise overloaded(str(result))
+    if isinstance(result, BaseException):
+        _logger.error("an encoder failed", exc_info=result)
+        raise RefusalError(500, str(result) or type(result).__name__, kind="encoder_error")
+    return result
 
 
 def _reply(answers: Answers) -> None:
@@ -233,34 +294,14 @@ def _reply(answers: Answers) -> None:
         job.reply(result)
 
 
-def _respond(connection: Connection, tail: dict[str, str], as_base64: bool, result: Result) -> None:
-    """The answer to ``POST /v1/embeddings``."""
-    if isinstance(result, BusyError):
-        connection.refuse(RefusalError(503, str(result)))
-    elif isinstance(result, Exception):
-        _logger.error("an encoder failed", exc_info=result)
-        connection.refuse(RefusalError(500, str(result), "encoder_error"))
-    else:
-        connection.answer(_document(*result, tail, as_base64))
-
-
-def _document(vectors: Vectors, counts: Counts, tail: dict[str, str], as_base64: bool) -> bytes:
-    """JSON, written piece by piece.
-
-    Nine digits give back the same float32, in a fifth of the time that ``json`` takes for a float64.
-    """
-    if as_base64:
-        written = [f'"{base64.b64encode(vector.tobytes()).decode()}"' for vector in vectors.astype("<f4")]
-    else:
-        pattern = f"[{','.join(['%.9g'] * vectors.shape[1])}]"
-        written = [pattern % tuple(vector) for vector in vectors.tolist()]
-    items = [
-        f'{{"object": "embedding", "index": {index}, "embedding": {vector}}}'
-        for index, vector in enumerate(written)
-    ]
-    tokens = int(counts.sum())
-    rest = json.dumps(tail | {"usage": {"prompt_tokens": tokens, "total_tokens": tokens}})
-    return f'{{"object": "list", "data": [{", ".join(items)}], {rest[1:]}'.encode()
+def _open_files() -> int:
+    """How many files the process may open."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return sys.maxsize
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sys.maxsize if soft == resource.RLIM_INFINITY else soft
 
 
 def _is_loopback(host: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shlex
@@ -18,7 +19,8 @@ from typer.testing import CliRunner
 
 from pgembed.cli import encode, encoders, export, serve
 from pgembed.encoders import Encoder, export_onnx
-from pgembed.exc import EncoderNotFoundError, TextError
+from pgembed.encoders.serving import Limits, Server
+from pgembed.exc import EncoderNotFoundError, EncoderServerError, TextError
 
 ROOT = Path(__file__).parents[3]
 MODEL = ROOT / "tests" / "golden" / "models" / "bert"
@@ -139,7 +141,7 @@ def test_export_and_show(
 def test_serve_starts_answers_and_stops(folder: Path) -> None:
     code = (
         "import typer; from pgembed.cli import serve, encode; app = typer.Typer(); serve.register(app); "
-        f"encode.register(app); app(['serve', '--encoder', {str(folder)!r}, '--port', '0'])"
+        f"encode.register(app); app(['serve', '--encoder', {str(folder)!r}, '--port', '0', '--texts', '3'])"
     )
     process = subprocess.Popen(
         [sys.executable, "-u", "-c", code],
@@ -153,5 +155,54 @@ def test_serve_starts_answers_and_stops(folder: Path) -> None:
         assert Encoder(folder).fingerprint in said
         remote = Encoder.remote(said.rpartition(" ")[2])
         assert np.abs(remote.encode_documents(["x"]) - Encoder(folder).encode_documents(["x"])).max() < 1e-6
+        with pytest.raises(EncoderServerError, match="413: 4 texts in one request; at most 3"):
+            remote.encode_documents(["a", "b", "c", "d"])
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
+
+
+def test_the_options_of_serve_are_the_limits_of_a_server(
+    app: typer.Typer, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mib = 2**20
+    wanted = Limits(
+        texts=1,
+        waiting=2,
+        seconds=3,
+        pass_seconds=4,
+        connections=5,
+        idle=6,
+        header_seconds=7,
+        body_seconds=8,
+        answer_seconds=9,
+        stop_seconds=10,
+        body=11 * mib,
+        arriving=12 * mib,
+        held=13 * mib,
+    )
+    options = [
+        "texts",
+        "waiting",
+        "wait-seconds",
+        "pass-seconds",
+        "connections",
+        "idle-seconds",
+        "header-seconds",
+        "body-seconds",
+        "answer-seconds",
+        "stop-seconds",
+        "body-mib",
+        "arriving-mib",
+        "held-mib",
+    ]
+    servers: list[Server] = []
+    monkeypatch.setattr(Server, "serve_forever", lambda server: servers.append(server))
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    arguments = itertools.chain(*((f"--{name}", str(value)) for value, name in enumerate(options, 1)))
+    result = CliRunner().invoke(app, ["serve", "--encoder", str(folder), "--port", "0", *arguments])
+    assert result.exit_code == 0, result.output
+    servers[0].shutdown()
+    assert servers[0].limits == wanted
+    for name in options:
+        result = CliRunner().invoke(app, ["serve", "--encoder", str(folder), f"--{name}", "0"])
+        assert result.exit_code == 2

@@ -1,0 +1,364 @@
+"""Clients that are too slow, too many or too greedy: who is answered all the same, and what ends when."""
+
+from __future__ import annotations
+
+import json
+import select
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pgembed.encoders import Encoder, export_onnx
+from pgembed.encoders.serving import Limits, Server
+from pgembed.encoders.serving.coalescer import Answers, Coalescer, Job
+from pgembed.exc import EncoderError, EncoderOptionError
+from tests.unit.encoders.wire import Wire, request, serving
+
+MODELS = Path(__file__).parents[2] / "golden" / "models"
+HEAD = b"POST /v1/embeddings HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n"
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Encoder:
+    return Encoder(export_onnx(MODELS / "bert", tmp_path_factory.mktemp("overload") / "tiny"))
+
+
+class Panic(BaseException):
+    """As the tokenizers package raises them."""
+
+
+class Gate(Encoder):
+    """An encoder that waits until it may go on, and panics where a text says so."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.started, self.go_on = threading.Event(), threading.Event()
+
+    def encode_counted(self, texts: Any, kind: Any) -> Any:
+        self.started.set()
+        assert self.go_on.wait(30)
+        if "panic" in texts:
+            raise Panic("a panic of a library")
+        return super().encode_counted(texts, kind)
+
+
+@pytest.fixture
+def gate(encoder: Encoder, tmp_path: Path) -> Iterator[Gate]:
+    gate = Gate(export_onnx(MODELS / "bert", tmp_path / "tiny"))
+    yield gate
+    gate.go_on.set()
+
+
+def is_answered(server: Server, text: str = "a good client's") -> bool:
+    with Wire(server) as wire:
+        wire.send(request({"input": text}))
+        return wire.answer()[0] == 200
+
+
+# --- too slow -----------------------------------------------------------------------------------------
+
+
+def trickle(wire: Wire, data: bytes) -> tuple[int, Any]:
+    """Send byte by byte, until there is an answer."""
+    wire.socket.setblocking(False)
+    for byte in data:
+        wire.send(bytes([byte]))
+        time.sleep(0.02)
+        try:
+            wire.received += wire.socket.recv(65536)
+        except BlockingIOError:
+            continue
+        break
+    wire.socket.settimeout(20)
+    status, headers, answer = wire.answer()
+    assert headers["Connection"] == "close"
+    return status, answer["error"]["message"]
+
+
+def test_headers_have_one_deadline_whatever_comes_between(encoder: Encoder) -> None:
+    with serving(encoder, header_seconds=0.3) as server, Wire(server) as wire:
+        status, message = trickle(wire, b"GET /health HTTP/1.1\r\nCookie: " + b"x" * 1000)
+        assert (status, message) == (408, "the headers did not arrive whole within 0.3 seconds")
+        assert is_answered(server)
+
+
+def test_bodies_have_one_deadline_whatever_comes_between(encoder: Encoder) -> None:
+    with serving(encoder, body_seconds=0.3) as server, Wire(server) as wire:
+        wire.send(HEAD % 5000)
+        status, message = trickle(wire, b"x" * 1000)
+        assert (status, message) == (408, "the body did not arrive whole within 0.3 seconds")
+        assert is_answered(server)
+
+
+def is_reset(wire: Wire, data: bytes) -> bool:
+    """Whether the server has closed while it is sent more, and nothing is read."""
+    try:
+        with suppress(TimeoutError):
+            wire.send(data)
+    except ConnectionError:
+        return True
+    return False
+
+
+def test_a_client_that_never_reads_is_cut_off(encoder: Encoder) -> None:
+    many = request({"input": ["x"] * 2000})  # an answer of more than half a megabyte
+    with serving(encoder, answer_seconds=0.3, held=3_000_000) as server:
+        with Wire(server) as deaf:
+            deaf.socket.settimeout(0.1)
+            assert any(is_reset(deaf, many * 20) for _ in range(200))
+            assert is_answered(server)
+        # and what it held has been given back
+        with Wire(server) as wire:
+            wire.send(many)
+            assert wire.answer()[0] == 200
+
+
+# --- too many -----------------------------------------------------------------------------------------
+
+
+def test_connections_that_ask_nothing_give_way(encoder: Encoder) -> None:
+    with serving(encoder, connections=10) as server, ExitStack() as stack:
+        slow = []
+        for number in range(25):
+            slow.append(stack.enter_context(Wire(server)))
+            slow[-1].send(b"GET /health HTTP/1.1\r\n" if number % 2 else b"")
+            if number % 5 == 0:
+                assert is_answered(server)
+        for wire in slow[:10]:
+            with suppress(ConnectionError):
+                assert wire.closed
+        slow[-1].send(b"GET /health HTTP/1.1\r\n\r\n")
+        assert slow[-1].answer()[0] == 200
+
+
+def test_connections_that_wait_for_answers_do_not_give_way(gate: Gate) -> None:
+    with serving(gate, connections=3) as server, ExitStack() as stack:
+        wires = [stack.enter_context(Wire(server)) for _ in range(3)]
+        for wire in wires:
+            wire.send(request({"input": "waits"}) + request({"input": "waits too"}))
+        gate.started.wait(10)
+        while True:  # until all three have been read
+            with Wire(server) as late:
+                late.send(b"GET /health HTTP/1.1\r\n\r\n")
+                status, headers, answer = late.answer()
+            if status != 200:
+                break
+        assert (status, headers["Retry-After"], answer["error"]["code"]) == (503, "1", "overloaded")
+        gate.go_on.set()
+        assert [wire.answer()[0] for wire in wires * 2] == [200] * 6
+
+
+def test_open_files_are_a_limit_of_connections(
+    encoder: Encoder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("resource.getrlimit", lambda _: (170, 170))
+    with serving(encoder) as server, ExitStack() as stack:
+        assert "6 connections" in caplog.text
+        wires = [stack.enter_context(Wire(server)) for _ in range(12)]
+        assert is_answered(server)
+        assert wires[0].closed
+
+
+# --- too much -----------------------------------------------------------------------------------------
+
+
+def test_the_oldest_unfinished_body_gives_way(encoder: Encoder) -> None:
+    body = json.dumps({"input": "word " * 30_000}).encode()
+    with serving(encoder, arriving=400_000) as server, ExitStack() as stack:
+        wires = []
+        for _ in range(4):
+            wires.append(stack.enter_context(Wire(server)))
+            wires[-1].send(HEAD % len(body) + body[:120_000])
+            assert is_answered(server)  # small requests are no matter for it; and what was sent has arrived
+        status, headers, answer = wires[0].answer()
+        assert (status, headers["Retry-After"]) == (503, "1")
+        assert answer["error"]["message"] == "too much is being received at once"
+        for wire in wires[1:]:
+            wire.send(body[120_000:])
+            assert wire.answer()[0] == 200
+
+
+def test_what_is_announced_takes_nothing(encoder: Encoder) -> None:
+    with serving(encoder, arriving=100_000) as server, ExitStack() as stack:
+        for _ in range(20):
+            stack.enter_context(Wire(server)).send(HEAD % 10_000_000)
+        assert is_answered(server)
+
+
+def test_requests_that_wait_leave_room_for_small_ones(gate: Gate) -> None:
+    large = request({"input": "word " * 30_000})
+    with serving(gate, held=500_000) as server, ExitStack() as stack:
+        first, second, third, small = (stack.enter_context(Wire(server)) for _ in range(4))
+        first.send(large)
+        gate.started.wait(10)
+        second.send(large)
+        third.send(large)
+        (told,), _, _ = select.select([second.socket, third.socket], [], [], 20)  # whichever came later
+        refused = second if told is second.socket else third
+        assert refused.answer()[0] == 503
+        small.send(request({"input": "small"}))
+        gate.go_on.set()
+        assert small.answer()[0] == 200
+        assert first.answer()[0] == 200
+
+
+@pytest.mark.parametrize("name", ["connections", "arriving", "header_seconds", "stop_seconds"])
+def test_limits_are_above_zero(name: str) -> None:
+    with pytest.raises(EncoderOptionError, match=name):
+        Limits(**{name: 0})
+
+
+# --- fair shares --------------------------------------------------------------------------------------
+
+
+class Recorder:
+    """An encoder that records its passes; at first it waits."""
+
+    name = "recorder"
+    max_tokens = 256
+
+    def __init__(self) -> None:
+        self.passes: list[list[str]] = []
+        self.answered: list[str] = []
+        self.started, self.go_on = threading.Event(), threading.Event()
+        self.coalescer = Coalescer(self, self.reply)  # type: ignore[arg-type]
+
+    def encode_counted(self, texts: list[str], kind: str) -> tuple[np.ndarray, np.ndarray]:
+        self.passes.append(list(texts))
+        self.started.set()
+        assert self.go_on.wait(10)
+        time.sleep(0.0001 * len(texts))
+        if "poison" in texts:
+            raise EncoderError("poison")
+        if "panic" in texts:
+            raise Panic("panic")
+        lengths = np.array([len(text) for text in texts])
+        return lengths[:, None].astype(np.float32), lengths
+
+    def reply(self, answers: Answers) -> None:
+        for job, result in answers:
+            self.answered.append(job.texts[0])
+            job.reply(result)
+
+    def submit(self, *texts: str, kind: Any = "document") -> Future[Any]:
+        future: Future[Any] = Future()
+        self.coalescer.submit(Job(list(texts), kind, future.set_result))
+        return future
+
+
+def long_texts(count: int, mark: str) -> list[str]:
+    return [f"{mark}{number} ".ljust(1000, "x") for number in range(count)]
+
+
+@pytest.mark.parametrize("kind", ["document", "query"])
+def test_a_short_text_does_not_wait_for_many_long_ones(kind: str) -> None:
+    recorder = Recorder()
+    large = [recorder.submit(*long_texts(400, mark)) for mark in "abc"]
+    recorder.started.wait(10)
+    short = recorder.submit("short", kind=kind)
+    recorder.go_on.set()
+    assert short.result(10)[0].tolist() == [[5]]
+    assert "short" in [text for texts in recorder.passes[:3] for text in texts]
+    for future, mark in zip(large, "abc", strict=True):
+        vectors, counts = future.result(10)  # whole, and in order
+        assert counts.tolist() == vectors[:, 0].tolist() == [1000] * 400
+        assert [text for texts in recorder.passes for text in texts if text[0] == mark] == long_texts(
+            400, mark
+        )
+    assert recorder.answered[0] == "short"
+    recorder.coalescer.close()
+
+
+def test_many_short_texts_do_not_starve_a_long_request() -> None:
+    """However many come, it gets its share."""
+    recorder = Recorder()
+    recorder.go_on.set()
+    large = recorder.submit(*long_texts(100, "a"))
+    others: list[Future[Any]] = []
+    for number in range(5000):
+        others.append(recorder.submit(f"short {number} ".ljust(500, "y")))
+        if large.done():
+            break
+        others[max(0, number - 40)].result(10)  # forty always wait
+    assert large.done()
+    assert [future.result(10)[0].shape for future in others] == [(1, 1)] * len(others)
+    recorder.coalescer.close()
+
+
+def test_large_requests_share_alike() -> None:
+    recorder = Recorder()
+    futures = [recorder.submit(*long_texts(60, mark)) for mark in "abcd"]
+    recorder.go_on.set()
+    for future in futures:
+        future.result(10)
+    order = [text[0] for texts in recorder.passes for text in texts]
+    first_half = order[: len(order) // 2]
+    assert min(first_half.count(mark) for mark in "abcd") >= 20
+    recorder.coalescer.close()
+
+
+def test_one_text_fails_for_its_own_request_alone() -> None:
+    recorder = Recorder()
+    futures = [recorder.submit("first")]
+    recorder.started.wait(10)
+    futures += [recorder.submit(text, "more") for text in ("good", "poison", "panic", "better")]
+    recorder.go_on.set()
+    results = [future.result(10) for future in futures]
+    assert [isinstance(result, tuple) for result in results] == [True, True, False, False, True]
+    assert [str(result) for result in results[2:4]] == ["poison", "panic"]
+    assert recorder.submit("afterwards").result(10)[0].tolist() == [[10]]
+    recorder.coalescer.close()
+
+
+def test_a_large_request_that_fails_is_over() -> None:
+    recorder = Recorder()
+    recorder.go_on.set()
+    texts = long_texts(200, "a")
+    texts[50] = "panic"
+    assert isinstance(recorder.submit(*texts).result(10), Panic)
+    assert recorder.submit("afterwards").result(10)[0].tolist() == [[10]]
+    recorder.coalescer.close()
+    assert not any(texts[199] in together for together in recorder.passes)
+
+
+def test_a_panic_is_an_answer(gate: Gate, caplog: pytest.LogCaptureFixture) -> None:
+    gate.go_on.set()
+    with serving(gate) as server:
+        with Wire(server) as wire:
+            wire.send(request({"input": "panic"}))
+            status, _, answer = wire.answer()
+        assert (status, answer["error"]["type"]) == (500, "encoder_error")
+        assert answer["error"]["message"] == "a panic of a library"
+        assert is_answered(server)
+    assert "an encoder failed" in caplog.text
+
+
+# --- the end ------------------------------------------------------------------------------------------
+
+
+def test_stopping_waits_for_nobody_for_long(gate: Gate) -> None:
+    """Not for a client that is silent, slow, or does not read, nor for an encoder that hangs."""
+    server = Server([gate], port=0, limits=Limits(stop_seconds=0.3, answer_seconds=60))
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    with ExitStack() as stack:
+        idle, head, body, waiting = (stack.enter_context(Wire(server)) for _ in range(4))
+        head.send(b"GET /health HTT")
+        body.send(HEAD % 1000 + b"{")
+        waiting.send(request({"input": "hangs"}))
+        gate.started.wait(10)
+        server.shutdown()
+        thread.join(20)
+        assert not thread.is_alive()
+        for wire in (head, body):
+            status, _, answer = wire.answer()
+            assert (status, answer["error"]["message"]) == (503, "the server is being stopped")
+        assert idle.closed
+        assert waiting.closed
