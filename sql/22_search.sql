@@ -106,10 +106,19 @@ BEGIN
 END
 $$;
 
+-- A query is a vector, a halfvec or a text: without that one, a literal or a parameter without a type would be
+-- any of the others, which Postgres refuses as ambiguous.
+DO $do$
+DECLARE
+    accepted text;
+    definition text;
+BEGIN
+    FOREACH accepted IN ARRAY ARRAY[$type$@extschema:vector@.vector$type$, $type$@extschema:vector@.halfvec$type$, 'text'] LOOP
+        FOREACH definition IN ARRAY ARRAY[$search$
 CREATE OR REPLACE FUNCTION pgembed.search(
     relation regclass,
     vector_column name,
-    query @extschema:vector@.vector,
+    query @type@,
     k integer DEFAULT 10,
     max_distance double precision DEFAULT NULL,
     metric text DEFAULT NULL,
@@ -118,21 +127,19 @@ CREATE OR REPLACE FUNCTION pgembed.search(
 RETURNS TABLE (key jsonb, distance double precision, score double precision)
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp
-AS $$
+AS $body$
 SELECT n.key, n.distance, n.score
-  FROM pgembed.nearest(relation, vector_column, query, k, metric, exact, NULL)
+  FROM pgembed.nearest(relation, vector_column, query::@extschema:vector@.vector, k, metric, exact, NULL)
   WITH ORDINALITY AS n (key, distance, score, extra, place)
  WHERE (n.distance <= max_distance) IS NOT FALSE
  ORDER BY n.place
-$$;
-COMMENT ON FUNCTION pgembed.search IS
-    'the k rows whose vectors are nearest to the query, nearest first: primary key, distance, score';
-
+$body$
+$search$, $classify$
 CREATE OR REPLACE FUNCTION pgembed.knn_classify(
     relation regclass,
     vector_column name,
     label_column name,
-    query @extschema:vector@.vector,
+    query @type@,
     k integer DEFAULT 15,
     weights text DEFAULT 'distance',
     metric text DEFAULT NULL,
@@ -141,7 +148,7 @@ CREATE OR REPLACE FUNCTION pgembed.knn_classify(
 RETURNS TABLE (label text, share double precision, votes bigint)
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
-AS $$
+AS $body$
 DECLARE
     chosen text := (pgembed.vector_column(relation, vector_column, metric)).metric;
 BEGIN
@@ -159,7 +166,8 @@ BEGIN
                         THEN exp(greatest(min(n.distance) OVER () - n.distance, -700))
                     ELSE 1 / (greatest(n.distance, 0) + 1e-6)
                END AS weight
-          FROM pgembed.nearest(relation, vector_column, query, k, chosen, exact, label_column) AS n
+          FROM pgembed.nearest(relation, vector_column, query::@extschema:vector@.vector, k, chosen, exact,
+                               label_column) AS n
     ), voted AS (
         SELECT v.extra, sum(v.weight) / sum(sum(v.weight)) OVER () AS part, count(*) AS heads,
                min(v.distance) AS nearest
@@ -168,6 +176,18 @@ BEGIN
     )
     SELECT v.extra, v.part, v.heads FROM voted AS v ORDER BY v.part DESC, v.nearest, v.extra;
 END
-$$;
-COMMENT ON FUNCTION pgembed.knn_classify IS
-    'the labels of the k nearest labelled rows, likeliest first: label, share of the vote, number of rows';
+$body$
+$classify$] LOOP
+            EXECUTE replace(definition, '@type@', accepted);
+        END LOOP;
+        EXECUTE format(
+            'COMMENT ON FUNCTION pgembed.search(regclass, name, %s, integer, float8, text, boolean) IS %L',
+            accepted,
+            'the k rows whose vectors are nearest to the query, nearest first: primary key, distance, score');
+        EXECUTE format(
+            'COMMENT ON FUNCTION pgembed.knn_classify(regclass, name, name, %s, integer, text, text, boolean) IS %L',
+            accepted,
+            'the labels of the k nearest labelled rows, likeliest first: label, share of the vote, number of rows');
+    END LOOP;
+END
+$do$;

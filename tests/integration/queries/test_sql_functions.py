@@ -365,3 +365,46 @@ def test_functions_run_with_the_rights_of_the_caller_under_any_search_path(engin
         with pytest.raises(DBAPIError, match="permission denied for table secret"):
             connection.execute(search)
         connection.rollback()
+
+
+@pytest.mark.parametrize("storage", ["vector", "halfvec"])
+def test_queries_of_every_type_that_has_a_vector(engine, storage):
+    """Typed or not, the query is taken for the vector that it is; so is one of another table, by LATERAL."""
+    table = Table(
+        "item",
+        MetaData(),
+        Column("id", Integer, primary_key=True),
+        Column("kind", String),
+        Column("vector", VectorType(2, storage)),
+    )
+    store(engine, table, [[1, 0], [0, 1], [0.5, 0.5]], lambda n: {"kind": f"k{n}"})
+    with Session(engine) as session:
+        for query in (
+            "'[0,2]'",
+            "'[0,2]'::vector",
+            "'[0,2]'::halfvec",
+            "'[0,2]'::halfvec(2)",
+            "'[0,2]'::text",
+        ):
+            (row,) = call(session, f"SELECT * FROM pgembed.search('item', 'vector', {query}, 1)")
+            assert (row.key, row.distance) == ({"id": 1}, 0)
+            (row,) = call(
+                session, f"SELECT * FROM pgembed.knn_classify('item', 'vector', 'kind', {query}, k => 1)"
+            )
+            assert tuple(row) == ("k1", 1, 1)
+        (row,) = call(
+            session, "SELECT * FROM pgembed.search('item', 'vector', query => :q, k => 1)", q="[0,2]"
+        )
+        assert row.key == {"id": 1}
+        rows = call(
+            session,
+            "SELECT i.kind, c.label FROM item AS i CROSS JOIN LATERAL "
+            "pgembed.knn_classify('item', 'vector', 'kind', i.vector, 1) AS c ORDER BY i.id",
+        )
+        assert [row.kind for row in rows] == [row.label for row in rows]
+        comments = text(
+            "SELECT obj_description(oid) FROM pg_proc WHERE proname IN ('search', 'knn_classify')"
+        )
+        assert session.scalars(comments).all().count(None) == 0
+        with pytest.raises(DBAPIError, match="invalid input syntax for type vector"):
+            call(session, "SELECT * FROM pgembed.search('item', 'vector', 'a text')")
