@@ -9,6 +9,7 @@ file                       what it is for
 =========================  ===============================================================================
 encoder                    the encoder as users hold it
 spec                       what decides a vector, and its hash: the fingerprint
+files, settings            files that somebody else wrote: which belong to a folder; JSON read by type
 backend                    what the sources of encoders have in common
 local, lookup, graphs      an encoder's files as a source: where they lie, and what each is for
 remote, client             a server as a source, and how it is asked

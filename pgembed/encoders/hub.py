@@ -6,19 +6,20 @@ Downloads go through ``huggingface_hub``, with its cache (``HF_HOME``), its toke
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pgembed.encoders import lookup
-from pgembed.encoders.export import export_onnx, require_onnx
+from pgembed.encoders.export import export_onnx, pipeline, require_onnx
 from pgembed.encoders.export.pipeline import ROUTER_FILE, SETTINGS_FILES
-from pgembed.encoders.export.weights import INDEX_FILE, SINGLE_FILE, file_digest
+from pgembed.encoders.export.weights import INDEX_FILE, SINGLE_FILE, file_digest, shards
+from pgembed.encoders.files import Folder, is_name, shown, stand_in
 from pgembed.encoders.spec import SPEC_FILE, EncoderSpec
 from pgembed.encoders.tokens import TOKENIZER_FILE
 from pgembed.encoders.words import WORDS_FILE
-from pgembed.exc import DownloadError, EncoderFilesError
+from pgembed.exc import DownloadError, EncoderFilesError, EncoderOptionError
 
 _SETTINGS = (
     "config.json",
@@ -54,11 +55,14 @@ def pull(
     :param endpoint: URL of a mirror.
     :param cache: folder of the cache.
     :returns: the encoder's folder.
+    :raises EncoderOptionError: the name is none.
     :raises DownloadError: no network, no such model or revision, or what arrived is not what was announced.
     :raises EncoderFilesError: the model lacks files that an encoder needs.
     :raises MissingExtraError: ``onnx`` is not installed.
     """
     require_onnx()  # before anything is fetched
+    if name is not None and not is_name(name):
+        raise EncoderOptionError("name", shown(name), needed="the name of a folder, without separators")
     repository = _Repository(model_id, revision, offline=offline, endpoint=endpoint, cache=cache)
     target = (lookup.folders()[0] if into is None else into.absolute()) / (
         name or model_id.rpartition("/")[2]
@@ -93,7 +97,7 @@ class _Repository:
         self._id = model_id
         self._offline = offline or bool(huggingface_hub.constants.HF_HUB_OFFLINE)
         self._options = {"cache_dir": cache, "endpoint": endpoint, "local_files_only": self._offline}
-        self._checksums: dict[str, str | None] = {}
+        self._announced: dict[str, Any] = {}
         self._asked = self._revision = revision
         if self._offline:
             # The cache keeps each revision in a folder named after its commit.
@@ -106,23 +110,26 @@ class _Repository:
             )
         except Exception as error:
             raise self._error(error) from error
+        if not re.fullmatch("[0-9a-f]{40,64}", str(info.sha)):  # which names a folder of the cache
+            raise DownloadError(
+                model_id, f"the server names the commit {shown(info.sha)}", fix="Set HF_ENDPOINT"
+            )
         self.commit = self._revision = str(info.sha)
-        for file in info.siblings or ():
-            self._checksums[file.rfilename] = file.lfs.sha256 if file.lfs else None
+        self._announced = {file.rfilename: file for file in info.siblings or ()}
 
     def fetch_needed(self) -> Path:
         """Fetch what an encoder needs; returns the folder that holds it."""
         first = self._fetch("modules.json")
         self._fetch("config_sentence_transformers.json")
         folder = (first if first.name else self._fetch("config.json", required=True)).parent
-        places = self._places(folder / "modules.json")
-        for index, place in enumerate(dict.fromkeys(places)):
+        model = Folder(folder)
+        for index, place in enumerate(self._places(model)):
             start = f"{place}/" if place else ""
             for name in _SETTINGS:
                 self._fetch(start + name)
-            built = index > 0 or self._is_built(folder / place / "config.json")
+            built = index > 0 or self._is_built(model.file(f"{start}config.json"))
             if built or not self._fetch_ready(start):
-                self._fetch_weights(start)
+                self._fetch_weights(model, start)
         if not self._offline and self._asked != self.commit:
             # Notes in the cache what the branch or tag stands for, so that it is found offline.
             self._hub.hf_hub_download(
@@ -130,22 +137,13 @@ class _Repository:
             )
         return folder
 
-    def _places(self, modules: Path) -> list[str]:
-        """The folders of the modules, those of a router's routes included."""
-        if not modules.is_file():
-            return [""]
-        path = modules
-        try:
-            places: list[str] = [module["path"] for module in json.loads(modules.read_bytes())]
-            start = f"{places[0]}/" if places[0] else ""
-            path = self._fetch(start + ROUTER_FILE)
-            if path.name:
-                places += [start + name for name in json.loads(path.read_bytes())["types"]]
-        except (ValueError, TypeError, LookupError) as error:
-            raise EncoderFilesError(
-                path, f"no list of modules ({error})", needed="a list of paths"
-            ) from error
-        return places
+    def _places(self, model: Folder) -> list[str]:
+        """The folders of the modules, those of a router's routes included, each once."""
+        places = pipeline.places(model)
+        router = f"{places[0]}/{ROUTER_FILE}".removeprefix("/")
+        if self._fetch(router).name:
+            places += pipeline.places_of_routes(model, places[0])
+        return list(dict.fromkeys(places))
 
     @staticmethod
     def _is_built(path: Path) -> bool:
@@ -153,14 +151,15 @@ class _Repository:
         from pgembed.encoders.export.config import ModelConfig
         from pgembed.encoders.export.families import FAMILIES
 
-        return not path.is_file() or ModelConfig(path).values.get("model_type", "bert") in FAMILIES
+        return ModelConfig.optional(path).get("model_type", "bert") in FAMILIES
 
-    def _fetch_weights(self, start: str) -> None:
+    def _fetch_weights(self, model: Folder, start: str) -> None:
         if self._fetch(start + SINGLE_FILE).name:
             return
         index = self._fetch(start + INDEX_FILE)
         if index.name:
-            for shard in sorted(set(json.loads(index.read_bytes())["weight_map"].values())):
+            for shard in shards(index):
+                model.file(start + shard, stated_in=index)
                 self._fetch(start + shard, required=True)
         else:
             self._fetch_ready(start)
@@ -176,7 +175,7 @@ class _Repository:
 
     def _fetch(self, name: str, *, required: bool = False) -> Path:
         """The path of a file in the cache, fetched if need be; empty if the model has no such file."""
-        if self._checksums and name not in self._checksums and not required:
+        if self._announced and name not in self._announced and not required:
             return Path()
         try:
             path = Path(self._hub.hf_hub_download(self._id, name, revision=self._revision, **self._options))
@@ -185,12 +184,23 @@ class _Repository:
             if missing and not required:
                 return Path()
             raise self._error(error) from error
-        expected = self._checksums.get(name)
-        if expected is not None and file_digest(path) != expected:
+        reason = self._damage(name, path)
+        if reason:
             path.resolve().unlink(missing_ok=True)
-            reason = f"{name} does not have the SHA-256 that the server announced"
-            raise DownloadError(self._id, reason, fix="It was removed from the cache: try again")
+            raise DownloadError(self._id, f"{name} {reason}", fix="It was removed from the cache: try again")
         return path
+
+    def _damage(self, name: str, path: Path) -> str:
+        """What is wrong with a file that was fetched, in words; nothing for an intact one."""
+        announced = self._announced.get(name)
+        lfs = announced.lfs if announced else None
+        if lfs and file_digest(path) != lfs.sha256:
+            return "does not have the SHA-256 that the server announced"
+        size = announced.size if announced else None
+        if size is not None and path.stat().st_size != size:
+            return f"has {path.stat().st_size} bytes, the server announced {size}"
+        found = stand_in(path)
+        return f"is {found}" if found else ""
 
     @property
     def _absent(self) -> tuple[type[Exception], ...]:

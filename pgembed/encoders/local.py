@@ -9,9 +9,9 @@ from typing import Any
 from pgembed.encoders import lookup
 from pgembed.encoders.graphs import MODEL_FILE, QUERY_FOLDER, WEIGHTS_FILE
 from pgembed.encoders.runtime import OnnxRuntime
-from pgembed.encoders.spec import EncoderSpec
+from pgembed.encoders.spec import SPEC_FILE, EncoderSpec
 from pgembed.encoders.tokenizing import AnyTokenizer, tokenizer_of
-from pgembed.exc import EncoderNotFoundError, FingerprintMismatchError
+from pgembed.exc import EncoderFilesError, EncoderNotFoundError, FingerprintMismatchError
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,15 @@ class Local:
         if not self.spec().query_tower:
             return None
         folder = self._with_weights()[0] / QUERY_FOLDER
+        spec = EncoderSpec.load(folder / SPEC_FILE)
+        if spec.query_tower:
+            raise EncoderFilesError(
+                folder, "a tower with a tower of its own", needed="an encoder without one"
+            )
+        if spec.query_fingerprint != self.spec().query_tower:
+            raise FingerprintMismatchError(
+                spec.query_fingerprint, self.spec().query_tower, where=f"the encoder for queries in {folder}"
+            )
         options = self.options | {"document_prompt": None}
         return replace(self, given=str(folder), path=folder, fingerprint=None, options=options)
 

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 
 import platformdirs
 
+from pgembed.encoders.files import is_name
 from pgembed.encoders.spec import SPEC_FILE
 from pgembed.exc import EncoderNotFoundError
 
@@ -32,12 +34,17 @@ def as_path(name_or_path: str | os.PathLike[str]) -> Path | None:
     """The absolute path that ``name_or_path`` means, or ``None`` when it is a name.
 
     A string is a path when it holds a path separator.
+
+    :raises EncoderNotFoundError: it begins with the home of a user that there is not.
     """
     if isinstance(name_or_path, str):
         separators = {os.sep, "/"} | ({os.altsep} if os.altsep else set())
         if not any(separator in name_or_path for separator in separators):
             return None
-    return Path(name_or_path).expanduser().absolute()
+    try:
+        return Path(name_or_path).expanduser().absolute()
+    except RuntimeError as error:
+        raise EncoderNotFoundError(str(name_or_path), (), hint=f"{error}") from error
 
 
 def find(name: str) -> Path:
@@ -46,8 +53,11 @@ def find(name: str) -> Path:
     :raises EncoderNotFoundError: no folder on the list has it.
     """
     searched = folders()
+    if not is_name(name):
+        hint = "That is no name of an encoder: names have no separators and no invisible characters"
+        raise EncoderNotFoundError(name, searched, hint=hint)
     for folder in searched:
-        if name and (folder / name / SPEC_FILE).is_file():
+        if (folder / name / SPEC_FILE).is_file():
             return folder / name
     hint = (
         f"Export or copy it there, set {VARIABLE} to the folder that holds it, or give a path "
@@ -62,12 +72,13 @@ def spec_file(path: Path, *, given: str = "") -> Path:
     :param given: what the user wrote, which may have been meant as a model of the hub.
     :raises EncoderNotFoundError: there is neither.
     """
-    if path.is_file():
-        return path
-    if (path / SPEC_FILE).is_file():
-        return path / SPEC_FILE
+    with suppress(OSError, ValueError):  # of names that no file system takes; later Pythons just say no
+        if path.is_file():
+            return path
+        if (path / SPEC_FILE).is_file():
+            return path / SPEC_FILE
     hint = f"A folder needs the file {SPEC_FILE} in it: `pgembed export MODEL_DIR OUT_DIR` writes one"
-    if re.fullmatch(r"\w[\w.-]*/[\w.-]+", given) and not path.exists():
+    if re.fullmatch(r"\w[\w.-]*/[\w.-]+", given) and not os.path.exists(path):
         name = given.partition("/")[2]
         hint = (
             f"If {given} is a model of the Hugging Face hub: `pgembed pull {given}`, then Encoder({name!r})"

@@ -19,9 +19,10 @@ from pgembed.encoders.backend import Encoded, Kind, Vectors
 from pgembed.encoders.batching import batches
 from pgembed.encoders.device import CPU_PROVIDER, CUDA_PROVIDER, Device
 from pgembed.encoders.feeds import Allocate, Batch, Feed, Feeder, fresh, packed, padded, without_prompt
-from pgembed.encoders.graphs import CUDA_FILE, INT8_FILE, MODEL_FILE, WEIGHTS_FILE
+from pgembed.encoders.files import check_file, shown
+from pgembed.encoders.graphs import CUDA_FILE, INT8_FILE, MODEL_FILE, WEIGHTS_FILE, external_files
 from pgembed.encoders.lanes import Lanes
-from pgembed.encoders.spec import EncoderSpec
+from pgembed.encoders.spec import SPEC_FILE, EncoderSpec
 from pgembed.encoders.threads import available_threads
 from pgembed.encoders.tokenizing import tokenizer_of
 from pgembed.encoders.tokens import TOKENIZER_FILE, Tokens
@@ -136,6 +137,7 @@ class OnnxRuntime:
             tokenizer = other_threads.submit(tokenizer_of, folder, spec)
             try:
                 self._session = _open(folder / self._plan.graph, device, threads)
+                _check_output(self._session, folder / self._plan.graph, spec.width)
                 self._lanes = None
                 if self._plan.runs > 1:
                     self._lanes = Lanes(self._session, device, spec.width, count=self._plan.runs)
@@ -243,19 +245,31 @@ def _all_done(work: Callable[[Job], None], jobs: Iterator[Job], *, threads: int)
 
 
 def _check_files(folder: Path, spec: EncoderSpec, graph: str) -> None:
-    """Compare the files that will be used with their checksums."""
-    for name in (graph, WEIGHTS_FILE, TOKENIZER_FILE, WORDS_FILE):
-        if name not in spec.files:
-            continue
+    """Compare the files that will be used with their checksums, and make sure that there are no others."""
+    tokenizer = WORDS_FILE if WORDS_FILE in spec.files else TOKENIZER_FILE
+    needed = "the file that was exported: export the encoder again, or copy it whole"
+    for name in (graph, WEIGHTS_FILE, tokenizer):
         path = folder / name
-        needed = "the file that was exported: export the encoder again, or copy it whole"
+        if name not in spec.files:
+            raise EncoderFilesError(
+                folder / SPEC_FILE, f"no checksum of {name}", needed="one: export it again"
+            )
         try:
             with path.open("rb") as file:
                 found = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
             raise EncoderFilesError(path, error.strerror or str(error), needed=needed) from error
         if found != spec.files[name]:
-            raise EncoderFilesError(path, f"{path.stat().st_size} bytes with SHA-256 {found}", needed=needed)
+            size = check_file(path, needed=needed)
+            raise EncoderFilesError(path, f"{size} bytes with SHA-256 {found}", needed=needed)
+    path = folder / graph
+    try:
+        others = external_files(path.read_bytes()) - {WEIGHTS_FILE}
+    except ValueError as error:
+        raise EncoderFilesError(path, f"no ONNX file ({error})", needed=needed) from error
+    if others:
+        found = f"weights in {shown(min(others))}"
+        raise EncoderFilesError(path, found, needed=f"all weights in {WEIGHTS_FILE}")
 
 
 def _open(path: Path, device: Device, threads: int) -> Any:
@@ -293,3 +307,13 @@ def _refused(device: Device, graph: str, reason: object) -> DeviceError:
     return DeviceError(
         str(device), f"it cannot run {graph} ({reason})", fix=f"Ask for {precision}device='cpu'"
     )
+
+
+def _check_output(session: Any, path: Path, width: int) -> None:
+    """Refuse a graph that computes something else than the spec says."""
+    outputs = {output.name: output.shape for output in session.get_outputs()}
+    if "embedding" not in outputs:
+        raise EncoderFilesError(path, "no output 'embedding'", needed="the graph of an encoder")
+    found = outputs["embedding"][-1] if len(outputs["embedding"]) == 2 else "no known number of"
+    if found != width:
+        raise EncoderFilesError(path, f"vectors of {found} dimensions", needed=f"{width}, as in the spec")

@@ -15,11 +15,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pgembed.encoders.files import shown
+from pgembed.encoders.settings import Settings, read_json
 from pgembed.exc import EncoderFilesError, EncoderOptionError
 
 SPEC_FILE = "encoder.json"
@@ -44,6 +46,15 @@ _DECIDING = (
     "dimensions",
     "precision",
 )
+
+# How a field is read, by its type.
+_READERS: dict[str, Callable[[Settings, str], Any]] = {
+    "str": Settings.text,
+    "int": Settings.integer,
+    "bool": Settings.flag,
+    "tuple[str, ...]": lambda settings, name: tuple(settings.texts(name)),
+    "Mapping[str, str]": lambda settings, name: settings.table(name).all_texts(),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,14 +162,7 @@ class EncoderSpec:
         :raises EncoderFilesError: the file is not an encoder's spec, is of a newer format, or was edited so
             that its fingerprint no longer fits.
         """
-        needed = "the spec of an encoder, as `pgembed export` writes it"
-        try:
-            document = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise EncoderFilesError(path, error.strerror or str(error), needed=needed) from error
-        except ValueError as error:
-            raise EncoderFilesError(path, f"text that is not JSON ({error})", needed=needed) from error
-        return cls.parse(document, path)
+        return cls.parse(read_json(path), path)
 
     @classmethod
     def parse(cls, document: Any, path: Path) -> EncoderSpec:
@@ -169,20 +173,30 @@ class EncoderSpec:
         if document["format"] != FORMAT:
             raise EncoderFilesError(
                 path,
-                f"format {document['format']!r}",
+                f"format {shown(document['format'])}",
                 needed=f"format {FORMAT}: install the pgembed that wrote it",
             )
-        fields = {item.name for item in dataclasses.fields(cls)}
-        known = {name: value for name, value in document.items() if name in fields}
+        settings = Settings(path, document)
+        required = {item.name for item in dataclasses.fields(cls) if item.default is dataclasses.MISSING}
+        missing = sorted((required | {"pooling", "steps"}) - settings.keys() - {"files"})
+        if missing:
+            raise EncoderFilesError(path, f"an incomplete spec (no {', '.join(missing)})", needed=needed)
+        known = {
+            item.name: _READERS[str(item.type)](settings, item.name)
+            for item in dataclasses.fields(cls)
+            if item.name in settings
+        }
         try:
-            spec = cls(**known | {name: tuple(document[name]) for name in ("pooling", "steps")})
-        except (KeyError, TypeError, EncoderOptionError) as error:
-            raise EncoderFilesError(path, f"an incomplete spec ({error})", needed=needed) from error
+            spec = cls(**known)
+        except EncoderOptionError as error:
+            raise EncoderFilesError(path, f"a damaged spec ({error})", needed=needed) from error
+        if not spec.name.isprintable():
+            raise settings.wrong("name", needed="a name without control characters")
         stated = document.get("fingerprint")
         if stated != spec.fingerprint:
             raise EncoderFilesError(
                 path,
-                f"the fingerprint {stated!r} over values that give {spec.fingerprint!r}",
+                f"the fingerprint {shown(stated)} over values that give {spec.fingerprint!r}",
                 needed="an unedited spec: give other prompts and limits to Encoder(...), or export again",
             )
         return spec

@@ -33,13 +33,19 @@ class AnyTokenizer(Protocol):
 
 
 def open_tokenizer(
-    folder: Path, *, max_tokens: int, special_tokens: bool = True, lowercase: bool = False
+    folder: Path,
+    *,
+    max_tokens: int,
+    special_tokens: bool = True,
+    lowercase: bool = False,
+    words: bool = False,
 ) -> AnyTokenizer:
     """Open the tokenizer in ``folder``.
 
+    :param words: whether it is a list of words.
     :raises EncoderFilesError: it is missing or damaged.
     """
-    if (folder / WORDS_FILE).is_file():
+    if words:
         return WordTokenizer(folder / WORDS_FILE, max_tokens=max_tokens)
     return Tokenizer(
         folder / TOKENIZER_FILE, max_tokens=max_tokens, special_tokens=special_tokens, lowercase=lowercase
@@ -53,4 +59,5 @@ def tokenizer_of(folder: Path, spec: EncoderSpec) -> AnyTokenizer:
         max_tokens=spec.max_tokens,
         special_tokens=spec.special_tokens,
         lowercase=spec.lowercase,
+        words=WORDS_FILE in spec.files,
     )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pgembed.encoders import forks
+from pgembed.encoders.files import check_file
 from pgembed.exc import EncoderFilesError, EncoderOptionError
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -75,11 +77,13 @@ class Tokenizer:
     ) -> None:
         import tokenizers
 
-        try:
+        needed = "the model's tokenizer.json"
+        if not path.exists():
+            raise EncoderFilesError(path, "no file", needed=needed)
+        check_file(path, needed=needed)
+        self._path = path
+        with self._named_errors():
             self._tokenizer: Any = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the package raises bare Exception
-            found = f"a damaged tokenizer ({error})" if path.is_file() else "no file"
-            raise EncoderFilesError(path, found, needed="the model's tokenizer.json") from error
         if lowercase:
             steps = [tokenizers.normalizers.Lowercase(), self._tokenizer.normalizer]
             present = [step for step in steps if step is not None]
@@ -115,14 +119,28 @@ class Tokenizer:
         return Tokens.joined(pieces, cut)
 
     def _encode(self, texts: Sequence[str]) -> list[Any]:
-        if forks.inherited("tokenizers"):
-            # Its threads were left behind. It would go on without them by itself, but for a process that has
-            # TOKENIZERS_PARALLELISM=true in its environment, which would wait for them for ever.
-            return [self._tokenizer.encode(text, add_special_tokens=self._special_tokens) for text in texts]
-        encodings: list[Any] = self._tokenizer.encode_batch_fast(
-            texts, add_special_tokens=self._special_tokens
-        )
+        with self._named_errors():
+            if forks.inherited("tokenizers"):
+                # Its threads were left behind. It would go on without them by itself, but for a process that
+                # has TOKENIZERS_PARALLELISM=true in its environment, which would wait for them for ever.
+                return [
+                    self._tokenizer.encode(text, add_special_tokens=self._special_tokens) for text in texts
+                ]
+            encodings: list[Any] = self._tokenizer.encode_batch_fast(
+                texts, add_special_tokens=self._special_tokens
+            )
         return encodings
+
+    @contextmanager
+    def _named_errors(self) -> Iterator[None]:
+        """Name the errors of the package: a bare Exception, or a panic, which is none."""
+        try:
+            yield
+        except BaseException as error:
+            if type(error) is not Exception and type(error).__module__ != "pyo3_runtime":
+                raise
+            found = f"a damaged tokenizer ({error})"
+            raise EncoderFilesError(self._path, found, needed="the model's tokenizer.json") from error
 
     def _begin(self, text: str) -> str:
         """As much of a long text as should be enough to reach the limit, up to a blank."""

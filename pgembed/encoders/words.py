@@ -6,11 +6,11 @@ without punctuation around it, then in lower case; stop words and unknown words 
 
 from __future__ import annotations
 
-import json
 import string
 from collections.abc import Sequence
 from pathlib import Path
 
+from pgembed.encoders.settings import Settings
 from pgembed.encoders.tokens import Tokens
 from pgembed.exc import EncoderFilesError
 
@@ -27,12 +27,13 @@ class WordTokenizer:
 
     def __init__(self, path: Path, *, max_tokens: int) -> None:
         try:
-            config = json.loads(path.read_text(encoding="utf-8"))
-            self._ids = {word: index for index, word in enumerate(config["vocab"])}
-            self._stop_words = frozenset(config.get("stop_words", ()))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise EncoderFilesError(path, f"no vocabulary ({error})", needed="a word tokenizer") from error
-        self._lowercase = bool(config.get("do_lower_case", False))
+            config = Settings.read(path)
+            self._ids = {word: index for index, word in enumerate(config.texts("vocab"))}
+            self._stop_words = frozenset(config.texts("stop_words", []))
+            self._lowercase = config.flag("do_lower_case", False)
+        except EncoderFilesError as error:
+            needed = f"{error.needed}, as a word tokenizer has it"
+            raise EncoderFilesError(path, f"no vocabulary ({error.found})", needed=needed) from error
         self._max_tokens = max_tokens
 
     @property

@@ -2,71 +2,55 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 from pgembed.encoders.export.graph import ACTIVATIONS
-from pgembed.exc import EncoderFilesError
+from pgembed.encoders.settings import Settings
+
+_LARGEST = 1_000_000  # of a width or a number of positions, far beyond that of any model
+_DEEPEST = 1000
 
 
-def read_json(path: Path) -> Any:
-    """The JSON in ``path``.
-
-    :raises EncoderFilesError: the file is missing or no JSON.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise EncoderFilesError(path, error.strerror or str(error), needed="a JSON file") from error
-    except ValueError as error:
-        raise EncoderFilesError(path, f"text that is not JSON ({error})", needed="a JSON file") from error
-
-
-class ModelConfig:
+class ModelConfig(Settings):
     """The values of ``config.json``."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        values = read_json(path)
-        if not isinstance(values, dict):
-            raise EncoderFilesError(path, f"JSON of type {type(values).__name__}", needed="a JSON object")
-        self.values: dict[str, Any] = values
 
     @property
     def model_type(self) -> str:
         """The architecture's name, such as ``"bert"``."""
-        return str(self.values.get("model_type", "unknown"))
+        return self.text("model_type", "unknown")
 
-    def integer(self, key: str) -> int:
-        """A whole number that must be there."""
-        value = self.values.get(key)
-        if not isinstance(value, int):
-            raise EncoderFilesError(self.path, f"{key} = {value!r}", needed="a whole number")
-        return value
+    def size(self, key: str) -> int:
+        """A width, or a number of positions."""
+        return self.integer(key, least=1, most=_LARGEST)
 
-    def number(self, key: str) -> float:
-        """A number that must be there."""
-        value = self.values.get(key)
-        if not isinstance(value, int | float):
-            raise EncoderFilesError(self.path, f"{key} = {value!r}", needed="a number")
-        return float(value)
+    def layers(self, key: str) -> int:
+        """The number of layers."""
+        return self.integer(key, least=1, most=_DEEPEST)
+
+    def heads(self, key: str, width: int) -> int:
+        """The number of heads that share ``width``.
+
+        :raises EncoderFilesError: they cannot do so evenly.
+        """
+        heads = self.integer(key, least=1)
+        if width % heads:
+            raise self.wrong(key, needed=f"a divisor of {width}, the width")
+        return heads
 
     def activation(self, key: str) -> str:
         """The name of an activation.
 
         :raises EncoderFilesError: it is not one that the graph knows.
         """
-        value = self.values.get(key)
-        if str(value) not in ACTIVATIONS:
-            raise EncoderFilesError(self.path, f"{key} = {value!r}", needed=" or ".join(ACTIVATIONS))
-        return str(value)
+        value = self.get(key)
+        if not isinstance(value, str) or value not in ACTIVATIONS:
+            raise self.wrong(key, needed=" or ".join(ACTIVATIONS))
+        return value
 
     def expect(self, key: str, needed: Any, *, default: Any) -> None:
         """Refuse a variant of the architecture that is not built.
 
         :raises EncoderFilesError: the key has another value.
         """
-        value = self.values.get(key, default)
-        if value != needed:
-            raise EncoderFilesError(self.path, f"{key} = {value!r}", needed=repr(needed))
+        if self.get(key, default) != needed:
+            raise self.wrong(key, needed=repr(needed))

@@ -25,6 +25,7 @@ class Direct:
 
     :ivar architecture: as in :class:`EncoderSpec`.
     :ivar token_limit: the longest text in tokens.
+    :ivar pooling: the pooling modes.
     :ivar vocabulary: rows of the embedding table.
     :ivar files: the files with weights.
     :raises UnsupportedArchitectureError: no family builds the model.
@@ -36,13 +37,13 @@ class Direct:
         self._build: Callable[[Graph], str]
         files = []
         if pipeline.first == "Transformer":
-            config = ModelConfig(pipeline.folder / "config.json")
+            config = ModelConfig.read(pipeline.folder.file("config.json"))
             members = family(config)
             files = weight_files(pipeline.folder)
             self.architecture = config.model_type
             self.token_limit = members.token_limit(config)
             self._weights = Weights(files, prefixes=members.PREFIXES, anchors=members.ANCHORS)
-            rows = self._weights[self._weights.anchor]
+            rows = self._weights.take(self._weights.anchor, None, None)
             self._build = lambda graph: members.build(graph, config)
         else:
             files = weight_files(pipeline.folder)
@@ -51,6 +52,7 @@ class Direct:
             self._weights = Weights(files, anchors=static.ANCHORS)
             rows = static.table(self._weights)
             self._build = lambda graph: graph.embed(rows)
+        self.pooling = pipeline.pooling or ("mean",)
         self.vocabulary = int(rows.shape[0])
         self._hidden_width = int(rows.shape[1])
         self._steps = [
@@ -68,8 +70,8 @@ class Direct:
             for name, kind in kinds.items():
                 graph = kind(self._weights, weight_file, include_prompt=self._pipeline.include_prompt)
                 hidden = graph.to_pool(self._build(graph), self._hidden_width)
-                vectors = pooling.pool(graph, hidden, self._pipeline.pooling)
-                width = self._hidden_width * len(self._pipeline.pooling)
+                vectors = pooling.pool(graph, hidden, self.pooling)
+                width = self._hidden_width * len(self.pooling)
                 vectors, width = pooling.follow(graph, vectors, self._steps, width)
                 (folder / name).write_bytes(graph.model(vectors, width=width).SerializeToString())
         return width

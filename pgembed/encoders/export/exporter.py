@@ -6,6 +6,8 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
+
 from pgembed.encoders.export import pipeline as pipelines
 from pgembed.encoders.export.direct import Direct
 from pgembed.encoders.export.folder import written_whole
@@ -13,12 +15,21 @@ from pgembed.encoders.export.pipeline import Pipeline
 from pgembed.encoders.export.ready import Ready, find
 from pgembed.encoders.export.tokenizer import copy_tokenizer
 from pgembed.encoders.export.weights import digest, file_digest, has_weights
+from pgembed.encoders.files import Folder, shown
 from pgembed.encoders.graphs import QUERY_FOLDER
+from pgembed.encoders.runtime import OnnxRuntime
+from pgembed.encoders.settings import read_json
 from pgembed.encoders.spec import SPEC_FILE, EncoderSpec
 from pgembed.encoders.tokenizing import open_tokenizer
-from pgembed.exc import EncoderFilesError, UnsupportedArchitectureError
+from pgembed.exc import (
+    EncoderFilesError,
+    EncoderOptionError,
+    MissingExtraError,
+    UnsupportedArchitectureError,
+)
 
 _LIMIT_UNSTATED = 512
+_LONGEST_NAME = 200
 
 
 def export(
@@ -31,23 +42,55 @@ def export(
     expected: str | None,
 ) -> EncoderSpec:
     """See :func:`pgembed.encoders.export_onnx`."""
-    folder, target = Path(model_dir).expanduser().absolute(), Path(out_dir).expanduser().absolute()
-    documents = pipelines.read(folder)
-    queries = pipelines.read(folder, route="query") if pipelines.has_towers(folder) else None
+    model, target = Folder(_absolute(model_dir)), _absolute(out_dir)
+    name = target.name if name is None else name
+    if not name or not name.isprintable() or len(name.encode()) > _LONGEST_NAME:
+        needed = f"up to {_LONGEST_NAME} bytes without control characters"
+        raise EncoderOptionError("name", shown(name), needed=needed)
+    documents = pipelines.read(model)
+    queries = pipelines.read(model, route="query") if pipelines.has_towers(model) else None
     with written_whole(target, overwrite=overwrite) as fresh:
         tower = ""
         if queries is not None:
             (fresh / QUERY_FOLDER).mkdir()
-            spec = _write(queries, fresh / QUERY_FOLDER, name=f"{name or target.name}-query", source=source)
+            spec = _write(queries, fresh / QUERY_FOLDER, name=f"{name}-query", source=source)
             tower = spec.query_fingerprint
-        return _write(
+            _try_out(fresh / QUERY_FOLDER, spec, model.path)
+        spec = _write(
             documents,
             fresh,
-            name=name or target.name,
+            name=name,
             source=source,
             expected=expected,
             query_tower=tower,
         )
+        _try_out(fresh, spec, model.path)
+        return spec
+
+
+def _absolute(path: str | os.PathLike[str]) -> Path:
+    try:
+        return Path(path).expanduser().absolute()
+    except RuntimeError as error:
+        raise EncoderFilesError(Path(path), str(error), needed="a path") from error
+
+
+def _try_out(folder: Path, spec: EncoderSpec, model: Path) -> None:
+    """Encode a text with what was written, where ONNX Runtime is installed.
+
+    :raises EncoderFilesError: the graph cannot be run, or computes something else than numbers.
+    """
+    try:
+        runtime = OnnxRuntime(folder, spec, device="cpu")
+        vectors = runtime.encode(["text"], "document").vectors
+    except MissingExtraError:
+        return
+    except Exception as error:  # those of onnxruntime share no other base
+        raise EncoderFilesError(
+            model, f"a model that cannot be run ({error})", needed="an intact one"
+        ) from error
+    if not np.isfinite(vectors).all():
+        raise EncoderFilesError(model, "a model whose vectors are not finite", needed="an intact one")
 
 
 def _write(
@@ -63,13 +106,15 @@ def _write(
     model = _model(pipeline)
     checksum = digest(model.files)
     if expected is not None and checksum != expected:
-        raise EncoderFilesError(pipeline.folder, f"weights with SHA-256 {checksum}", needed=expected)
+        raise EncoderFilesError(pipeline.folder.path, f"weights with SHA-256 {checksum}", needed=expected)
     unstated = _LIMIT_UNSTATED if pipeline.first == "Transformer" else model.token_limit
     _check_vocabulary(pipeline, model.vocabulary)
     width = model.write(folder)
     copy_tokenizer(pipeline, folder / pipeline.tokenizer.name)
-    if (pipeline.folder / "config.json").is_file():
-        shutil.copyfile(pipeline.folder / "config.json", folder / "config.json")
+    if pipeline.folder.has("config.json"):
+        config = pipeline.folder.file("config.json")
+        read_json(config)  # nothing else is taken along under that name
+        shutil.copyfile(config, folder / "config.json")
     spec = EncoderSpec(
         name=name,
         architecture=model.architecture,
@@ -79,7 +124,7 @@ def _write(
         dimensions=min(pipeline.dimensions or width, width),
         max_tokens=min(pipeline.max_tokens or unstated, model.token_limit),
         token_limit=model.token_limit,
-        pooling=pipeline.pooling,
+        pooling=model.pooling,
         steps=tuple(str(step) for step in pipeline.steps),
         normalize=pipeline.normalize,
         query_prompt=pipeline.query_prompt,
@@ -111,7 +156,9 @@ def _model(pipeline: Pipeline) -> Direct | Ready:
 
 def _check_vocabulary(pipeline: Pipeline, rows: int) -> None:
     """Refuse a tokenizer whose ids reach beyond the embedding table."""
-    highest = open_tokenizer(pipeline.folder, max_tokens=8).highest_id
+    highest = open_tokenizer(
+        pipeline.tokenizer.parent, max_tokens=8, words=pipeline.first == "WordEmbeddings"
+    ).highest_id
     if rows and highest >= rows:
         raise EncoderFilesError(
             pipeline.tokenizer,

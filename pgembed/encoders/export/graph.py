@@ -163,13 +163,25 @@ class Graph:
             words = self.op("Add", words, first)
         return self.op("Reshape", words, self.constant([-1, table.shape[1]]))
 
-    def linear(self, hidden: str, name: str, *, weights: Weights | None = None, label: str = "") -> str:
+    def linear(
+        self,
+        hidden: str,
+        name: str,
+        inputs: int,
+        outputs: int,
+        *,
+        weights: Weights | None = None,
+        label: str = "",
+    ) -> str:
         """``hidden @ weight.T + bias``; the bias is left out where the model has none.
 
+        :param inputs: the width of ``hidden``.
+        :param outputs: the width of the result.
         :param weights: where they are, if not among the model's; ``label`` then tells them apart.
         """
         source = self.weights if weights is None else weights
-        return self.product(hidden, label + name, source[f"{name}.weight"].T, source.get(f"{name}.bias"))
+        matrix = source.take(f"{name}.weight", outputs, inputs)
+        return self.product(hidden, label + name, matrix.T, source.get(f"{name}.bias", outputs))
 
     def product(
         self, hidden: str, name: str, matrix: npt.NDArray[Any], bias: npt.NDArray[Any] | None = None
@@ -181,12 +193,20 @@ class Graph:
         return self.op("Gemm", hidden, weight, self.initializer(f"{name}.bias", bias))
 
     def layer_norm(
-        self, hidden: str, name: str, *, epsilon: float, weights: Weights | None = None, label: str = ""
+        self,
+        hidden: str,
+        name: str,
+        width: int,
+        *,
+        epsilon: float,
+        weights: Weights | None = None,
+        label: str = "",
     ) -> str:
-        """Layer normalisation over the last axis."""
+        """Layer normalisation over the last axis, which has ``width`` elements."""
         source = self.weights if weights is None else weights
-        parts = [f"{name}.{part}" for part in ("weight", "bias") if f"{name}.{part}" in source]
-        inputs = [self.initializer(label + part, source[part]) for part in parts]
+        inputs = [self.initializer(f"{label}{name}.weight", source.take(f"{name}.weight", width))]
+        if f"{name}.bias" in source:
+            inputs.append(self.initializer(f"{label}{name}.bias", source.take(f"{name}.bias", width)))
         return self.op("LayerNormalization", hidden, *inputs, axis=-1, epsilon=epsilon)
 
     def add(self, left: str, right: str) -> str:

@@ -6,13 +6,10 @@ layers. Source: Warner et al., ModernBERT (2024), as in ``transformers.models.mo
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from pgembed.encoders.export.config import ModelConfig
 from pgembed.encoders.export.graph import MASKED, Graph
-from pgembed.exc import EncoderFilesError
 
 PREFIXES: tuple[str, ...] = ("model.",)
 ANCHORS: tuple[str, ...] = ("embeddings.tok_embeddings.weight",)
@@ -22,51 +19,56 @@ _OLDER_KEYS = {"full_attention": "global_rope_theta", "sliding_attention": "loca
 
 def token_limit(config: ModelConfig) -> int:
     """The longest text in tokens."""
-    return config.integer("max_position_embeddings")
+    return config.size("max_position_embeddings")
 
 
 def build(graph: Graph, config: ModelConfig) -> str:
     """The last hidden state, (tokens, width)."""
-    heads, epsilon = config.integer("num_attention_heads"), config.number("norm_eps")
-    activation, hidden_width = config.activation("hidden_activation"), config.integer("hidden_size")
-    hidden = graph.layer_norm(graph.embed(graph.weights[ANCHORS[0]]), "embeddings.norm", epsilon=epsilon)
+    width, inner_width = config.size("hidden_size"), config.size("intermediate_size")
+    epsilon, activation = config.number("norm_eps"), config.activation("hidden_activation")
+    heads = config.heads("num_attention_heads", width)
+    if width // heads % 2:
+        raise config.wrong("num_attention_heads", needed=f"heads of an even width, which share {width}")
+    words = graph.embed(graph.weights.take(ANCHORS[0], None, width))
+    hidden = graph.layer_norm(words, "embeddings.norm", width, epsilon=epsilon)
     for index, kind in enumerate(_layer_types(config)):
         layer = f"layers.{index}"
         # The first layer follows the norm of the embeddings and has none of its own.
-        normed = graph.layer_norm(hidden, f"{layer}.attn_norm", epsilon=epsilon) if index else hidden
-        query, key, value = _projections(graph, normed, f"{layer}.attn.Wqkv", hidden_width)
-        cosines, sines = _rotation(graph, config, kind, hidden_width // heads)
+        normed = graph.layer_norm(hidden, f"{layer}.attn_norm", width, epsilon=epsilon) if index else hidden
+        query, key, value = _projections(graph, normed, f"{layer}.attn.Wqkv", width)
+        cosines, sines = _rotation(graph, config, kind, width // heads)
         attended = graph.attention(
-            graph.rotary(query, cosines, sines, width=hidden_width),
-            graph.rotary(key, cosines, sines, width=hidden_width),
+            graph.rotary(query, cosines, sines, width=width),
+            graph.rotary(key, cosines, sines, width=width),
             value,
             heads=heads,
-            width=hidden_width,
+            width=width,
             bias=_window(graph, config) if kind == "sliding_attention" else "",
         )
-        hidden = graph.add(hidden, graph.linear(attended, f"{layer}.attn.Wo"))
-        normed = graph.layer_norm(hidden, f"{layer}.mlp_norm", epsilon=epsilon)
-        inner, gate = graph.ops("Split", graph.linear(normed, f"{layer}.mlp.Wi"), outputs=2, axis=-1)
+        hidden = graph.add(hidden, graph.linear(attended, f"{layer}.attn.Wo", width, width))
+        normed = graph.layer_norm(hidden, f"{layer}.mlp_norm", width, epsilon=epsilon)
+        both = graph.linear(normed, f"{layer}.mlp.Wi", width, 2 * inner_width)
+        inner, gate = graph.ops("Split", both, outputs=2, axis=-1)
         gated = graph.op("Mul", graph.activation(inner, activation), gate)
-        hidden = graph.add(hidden, graph.linear(gated, f"{layer}.mlp.Wo"))
-    return graph.layer_norm(hidden, "final_norm", epsilon=epsilon)
+        hidden = graph.add(hidden, graph.linear(gated, f"{layer}.mlp.Wo", inner_width, width))
+    return graph.layer_norm(hidden, "final_norm", width, epsilon=epsilon)
 
 
 def _layer_types(config: ModelConfig) -> list[str]:
-    stated = config.values.get("layer_types")
+    count = config.layers("num_hidden_layers")
+    stated = config.texts("layer_types", [])
     if stated:
-        return list(stated)
-    every = config.integer("global_attn_every_n_layers")
-    return [
-        "sliding_attention" if index % every else "full_attention"
-        for index in range(config.integer("num_hidden_layers"))
-    ]
+        if len(stated) != count or not set(stated) <= set(_THETAS):
+            raise config.wrong("layer_types", needed=f"{count} of {' and '.join(_THETAS)}")
+        return stated
+    every = config.integer("global_attn_every_n_layers", least=1)
+    return ["sliding_attention" if index % every else "full_attention" for index in range(count)]
 
 
 def _projections(graph: Graph, hidden: str, name: str, hidden_width: int) -> list[str]:
     """Queries, keys and values from the one matrix that holds the weights of all three."""
-    weight = graph.weights[f"{name}.weight"]
-    bias = graph.weights.get(f"{name}.bias")
+    weight = graph.weights.take(f"{name}.weight", 3 * hidden_width, hidden_width)
+    bias = graph.weights.get(f"{name}.bias", 3 * hidden_width)
     parts = [slice(start, start + hidden_width) for start in range(0, 3 * hidden_width, hidden_width)]
     return [
         graph.product(hidden, f"{name}.{i}", weight[part].T, None if bias is None else bias[part])
@@ -76,10 +78,10 @@ def _projections(graph: Graph, hidden: str, name: str, hidden_width: int) -> lis
 
 def _rotation(graph: Graph, config: ModelConfig, kind: str, head_width: int) -> tuple[str, str]:
     """Tables of cosines and sines, (positions, head width / 2)."""
-    stated: dict[str, Any] = (config.values.get("rope_parameters") or {}).get(kind) or {}
-    if stated.get("rope_type", "default") != "default":
-        raise EncoderFilesError(config.path, f"rope_type = {stated['rope_type']!r}", needed="'default'")
-    theta = stated.get("rope_theta") or config.values.get(_OLDER_KEYS[kind]) or _THETAS[kind]
+    stated = config.table("rope_parameters").table(kind)
+    if stated.text("rope_type", "default") != "default":
+        raise stated.wrong("rope_type", needed="'default'")
+    theta = stated.number("rope_theta", config.number(_OLDER_KEYS[kind], _THETAS[kind]))
     frequencies = 1.0 / theta ** (np.arange(0, head_width, 2, dtype=np.float32) / np.float32(head_width))
     angles = np.outer(np.arange(token_limit(config), dtype=np.float32), frequencies.astype(np.float32))
     return (

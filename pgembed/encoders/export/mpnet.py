@@ -20,34 +20,41 @@ _MAX_DISTANCE = 128
 
 def token_limit(config: ModelConfig) -> int:
     """The longest text in tokens."""
-    return config.integer("max_position_embeddings") - _FIRST_POSITION
+    return config.integer("max_position_embeddings", least=_FIRST_POSITION + 1) - _FIRST_POSITION
 
 
 def build(graph: Graph, config: ModelConfig) -> str:
     """The last hidden state, (tokens, width)."""
     epsilon, activation = config.number("layer_norm_eps"), config.activation("hidden_act")
-    positions = graph.weights["embeddings.position_embeddings.weight"][_FIRST_POSITION:]
-    hidden = graph.layer_norm(
-        graph.embed(graph.weights[ANCHORS[0]], positions), "embeddings.LayerNorm", epsilon=epsilon
-    )
-    buckets = graph.weights["encoder.relative_attention_bias.weight"]
+    width, inner_width = config.size("hidden_size"), config.size("intermediate_size")
+    heads, rows = config.heads("num_attention_heads", width), config.size("max_position_embeddings")
+    positions = graph.weights.take("embeddings.position_embeddings.weight", rows, width)[_FIRST_POSITION:]
+    words = graph.embed(graph.weights.take(ANCHORS[0], None, width), positions)
+    hidden = graph.layer_norm(words, "embeddings.LayerNorm", width, epsilon=epsilon)
+    count = config.integer("relative_attention_num_buckets", 32, least=4)
+    buckets = graph.weights.take("encoder.relative_attention_bias.weight", count, heads)
     limit = token_limit(config)
     bias = graph.bias_by_distance("distances", buckets[_buckets(np.arange(1 - limit, limit), len(buckets))].T)
-    for index in range(config.integer("num_hidden_layers")):
+    for index in range(config.layers("num_hidden_layers")):
         layer = f"encoder.layer.{index}"
         attended = graph.attention(
-            *(graph.linear(hidden, f"{layer}.attention.attn.{part}") for part in ("q", "k", "v")),
-            heads=config.integer("num_attention_heads"),
-            width=config.integer("hidden_size"),
+            *(
+                graph.linear(hidden, f"{layer}.attention.attn.{part}", width, width)
+                for part in ("q", "k", "v")
+            ),
+            heads=heads,
+            width=width,
             bias=bias,
         )
-        attended = graph.linear(attended, f"{layer}.attention.attn.o")
+        attended = graph.linear(attended, f"{layer}.attention.attn.o", width, width)
         hidden = graph.layer_norm(
-            graph.add(attended, hidden), f"{layer}.attention.LayerNorm", epsilon=epsilon
+            graph.add(attended, hidden), f"{layer}.attention.LayerNorm", width, epsilon=epsilon
         )
-        inner = graph.activation(graph.linear(hidden, f"{layer}.intermediate.dense"), activation)
-        inner = graph.linear(inner, f"{layer}.output.dense")
-        hidden = graph.layer_norm(graph.add(inner, hidden), f"{layer}.output.LayerNorm", epsilon=epsilon)
+        inner = graph.linear(hidden, f"{layer}.intermediate.dense", width, inner_width)
+        inner = graph.linear(graph.activation(inner, activation), f"{layer}.output.dense", inner_width, width)
+        hidden = graph.layer_norm(
+            graph.add(inner, hidden), f"{layer}.output.LayerNorm", width, epsilon=epsilon
+        )
     return hidden
 
 

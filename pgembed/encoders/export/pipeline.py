@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from pgembed.encoders.export.config import read_json
+from pgembed.encoders.files import Folder, is_name, shown
+from pgembed.encoders.settings import Settings, read_json
 from pgembed.encoders.spec import SPEC_FILE
 from pgembed.encoders.tokens import TOKENIZER_FILE
 from pgembed.encoders.words import WORDS_FILE
@@ -21,6 +22,8 @@ _LEGACY_MODES = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
+MODULES_FILE = "modules.json"
+PROMPTS_FILE = "config_sentence_transformers.json"
 ROUTER_FILE = "router_config.json"
 #: The names that a transformer's settings have had; the first one found counts.
 SETTINGS_FILES = tuple(
@@ -29,6 +32,29 @@ SETTINGS_FILES = tuple(
 )
 FIRST_MODULES = ("Transformer", "StaticEmbedding", "WordEmbeddings")
 LATER_MODULES = ("Pooling", "Dense", "LayerNorm", "Normalize", "Dropout")
+_TEXT_VECTOR = "sentence_embedding"
+# What the settings of a transformer may put in the place of what config.json and tokenizer_config.json say,
+# with those keys that change no vector.
+_MODEL_OVERRIDES = frozenset(
+    {
+        "add_pooling_layer",
+        "attn_implementation",
+        "dtype",
+        "torch_dtype",
+        "trust_remote_code",
+        "use_safetensors",
+    }
+)
+_TOKENIZER_OVERRIDES = frozenset({"padding_side", "trust_remote_code", "use_fast"})
+_OVERRIDES = {
+    "model_args": _MODEL_OVERRIDES,
+    "model_kwargs": _MODEL_OVERRIDES,
+    "tokenizer_args": _TOKENIZER_OVERRIDES,
+    "processor_kwargs": _TOKENIZER_OVERRIDES,
+    "config_args": frozenset({"trust_remote_code"}),
+    "config_kwargs": frozenset({"trust_remote_code"}),
+    "processing_kwargs": frozenset[str](),
+}
 
 
 @dataclass(frozen=True)
@@ -41,13 +67,13 @@ class Step:
     """
 
     kind: str
-    folder: Path
-    config: dict[str, Any]
+    folder: Folder
+    config: Settings
 
     @property
     def activation(self) -> str:
         """The activation of a dense layer, such as ``"tanh"``."""
-        return str(self.config.get("activation_function", "Tanh")).rpartition(".")[2].lower()
+        return self.config.text("activation_function", "Tanh").rpartition(".")[2].lower()
 
     def __str__(self) -> str:
         return f"dense:{self.activation}" if self.kind == "Dense" else self.kind.lower()
@@ -59,14 +85,14 @@ class Pipeline:
 
     :ivar first: the first module, one of ``FIRST_MODULES``.
     :ivar folder: the folder of the first module: configuration, tokenizer, weights.
-    :ivar pooling: pooling modes, concatenated in this order.
+    :ivar pooling: pooling modes, concatenated in this order; none where nothing states how to pool.
     :ivar steps: the modules behind the pooling.
     :ivar max_tokens: the limit that the folder states, ``None`` where it states none.
     :ivar dimensions: dimensions to keep, ``None`` for all.
     """
 
     first: str
-    folder: Path
+    folder: Folder
     pooling: tuple[str, ...]
     steps: tuple[Step, ...]
     include_prompt: bool
@@ -79,7 +105,7 @@ class Pipeline:
     @property
     def tokenizer(self) -> Path:
         """The tokenizer's file."""
-        return self.folder / (WORDS_FILE if self.first == "WordEmbeddings" else TOKENIZER_FILE)
+        return self.folder.file(WORDS_FILE if self.first == "WordEmbeddings" else TOKENIZER_FILE)
 
     @property
     def normalize(self) -> bool:
@@ -87,134 +113,240 @@ class Pipeline:
         return bool(self.steps) and self.steps[-1].kind == "Normalize"
 
 
-def has_towers(folder: Path) -> bool:
+@dataclass(frozen=True)
+class _Module:
+    """An entry of the list of modules: its class, without the package, and its subfolder."""
+
+    kind: str
+    place: str
+
+
+def has_towers(folder: Folder) -> bool:
     """Whether the model has a route of its own for queries."""
-    path = folder / "modules.json"
-    place = read_json(path)[0]["path"] if path.is_file() else ""
-    structure = _optional(folder / place / ROUTER_FILE).get("structure", {})
+    modules = _listed(folder)
+    if not modules or modules[0].kind != "Router":
+        return False
+    structure = _settings(folder, f"{modules[0].place}/{ROUTER_FILE}").table("structure")
     return "query" in structure and structure["query"] != structure.get("document")
 
 
-def read(folder: Path, *, route: str = "document") -> Pipeline:
-    """Read a model folder; one without ``modules.json`` is a bare transformer with mean pooling.
+def places(folder: Folder) -> list[str]:
+    """The subfolders of the modules that a model's list names; its own where there is no list."""
+    modules = _listed(folder)
+    if modules == []:
+        raise EncoderFilesError(
+            folder.file(MODULES_FILE), "no list of modules ([])", needed="type and path each"
+        )
+    return [""] if modules is None else [module.place for module in modules]
+
+
+def places_of_routes(folder: Folder, place: str) -> list[str]:
+    """The subfolders of the modules behind a router in the subfolder ``place``."""
+    path = folder.file(f"{place}/{ROUTER_FILE}".removeprefix("/"))
+    found = [f"{place}/{name}".removeprefix("/") for name in Settings.read(path).table("types")]
+    for name in found:
+        folder.subfolder(name, stated_in=path)
+    return found
+
+
+def read(folder: Folder, *, route: str = "document") -> Pipeline:
+    """Read a model folder; one without ``modules.json`` is a bare transformer.
 
     :param route: which way through a model with two towers, ``"document"`` or ``"query"``.
     :raises EncoderFilesError: a file is missing or says what cannot be done.
     """
-    if not folder.is_dir():
-        raise EncoderFilesError(folder, "no folder", needed="a folder with config.json and model.safetensors")
-    if (folder / SPEC_FILE).is_file():
-        raise EncoderFilesError(folder, "an encoder, which has been exported already", needed="a model")
-    (first, place), *later = _modules(folder, route)
-    pooling: dict[str, Any] = {}
+    if not os.path.isdir(folder.path):  # of a path that cannot be, that one says no
+        needed = "a folder with config.json and model.safetensors"
+        raise EncoderFilesError(folder.path, "no folder", needed=needed)
+    if folder.has(SPEC_FILE):
+        raise EncoderFilesError(folder.path, "an encoder, which has been exported already", needed="a model")
+    first, *later = _modules(folder, route)
+    pooling: Settings | None = None
     steps = []
-    for kind, path in later:
-        config = _optional(folder / path / "config.json")
-        if kind == "Pooling":
+    for module in later:
+        config = _settings(folder, f"{module.place}/config.json")
+        _check_features(module.kind, config)
+        if module.kind == "Pooling":
             pooling = config
-        elif kind != "Dropout":  # which does nothing outside of training
-            if config.get("module_input_name", "sentence_embedding") != "sentence_embedding":
-                found = f"a {kind} for {config['module_input_name']}"
-                raise EncoderFilesError(folder / path, found, needed="one for sentence_embedding")
-            steps.append(Step(kind, folder / path, config))
-    settings = next(filter(None, (_optional(folder / place / name) for name in SETTINGS_FILES)), {})
-    query_prompt, document_prompt = _prompts(folder)
+        elif module.kind != "Dropout":  # which does nothing outside of training
+            steps.append(
+                Step(module.kind, folder.subfolder(module.place, stated_in=folder.file(MODULES_FILE)), config)
+            )
+    place = folder.subfolder(first.place, stated_in=folder.file(MODULES_FILE))
+    settings = _transformer_settings(place)
+    prompts = _settings(folder, PROMPTS_FILE)
+    query_prompt, document_prompt = _prompts(prompts)
     return Pipeline(
-        first=first,
-        folder=folder / place,
-        pooling=_pooling_modes(pooling),
+        first=first.kind,
+        folder=place,
+        pooling=() if pooling is None else _pooling_modes(pooling),
         steps=tuple(steps),
-        include_prompt=bool(pooling.get("include_prompt", True)),
-        max_tokens=_limit(first, folder / place, settings),
-        lowercase=bool(settings.get("do_lower_case", False)),
+        include_prompt=pooling is None or pooling.flag("include_prompt", True),
+        max_tokens=_limit(first.kind, place, settings),
+        lowercase=settings.flag("do_lower_case", False),
         query_prompt=query_prompt,
         document_prompt=document_prompt,
-        dimensions=_optional(folder / "config_sentence_transformers.json").get("truncate_dim"),
+        dimensions=prompts.integer("truncate_dim", 0, least=1) or None,
     )
 
 
-def _modules(folder: Path, route: str) -> list[tuple[str, str]]:
-    """Class name and subfolder of each module, in order."""
-    path = folder / "modules.json"
-    if not path.is_file():
-        return [("Transformer", "")]
-    try:  # in the order of the list: the numbers in it are not what counts
-        modules = [(module["type"].rpartition(".")[2], module["path"]) for module in read_json(path)]
-    except (TypeError, KeyError, AttributeError) as error:
-        raise EncoderFilesError(path, f"no list of modules ({error})", needed="type and path each") from error
-    if modules and modules[0][0] == "Router":
-        modules[:1] = _route(folder / modules[0][1], modules[0][1], route)
-    if not modules or modules[0][0] not in FIRST_MODULES:
-        found = modules[0][0] if modules else "no module"
+def _settings(folder: Folder, name: str) -> Settings:
+    """The settings in a file that need not be there."""
+    return Settings.optional(folder.file(name.removeprefix("/")))
+
+
+def _modules(folder: Folder, route: str) -> list[_Module]:
+    """The modules that a text goes through, in order."""
+    modules = _listed(folder)
+    if modules is None:
+        return [_Module("Transformer", "")]
+    path = folder.file(MODULES_FILE)
+    if modules and modules[0].kind == "Router":
+        modules[:1] = _route(folder, modules[0].place, route)
+    if not modules or modules[0].kind not in FIRST_MODULES:
+        found = modules[0].kind if modules else "no module"
         raise EncoderFilesError(path, f"{found} as the first module", needed=" or ".join(FIRST_MODULES))
-    later = [kind for kind, _ in modules[1:]]
+    later = [module.kind for module in modules[1:]]
     for kind in later:
         if kind not in LATER_MODULES:
             raise EncoderFilesError(path, f"the module {kind}", needed=" or ".join(LATER_MODULES))
-    if modules[0][0] != "StaticEmbedding" and [kind for kind in later if kind != "Dropout"][:1] != [
-        "Pooling"
-    ]:
-        found = f"{' and '.join(later) or 'nothing'} behind the {modules[0][0]}"
-        raise EncoderFilesError(path, found, needed="Pooling first: a model that gives one vector a text")
+    counted = [kind for kind in later if kind != "Dropout"]
+    is_static = modules[0].kind == "StaticEmbedding"  # which averages by itself
+    if counted.count("Pooling") != (not is_static) or (not is_static and counted[0] != "Pooling"):
+        found = f"{' and '.join(later) or 'nothing'} behind the {modules[0].kind}"
+        needed = "Pooling first, and once: a model that gives one vector a text"
+        raise EncoderFilesError(path, found, needed="no Pooling" if is_static else needed)
     return modules
 
 
-def _route(folder: Path, place: str, route: str) -> list[tuple[str, str]]:
-    """Class name and subfolder of each module of one way through a router."""
-    path = folder / ROUTER_FILE
-    router = read_json(path)
-    start = f"{place}/" if place else ""
+def _listed(folder: Folder) -> list[_Module] | None:
+    """The list of modules, in its order: the numbers in it are not what counts; ``None`` if there is none."""
+    path = folder.file(MODULES_FILE)
+    if not path.is_file():
+        return None
+    needed = "type and path each"
     try:
-        structure, types = router["structure"], router["types"]
-        names = structure.get(route)
-        modules = [(types[name].rpartition(".")[2], start + name) for name in names or ()]
-        routes = ", ".join(structure)
-    except (TypeError, KeyError, AttributeError) as error:
-        raise EncoderFilesError(path, f"no router ({error})", needed="structure and types") from error
-    if not modules:
-        raise EncoderFilesError(path, f"the routes {routes}", needed=f"a route {route!r}")
+        listed = read_json(path) or []
+    except EncoderFilesError as error:
+        raise EncoderFilesError(path, f"no list of modules ({error.found})", needed=error.needed) from error
+    if not isinstance(listed, list):
+        raise EncoderFilesError(path, f"no list of modules ({shown(listed)})", needed=needed)
+    modules = []
+    for entry in listed:
+        if not isinstance(entry, dict) or not isinstance(entry.get("type"), str) or "path" not in entry:
+            raise EncoderFilesError(path, f"no list of modules ({shown(entry)})", needed=needed)
+        folder.subfolder(entry["path"], stated_in=path)
+        modules.append(_Module(_kind(entry["type"], path), entry["path"]))
     return modules
 
 
-def _pooling_modes(config: dict[str, Any]) -> tuple[str, ...]:
+def _kind(name: str, path: Path) -> str:
+    """The class of a module, which must be one of sentence-transformers itself: others do what they like."""
+    package, _, kind = name.rpartition(".")
+    if package.partition(".")[0] != "sentence_transformers" or not is_name(kind):
+        found = f"the module {shown(name)}"
+        raise EncoderFilesError(
+            path, found, needed="modules of sentence_transformers, without code of their own"
+        )
+    return kind
+
+
+def _route(folder: Folder, place: str, route: str) -> list[_Module]:
+    """The modules of one way through a router."""
+    path = folder.subfolder(place, stated_in=folder.file(MODULES_FILE)).file(ROUTER_FILE)
+    router = Settings.read(path)
+    if not {"structure", "types"} <= router.keys():
+        raise EncoderFilesError(path, "no router", needed="structure and types")
+    structure, types = router.table("structure"), router.table("types")
+    names = structure.texts(route, [])
+    if not names:
+        listed = ", ".join(name if is_name(name) else shown(name) for name in structure)
+        raise EncoderFilesError(path, f"the routes {listed}", needed=f"a route {route!r}")
+    modules = []
+    for name in names:
+        if name not in types:
+            raise EncoderFilesError(path, f"no router (no type for {shown(name)})", needed="a type each")
+        folder.subfolder(f"{place}/{name}".removeprefix("/"), stated_in=path)
+        modules.append(_Module(_kind(types.text(name), path), f"{place}/{name}".removeprefix("/")))
+    return modules
+
+
+def _check_features(kind: str, config: Settings) -> None:
+    """Refuse a module that does not turn the text's vector into another one."""
+    for key in ("module_input_name", "module_output_name"):
+        if config.get(key) not in (None, _TEXT_VECTOR):
+            feature = config[key] if is_name(config[key]) else shown(config[key])
+            found = f"a {kind} for {feature} as {key}"
+            raise EncoderFilesError(config.path, found, needed=f"one for {_TEXT_VECTOR}")
+
+
+def _transformer_settings(place: Folder) -> Settings:
+    """What the folder of a transformer says beside ``config.json``; the first file with content counts.
+
+    :raises EncoderFilesError: it is not the last hidden state of a text that is meant, or the model is to be
+        opened with other settings than its files state.
+    """
+    found = (Settings.optional(place.file(name)) for name in SETTINGS_FILES)
+    settings = next(filter(len, found), Settings(place.file(SETTINGS_FILES[0]), {}))
+    if settings.text("transformer_task", "feature-extraction") != "feature-extraction":
+        raise settings.wrong("transformer_task", needed="'feature-extraction'")
+    if settings.text("module_output_name", "token_embeddings") != "token_embeddings":
+        raise settings.wrong("module_output_name", needed="'token_embeddings'")
+    modalities = settings.table("modality_config")
+    if modalities and "text" not in modalities:
+        raise settings.wrong("modality_config", needed="one for text")
+    text = modalities.table("text")
+    if text.text("method", "forward") != "forward":
+        raise text.wrong("method", needed="'forward'")
+    if text.text("method_output_name", "last_hidden_state") != "last_hidden_state":
+        raise text.wrong("method_output_name", needed="'last_hidden_state'")
+    for key, harmless in _OVERRIDES.items():
+        table = settings.table(key)
+        for name in table:
+            if name not in harmless:
+                raise table.wrong(name, needed="a model that is opened with what its own files state")
+    for key in ("query_length", "document_length", "query_expansion"):
+        if settings.get(key) is not None:
+            raise settings.wrong(key, needed="one limit for all texts (max_seq_length)")
+    return settings
+
+
+def _pooling_modes(config: Settings) -> tuple[str, ...]:
     stated = config.get("pooling_mode")
     if stated:
-        return tuple(stated) if isinstance(stated, list) else (str(stated),)
-    return tuple(mode for flag, mode in _LEGACY_MODES.items() if config.get(flag)) or ("mean",)
+        return tuple(config.texts("pooling_mode")) if isinstance(stated, list) else (str(stated)[:80],)
+    return tuple(mode for flag, mode in _LEGACY_MODES.items() if config.flag(flag, False)) or ("mean",)
 
 
-def _prompts(folder: Path) -> tuple[str, str]:
+def _prompts(config: Settings) -> tuple[str, str]:
     """The prompts of queries and of documents; what is stated, even as empty, goes before the default."""
-    path = folder / "config_sentence_transformers.json"
-    config = _optional(path)
-    prompts: dict[str, str | None] = config.get("prompts") or {}
-    if not isinstance(prompts, dict):
-        raise EncoderFilesError(path, f"prompts = {prompts!r}", needed="prompts by name")
-    default = prompts.get(config.get("default_prompt_name") or "")
+    if not isinstance(config.get("prompts") or {}, dict):
+        raise config.wrong("prompts", needed="prompts by name")
+    prompts = config.table("prompts")
+    default = config.text("default_prompt_name", "")
+    if default and default not in prompts:
+        raise config.wrong("default_prompt_name", needed=" or ".join(map(shown, prompts)) or "prompts")
 
     def first(*names: str) -> str:
-        return next((prompts[name] for name in names if name in prompts), default) or ""
+        name = next((name for name in names if name in prompts), default)
+        return prompts.text(name, "")
 
     return first("query"), first("document", "passage", "corpus")
 
 
-def _limit(first: str, folder: Path, settings: dict[str, Any]) -> int | None:
+def _limit(first: str, folder: Folder, settings: Settings) -> int | None:
     """The limit that the folder states, by the file that the reference takes it from."""
-    limit: Any
     if first == "StaticEmbedding":
-        truncation = _optional(folder / TOKENIZER_FILE).get("truncation")
-        limit = truncation.get("max_length") if isinstance(truncation, dict) else None
+        stated, key = _settings(folder, TOKENIZER_FILE).table("truncation"), "max_length"
     elif first == "WordEmbeddings":
-        limit = _optional(folder / "wordembedding_config.json").get("max_seq_length")
+        stated, key = _settings(folder, "wordembedding_config.json"), "max_seq_length"
     else:
-        limit = settings.get("max_seq_length")
-        limit = limit or _optional(folder / "tokenizer_config.json").get("model_max_length")
-    # A huge number means none.
-    return int(limit) if isinstance(limit, int | float) and limit < 10**9 else None
-
-
-def _optional(path: Path) -> dict[str, Any]:
-    values = read_json(path) if path.is_file() else {}
-    if not isinstance(values, dict):
-        raise EncoderFilesError(path, f"JSON of type {type(values).__name__}", needed="a JSON object")
-    return values
+        stated, key = settings, "max_seq_length"
+        if not stated.get(key):
+            stated, key = _settings(folder, "tokenizer_config.json"), "model_max_length"
+    limit = stated.get(key)
+    if isinstance(limit, int | float) and limit >= 10**9:  # which means none
+        return None
+    if isinstance(limit, float) and limit >= 1:
+        return int(limit)
+    return stated.integer(key, 0, least=1) or None

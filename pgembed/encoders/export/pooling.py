@@ -14,6 +14,7 @@ from onnx import TensorProto
 from pgembed.encoders.export.graph import ACTIVATIONS, Graph
 from pgembed.encoders.export.pipeline import Step
 from pgembed.encoders.export.weights import Weights
+from pgembed.encoders.files import shown
 from pgembed.exc import EncoderFilesError, EncoderOptionError
 
 _LEAST = np.float32(1e-9)  # keeps a text without tokens from dividing by zero
@@ -46,18 +47,32 @@ def follow(
         if weights is None:
             vectors = normalize(graph, vectors)
         elif step.kind == "LayerNorm":
-            vectors = graph.layer_norm(vectors, "norm", epsilon=1e-5, weights=weights, label=label)
+            vectors = graph.layer_norm(vectors, "norm", width, epsilon=1e-5, weights=weights, label=label)
         else:
-            if step.config.get("use_residual"):
-                raise EncoderFilesError(step.folder, "a dense layer with use_residual", needed="one without")
-            if step.activation != "identity" and step.activation not in ACTIVATIONS:
-                needed = " or ".join(ACTIVATIONS)
-                raise EncoderFilesError(step.folder, f"the activation {step.activation}", needed=needed)
-            vectors = graph.linear(vectors, "linear", weights=weights, label=label)
-            width = len(weights["linear.weight"])
-            if step.activation != "identity":
-                vectors = graph.activation(vectors, step.activation)
+            vectors, width = _dense(graph, vectors, step, weights, width, label)
     return vectors, width
+
+
+def _dense(
+    graph: Graph, vectors: str, step: Step, weights: Weights, width: int, label: str
+) -> tuple[str, int]:
+    """A dense layer behind the pooling."""
+    config = step.config
+    if config.flag("use_residual", False):
+        raise EncoderFilesError(step.folder.path, "a dense layer with use_residual", needed="one without")
+    stated = config.get("activation_function", "torch.nn.Tanh")
+    if not str(stated).startswith("torch.nn.") or step.activation not in ("identity", *ACTIVATIONS):
+        needed = f"identity or {' or '.join(ACTIVATIONS)}, of torch.nn"
+        raise EncoderFilesError(step.folder.path, f"the activation {shown(stated)}", needed=needed)
+    if config.integer("in_features", width) != width:
+        raise config.wrong("in_features", needed=f"{width}, the width of the vectors so far")
+    if config.flag("bias", "linear.bias" in weights) != ("linear.bias" in weights):
+        raise config.wrong("bias", needed="what the weights have")
+    outputs = config.integer("out_features", len(weights.take("linear.weight", None, width)), least=1)
+    vectors = graph.linear(vectors, "linear", width, outputs, weights=weights, label=label)
+    if step.activation != "identity":
+        vectors = graph.activation(vectors, step.activation)
+    return vectors, outputs
 
 
 def _weighted_sum(graph: Graph, hidden: str, weights: str) -> str:

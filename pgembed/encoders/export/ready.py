@@ -6,7 +6,7 @@ here. Fusing is left to ONNX Runtime, which does it when the graph is opened, wi
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import onnx
@@ -14,23 +14,29 @@ from onnx import TensorProto, compose, helper, numpy_helper, version_converter
 
 from pgembed.encoders.export import pooling
 from pgembed.encoders.export.config import ModelConfig
+from pgembed.encoders.export.external import read_external
 from pgembed.encoders.export.graph import OPSET, Graph, WeightFile
 from pgembed.encoders.export.pipeline import Pipeline
 from pgembed.encoders.export.weights import Weights, weight_files
+from pgembed.encoders.files import Folder, check_file, shown
 from pgembed.encoders.graphs import MODEL_FILE, WEIGHTS_FILE
 from pgembed.exc import EncoderFilesError
 
 PLACES = ("model.onnx", "onnx/model.onnx")
 _PREFIX = "ready/"
 _LEAST_OPSET = 15  # of what is added
+_FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
+_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
+_INPUT_TYPES = (TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL, *_FLOATS)
 _TOKEN_OUTPUTS = ("last_hidden_state", "token_embeddings")
 _TEXT_OUTPUTS = ("sentence_embedding", "sentence_embeddings", "text_embeds", "embedding")
+_OTHER_OUTPUTS = ("pooler_output", "logits")  # which are made for other purposes than comparing texts
 _LIMIT_UNSTATED = 512
 
 
-def find(folder: Path) -> Path | None:
-    """The ONNX file of a model folder, if there is one."""
-    return next((folder / place for place in PLACES if (folder / place).is_file()), None)
+def find(folder: Folder) -> str | None:
+    """The name of the ONNX file of a model folder, if there is one."""
+    return next((place for place in PLACES if folder.has(place)), None)
 
 
 class Ready:
@@ -38,45 +44,63 @@ class Ready:
 
     architecture = "onnx"
 
-    def __init__(self, pipeline: Pipeline, path: Path) -> None:
+    def __init__(self, pipeline: Pipeline, name: str) -> None:
         self._pipeline = pipeline
-        self._path = path
+        self._path = pipeline.folder.file(name)
         self._first_position = 0
+        check_file(self._path, needed="a whole ONNX file")
         try:
-            model = onnx.load(path)
+            model = onnx.load(self._path, load_external_data=False)
         except Exception as error:  # protobuf's errors share no base with onnx's
-            raise EncoderFilesError(path, f"no ONNX model ({error})", needed="a whole ONNX file") from error
-        weights = {tensor.name for tensor in model.graph.initializer}  # older files list them as inputs too
-        inputs = [value for value in model.graph.input if value.name not in weights]
-        self._inputs = {value.name: value.type.tensor_type.elem_type for value in inputs}
-        for value in inputs:
-            if value.name not in ("input_ids", "attention_mask", "token_type_ids", "position_ids"):
-                found = f"an input {value.name!r}"
-                raise EncoderFilesError(path, found, needed="the inputs of a text encoder")
-            fixed = [
-                axis.dim_value for axis in value.type.tensor_type.shape.dim if axis.HasField("dim_value")
-            ]
-            if fixed:
-                found = f"an input {value.name!r} of a fixed size ({', '.join(map(str, fixed))})"
-                raise EncoderFilesError(path, found, needed="an export for any number of texts and tokens")
+            raise self._wrong(f"no ONNX model ({error})", needed="a whole ONNX file") from error
+        folder = pipeline.folder.subfolder(
+            PurePosixPath(name).parent.as_posix().strip("."), stated_in=self._path
+        )
+        external = read_external(model, self._path, folder)
+        self._inputs = self._checked_inputs(model)
         self._output, self._pooled = self._choose(model)
-        opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
-        if opset < _LEAST_OPSET:
-            model, opset = self._converted(model, opset), OPSET
-        self._opset = opset
-        self._model = compose.add_prefix(model, _PREFIX)
-        stored = onnx.load(path, load_external_data=False).graph.initializer
-        places = {
-            entry.value for tensor in stored for entry in tensor.external_data if entry.key == "location"
-        }
+        versions = [entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")]
+        if not versions:
+            raise self._wrong("no version of its operators", needed="a whole ONNX file")
+        self._opset = versions[0]
+        if self._opset < _LEAST_OPSET:
+            model, self._opset = self._converted(model, self._opset), OPSET
+        try:
+            self._model = compose.add_prefix(model, _PREFIX)
+        except Exception as error:  # of many kinds
+            raise self._wrong(f"a damaged graph ({error})", needed="a whole ONNX file") from error
+        self.pooling = pipeline.pooling or (() if self._pooled else ("mean",))
         self._steps = [
             (step, None if step.kind == "Normalize" else Weights(weight_files(step.folder)))
             for step in pipeline.steps
             if not self._pooled or step.kind == "Normalize"
         ]
         later = [file for step, weights in self._steps if weights for file in weight_files(step.folder)]
-        self.files = [path, *(path.parent / name for name in sorted(places)), *later]
+        self.files = [self._path, *external, *later]
         self.token_limit, self.vocabulary = self._limits()
+
+    def _wrong(self, found: str, *, needed: str) -> EncoderFilesError:
+        return EncoderFilesError(self._path, found, needed=needed)
+
+    def _checked_inputs(self, model: onnx.ModelProto) -> dict[str, int]:
+        """The types of the inputs by their names.
+
+        :raises EncoderFilesError: they are not those of a text encoder for any number of texts and tokens.
+        """
+        weights = {tensor.name for tensor in model.graph.initializer}  # older files list them as inputs too
+        inputs = [value for value in model.graph.input if value.name not in weights]
+        for value in inputs:
+            tensor = value.type.tensor_type
+            if value.name not in _INPUTS or tensor.elem_type not in _INPUT_TYPES:
+                found = f"an input {shown(value.name)} of type {_type_name(tensor.elem_type)}"
+                raise self._wrong(found, needed="the inputs of a text encoder")
+            fixed = [axis.dim_value for axis in tensor.shape.dim if axis.HasField("dim_value")]
+            if fixed:
+                found = f"an input {value.name!r} of a fixed size ({', '.join(map(str, fixed))})"
+                raise self._wrong(found, needed="an export for any number of texts and tokens")
+        if "input_ids" not in {value.name for value in inputs}:
+            raise self._wrong("no input 'input_ids'", needed="the inputs of a text encoder")
+        return {value.name: value.type.tensor_type.elem_type for value in inputs}
 
     def _converted(self, model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
         """The same graph with operators of a version that what is added can stand beside."""
@@ -84,33 +108,68 @@ class Ready:
             return version_converter.convert_version(model, OPSET)
         except Exception as error:  # of many kinds, whose messages name the converter's source
             reason = str(error).rpartition(":")[2].strip()
-            raise EncoderFilesError(
-                self._path,
+            raise self._wrong(
                 f"operators of opset {opset} that cannot be converted ({reason})",
                 needed=f"an export with opset {_LEAST_OPSET} or newer",
             ) from error
 
     def _choose(self, model: onnx.ModelProto) -> tuple[str, bool]:
-        """The output to take, and whether it is one vector a text already."""
-        ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in model.graph.output}
-        for names, rank in ((_TOKEN_OUTPUTS, 3), (_TEXT_OUTPUTS, 2), (tuple(ranks), 3), (tuple(ranks), 2)):
+        """The output to take, and whether it is one vector a text already.
+
+        Where the folder states how to pool, that is done with the vectors of the tokens; where it does not,
+        the graph's own vector of a text is what was meant.
+        """
+        tensors = {value.name: value.type.tensor_type for value in model.graph.output}
+        floats = {
+            name: len(tensor.shape.dim) for name, tensor in tensors.items() if tensor.elem_type in _FLOATS
+        }
+        by_rank = {
+            rank: [name for name, found in floats.items() if found == rank and name not in _OTHER_OUTPUTS]
+            for rank in (2, 3)
+        }
+        choices = [(_TOKEN_OUTPUTS, 3), (_TEXT_OUTPUTS, 2)]
+        if not self._pipeline.pooling:
+            choices.reverse()
+        for names, rank in choices:
             for name in names:
-                if ranks.get(name) == rank:
-                    return name, rank == 2
-        needed = f"one of {', '.join((*_TOKEN_OUTPUTS, *_TEXT_OUTPUTS))}"
-        raise EncoderFilesError(self._path, f"the outputs {', '.join(ranks)}", needed=needed)
+                if name in by_rank[rank]:
+                    return self._taken(name, rank)
+        for rank in (3, 2):
+            if len(by_rank[rank]) == 1:  # of whatever name
+                return self._taken(by_rank[rank][0], rank)
+        listed = ", ".join(
+            f"{shown(name)} ({_type_name(tensor.elem_type)}, {len(tensor.shape.dim)} axes)"
+            for name, tensor in tensors.items()
+        )
+        needed = f"floats called {' or '.join((*_TOKEN_OUTPUTS, *_TEXT_OUTPUTS))}"
+        raise self._wrong(f"the outputs {listed or 'none'}", needed=needed)
+
+    def _taken(self, name: str, rank: int) -> tuple[str, bool]:
+        pipeline = self._pipeline
+        if rank == 2 and not pipeline.include_prompt and (pipeline.query_prompt or pipeline.document_prompt):
+            found = f"{name!r}, in whose pooling the prompts have taken part"
+            raise self._wrong(found, needed="vectors of tokens, since include_prompt is false")
+        return name, rank == 2
 
     def _limits(self) -> tuple[int, int]:
-        path = self._pipeline.folder / "config.json"
-        values = ModelConfig(path).values if path.is_file() else {}
-        positions = values.get("max_position_embeddings") or self._pipeline.max_tokens or _LIMIT_UNSTATED
-        if values.get("model_type") in ("roberta", "xlm-roberta", "camembert", "mpnet"):
+        config = ModelConfig.optional(self._pipeline.folder.file("config.json"))
+        stated = config.integer("max_position_embeddings", 0)
+        positions = stated or self._pipeline.max_tokens or _LIMIT_UNSTATED
+        if config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet"):
             # their positions begin behind the padding index
-            self._first_position = int(values.get("pad_token_id", 1)) + 1
-        return int(positions) - self._first_position, int(values.get("vocab_size") or 0)
+            self._first_position = config.integer("pad_token_id", 1) + 1
+        if positions <= self._first_position:
+            raise config.wrong("max_position_embeddings", needed=f"more than {self._first_position}")
+        return positions - self._first_position, config.integer("vocab_size", 0)
 
     def write(self, folder: Path) -> int:
         """Write graph and weights into ``folder``; returns the width of the vectors."""
+        try:
+            return self._write(folder)
+        except (ValueError, TypeError, KeyError, StopIteration) as error:  # tensors that are none
+            raise self._wrong(f"a damaged graph ({error})", needed="a whole ONNX file") from error
+
+    def _write(self, folder: Path) -> int:
         with (folder / WEIGHTS_FILE).open("wb") as file:
             graph = Graph(
                 None,
@@ -124,8 +183,8 @@ class Ready:
             width = self._width(output)
             vectors = graph.op("Cast", output, to=TensorProto.FLOAT)
             if not self._pooled:
-                vectors = pooling.pool(graph, vectors, self._pipeline.pooling)
-                width *= len(self._pipeline.pooling)
+                vectors = pooling.pool(graph, vectors, self.pooling)
+                width *= len(self.pooling)
             vectors, width = pooling.follow(graph, vectors, self._steps, width)
             model = graph.model(vectors, width=width)
             domains = {
@@ -159,5 +218,12 @@ class Ready:
         declared = next(value for value in self._model.graph.output if value.name == output)
         last = declared.type.tensor_type.shape.dim[-1]
         if last.HasField("dim_value"):
+            if last.dim_value < 1:
+                raise self._wrong(f"vectors of {last.dim_value} dimensions", needed="1 or more")
             return int(last.dim_value)
-        return ModelConfig(self._pipeline.folder / "config.json").integer("hidden_size")
+        return ModelConfig.read(self._pipeline.folder.file("config.json")).size("hidden_size")
+
+
+def _type_name(kind: int) -> str:
+    """The name of a tensor's type."""
+    return TensorProto.DataType.Name(kind) if kind in TensorProto.DataType.values() else str(kind)

@@ -16,7 +16,7 @@ ANCHORS = bert.ANCHORS
 
 def token_limit(config: ModelConfig) -> int:
     """The longest text in tokens."""
-    return config.integer("max_position_embeddings") - _first_position(config)
+    return config.size("max_position_embeddings") - _first_position(config)
 
 
 def build(graph: Graph, config: ModelConfig) -> str:
@@ -25,4 +25,4 @@ def build(graph: Graph, config: ModelConfig) -> str:
 
 
 def _first_position(config: ModelConfig) -> int:
-    return config.integer("pad_token_id") + 1
+    return config.integer("pad_token_id", most=config.size("max_position_embeddings") - 2) + 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from pgembed.encoders.export.weights import Array, Weights
+from pgembed.exc import EncoderFilesError
 
 ANCHORS: tuple[str, ...] = ("embedding.weight", "embeddings", "emb_layer.weight")
 TOKEN_LIMIT = 1_000_000  # none; texts of any length are averaged
@@ -19,9 +20,14 @@ def table(weights: Weights) -> Array:
 
     model2vec may store fewer vectors than tokens (``mapping``) and a weight for each token (``weights``).
     """
-    rows = weights[weights.anchor]
+    rows = weights.take(weights.anchor, None, None, kinds="fi")  # model2vec has some in 8 bit
     if weights.anchor == "embeddings":
-        mapping, scale = weights.get("mapping"), weights.get("weights")
-        rows = rows if mapping is None else rows[mapping.astype(np.int64)]
-        rows = rows if scale is None else rows * scale[:, None]
+        if "mapping" in weights:
+            mapping = weights.numbers("mapping", None)
+            if not 0 <= mapping.min() <= mapping.max() < len(rows):
+                found = f"a mapping to the rows {mapping.min()} to {mapping.max()}"
+                raise EncoderFilesError(weights.files[0], found, needed=f"rows 0 to {len(rows) - 1}")
+            rows = rows[mapping]
+        if "weights" in weights:
+            rows = rows * weights.take("weights", len(rows))[:, None]
     return np.ascontiguousarray(rows, dtype=np.float32)

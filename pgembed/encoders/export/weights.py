@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pgembed.encoders.export.safetensors import SafetensorsFile
+from pgembed.encoders.files import Folder, shown, stand_in
+from pgembed.encoders.settings import Settings
 from pgembed.exc import EncoderFilesError
 
 Array = npt.NDArray[np.float32]
@@ -20,26 +21,35 @@ SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 
 
-def has_weights(folder: Path) -> bool:
+def has_weights(folder: Folder) -> bool:
     """Whether a model folder has safetensors."""
-    return any((folder / name).is_file() for name in (SINGLE_FILE, INDEX_FILE))
+    return any(folder.has(name) for name in (SINGLE_FILE, INDEX_FILE))
 
 
-def weight_files(folder: Path) -> list[Path]:
+def shards(index: Path) -> list[str]:
+    """The names of the files that an index of weights names."""
+    weight_map = Settings.read(index).table("weight_map")
+    return sorted({weight_map.text(tensor) for tensor in weight_map})
+
+
+def weight_files(folder: Folder) -> list[Path]:
     """The safetensors files of a model folder: one, or the shards that the index names.
 
-    :raises EncoderFilesError: there are none.
+    :raises EncoderFilesError: there are none, or the index leads out of the folder.
     """
-    if (folder / SINGLE_FILE).is_file():
-        return [folder / SINGLE_FILE]
-    index = folder / INDEX_FILE
-    if index.is_file():
-        shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        return [folder / shard for shard in shards]
-    older = next((path.name for path in sorted(folder.glob("*.bin"))), None)
+    if folder.has(SINGLE_FILE):
+        return [folder.file(SINGLE_FILE)]
+    if folder.has(INDEX_FILE):
+        index = folder.file(INDEX_FILE)
+        return [folder.file(shard, stated_in=index) for shard in shards(index)]
+    older = next(iter(sorted(folder.path.glob("*.bin"))), None)
+    found = f"no {SINGLE_FILE}"
+    if older is not None:
+        instead = stand_in(older)
+        found += f", but {older.name}" + (f", {instead}" if instead else "")
     raise EncoderFilesError(
-        folder,
-        f"no {SINGLE_FILE}" + (f", but {older}" if older else ""),
+        folder.path,
+        found,
         needed=f"the weights as safetensors ({SINGLE_FILE}); most models have them in a newer revision",
     )
 
@@ -50,37 +60,77 @@ class Weights:
     :param files: safetensors files.
     :param prefixes: prefixes that names may carry (``"bert."``); the one that fits is taken.
     :param anchors: names of the embedding table; the one that is there gives the prefix.
+    :raises EncoderFilesError: they are damaged, or hold other tensors.
     """
 
     def __init__(
         self, files: Sequence[Path], *, prefixes: Sequence[str] = (), anchors: Sequence[str] = ()
     ) -> None:
-        self._tensors: dict[str, SafetensorsFile] = {
-            name: file for path in files for file in [SafetensorsFile(path)] for name in file
-        }
-        self._files = list(files)
+        self._tensors: dict[str, SafetensorsFile] = {}
+        for path in files:
+            file = SafetensorsFile(path)
+            twice = next(iter(self._tensors.keys() & file.keys()), None)
+            if twice is not None:
+                found = f"tensor {shown(twice)}, which {self._tensors[twice].path.name} has as well"
+                raise EncoderFilesError(path, found, needed="each tensor in one file")
+            self._tensors.update(dict.fromkeys(file, file))
+        self.files = list(files)
         pairs = [(prefix, anchor) for anchor in anchors for prefix in ("", *prefixes)]
         fitting = [pair for pair in pairs if "".join(pair) in self._tensors]
         if anchors and not fitting:
-            found = f"tensors such as {', '.join(sorted(self._tensors)[:3])}"
-            raise EncoderFilesError(files[0], found, needed=f"a tensor {' or '.join(map(repr, anchors))}")
+            listed = ", ".join(shown(name) for name in sorted(self._tensors)[:3])
+            found = f"tensors such as {listed}" if listed else "no tensors"
+            raise EncoderFilesError(
+                self.files[0], found, needed=f"a tensor {' or '.join(map(repr, anchors))}"
+            )
         self._prefix, self.anchor = fitting[0] if fitting else ("", "")
 
     def __contains__(self, name: str) -> bool:
         return self._prefix + name in self._tensors
 
-    def get(self, name: str) -> Array | None:
-        """The tensor, or ``None``."""
-        return self[name] if self._prefix + name in self._tensors else None
+    def get(self, name: str, *sizes: int | None) -> Array | None:
+        """As :meth:`take`, or ``None`` where there is no such tensor."""
+        return self.take(name, *sizes) if name in self else None
 
-    def __getitem__(self, name: str) -> Array:
+    def take(self, name: str, *sizes: int | None, kinds: str = "f") -> Array:
+        """The tensor of that name.
+
+        :param sizes: the shape that it must have; ``None`` for any size.
+        :param kinds: numpy's letters for the kinds of numbers that it may hold; ``f`` for floats.
+        :raises EncoderFilesError: it is not there, has another shape, or holds none or infinite numbers.
+        """
+        tensor = np.ascontiguousarray(self._checked(name, sizes, kinds), dtype=np.float32)
+        if not np.isfinite(tensor).all():
+            full = self._prefix + name
+            found = f"tensor {full!r} with values that are not finite"
+            raise EncoderFilesError(self._tensors[full].path, found, needed="numbers")
+        return tensor
+
+    def numbers(self, name: str, *sizes: int | None) -> npt.NDArray[np.int64]:
+        """A tensor of whole numbers."""
+        return np.ascontiguousarray(self._checked(name, sizes, "iu"), dtype=np.int64)
+
+    def _checked(self, name: str, sizes: Sequence[int | None], kinds: str) -> npt.NDArray[Any]:
         full = self._prefix + name
         if full not in self._tensors:
             raise EncoderFilesError(
-                self._files[0], f"no tensor {full!r}", needed="all weights that its config.json implies"
+                self.files[0], f"no tensor {full!r}", needed="all weights that its config.json implies"
             )
-        tensor: npt.NDArray[Any] = self._tensors[full][full]
-        return np.ascontiguousarray(tensor, dtype=np.float32)
+        file = self._tensors[full]
+        tensor = file[full]
+        fits = len(tensor.shape) == len(sizes) and all(
+            size in (None, found) for size, found in zip(sizes, tensor.shape, strict=True)
+        )
+        if not fits or not tensor.size:
+            needed = f"({', '.join('any' if size is None else str(size) for size in sizes)})"
+            found = f"tensor {full!r} of shape {tensor.shape}"
+            raise EncoderFilesError(
+                file.path, found, needed=f"{needed}, which config.json and the other weights imply"
+            )
+        if tensor.dtype.kind not in kinds:
+            found = f"tensor {full!r} of type {tensor.dtype}"
+            raise EncoderFilesError(file.path, found, needed="whole numbers" if kinds == "iu" else "floats")
+        return tensor
 
 
 def digest(files: Sequence[Path]) -> str:

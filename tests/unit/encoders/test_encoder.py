@@ -244,7 +244,8 @@ def test_damaged_files(minilm_folder: Path, tmp_path: Path, name: str, content: 
 @pytest.mark.parametrize(
     ("content", "found"),
     [
-        (b"", "not JSON"),
+        (b"", "an empty file"),
+        (b"{", "not JSON"),
         (b"[]", "another kind"),
         (b'{"format": 9}', "format 9"),
         (b'{"format": 1}', "incomplete"),
