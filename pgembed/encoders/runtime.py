@@ -137,9 +137,10 @@ class OnnxRuntime:
             tokenizer = other_threads.submit(tokenizer_of, folder, spec)
             try:
                 self._session = _open(folder / self._plan.graph, device, threads)
-                _check_output(self._session, folder / self._plan.graph, spec.width)
                 self._lanes = None
-                if self._plan.runs > 1:
+                if self._plan.runs == 1:
+                    _check_output(self._session, folder / self._plan.graph, spec.width)
+                else:
                     self._lanes = Lanes(self._session, device, spec.width, count=self._plan.runs)
                 self._tokenizer = tokenizer.result()
             finally:
