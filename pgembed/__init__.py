@@ -12,7 +12,7 @@ from pgembed.exc import PgembedError
 
 if TYPE_CHECKING:
     from pgembed import database, filling, indexes
-    from pgembed.columns import Vector, embedding_column
+    from pgembed.columns import TextEncoder, Vector, embedding_column
     from pgembed.indexes import HNSW, IVFFlat
     from pgembed.queries import (
         duplicate_groups,
@@ -38,6 +38,7 @@ __all__ = [
     "Encoder",
     "IVFFlat",
     "PgembedError",
+    "TextEncoder",
     "Vector",
     "database",
     "duplicate_groups",

@@ -205,6 +205,19 @@ class EncoderPanicError(EncoderError):
         super().__init__(f"encoder {encoder!r} broke off with {type(cause).__name__}: {cause}")
 
 
+class EncoderAnswerError(EncoderError):
+    """An encoder answered texts with something else than their vectors."""
+
+    def __init__(self, encoder: str, column: str, found: str, *, count: int, dimensions: int) -> None:
+        self.encoder = encoder
+        self.column = column
+        self.found = found
+        super().__init__(
+            f"{column}: encoder {encoder!r} returned {found} for {count} text{'s' * (count != 1)}; expected "
+            f"finite numbers in a float32 array of the shape ({count}, {dimensions})"
+        )
+
+
 @contextmanager
 def encoder_errors(encoder: str) -> Iterator[None]:
     """Let whatever an encoder raises be an ``Exception``, so that no thread or program ends by it.

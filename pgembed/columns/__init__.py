@@ -7,6 +7,7 @@ from pgembed.columns.embedding import (
     EmbeddingColumn,
     PendingIndex,
     TextEncoder,
+    answered,
     bound,
     embeddings_of,
 )
@@ -21,6 +22,7 @@ __all__ = [
     "TextEncoder",
     "Vector",
     "VectorType",
+    "answered",
     "as_array",
     "bound",
     "embedding_column",

@@ -37,7 +37,13 @@ def check_arguments(
     if len(set(sources)) < len(sources):
         raise DeclarationError(f"embedding_column names a source twice: {sources!r}")
     if isinstance(encoder, type) or not isinstance(encoder, TextEncoder):
-        raise DeclarationError(f"encoder={encoder!r} is not an encoder; needed is a pgembed.Encoder")
+        parts = ("name", "dimensions", "fingerprint", "encode_documents", "encode_queries")
+        missing = [part for part in parts if not hasattr(encoder, part)]
+        found = "it is a class" if isinstance(encoder, type) else f"it has no {' and no '.join(missing)}"
+        raise DeclarationError(
+            f"encoder={encoder!r} is not an encoder, {found}; expected a pgembed.Encoder, or an object "
+            "of your own with the attributes of pgembed.TextEncoder"
+        )
     if index is not None and (isinstance(index, type) or not hasattr(index, "bound_to")):
         raise DeclarationError(f"index={index!r} is not an index declaration; needed is HNSW(...)")
     if fill not in ("flush", "worker"):

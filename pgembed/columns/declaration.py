@@ -68,8 +68,8 @@ def embedding_column(
     Where all sources are NULL or empty, vector and digest are NULL.
 
     :param sources: names of attributes (of columns, in a Core ``Table``) that hold text, in the same table.
-    :param encoder: what turns texts into vectors: a :class:`pgembed.Encoder`, or anything with ``name``,
-        ``dimensions``, ``fingerprint``, ``encode_documents`` and ``encode_queries``.
+    :param encoder: what turns texts into vectors: a :class:`pgembed.Encoder`, or a :class:`TextEncoder` of
+        your own.
     :param template: the text to encode, as ``"{title}: {body}"``; without it, the texts that are not empty,
         a line each.
     :param metric: ``"cosine"``, ``"l2"``, ``"inner_product"`` or ``"l1"``; what queries and ``index`` use.

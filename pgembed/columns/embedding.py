@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
+import numpy as np
 from sqlalchemy import CHAR, NCHAR, Column, Enum, Index, String, Table
 from sqlalchemy.engine import Dialect
 from sqlalchemy.sql.base import ReadOnlyColumnCollection
@@ -18,7 +19,7 @@ from pgembed.columns import digest
 from pgembed.columns.names import shortened
 from pgembed.columns.types import is_postgres
 from pgembed.columns.values import Array, Storage
-from pgembed.exc import DeclarationError
+from pgembed.exc import DeclarationError, EncoderAnswerError
 from pgembed.metrics import Metric
 
 Fill: TypeAlias = Literal["flush", "worker"]
@@ -32,16 +33,66 @@ SOURCES = "pgembed.sources"
 
 @runtime_checkable
 class TextEncoder(Protocol):
-    """What a column needs of its encoder; :class:`pgembed.Encoder` is one."""
+    """What a column needs of its encoder; :class:`pgembed.Encoder` is one.
+
+    Both methods return one vector a text, in the order of the texts: a float32 array of the shape
+    ``(len(texts), dimensions)``; see :func:`answered`. They are called from several threads at once.
+    """
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """What errors, the database and the command line call it."""
+        ...
+
     @property
-    def dimensions(self) -> int: ...
+    def dimensions(self) -> int:
+        """Dimensions of the vectors; known when the column is declared."""
+        ...
+
     @property
-    def fingerprint(self) -> str: ...
-    def encode_documents(self, texts: Sequence[str]) -> Array: ...
-    def encode_queries(self, texts: Sequence[str]) -> Array: ...
+    def fingerprint(self) -> str:
+        """Changes when the vectors of documents do. It is part of each row's digest."""
+        ...
+
+    def encode_documents(self, texts: Sequence[str]) -> Array:
+        """Vectors of texts that are stored and searched."""
+        ...
+
+    def encode_queries(self, texts: Sequence[str]) -> Array:
+        """Vectors of texts that are searched with."""
+        ...
+
+
+def answered(encoder: TextEncoder, answer: Any, count: int, *, column: object, finite: bool = True) -> Array:
+    """What an encoder answered to ``count`` texts, as float32 of shape ``(count, dimensions)``.
+
+    Whatever numpy reads as an array of numbers is taken (lists, floats of other widths, tensors on the CPU)
+    and rounded to float32.
+
+    :param column: the column that the texts are for.
+    :param finite: whether NaN and infinity are refused.
+    :raises EncoderAnswerError: another shape, something else than numbers, or numbers that are not finite.
+    """
+
+    def wrong(found: str) -> EncoderAnswerError:
+        return EncoderAnswerError(
+            encoder.name, str(column), found, count=count, dimensions=encoder.dimensions
+        )
+
+    try:
+        array = np.asarray(answer)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise wrong(f"a {type(answer).__name__} that is no array ({error})") from error
+    if array.shape != (count, encoder.dimensions):
+        raise wrong(f"an array of the shape {array.shape}" if array.ndim else f"a {type(answer).__name__}")
+    if array.dtype.kind not in "fiu":
+        raise wrong(f"an array of {array.dtype}")
+    with np.errstate(over="ignore"):
+        vectors = np.ascontiguousarray(array, dtype=np.float32)
+    if finite and not np.isfinite(vectors).all():
+        first = int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])
+        raise wrong(f"NaN or infinity in vector {first}")
+    return vectors
 
 
 class IndexDeclaration(Protocol):
@@ -68,8 +119,17 @@ class Embedding:
 
     @cached_property
     def recipe(self) -> str:
-        """What the digest knows of the encoder and the template."""
-        return digest.recipe(self.encoder.fingerprint, self.template)
+        """What the digest knows of the encoder and the template.
+
+        :raises DeclarationError: the encoder's fingerprint is no text.
+        """
+        fingerprint = self.encoder.fingerprint
+        if not isinstance(fingerprint, str) or not fingerprint:
+            raise DeclarationError(
+                f"encoder {self.encoder.name!r} has the fingerprint {fingerprint!r}; expected a text that "
+                "changes when the vectors of documents do"
+            )
+        return digest.recipe(fingerprint, self.template)
 
     def compose(self, texts: Sequence[str | None]) -> str:
         """The text that is encoded, of the texts of the sources.

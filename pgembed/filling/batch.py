@@ -8,11 +8,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TypeAlias
 
-import numpy as np
-
-from pgembed.columns import Array, Embedding, TextEncoder
+from pgembed.columns import Array, EmbeddingColumn, TextEncoder, answered
 from pgembed.columns.concurrency import off_event_loop
-from pgembed.exc import EncoderError, encoder_errors
+from pgembed.exc import encoder_errors
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +26,7 @@ class Filling:
     :ivar put: takes the vector to where it is written from.
     """
 
-    declaration: Embedding
+    embedding: EmbeddingColumn
     texts: Texts
     digest: uuid.UUID
     put: Callable[[Array, uuid.UUID], None]
@@ -41,36 +39,22 @@ def encode(fillings: Iterable[Filling]) -> None:
     """
     by_encoder: dict[TextEncoder, list[Filling]] = {}
     for filling in fillings:
-        by_encoder.setdefault(filling.declaration.encoder, []).append(filling)
+        by_encoder.setdefault(filling.embedding.declaration.encoder, []).append(filling)
     for encoder, group in by_encoder.items():
         _encode(encoder, group)
 
 
 def _encode(encoder: TextEncoder, fillings: list[Filling]) -> None:
-    texts = [filling.declaration.compose(filling.texts) for filling in fillings]
+    texts = [filling.embedding.declaration.compose(filling.texts) for filling in fillings]
     try:
         documents = encoder_errors(encoder.name)(encoder.encode_documents)
-        vectors = _checked(encoder, off_event_loop(documents, texts), len(texts))
+        column = ", ".join(dict.fromkeys(str(filling.embedding) for filling in fillings))
+        vectors = answered(encoder, off_event_loop(documents, texts), len(texts), column=column)
     except Exception as error:
-        if any(filling.declaration.on_error == "raise" for filling in fillings):
+        if any(filling.embedding.declaration.on_error == "raise" for filling in fillings):
             raise
         logger.warning("%d rows stay pending: encoder %r failed: %s", len(texts), encoder.name, error)
         return
     vectors.flags.writeable = False
     for filling, vector in zip(fillings, vectors, strict=True):
         filling.put(vector, filling.digest)
-
-
-def _checked(encoder: TextEncoder, vectors: Array, count: int) -> Array:
-    """
-    :raises EncoderError: not one finite vector of the encoder's dimensions for each text.
-    """
-    array = np.ascontiguousarray(vectors, dtype=np.float32)
-    if array.shape != (count, encoder.dimensions):
-        raise EncoderError(
-            f"encoder {encoder.name!r} gave an array of the shape {array.shape} for {count} texts; "
-            f"needed is {(count, encoder.dimensions)}"
-        )
-    if not np.isfinite(array).all():
-        raise EncoderError(f"encoder {encoder.name!r} gave a vector with NaN or infinity in it")
-    return array

@@ -153,7 +153,7 @@ def _examine(
         if row.get(mapped.digest) == digest:
             return
     if declaration.fill == "flush":
-        yield Filling(declaration, known, digest, partial(_put, row, mapped))
+        yield Filling(mapped.embedding, known, digest, partial(_put, row, mapped))
     elif row.get(mapped.vector) is not None or new:
         row.setdefault(mapped.vector, None)
         row.setdefault(mapped.digest, None)

@@ -113,6 +113,7 @@ class Cycle:
         self._encoding = Encoding(
             target.encoder,
             self._pace,
+            column=str(target),
             before_call=self._leases.renew,
             on_failure=lambda row, error: self._failed(row, row.digest, error),
         )

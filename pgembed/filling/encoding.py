@@ -14,9 +14,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from pgembed.columns import Array
-from pgembed.columns.embedding import TextEncoder
-from pgembed.exc import DimensionMismatchError, EncoderError, TextError, VectorValueError, encoder_errors
+from pgembed.columns import Array, TextEncoder, answered
+from pgembed.exc import EncoderError, TextError, VectorValueError, encoder_errors
 from pgembed.filling.batches import Encoded, Row
 from pgembed.filling.pace import Pace
 
@@ -35,6 +34,7 @@ class BrokenEncoderError(EncoderError):
 class Encoding:
     """The encoder's part of the cycle.
 
+    :param column: what errors call the column.
     :param before_call: called before every use of the encoder, which can take long: renews the leases.
     :param on_failure: called with each row that fails alone, and its error.
     """
@@ -44,10 +44,12 @@ class Encoding:
         encoder: TextEncoder,
         pace: Pace,
         *,
+        column: str,
         before_call: Callable[[], None],
         on_failure: Callable[[Row, Exception], None],
     ) -> None:
         self._encoder = encoder
+        self._column = column
         self._pace = pace
         self._before_call = before_call
         self._on_failure = on_failure
@@ -107,12 +109,7 @@ class Encoding:
         self._before_call()
         with encoder_errors(self._encoder.name):
             found = self._encoder.encode_documents(texts)
-        vectors = np.ascontiguousarray(found, dtype=np.float32)
-        if vectors.ndim != 2 or len(vectors) != len(texts):
-            raise VectorValueError(f"{len(texts)} texts gave an array of the shape {vectors.shape}")
-        if vectors.shape[1] != self._encoder.dimensions:
-            raise DimensionMismatchError(vectors.shape[1], self._encoder.dimensions)
-        return vectors
+        return answered(self._encoder, found, len(texts), column=self._column, finite=False)
 
     def _probe(self, error: Exception) -> None:
         """

@@ -154,7 +154,7 @@ def _examine(state: InstanceState[Any], mapped: MappedEmbedding) -> Iterator[Fil
         if made_from == wanted:
             return
     if declaration.fill == "flush":
-        yield Filling(declaration, texts, wanted, partial(_put, state, mapped))
+        yield Filling(mapped.embedding, texts, wanted, partial(_put, state, mapped))
     elif brought is not None and _made_from(state, mapped, brought) is None:
         _set(state, mapped.digest, None)
 

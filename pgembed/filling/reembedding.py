@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from sqlalchemy import Connection, Row, func, select, text
 
-from pgembed.columns import EmbeddingColumn
+from pgembed.columns import EmbeddingColumn, answered
 from pgembed.database.install import require_installed
 from pgembed.exc import DeclarationError, EncoderError
 from pgembed.filling.registry import columns_of
@@ -255,7 +255,8 @@ def _other_space(connection: Connection, embedding: EmbeddingColumn, sample: int
         return []
     texts = [declaration.compose(tuple(row)[1:]) for row in rows]
     try:
-        made = declaration.encoder.encode_documents(texts)
+        documents = declaration.encoder.encode_documents(texts)
+        made = answered(declaration.encoder, documents, len(texts), column=embedding)
         asked = next((text for text in texts if text and text.strip()), made[0])
         hits = connection.execute(semantic_search(embedding.vector, asked, limit=1)).all()
     except EncoderError as error:

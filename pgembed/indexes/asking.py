@@ -9,7 +9,7 @@ import numpy as np
 from sqlalchemy import Column, Connection, Table, func, select
 from sqlalchemy.sql.elements import ColumnElement
 
-from pgembed.columns import bound
+from pgembed.columns import answered, bound
 from pgembed.columns.types import shape_of
 from pgembed.columns.values import Array, as_array
 from pgembed.exc import QueryError
@@ -58,7 +58,8 @@ def _encoded(column: Column[Any], texts: list[Any]) -> Array:
         raise QueryError(
             f"{column} is not declared with an encoder, so that texts cannot be asked for: give vectors"
         )
-    return embedding.declaration.encoder.encode_queries(texts)
+    encoder = embedding.declaration.encoder
+    return answered(encoder, encoder.encode_queries(texts), len(texts), column=embedding)
 
 
 def _rows(

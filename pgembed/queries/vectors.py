@@ -18,7 +18,7 @@ from sqlalchemy.sql.elements import ClauseElement, ColumnElement
 from sqlalchemy.sql.selectable import ScalarSelect
 from sqlalchemy.types import TypeEngine
 
-from pgembed.columns import Array, Embedding, VectorType, as_array
+from pgembed.columns import Array, Embedding, VectorType, answered, as_array
 from pgembed.columns.concurrency import off_event_loop
 from pgembed.columns.types import is_postgres
 from pgembed.columns.values import Storage
@@ -49,12 +49,15 @@ class QueryText:
     def __repr__(self) -> str:
         return repr(self.text)
 
-    def vector(self, declaration: Embedding, dimensions: int | None) -> Array:
-        """The text's vector, by the encoder of the column that is searched."""
+    def vector(self, declaration: Embedding, dimensions: int | None, column: str) -> Array:
+        """The text's vector, by the encoder of the column that is searched.
+
+        :raises EncoderAnswerError: the encoder answers with something else.
+        """
         if self._vector is None:
             encoder = declaration.encoder
-            vectors = off_event_loop(encoder_errors(encoder.name)(encoder.encode_queries), [self.text])
-            self._vector = as_array(vectors[0], dimensions)
+            answer = off_event_loop(encoder_errors(encoder.name)(encoder.encode_queries), [self.text])
+            self._vector = as_array(answered(encoder, answer, 1, column=column)[0], dimensions)
         return self._vector
 
 
@@ -66,6 +69,7 @@ class QueryVectorType(VectorType):
 
     :param declaration: the embedding that is searched; ``None`` where only vectors can be searched for.
     :param directed: whether the metric needs a direction, which a vector of zeros does not have.
+    :param column: what errors call the column that is searched.
     """
 
     cache_ok = True
@@ -76,10 +80,12 @@ class QueryVectorType(VectorType):
         storage: Storage = "vector",
         declaration: Embedding | None = None,
         directed: bool = False,
+        column: str = "",
     ) -> None:
         super().__init__(dimensions, storage)
         self.declaration = declaration
         self.directed = directed
+        self.column = column
 
     def bind_processor(self, dialect: Dialect) -> Callable[[Any], Any]:
         """:raises UnsupportedDialectError: the database has no vectors to search."""
@@ -97,7 +103,7 @@ class QueryVectorType(VectorType):
                     "a text needs an encoder, and the column is not declared with embedding_column(): "
                     "search for a vector"
                 )
-            return value.vector(self.declaration, self.dimensions)
+            return value.vector(self.declaration, self.dimensions, self.column)
         array = as_array(value, self.dimensions, self.storage)
         if self.directed and not np.any(array):
             raise QueryError("a vector of zeros has no direction, so no cosine distance to anything")
@@ -142,7 +148,7 @@ def _kind(target: Target) -> TypeEngine[Any]:
         return target.column.type
     storage: Any = target.storage
     directed = target.metric.name == "cosine"
-    return QueryVectorType(target.dimensions, storage, target.declaration, directed=directed)
+    return QueryVectorType(target.dimensions, storage, target.declaration, directed, str(target))
 
 
 def typed(parameter: BindParameter[Any], kind: TypeEngine[Any]) -> BindParameter[Any]:

@@ -317,7 +317,7 @@ def test_nonsense_from_an_encoder_is_its_error(engine: Engine, shape: Any) -> No
         with Session(engine) as session:
             session.add(models.article(title="a"))
             if on_error == "raise":
-                with pytest.raises(EncoderError, match="encoder 'hash' gave"):
+                with pytest.raises(EncoderError, match=r"article\.embedding: encoder 'hash' returned"):
                     session.commit()
             else:
                 session.commit()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import uuid
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -172,7 +173,11 @@ def test_dataclasses_need_no_vector_to_be_constructed() -> None:
         ({"template": "{a"}, "template"),
         ({"type": "half"}, 'type=\'half\'; needed "vector" or "halfvec"'),
         ({"index": HNSW}, r"not an index declaration; needed is HNSW\(...\)"),
-        ({"encoder": HashEncoder}, "is not an encoder"),
+        ({"encoder": HashEncoder}, "not an encoder, it is a class; expected a pgembed.Encoder"),
+        (
+            {"encoder": SimpleNamespace(name="n", dimensions=3, encode_queries=len)},
+            "it has no fingerprint and no encode_documents; expected .* pgembed.TextEncoder",
+        ),
         ({"templat": "{x}"}, r"embedding_column has no argument templat=; did you mean template=\?"),
         ({"on_eror": "raise"}, r"did you mean on_error=\?"),
         ({"nullabel": True}, r"did you mean nullable=\?"),
