@@ -4,8 +4,12 @@ Importing this package loads no ONNX runtime, no Alembic and no command line. Wh
 is loaded when it is first asked for: a program that only encodes starts without it.
 """
 
+import sys
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import event
+from sqlalchemy.pool import Pool
 
 from pgembed.encoders import Encoder, export_onnx
 from pgembed.exc import PgembedError
@@ -31,6 +35,13 @@ else:
             module = import_module(f"pgembed.{part}")
             globals().update((each, getattr(module, each)) for each in __all__ if hasattr(module, each))
         return globals()[name]
+
+
+@event.listens_for(Pool, "first_connect")
+def _know_vectors(*_: Any) -> None:
+    """Reflection knows vectors in programs too that have asked for nothing but ``import pgembed``."""
+    if "sqlalchemy.dialects.postgresql" in sys.modules:
+        import_module("pgembed.columns")
 
 
 __all__ = [

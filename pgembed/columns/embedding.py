@@ -10,14 +10,13 @@ from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from sqlalchemy import CHAR, NCHAR, Column, Enum, Index, String, Table
-from sqlalchemy.engine import Dialect
 from sqlalchemy.sql.base import ReadOnlyColumnCollection
 from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from pgembed.columns import digest
 from pgembed.columns.names import shortened
-from pgembed.columns.types import is_postgres
+from pgembed.columns.types import on_postgres
 from pgembed.columns.values import Array, Storage
 from pgembed.exc import DeclarationError, EncoderAnswerError
 from pgembed.metrics import Metric
@@ -210,11 +209,7 @@ class PendingIndex(Index):
             *embedding.table.primary_key.columns,
             postgresql_where=embedding.pending(),
         )
-        self.ddl_if(callable_=_on_postgres)
-
-
-def _on_postgres(*_: Any, dialect: Dialect, **__: Any) -> bool:
-    return is_postgres(dialect)
+        self.ddl_if(callable_=on_postgres)
 
 
 def embeddings_of(table: Table) -> tuple[EmbeddingColumn, ...]:

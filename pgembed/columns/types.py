@@ -34,6 +34,11 @@ def is_postgres(dialect: Dialect) -> bool:
     return isinstance(dialect, PGDialect) or dialect.name == "default"
 
 
+def on_postgres(*_: Any, dialect: Dialect, **__: Any) -> bool:
+    """For ``Index.ddl_if``: whether it is to be created."""
+    return is_postgres(dialect)
+
+
 def shape_of(type_: TypeEngine[Any]) -> tuple[str, int | None]:
     """Storage and dimensions of a type that vector indexes take: pgembed's, pgvector-python's, SQLAlchemy's.
 
@@ -111,6 +116,26 @@ class VectorType(UserDefinedType[Array]):
 
         return process
 
+    @classmethod
+    def __get_pydantic_core_schema__(cls, _source: Any, _handler: Any) -> Any:
+        """What the annotation ``Vector`` is to Pydantic, and so to SQLModel and FastAPI.
+
+        Whatever :func:`as_array` understands is valid, of any length; JSON is a list of numbers. An array
+        of float32 stays the one that it is, so that a vector that was loaded is known as such.
+        """
+        from pydantic_core import core_schema
+
+        return core_schema.no_info_plain_validator_function(
+            _validated,
+            serialization=core_schema.plain_serializer_function_ser_schema(
+                lambda value: as_array(value).tolist(), when_used="json"
+            ),
+        )
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, _schema: Any, _handler: Any) -> dict[str, Any]:
+        return {"type": "array", "items": {"type": "number"}}
+
     def compare_values(self, x: Any, y: Any) -> bool:
         if isinstance(x, np.ndarray) and isinstance(y, np.ndarray):
             return bool(np.array_equal(x, y))
@@ -142,6 +167,11 @@ class VectorType(UserDefinedType[Array]):
 
     def coerce_compared_value(self, op: operators.OperatorType | None, value: Any) -> Any:  # noqa: ARG002
         return VectorType(None, self.storage) if op is operators.concat_op else self
+
+
+def _validated(value: Any) -> Array:
+    array = as_array(value)
+    return value if isinstance(value, np.ndarray) and value.dtype == array.dtype else array.copy()
 
 
 @compiles(VectorType)

@@ -13,7 +13,7 @@ from sqlalchemy.types import TypeEngine
 
 from pgembed.columns.conditions import check_sql
 from pgembed.columns.embedding import INFO
-from pgembed.columns.types import shape_of
+from pgembed.columns.types import on_postgres, shape_of
 from pgembed.exc import DeclarationError, MetricNotSupportedError
 from pgembed.indexes.indexed import Indexed, Quantize, expression_of, indexed
 from pgembed.indexes.methods import AccessMethod, access_method
@@ -94,8 +94,7 @@ class VectorIndex(Index):
             postgresql_with=self.numbers,
             postgresql_where=text(where) if isinstance(where, str) else where,
         )
-        if build == "deferred":
-            self.ddl_if(callable_=_never)
+        self.ddl_if(callable_=_never if build == "deferred" else on_postgres)
 
     @property
     def kind(self) -> str:

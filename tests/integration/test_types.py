@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import (
+    URL,
     Column,
     Connection,
     Engine,
@@ -91,3 +94,43 @@ def test_copy_and_client_side_cursors(engine: Engine) -> None:
         with connection.cursor() as cursor, cursor.copy("COPY t (id, v) FROM STDIN") as copy:
             copy.write_row((2, vector))
         assert connection.execute("SELECT v FROM t").fetchall() == [("[1,2,3,4.5]",)] * 2
+
+
+TYPES = "v vector(3), n vector, h halfvec(3), s sparsevec(3), b bit(3), vs vector(3)[]"
+
+
+@pytest.mark.parametrize(
+    ("imports", "names"),
+    [
+        ("import pgembed", "VectorType VectorType VectorType SPARSEVEC BIT ARRAY"),
+        ("import pgembed, pgvector.sqlalchemy", "VECTOR VECTOR HALFVEC SPARSEVEC BIT ARRAY"),
+        ("import pgvector.sqlalchemy, pgembed", "VECTOR VECTOR HALFVEC SPARSEVEC BIT ARRAY"),
+        ("import pgembed.queries, pgvector.sqlalchemy", "VECTOR VECTOR HALFVEC SPARSEVEC BIT ARRAY"),
+    ],
+)
+def test_reflection_knows_the_types(module_url: URL, imports: str, names: str) -> None:
+    """In a process of its own, where a warning is an error; the second table is reflected as the first."""
+    code = f"""
+import warnings
+from sqlalchemy import MetaData, create_engine, func, select, text
+{imports}
+warnings.simplefilter("error")
+engine = create_engine({module_url.render_as_string(hide_password=False)!r})
+with engine.connect() as connection:
+    for name in ("one", "two"):
+        connection.execute(text("CREATE TABLE " + name + " ({TYPES})"))
+        connection.execute(text("INSERT INTO " + name + " (v) VALUES ('[1,2,3]')"))
+    metadata = MetaData()
+    metadata.reflect(connection)
+    for name in ("one", "two"):
+        table = metadata.tables[name]
+        print(*(type(column.type).__name__ for column in table.c), sep=" ")
+        shapes = [pgembed.columns.types.shape_of(column.type) for column in list(table.c)[:-1]]
+        print(*shapes, list(connection.scalar(select(table.c.v))))
+engine.dispose()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    shapes = "('vector', 3) ('vector', None) ('halfvec', 3) ('sparsevec', 3) ('bit', 3)"
+    values = [float(n) for n in (1, 2, 3)] if "VECTOR" in names else list(np.array([1, 2, 3], np.float32))
+    assert done.stderr == ""
+    assert done.stdout.splitlines() == [names, f"{shapes} {values}"] * 2

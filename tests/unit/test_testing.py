@@ -1,4 +1,4 @@
-"""What docs/columns.md says of :class:`pgembed.testing.HashEncoder`."""
+"""What docs/columns.md says of tests: :mod:`pgembed.testing`, and databases without vectors."""
 
 from __future__ import annotations
 
@@ -8,11 +8,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from sqlalchemy import Column, Integer, MetaData, Table, Text
+from sqlalchemy import JSON, Column, Integer, MetaData, Table, Text, create_engine, insert, inspect, select
+from sqlalchemy.dialects import mssql, mysql, oracle, postgresql, sqlite
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy.schema import CreateTable
 
-from pgembed import embedding_column
-from pgembed.columns import embeddings_of
+import pgembed.testing
+from pgembed import HNSW, Vector, embedding_column, semantic_search
+from pgembed.columns import bound, embeddings_of, types
+from pgembed.exc import UnsupportedDialectError
+from pgembed.testing import HashEncoder
 
 GUIDE = Path(__file__).parents[2] / "docs" / "columns.md"
 
@@ -49,3 +56,70 @@ def test_it_takes_the_place_of_an_encoder(encoder: Any) -> None:
     table = Table("note", MetaData(), Column("id", Integer, primary_key=True), Column("words", Text), column)
     (embedding,) = embeddings_of(table)
     assert embedding.declaration.encoder.fingerprint == encoder.fingerprint
+
+
+def _note(**options: Any) -> Any:
+    class Base(DeclarativeBase):
+        pass
+
+    class Note(Base):
+        __tablename__ = "note"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        words: Mapped[str] = mapped_column(Text)
+        vec: Mapped[Vector | None] = embedding_column("words", encoder=HashEncoder(4), **options)
+
+    return Note
+
+
+@pytest.mark.parametrize("dialect", ["sqlite", "mysql", "mssql", "oracle"])
+def test_embedding_columns_need_postgres(dialect: str) -> None:
+    table = _note().__table__
+    kind = {"sqlite": sqlite, "mysql": mysql, "mssql": mssql, "oracle": oracle}[dialect]
+    with pytest.raises(UnsupportedDialectError) as error:
+        str(CreateTable(table).compile(dialect=kind.dialect()))
+    assert error.value.dialect == dialect
+
+
+def test_create_all_says_which_column_needs_postgres() -> None:
+    engine = create_engine("sqlite://")
+    with pytest.raises(UnsupportedDialectError, match=r"note.vec .* needs Postgres.*allow_dialect.'sqlite'"):
+        _note().metadata.create_all(engine)
+    assert inspect(engine).get_table_names() == []
+    engine.dispose()
+
+
+def test_tables_on_sqlite_where_an_application_allows_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second example of the section."""
+    monkeypatch.setattr(types, "TEXT_DIALECTS", set())
+    monkeypatch.setattr(pgembed.testing, "TEXT_DIALECTS", types.TEXT_DIALECTS)
+    section = GUIDE.read_text(encoding="utf-8").partition("## In your tests")[2]
+    exec(re.findall(r"```python\n(.*?)```", section, re.DOTALL)[1], {"pgembed": pgembed})
+    note = _note(index=HNSW(build="immediate"))
+    engine = create_engine("sqlite://")
+    note.metadata.create_all(engine)
+    assert inspect(engine).get_indexes("note") == []
+    with Session(engine) as session:
+        session.add(note(words="some words"))
+        session.commit()
+        session.execute(insert(note), [{"words": "other"}])
+        stored = session.scalars(select(note).order_by(note.id)).all()
+        expected = HashEncoder(4).encode_documents(["some words", "other"])
+        assert np.array_equal([each.vec for each in stored], expected)
+        stored[0].words = "changed"
+        session.commit()
+        assert stored[0].vec_digest == bound(note.__table__.c.vec).declaration.digest(("changed",))  # type: ignore[union-attr]
+        with pytest.raises(UnsupportedDialectError, match="a search needs Postgres"):
+            session.execute(semantic_search(note.vec, "some words"))
+    engine.dispose()
+
+
+def test_a_variant_for_sqlite() -> None:
+    kind = Vector(3).with_variant(JSON(), "sqlite")
+    table = Table("plain", MetaData(), Column("id", Integer, primary_key=True), Column("vec", kind))
+    engine = create_engine("sqlite://")
+    table.create(engine)
+    with engine.begin() as connection:
+        connection.execute(insert(table).values(vec=[1, 2, 3]))
+        assert connection.scalar(select(table.c.vec)) == [1, 2, 3]
+    engine.dispose()
+    assert "VECTOR(3)" in str(CreateTable(table).compile(dialect=postgresql.dialect()))
