@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Select, func, select
+from sqlalchemy import func, select
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.sql.selectable import FromClause
@@ -16,6 +16,7 @@ from pgembed.queries.components import components
 from pgembed.queries.nearest import MODES, Mode, Stale
 from pgembed.queries.pairs import Pairs
 from pgembed.queries.settings import SearchSettings
+from pgembed.queries.statement import DuplicateGroups, DuplicatePairs
 from pgembed.queries.target import Target, VectorColumn, resolve
 
 
@@ -30,7 +31,7 @@ def near_duplicates(
     probes: int | None = None,
     stale: Stale = "include",
     metric: str | None = None,
-) -> Select[Any, Any, float]:
+) -> DuplicatePairs[Any, Any, float]:
     """The pairs of rows that are at least ``min_score`` alike: rows ``(left_key, right_key, score)``.
 
     ::
@@ -38,8 +39,8 @@ def near_duplicates(
         session.execute(near_duplicates(Article.embedding, min_score=0.92)).all()
 
     Every pair comes once, with ``left_key < right_key``, the most alike first. Keys are the values of the
-    primary key; a composite key is a JSON array of them. The statement is an ordinary ``Select`` over all
-    pairs: ``.limit(100)`` gives the best hundred.
+    primary key; a composite key is a JSON array of them. The statement is over all pairs:
+    ``.limit(100)`` gives the best hundred.
 
     Without a declared index, and up to 5,000 rows, all pairs are compared, so none is missed (4,000 rows of
     384 dimensions: 1 to 2 seconds; time grows with the square of the rows). Above, an index that is declared
@@ -60,7 +61,7 @@ def near_duplicates(
     numbered = pairs.numbered()
     found = pairs.of(numbered)
     left, right = numbered.alias(), numbered.alias()
-    return (
+    return DuplicatePairs.sealing(
         select(
             _key(target, left).label("left_key"),
             _key(target, right).label("right_key"),
@@ -84,7 +85,7 @@ def duplicate_groups(
     probes: int | None = None,
     stale: Stale = "include",
     metric: str | None = None,
-) -> Select[int, Any]:
+) -> DuplicateGroups[int, Any]:
     """The rows that have near-duplicates, in groups: rows ``(group_id, key)``.
 
     ::
@@ -109,7 +110,7 @@ def duplicate_groups(
         member.c.n, member.c.root, func.count().over(partition_by=member.c.root).label("size")
     ).subquery()
     group_id = func.dense_rank().over(order_by=(sized.c.size.desc(), sized.c.root)).label("group_id")
-    return (
+    return DuplicateGroups.sealing(
         select(group_id, _key(target, numbered).label("key"))
         .select_from(sized)
         .join(numbered, numbered.c.n == sized.c.n)

@@ -136,6 +136,7 @@ def hybrid_search(
     statement = selecting(target, base, found, helper="hybrid_search")
     return Hybrid.sealing(
         statement.order_by(found.c.score.desc(), *target.keys),
+        target.entity,
         score=found.c.score,
         vector_rank=found.c.vector_rank,
         text_rank=found.c.text_rank,

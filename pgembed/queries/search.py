@@ -120,4 +120,4 @@ def semantic_search(
     hits = nearest.subquery()
     distance = hits.c.distance
     statement = selecting(target, base, hits, helper="semantic_search").order_by(distance, *target.keys)
-    return Search.sealing(statement, distance=distance, score=target.metric.score(distance))
+    return Search.sealing(statement, target.entity, distance=distance, score=target.metric.score(distance))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVarTuple, cast
 
 from sqlalchemy import Label, Select, select
 from sqlalchemy.sql.elements import ColumnElement
+from sqlalchemy.sql.functions import FunctionElement
 
 from pgembed.exc import LateClauseError
 
@@ -39,6 +40,12 @@ def _refused(method: str, reason: str) -> Any:
 _WHERE = "it would filter after the LIMIT and leave too few rows; pass where= to {helper}()"
 _LIMIT = "the search has to know how many rows are wanted; pass limit= and offset= to {helper}()"
 _ORDER = "rows come best first; to sort them otherwise, select from its .subquery()"
+_LOCK = "{helper}() computes its rows; to lock those of a table, select them by their keys"
+_AGGREGATE = "an aggregate takes rows without an order: select it from the .subquery()"
+_PAIRS = "its rows are found already; pass where= to {helper}(), or select from its .subquery()"
+#: The aggregates of rows without more that SQL needs (count(*) OVER () is none of them).
+_AGGREGATES = {"count", "sum", "avg", "min", "max", "array_agg", "string_agg", "aggregate_strings"}
+_AGGREGATES |= {"json_agg", "jsonb_agg", "bool_and", "bool_or"}
 _GROUP = "it would act after the LIMIT; select from its .subquery(), or count votes with knn_classify()"
 
 
@@ -66,6 +73,8 @@ class Search(_Select[*_Ts]):
     would filter, cut or sort the rows that the search has chosen raises
     :class:`~pgembed.exc.LateClauseError`, which says what to use instead.
 
+    ``.with_for_update()`` locks the rows of the entity that was searched.
+
     Where its columns stand beside the entity's (rows of a Core table, a subquery), those of the entity keep
     their names, and ``score`` of the search becomes ``score_1`` beside another ``score``.
     """
@@ -92,17 +101,37 @@ class Search(_Select[*_Ts]):
         cte = _as_from("cte")
         lateral = _as_from("lateral")
 
+        def with_for_update(self, *, of=None, **options):
+            # The subquery that has found the rows cannot be locked, nor what an outer join may lack.
+            return super().with_for_update(of=self._searched if of is None else of, **options)
+
+        def add_columns(self, *entities):
+            self._refuse_aggregates("add_columns", entities)
+            return super().add_columns(*entities)
+
+        def with_only_columns(self, *entities, **options):
+            self._refuse_aggregates("with_only_columns", entities)
+            return super().with_only_columns(*entities, **options)
+
     @classmethod
-    def sealing(cls, statement: Select[Any], **own: ColumnElement[Any]) -> Self:
+    def sealing(cls, statement: Select[Any], searched: Any = None, **own: ColumnElement[Any]) -> Self:
         """``statement`` as a search; the statement given is left as it is.
 
+        :param searched: the entity whose rows it selects.
         :param own: the columns that the search adds.
         """
         taken = {described["name"] for described in statement.column_descriptions} if own else ()
         labels = (OwnLabel(_free(name, taken), column) for name, column in own.items())
         copy: Any = statement.add_columns(*labels)
         copy.__class__ = cls
+        copy._searched = searched
         return cast("Self", copy)
+
+    def _refuse_aggregates(self, method: str, entities: Collection[Any]) -> None:
+        for entity in entities:
+            found = entity.element if isinstance(entity, Label) else entity
+            if isinstance(found, FunctionElement) and getattr(found, "name", None) in _AGGREGATES:
+                raise LateClauseError(method, _AGGREGATE)
 
     def _unambiguous(self) -> Self:
         """The same rows with names that are told apart where entities are spelt out as columns."""
@@ -132,11 +161,37 @@ class Votes(Search[*_Ts]):
     inherit_cache = True
     helper = "knn_classify"
 
+    with_for_update = _refused("with_for_update", _LOCK)
+
     if not TYPE_CHECKING:
         limit = Select.limit
         offset = Select.offset
         fetch = Select.fetch
         slice = Select.slice
+
+
+class DuplicatePairs(Votes[*_Ts]):
+    """The statement of ``near_duplicates``: its rows may be cut and sorted."""
+
+    inherit_cache = True
+    helper = "near_duplicates"
+
+    where = _refused("where", _PAIRS)
+    filter = _refused("filter", _PAIRS)
+    filter_by = _refused("filter_by", _PAIRS)
+    having = _refused("having", _PAIRS)
+    group_by = _refused("group_by", _PAIRS)
+
+    if not TYPE_CHECKING:
+        order_by = Select.order_by
+        distinct = Select.distinct
+
+
+class DuplicateGroups(DuplicatePairs[*_Ts]):
+    """The statement of ``duplicate_groups``."""
+
+    inherit_cache = True
+    helper = "duplicate_groups"
 
 
 class Hybrid(Search[*_Ts]):

@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 from psycopg import sql
 from sqlalchemy import bindparam, exists, func, select, text
 from sqlalchemy.dialects.postgresql import asyncpg
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session, aliased, selectinload, with_loader_criteria
 
 from pgembed.exc import DimensionMismatchError, QueryError
-from pgembed.queries import semantic_search
+from pgembed.queries import hybrid_search, semantic_search
 
 QUERY = "w5 v17 u120"
 ROWS = 3000
@@ -301,6 +302,54 @@ def test_it_composes_with_joins_options_and_subqueries(corpus, session):
         select(semantic_search(article.embedding, "w1 v1 u1").subquery().c.id)
     )
     assert 10 < len(session.execute(union).all()) <= 20
+
+
+@pytest.mark.parametrize("options", [{}, {"skip_locked": True, "key_share": True}, {"read": True}])
+def test_the_rows_found_can_be_locked(corpus, session, options):
+    """Those of the entity: not the subquery that has found them, nor what it is joined to."""
+    article, author, table = corpus.article, corpus.author, corpus.article.__table__
+    other = aliased(article)
+    base = select(article.id, author.name).outerjoin(article.author)
+    for statement in (
+        semantic_search(article.embedding, QUERY, limit=3),
+        semantic_search(article.embedding, QUERY, limit=3, mode="exact").outerjoin(article.author),
+        semantic_search(article.embedding, QUERY, limit=3, base=base),
+        semantic_search(other.embedding, QUERY, limit=3),
+        semantic_search(table.c.embedding, corpus.vectors[1], limit=3),
+        hybrid_search(article.embedding, QUERY, text=article.title, limit=3),
+    ):
+        locking = statement.with_for_update(**options)
+        assert " OF article" in str(locking.compile(corpus.engine))
+        assert len(session.execute(locking).all()) == 3
+        session.rollback()
+
+
+def test_a_locked_row_is_locked(corpus, session):
+    article = corpus.article
+    statement = semantic_search(article.embedding, QUERY, limit=1).with_only_columns(article.id)
+    found = session.scalar(statement.with_for_update())
+    waiting = statement.with_for_update(nowait=True)
+    with Session(corpus.engine) as other, pytest.raises(OperationalError, match="could not obtain lock"):
+        other.scalar(waiting)
+    session.rollback()
+    assert session.scalar(waiting) == found
+
+
+def test_it_stands_where_other_selects_stand(corpus, session):
+    article = corpus.article
+    first, second = (semantic_search(article.embedding, text, limit=3) for text in (QUERY, "w1 v1 u1"))
+    ids = [statement.with_only_columns(article.id) for statement in (first, second)]
+    united = session.scalars(ids[0].union(ids[1])).all()
+    assert set(united) == {row[0].id for each in (first, second) for row in session.execute(each)}
+    assert session.scalars(
+        select(article.id).where(article.id.in_(ids[0])).order_by(article.id)
+    ).all() == sorted(row[0].id for row in session.execute(first))
+    one = semantic_search(article.embedding, QUERY, limit=1).with_only_columns(article.id)
+    assert session.scalar(select(one.scalar_subquery())) == session.scalar(one)
+    assert session.scalar(select(first.exists()))
+    assert session.scalar(select(func.count()).select_from(first.subquery())) == 3
+    numbered = first.add_columns(func.count().over().label("total"))
+    assert [row.total for row in session.execute(numbered)] == [3, 3, 3]
 
 
 def test_a_text_is_encoded_once_for_a_statement_and_only_when_executed(corpus, session):

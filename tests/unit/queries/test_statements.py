@@ -164,6 +164,32 @@ def test_votes_may_be_cut_but_not_filtered():
         statement.where(Article.id > 3)
 
 
+def test_what_a_statement_cannot_do_is_refused_by_name():
+    votes = knn_classify(Article.embedding, "text", label=Article.title)
+    pairs = near_duplicates(Article.embedding, min_score=0.9)
+    groups = duplicate_groups(Article.embedding, min_score=0.9)
+    for statement in (votes, pairs, groups):
+        with pytest.raises(LateClauseError, match=statement.helper) as caught:
+            statement.with_for_update()
+        assert caught.value.clause == "with_for_update"
+    for statement in (pairs, groups):
+        for method in ("where", "filter", "group_by", "having"):
+            with pytest.raises(LateClauseError, match=rf"{method}.*{statement.helper}"):
+                getattr(statement, method)(Article.id > 3)
+        with pytest.raises(LateClauseError, match="filter_by"):
+            statement.filter_by(id=3)
+        last = list(statement.selected_columns)[-1]
+        sorted_anew = statement.order_by(None).order_by(last).distinct().limit(5)
+        assert "LIMIT" in sql(sorted_anew).rsplit("ORDER BY", 1)[1]
+    search = semantic_search(Article.embedding, "text")
+    for statement in (search, votes, pairs, groups):
+        for aggregate in (func.count(), func.max(Article.id).label("last")):
+            with pytest.raises(LateClauseError, match="subquery"):
+                statement.with_only_columns(aggregate)
+            with pytest.raises(LateClauseError, match="subquery"):
+                statement.add_columns(aggregate)
+
+
 def test_a_base_is_left_as_it_was():
     base = select(Article.id)
     semantic_search(Article.embedding, "text", base=base)
