@@ -8,8 +8,10 @@ indexes on the table; the :class:`PendingIndex` holds the bound :class:`Embeddin
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from importlib import import_module
 from typing import Any
+from weakref import WeakSet
 
 from sqlalchemy import Column, Index, MetaData, Table, Uuid, event
 from sqlalchemy.dialects.postgresql import UUID
@@ -27,7 +29,8 @@ from pgembed.columns.embedding import (
     OnError,
     PendingIndex,
     TextEncoder,
-    bound,
+    bound_in,
+    unsettled,
 )
 from pgembed.columns.names import LONGEST_NAME, octets
 from pgembed.columns.types import VectorType
@@ -108,18 +111,20 @@ def embedding_column(
         raise MetricNotSupportedError(declaration.metric.name, metrics_of(type), by=f"a {type} column")
     if index is not None:
         index.check(column_type, declaration.metric)
-    return mapped_column(
+    column = mapped_column(
         *([name, column_type] if name else [column_type]),
         nullable=options.pop("nullable", True),
         deferred=deferred,
         info={INFO: declaration, **options.pop("info", {})},
         **options,
     )
+    event.listen(column.column, "after_parent_attach", _attached, propagate=True)
+    return column
 
 
 def _bind(table: Table, vector: Column[Any], sources: tuple[Column[Any], ...]) -> EmbeddingColumn:
     """Put the indexes of an embedding on its table, unless they are there over the same sources."""
-    present = bound(vector)
+    present = next((each for each in bound_in(table) if each.vector is vector), None)
     if present is not None and present.sources == sources:
         return present
     declaration: Embedding = vector.info[INFO]
@@ -156,11 +161,13 @@ def _digest_column(table: Table, vector: Column[Any]) -> Column[Any]:
             f"found {octets(vector.name)}: Postgres would cut {name!r}, its digest, at {LONGEST_NAME}; "
             'give it a shorter one, with name="..."'
         )
-    if name not in table.c:
-        table.append_column(Column(name, UUID(as_uuid=True), nullable=True))
-    column = table.c[name]
+    column = next((column for column in table.c if name in (column.name, column.key)), None)
+    if column is None:
+        column = Column(name, UUID(as_uuid=True), nullable=True)
+        table.append_column(column)
     kind: Any = column.type
-    if not (isinstance(kind, Uuid) and kind.as_uuid and kind.native_uuid and column.nullable):
+    fits = isinstance(kind, Uuid) and kind.as_uuid and kind.native_uuid and column.name == name
+    if not fits or not column.nullable or column.computed is not None:
         null = "" if column.nullable else ", NOT NULL"
         raise DeclarationError(
             f"{table.fullname}.{name} is declared as {kind!r}{null}, and it is the name of the digest of "
@@ -170,14 +177,59 @@ def _digest_column(table: Table, vector: Column[Any]) -> Column[Any]:
     return column
 
 
+_complete: WeakSet[Table] = WeakSet()
+
+
 @event.listens_for(Table, "after_parent_attach")
 def _table_complete(table: Table, _parent: MetaData) -> None:
     """Append digests; bind what can be bound by the names of columns (all that a Core table needs)."""
-    for vector in [column for column in table.c if INFO in column.info]:
+    _complete.add(table)
+    for vector in _vectors(table):
         _digest_column(table, vector)
-        keys = vector.info.get(SOURCES, vector.info[INFO].sources)
+        keys = _source_keys(vector)
         if all(key in table.c for key in keys) and table.primary_key.columns:
             _bind(table, vector, tuple(table.c[key] for key in keys))
+    _note(table)
+
+
+def _attached(vector: Column[Any], table: Any) -> None:
+    """A column that is added to a table that was complete: ``append_column``, ``extend_existing=True``."""
+    if table in _complete and INFO in vector.info:
+        _table_complete(table, table.metadata)
+
+
+def _vectors(table: Table) -> list[Column[Any]]:
+    return [column for column in table.c if INFO in column.info]
+
+
+def _source_keys(vector: Column[Any]) -> tuple[str, ...]:
+    keys: tuple[str, ...] = vector.info.get(SOURCES, vector.info[INFO].sources)
+    return keys
+
+
+def _note(table: Table) -> None:
+    """Remember whether a table has an embedding that is still to be bound: its sources may be attributes of a
+    class that is not mapped yet, or columns that are added later."""
+    if {*_vectors(table)} == {each.vector for each in bound_in(table)}:
+        unsettled.pop(table, None)
+    else:
+        unsettled[table] = _settle
+
+
+def _settle(table: Table) -> None:
+    """
+    :raises DeclarationError: an embedding cannot be bound, now that the table is used.
+    """
+    for vector in {*_vectors(table)} - {each.vector for each in bound_in(table)}:
+        keys = _source_keys(vector)
+        for key in keys:
+            if key not in table.c:
+                near = get_close_matches(key, table.c.keys(), n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(table.c.keys())}"
+                what = f"the source {key!r} is not a column of the table; {hint}"
+                raise DeclarationError(f"{table.fullname}.{vector.name}: {what}")
+        _bind(table, vector, tuple(table.c[key] for key in keys))
+    _note(table)
 
 
 @event.listens_for(Mapper, "after_mapper_constructed")
@@ -190,14 +242,18 @@ def _class_mapped(mapper: Mapper[Any], _class: type[Any]) -> None:
     ]
     try:
         for key, vector in vectors:
-            _map_embedding(mapper, key, vector)
+            map_embedding(mapper, key, vector)
     except DeclarationError:
         # SQLAlchemy would keep the half-mapped class, and fail on it when other mappers are configured.
         _forget(mapper)
         raise
 
 
-def _map_embedding(mapper: Mapper[Any], key: str, vector: Column[Any]) -> None:
+def map_embedding(mapper: Mapper[Any], key: str, vector: Column[Any]) -> None:
+    """Bind the embedding of an attribute, and map its digest, unless that is done.
+
+    :raises DeclarationError: a source is not an attribute, or the digest's attribute is taken.
+    """
     declaration: Embedding = vector.info[INFO]
     owner = mapper.class_.__name__
     sources = []
@@ -209,6 +265,7 @@ def _map_embedding(mapper: Mapper[Any], key: str, vector: Column[Any]) -> None:
             )
         sources.append(mapper.columns[name])
     embedding = _bind(vector.table, vector, tuple(sources))
+    _note(vector.table)
     if embedding.digest not in mapper.columns.values():
         attribute = f"{key}_digest"
         if attribute in mapper.all_orm_descriptors or hasattr(mapper.class_, attribute):

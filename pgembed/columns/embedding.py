@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from sqlalchemy import CHAR, NCHAR, Column, Enum, Index, String, Table
@@ -212,8 +213,23 @@ class PendingIndex(Index):
         self.ddl_if(callable_=on_postgres)
 
 
+#: Tables with an embedding whose sources or key were not found so far, and what tries again.
+unsettled: WeakKeyDictionary[Table, Callable[[Table], None]] = WeakKeyDictionary()
+
+
 def embeddings_of(table: Table) -> tuple[EmbeddingColumn, ...]:
-    """The embeddings of ``table``, in the order of its columns: those that have their pending index on it."""
+    """The embeddings of ``table``, in the order of its columns.
+
+    :raises DeclarationError: one has a source that the table does not have, or the table has no primary key.
+    """
+    settle = unsettled.get(table)
+    if settle is not None:
+        settle(table)
+    return bound_in(table)
+
+
+def bound_in(table: Table) -> tuple[EmbeddingColumn, ...]:
+    """The embeddings that have their pending index on ``table``."""
     found = {
         index.embedding.vector: index.embedding for index in table.indexes if isinstance(index, PendingIndex)
     }
@@ -221,7 +237,10 @@ def embeddings_of(table: Table) -> tuple[EmbeddingColumn, ...]:
 
 
 def bound(column: Any) -> EmbeddingColumn | None:
-    """The embedding that ``column`` is the vector of, or ``None`` for any other column."""
+    """The embedding that ``column`` is the vector of, or ``None`` for any other column.
+
+    :raises DeclarationError: as :func:`embeddings_of`.
+    """
     table = getattr(column, "table", None)
     if not isinstance(table, Table):
         return None

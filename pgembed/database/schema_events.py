@@ -12,7 +12,7 @@ from sqlalchemy.exc import CompileError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.schema import DDLElement
 
-from pgembed.columns import PendingIndex
+from pgembed.columns import PendingIndex, embeddings_of
 from pgembed.columns.types import is_postgres
 from pgembed.database.server import ensure_extension
 from pgembed.encoders import Encoder
@@ -67,6 +67,7 @@ def _compile(element: RegisterEmbedding, compiler: Any, **_: Any) -> str:
 
 @event.listens_for(Table, "before_create")
 def _before_table(table: Table, connection: Any, **_: Any) -> None:
+    embeddings_of(table)  # raises where one could never be filled
     dialect: Dialect = connection.dialect
     if not any(_is_of_pgvector(column, dialect) for column in table.c) or not is_postgres(dialect):
         return

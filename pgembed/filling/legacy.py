@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 from sqlalchemy import Connection, Engine, Insert, Table, Update, event
 
 from pgembed.columns import embeddings_of
+from pgembed.columns.embedding import unsettled
 from pgembed.filling.bulk import FILLED, fill_changed, fill_new
 from pgembed.filling.flush import flushing
 from pgembed.filling.mapped import MappedEmbedding
@@ -25,6 +26,8 @@ _Rows: TypeAlias = Sequence[Mapping[str, Any]]
 def _before_execute(
     connection: Connection, statement: Any, several: _Rows, single: Mapping[str, Any], options: Any
 ) -> tuple[Any, _Rows, Mapping[str, Any]]:
+    if isinstance(statement, Insert | Update) and statement.table in unsettled:
+        _embeddings(statement.table)  # raises: its rows would be pending for ever
     given = several or ([single] if single else [])
     if (
         not given

@@ -13,6 +13,8 @@ from sqlalchemy.orm import Mapper
 from sqlalchemy.sql.elements import ClauseElement
 
 from pgembed.columns import EmbeddingColumn, bound
+from pgembed.columns.declaration import map_embedding
+from pgembed.columns.embedding import INFO
 from pgembed.exc import TextError
 
 #: A source whose value only the database will know.
@@ -82,6 +84,9 @@ def is_own(vector: Any) -> bool:
 
 
 def _find(mapper: Mapper[Any]) -> Iterator[MappedEmbedding]:
+    for key, column in list(mapper.columns.items()):
+        if isinstance(column, Column) and INFO in column.info:
+            map_embedding(mapper, key, column)  # of a column that was added to the class later
     for attribute in mapper.column_attrs:
         embedding = bound(attribute.columns[0])
         if embedding is not None:
