@@ -143,11 +143,20 @@ class Tokenizer:
             raise EncoderFilesError(self._path, found, needed="the model's tokenizer.json") from error
 
     def _begin(self, text: str) -> str:
-        """As much of a long text as should be enough to reach the limit, up to a blank."""
-        if self._beginning is None or len(text) <= self._beginning:
+        """As much of a long text as should be enough to reach the limit, up to a blank.
+
+        Of a word that is longer than all that, the beginning is taken, and as much again of what follows it:
+        some models make one token of a long word.
+        """
+        most = self._beginning
+        if most is None or len(text) <= most:
             return text
-        blank = max(text.rfind(character, 0, self._beginning) for character in " \n")
-        return text[:blank] if blank > 0 else text
+        blank = max(text.rfind(character, 0, most) for character in " \n")
+        if blank > 0:
+            return text[:blank]
+        ends = [end for character in " \n" if (end := text.find(character, most)) >= 0]
+        rest = min(ends, default=len(text))
+        return text[:most] + text[rest : rest + most]
 
     def decode(self, arrays: Sequence[Sequence[int]]) -> list[str]:
         """The texts that arrays of ids stand for, without special tokens."""

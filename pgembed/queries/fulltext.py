@@ -46,7 +46,7 @@ TextColumns: TypeAlias = (
 _WHOLE_BYTES = 250_000
 _CHARACTERS = 130_000
 #: As many characters of a question are looked at.
-_QUESTION = 10_000
+_QUESTION = 2_000
 
 
 class QuestionType(TypeDecorator[str]):

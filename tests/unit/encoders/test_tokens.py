@@ -22,6 +22,10 @@ MODELS = Path(__file__).parents[2] / "golden" / "models"
     [
         "one two  three\n four " * 900,
         "unbroken" * 3000,
+        "unbroken" * 3000 + " " + "late words " * 500,
+        "." * 20_000,
+        "漢字" * 9000,
+        "tab\t" * 9000,
         " " * 20_000 + "late words " * 50,
         "zebra, " + " " * 9000 + "reset. " * 400,
         "naïve Привет 你好 " * 1000,
@@ -45,8 +49,9 @@ def test_a_long_text_costs_no_more_than_its_beginning(monkeypatch: pytest.Monkey
     seen: list[int] = []
     encode = tokenizer._encode
     monkeypatch.setattr(tokenizer, "_encode", lambda texts: (seen.extend(map(len, texts)), encode(texts))[1])
-    assert tokenizer(["many words " * 100_000]).cut == 1
-    assert sum(seen) < 1000
+    for unit in ("many words ", "...", "漢字", "a-b", "tab\t"):
+        assert tokenizer([unit * 100_000]).cut == 1
+    assert sum(seen) < 5000
 
 
 def test_words_without_any_known_one() -> None:

@@ -154,7 +154,7 @@ def test_a_text_with_nul_has_a_vector_but_no_words() -> None:
         hybrid_search(Item.vector, "a\0b", text=Item.title)
     statement = hybrid_search(Item.vector, bindparam("q"), text=Item.title, terms=bindparam("terms"))
     process = statement.compile(dialect=postgresql.dialect())._bind_processors["terms"]
-    assert process("words " * 10_000) == ("words " * 10_000)[:10_000]
+    assert process("words " * 10_000) == ("words " * 10_000)[:2_000]
     with pytest.raises(QueryError, match="terms holds a NUL"):
         process("a\0b")
     with pytest.raises(QueryError, match="terms=5"):
