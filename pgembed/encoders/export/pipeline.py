@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +33,8 @@ SETTINGS_FILES = tuple(
 )
 FIRST_MODULES = ("Transformer", "StaticEmbedding", "WordEmbeddings")
 LATER_MODULES = ("Pooling", "Dense", "LayerNorm", "Normalize", "Dropout")
+_OF_QUERIES = ("query",)
+_OF_DOCUMENTS = ("document", "passage", "corpus")
 _TEXT_VECTOR = "sentence_embedding"
 # What the settings of a transformer may put in the place of what config.json and tokenizer_config.json say,
 # with those keys that change no vector.
@@ -319,19 +322,20 @@ def _pooling_modes(config: Settings) -> tuple[str, ...]:
 
 
 def _prompts(config: Settings) -> tuple[str, str]:
-    """The prompts of queries and of documents; what is stated, even as empty, goes before the default."""
-    if not isinstance(config.get("prompts") or {}, dict):
-        raise config.wrong("prompts", needed="prompts by name")
+    """The prompts of queries and of documents; what is stated, even as empty, goes before the default.
+
+    A default that is called after one of the two is not meant for the other.
+    """
     prompts = config.table("prompts")
     default = config.text("default_prompt_name", "")
     if default and default not in prompts:
         raise config.wrong("default_prompt_name", needed=" or ".join(map(shown, prompts)) or "prompts")
 
-    def first(*names: str) -> str:
-        name = next((name for name in names if name in prompts), default)
-        return prompts.text(name, "")
+    def first(names: Sequence[str], others: Sequence[str]) -> str:
+        fallback = "" if default in others else default
+        return prompts.text(next((name for name in names if name in prompts), fallback), "")
 
-    return first("query"), first("document", "passage", "corpus")
+    return first(_OF_QUERIES, _OF_DOCUMENTS), first(_OF_DOCUMENTS, _OF_QUERIES)
 
 
 def _limit(first: str, folder: Folder, settings: Settings) -> int | None:

@@ -1,7 +1,8 @@
 """The tokenizer's file, with what its configuration says otherwise put into it.
 
 ``transformers`` lets ``tokenizer_config.json`` go before ``tokenizer.json`` in the side on which texts are
-cut, and in how the tokenizers of BERT clean them; the encoder's folder holds one file that says it all.
+cut, and in how the tokenizers of BERT and RoBERTa clean and split them; the encoder's folder holds one file
+that says it all.
 """
 
 from __future__ import annotations
@@ -14,12 +15,22 @@ from typing import Any
 from pgembed.encoders.export.pipeline import Pipeline
 from pgembed.encoders.settings import Settings
 
-_BERT_LIKE = ("BertTokenizer", "DistilBertTokenizer", "MPNetTokenizer", "MobileBertTokenizer")
-# The class of a model's tokenizer where no file names one, by ``model_type``: those that are like BERT's.
-_BERT_LIKE_MODELS = (
+_FAMILIES = {
+    "BertTokenizer": "bert",
+    "DistilBertTokenizer": "bert",
+    "MobileBertTokenizer": "bert",
+    "MPNetTokenizer": "bert",
+    "RobertaTokenizer": "roberta",
+}
+# The family of a model's tokenizer where no file names a class, by ``model_type``.
+_LIKE_BERT = (
     "bert", "convbert", "distilbert", "electra", "ernie", "layoutlm", "megatron-bert", "mobilebert", "mpnet",
     "nezha", "nomic_bert", "qdqbert", "realm", "retribert", "squeezebert",
 )  # fmt: skip
+_LIKE_ROBERTA = ("data2vec-text", "ibert", "longformer", "roberta", "roberta-prelayernorm")
+_FAMILIES_OF_MODELS = dict.fromkeys(_LIKE_BERT, "bert") | dict.fromkeys(_LIKE_ROBERTA, "roberta")
+# Models whose tokenizers are taken as their file has them, whatever class is named.
+_AS_IT_IS = ("modernbert",)
 # Key in the configuration, key in the file, value where the configuration says nothing.
 _CLEANING = (
     ("do_lower_case", "lowercase", True),
@@ -35,7 +46,8 @@ def copy_tokenizer(pipeline: Pipeline, target: Path) -> None:
         stated = Settings.read(pipeline.tokenizer)
         settings = Settings.optional(pipeline.folder.file("tokenizer_config.json"))
         config = Settings.optional(pipeline.folder.file("config.json"))
-        changed = _truncation(stated, settings) | _cleaning(stated, settings, config)
+        family = _family(settings, config)
+        changed = _truncation(stated, settings) | _habits(family, stated, settings)
         if changed:
             text = json.dumps(dict(stated) | changed, ensure_ascii=False)
             target.write_text(text, encoding="utf-8")
@@ -53,25 +65,29 @@ def _truncation(tokenizer: Settings, settings: Settings) -> dict[str, Any]:
     return {"truncation": truncation | {"direction": side}}
 
 
-def _cleaning(tokenizer: Settings, settings: Settings, config: Settings) -> dict[str, Any]:
-    """How a tokenizer of BERT cleans and splits texts, where its file says something else."""
-    if (
-        not _is_like_bert(settings, config)
-        or tokenizer.table("model").get("type", "WordPiece") != "WordPiece"
-    ):
-        return {}
-    normalizer: dict[str, Any] = {"type": "BertNormalizer", "clean_text": True}
-    for name, key, default in _CLEANING:
-        is_stated = settings.get(name) is not None
-        normalizer[key] = settings.flag(name, False) if is_stated else default
-    wanted = {"normalizer": normalizer, "pre_tokenizer": {"type": "BertPreTokenizer"}}
+def _habits(family: str, tokenizer: Settings, settings: Settings) -> dict[str, Any]:
+    """How the family's tokenizers clean and split texts, where this one's file says something else."""
+    wanted: dict[str, Any] = {}
+    splitting = tokenizer.table("pre_tokenizer")
+    if family == "bert" and tokenizer.table("model").get("type", "WordPiece") == "WordPiece":
+        cleaning = {
+            key: default if settings.get(name) is None else settings.flag(name)
+            for name, key, default in _CLEANING
+        }
+        wanted["normalizer"] = {"type": "BertNormalizer", "clean_text": True} | cleaning
+        wanted["pre_tokenizer"] = {"type": "BertPreTokenizer"}
+    if family == "roberta" and splitting.get("type") == "ByteLevel":
+        prefix = settings.flag("add_prefix_space", False)
+        wanted["pre_tokenizer"] = dict(splitting) | {"add_prefix_space": prefix}
     return {key: value for key, value in wanted.items() if tokenizer.get(key) != value}
 
 
-def _is_like_bert(settings: Settings, config: Settings) -> bool:
+def _family(settings: Settings, config: Settings) -> str:
     """By the class that a file names, else by the model, as ``transformers.AutoTokenizer`` chooses."""
     named = settings.text("tokenizer_class", "") or config.text("tokenizer_class", "")
     model_type = config.text("model_type", "")
-    if model_type == "modernbert" or not named:
-        return model_type in _BERT_LIKE_MODELS
-    return named.removesuffix("Fast") in _BERT_LIKE
+    if model_type in _AS_IT_IS:
+        return ""
+    if not named:
+        return _FAMILIES_OF_MODELS.get(model_type, "")
+    return _FAMILIES.get(named.removesuffix("Fast"), "")

@@ -75,9 +75,36 @@ def test_modules_that_give_no_vector_a_text(folder: Path, content: str, found: s
         exported(folder)
 
 
-def test_modules_for_the_vectors_of_tokens(folder: Path) -> None:
-    edit(folder / "2_Normalize" / "config.json", module_input_name="token_embeddings")
-    with pytest.raises(EncoderFilesError, match="a Normalize for token_embeddings"):
+@pytest.mark.parametrize("key", ["module_input_name", "module_output_name"])
+@pytest.mark.parametrize(("model", "place"), [("bert", "2_Normalize"), ("distilbert", "2_Dense")])
+def test_modules_for_other_vectors_than_the_text_s(tmp_path: Path, model: str, place: str, key: str) -> None:
+    """They would be applied to it all the same."""
+    folder = copied(model, tmp_path)
+    edit(folder / place / "config.json", **{key: "token_embeddings"})
+    with pytest.raises(
+        EncoderFilesError, match=f"a {place[2:]} for token_embeddings as {key}, needed one for"
+    ):
+        exported(folder)
+    edit(folder / place / "config.json", **{key: "sentence_embedding"})
+    assert exported(folder).is_dir()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "found"),
+    [
+        ("use_residual", True, "use_residual"),
+        ("activation_function", "torch.nn.modules.activation.Mish", "the activation"),
+        ("activation_function", "evil.ReLU", "the activation 'evil.ReLU'"),
+        ("activation_function", None, "the activation None"),
+        ("in_features", 24, "in_features = 24, needed 48"),
+        ("out_features", 21, "of shape"),
+        ("bias", False, "bias = False"),
+    ],
+)
+def test_dense_layers_that_are_others(tmp_path: Path, key: str, value: object, found: str) -> None:
+    folder = copied("distilbert", tmp_path)
+    edit(folder / "2_Dense" / "config.json", **{key: value})
+    with pytest.raises(EncoderFilesError, match=found):
         exported(folder)
 
 
@@ -123,9 +150,58 @@ def test_how_the_tokenizer_of_bert_cleans_texts(folder: Path) -> None:
     assert token_ids(exported(folder), "é") != token_ids(exported(folder), "e")
 
 
+CASED = [2, 1, 1, 43, 44, 1, 3]
+LOWERED = [2, 128, 14, 43, 44, 186, 3]
+WITH_ACCENTS = [2, 128, 1, 43, 44, 1, 3]
+CHINESE_TOGETHER = [2, 128, 14, 1, 186, 3]
+PREFIXED = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
+
+
+@pytest.mark.parametrize(
+    ("model", "settings", "config", "tokenizer", "ids"),
+    [
+        ("bert", None, {}, {}, LOWERED),
+        ("bert", {}, {}, {}, LOWERED),
+        ("bert", {"do_lower_case": False}, {}, {}, CASED),
+        ("bert", {"strip_accents": False}, {}, {}, WITH_ACCENTS),
+        ("bert", {"tokenize_chinese_chars": False}, {}, {}, CHINESE_TOGETHER),
+        ("bert", {}, {}, {"normalizer": None}, LOWERED),
+        ("bert", {}, {}, {"normalizer": {"type": "NFC"}, "pre_tokenizer": {"type": "Whitespace"}}, LOWERED),
+        ("bert", {"do_lower_case": False}, {"tokenizer_class": "BertTokenizer"}, {}, CASED),
+        ("bert", {"do_lower_case": False}, {"tokenizer_class": "PreTrainedTokenizerFast"}, {}, LOWERED),
+        ("distilbert", {"do_lower_case": False}, {}, {}, CASED),
+        ("modernbert", {"tokenizer_class": "BertTokenizer", "add_prefix_space": True}, {}, {}, [0, 52, 54]),
+        ("roberta", {}, {}, {"normalizer": None}, [0, 52, 54]),
+        ("roberta", {"add_prefix_space": True}, {}, {"normalizer": None}, [0, 225, 52]),
+        ("roberta", {}, {}, {"normalizer": None, "pre_tokenizer": PREFIXED}, [0, 52, 54]),
+    ],
+)
+def test_tokenizers_whose_class_the_model_decides(
+    tmp_path: Path,
+    model: str,
+    settings: dict[str, Any] | None,
+    config: dict[str, Any],
+    tokenizer: dict[str, Any],
+    ids: list[int],
+) -> None:
+    """The token ids are those of ``transformers.AutoTokenizer`` (5.24) for the same folders."""
+    folder = copied(model, tmp_path)
+    path = folder / "tokenizer_config.json"
+    stated = {
+        k: v for k, v in json.loads(path.read_text()).items() if k not in ("tokenizer_class", "backend")
+    }
+    path.unlink() if settings is None else path.write_text(json.dumps(stated | settings))
+    edit(folder / "config.json", **config)
+    edit(folder / "tokenizer.json", **tokenizer)
+    edit(folder / "sentence_bert_config.json", do_lower_case=False)
+    assert token_ids(exported(folder), "PRINTER é 你好 naïve")[: len(ids)] == ids
+
+
 @pytest.mark.parametrize(
     ("prompts", "default", "query", "document"),
     [
+        ({"query": "q: "}, "query", "q: ", ""),
+        ({"passage": "p: "}, "passage", "", "p: "),
         ({"query": "q: ", "passage": "p: "}, None, "q: ", "p: "),
         ({"corpus": "c: "}, None, "", "c: "),
         ({"query": "q: ", "document": "", "passage": "p: "}, "query", "q: ", ""),

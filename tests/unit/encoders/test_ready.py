@@ -211,6 +211,217 @@ def test_output_that_is_pooled_already(folder: Path, tmp_path: Path) -> None:
     assert np.abs(vectors - VECTORS).max() > 0.01  # the first token is not the mean
 
 
+def both_outputs(model: onnx.ModelProto) -> None:
+    """Vectors of tokens, and the first token's as the text's, as in files for sentence-transformers."""
+    pooled_sentence(model)
+    shape = ["texts", "tokens", 24]
+    model.graph.output.insert(0, helper.make_tensor_value_info("last_hidden_state", TensorProto.FLOAT, shape))
+
+
+def test_whose_pooling(folder: Path, tmp_path: Path) -> None:
+    """The folder's, where it states one; else the graph's own vector of a text is what was meant."""
+    edited(folder / "model.onnx", both_outputs)
+    stated = Encoder(export_onnx(folder, tmp_path / "stated"))
+    assert np.abs(stated.encode_documents(TEXTS) - VECTORS).max() < 1e-5
+    (folder / "modules.json").unlink()
+    unstated = Encoder(export_onnx(folder, tmp_path / "unstated"))
+    (folder / "modules.json").write_text(
+        json.dumps(
+            [
+                {"type": "sentence_transformers.models.Transformer", "path": ""},
+                {"type": "sentence_transformers.models.Pooling", "path": "1_Pooling"},
+            ]
+        )
+    )
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode": "cls"}))
+    first_token = Encoder(export_onnx(folder, tmp_path / "first")).encode_documents(TEXTS)
+    assert np.abs(unstated.encode_documents(TEXTS) - first_token).max() < 1e-6
+    assert (unstated.spec.pooling, unstated.spec.steps) == ((), ())
+
+
+def renamed(*outputs: tuple[str, int, int]) -> Callable[[onnx.ModelProto], None]:
+    """Outputs of these names, types and numbers of axes."""
+
+    def change(model: onnx.ModelProto) -> None:
+        pooled_sentence(model)
+        del model.graph.output[:]
+        for name, kind, axes in outputs:
+            source = "sentence_embedding" if axes == 2 else "last_hidden_state"
+            if name != source:
+                model.graph.node.append(helper.make_node("Cast", [source], [name], to=kind))
+            shape = ["texts", "tokens", 24][-axes:] if axes == 3 else ["texts", 24]
+            model.graph.output.append(helper.make_tensor_value_info(name, kind, shape))
+
+    return change
+
+
+FLOAT, HALF, INT8, UINT8 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT8, TensorProto.UINT8
+
+
+@pytest.mark.parametrize(
+    ("outputs", "pooled"),
+    [
+        ([("last_hidden_state", FLOAT, 3), ("pooler_output", FLOAT, 2)], False),
+        ([("token_embeddings", FLOAT, 3), ("text_embeds", FLOAT, 2)], True),
+        ([("sentence_embedding_quantized", INT8, 2), ("sentence_embedding", FLOAT, 2)], True),
+        ([("sentence_embedding", UINT8, 2), ("last_hidden_state", FLOAT, 3)], False),
+        ([("last_hidden_state", HALF, 3)], False),
+        ([("1234", FLOAT, 2)], True),
+        ([("1234", FLOAT, 3)], False),
+    ],
+)
+def test_outputs_where_no_pooling_is_stated(
+    folder: Path, tmp_path: Path, outputs: list[tuple[str, int, int]], pooled: bool
+) -> None:
+    """Vectors of tokens are averaged, as sentence-transformers does with a bare transformer."""
+    (folder / "modules.json").unlink()
+    edited(folder / "model.onnx", renamed(*outputs))
+    encoder = Encoder(export_onnx(folder, tmp_path / "encoder"))
+    vectors = encoder.encode_documents(TEXTS)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    assert (np.abs(vectors - VECTORS).max() < 1e-2) is not pooled
+    assert encoder.spec.pooling == (() if pooled else ("mean",))
+
+
+@pytest.mark.parametrize(
+    ("outputs", "found"),
+    [
+        ([("pooler_output", FLOAT, 2)], r"'pooler_output' \(FLOAT, 2 axes\)"),
+        ([("logits", FLOAT, 2)], "'logits'"),
+        ([("sentence_embedding", INT8, 2)], r"'sentence_embedding' \(INT8"),
+        (
+            [("sentence_embedding", UINT8, 2), ("a", INT8, 3)],
+            r"'sentence_embedding' \(UINT8, 2 axes\), 'a' \(INT8",
+        ),
+        ([("a", FLOAT, 2), ("b", FLOAT, 2)], r"'a' \(FLOAT, 2 axes\), 'b'"),
+        ([("a", FLOAT, 3), ("b", FLOAT, 3)], r"'a' \(FLOAT, 3 axes\), 'b'"),
+    ],
+)
+def test_outputs_that_are_no_vectors_of_texts(
+    folder: Path, tmp_path: Path, outputs: list[tuple[str, int, int]], found: str
+) -> None:
+    (folder / "modules.json").unlink()
+    edited(folder / "model.onnx", renamed(*outputs))
+    with pytest.raises(EncoderFilesError, match=f"found the outputs {found}.*needed floats called"):
+        export_onnx(folder, tmp_path / "encoder")
+
+
+def test_prompts_that_have_been_pooled(folder: Path, tmp_path: Path) -> None:
+    edited(folder / "model.onnx", pooled_sentence)
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"include_prompt": False}))
+    (folder / "config_sentence_transformers.json").write_text(json.dumps({"prompts": {"query": "q: "}}))
+    with pytest.raises(EncoderFilesError, match="in whose pooling the prompts have taken part"):
+        export_onnx(folder, tmp_path / "encoder")
+
+
+# --- damaged files, and such that lead elsewhere ------------------------------------------------------
+
+
+def with_external(folder: Path, **changes: str) -> None:
+    """The ready file with its data outside, of which one tensor's entry is changed."""
+    onnx.save(
+        onnx.load(READY),
+        folder / "model.onnx",
+        save_as_external_data=True,
+        location="data",
+        size_threshold=64,
+    )
+    model = onnx.load(folder / "model.onnx", load_external_data=False)
+    tensor = next(tensor for tensor in model.graph.initializer if tensor.external_data)
+    for entry in tensor.external_data:
+        entry.value = changes.get(entry.key, entry.value)
+    (folder / "model.onnx").write_bytes(model.SerializeToString())
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        ({"location": "../secret"}, r"model\.onnx: found the name '../secret'"),
+        ({"location": "/etc/passwd"}, "found the name '/etc/passwd'"),
+        ({"location": "a\\b"}, "found the name"),
+        ({"location": "C:data"}, "found the name"),
+        ({"location": "linked"}, "found a link to .*secret"),
+        ({"location": "lost"}, "lost: found No such file"),
+        ({"location": ""}, "found"),
+        ({"location": "pointer"}, "pointer: found a pointer of Git LFS"),
+        ({"offset": "-8"}, "from byte -8"),
+        ({"offset": "x"}, "needed a type, an offset and a length"),
+        ({"length": "999999999999"}, "no more than the"),
+        ({"length": "4"}, "a damaged graph"),
+    ],
+)
+def test_external_data_elsewhere(folder: Path, tmp_path: Path, changes: dict[str, str], found: str) -> None:
+    (tmp_path / "secret").write_bytes(bytes(100_000))
+    (folder / "linked").symlink_to(tmp_path / "secret")
+    (folder / "pointer").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    with_external(folder, **changes)
+    with pytest.raises(EncoderFilesError, match=found):
+        export_onnx(folder, tmp_path / "encoder")
+    assert not (tmp_path / "encoder").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS.*`git lfs pull`"),
+        (b"", "an empty file"),
+        (b"<html>", "a web page"),
+        (b"\x08\x08", "no input 'input_ids'"),
+    ],
+)
+def test_what_lies_in_its_place(folder: Path, tmp_path: Path, content: bytes, found: str) -> None:
+    (folder / "model.onnx").write_bytes(content)
+    with pytest.raises(EncoderFilesError, match=found):
+        export_onnx(folder, tmp_path / "encoder")
+
+
+def no_operators(model: onnx.ModelProto) -> None:
+    del model.opset_import[:]
+
+
+def unknown_operator(model: onnx.ModelProto) -> None:
+    model.graph.node[0].op_type = "Nonsense"
+
+
+def wrong_operator(model: onnx.ModelProto) -> None:
+    """One that is looked for only when the graph is opened."""
+    model.graph.node[0].domain = "nowhere"
+    model.opset_import.append(helper.make_opsetid("nowhere", 1))
+
+
+def other_width(model: onnx.ModelProto) -> None:
+    model.graph.output[0].type.tensor_type.shape.dim[2].dim_value = 23
+
+
+def negative_width(model: onnx.ModelProto) -> None:
+    model.graph.output[0].type.tensor_type.shape.dim[2].dim_value = -24
+
+
+def texts_as_input(model: onnx.ModelProto) -> None:
+    model.graph.input[0].type.tensor_type.elem_type = TensorProto.STRING
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (no_operators, "no version of its operators"),
+        (unknown_operator, "that cannot be converted"),
+        (wrong_operator, "a model that cannot be run"),
+        (other_width, "a model that cannot be run|of shape"),
+        (negative_width, "vectors of -24 dimensions"),
+        (texts_as_input, "an input 'input_ids' of type STRING"),
+    ],
+)
+def test_graphs_that_cannot_be_run(
+    folder: Path, tmp_path: Path, change: Callable[[onnx.ModelProto], None], found: str
+) -> None:
+    """An export is tried out before it appears."""
+    edited(folder / "model.onnx", change)
+    with pytest.raises(EncoderFilesError, match=found):
+        export_onnx(folder, tmp_path / "encoder")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
+
+
 def test_weights_are_preferred(tmp_path: Path) -> None:
     folder = shutil.copytree(GOLDEN / "models" / "bert", tmp_path / "model")
     shutil.copyfile(READY, folder / "model.onnx")
