@@ -61,6 +61,23 @@ def as_array(value: Any, dimensions: int | None = None, storage: Storage = "vect
     return array
 
 
+def as_bits(value: Any, dimensions: int) -> str:
+    """Bits given as text, booleans, an array, bytes or an object of pgvector or asyncpg, as ``"0110"``.
+
+    :raises VectorValueError: they are none.
+    :raises DimensionMismatchError: another number of them.
+    """
+    if hasattr(value, "as_string"):  # asyncpg's, in groups of four
+        value = value.as_string().replace(" ", "")
+    try:
+        bits: str = (value if isinstance(value, pgvector.Bit) else pgvector.Bit(value)).to_text()
+    except (TypeError, ValueError) as error:
+        raise VectorValueError(f"not bits: {type(value).__name__} ({error})") from None
+    if len(bits) != dimensions:
+        raise DimensionMismatchError(len(bits), dimensions)
+    return bits
+
+
 def _decoded(value: bytes) -> str:
     try:
         return value.decode("ascii")

@@ -11,7 +11,7 @@ from sqlalchemy.sql.elements import ColumnElement
 
 from pgembed.columns import answered, bound
 from pgembed.columns.types import shape_of
-from pgembed.columns.values import Array, as_array
+from pgembed.columns.values import Array, as_array, as_bits
 from pgembed.exc import QueryError
 
 #: How many random rows to ask for; or the vectors or texts to ask for.
@@ -79,8 +79,11 @@ def _rows(
 
 
 def _value(column: Column[Any], value: Any) -> Any:
-    """A vector as an array of the right length; bits and sparse vectors as they are."""
-    return as_array(value, shape_of(column.type)[1]) if _is_of_numbers(column) else value
+    """A vector or bits of the right length; sparse vectors as they are."""
+    storage, dimensions = shape_of(column.type)
+    if storage == "bit":
+        return as_bits(value, dimensions or 1)
+    return as_array(value, dimensions) if _is_of_numbers(column) else value
 
 
 def _is_of_numbers(column: Column[Any]) -> bool:

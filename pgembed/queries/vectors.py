@@ -12,16 +12,17 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import BindParameter, Select, and_, bindparam, inspect, select
+from sqlalchemy.dialects.postgresql import BIT
 from sqlalchemy.engine import Dialect
 from sqlalchemy.orm.state import InstanceState
 from sqlalchemy.sql.elements import ClauseElement, ColumnElement
 from sqlalchemy.sql.selectable import ScalarSelect
-from sqlalchemy.types import TypeEngine
+from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from pgembed.columns import Array, Embedding, VectorType, answered, as_array
 from pgembed.columns.concurrency import off_event_loop
 from pgembed.columns.types import is_postgres
-from pgembed.columns.values import Storage
+from pgembed.columns.values import Storage, as_bits
 from pgembed.encoders.texts import checked
 from pgembed.exc import QueryError, UnsupportedDialectError, encoder_errors
 from pgembed.queries.target import Target
@@ -110,11 +111,25 @@ class QueryVectorType(VectorType):
         return array
 
 
+class QueryBitsType(TypeDecorator[Any]):
+    """The type of a query parameter for bits, whose number is checked: Postgres would cut or fill them up."""
+
+    impl = BIT
+    cache_ok = True
+
+    def __init__(self, dimensions: int) -> None:
+        super().__init__(dimensions)
+        self.dimensions = dimensions
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:  # noqa: ARG002
+        return None if value is None else as_bits(value, self.dimensions)
+
+
 def query_sql(target: Target, query: Query) -> tuple[ColumnElement[Any], list[ColumnElement[bool]]]:
     """The vector that is searched for as SQL, and what must hold for rows beside the search's own conditions.
 
     :raises QueryError: ``query`` is nothing that can be searched for, such as a blank text.
-    :raises VectorValueError: a sequence that is not a vector of numbers.
+    :raises VectorValueError: a sequence that is not a vector of numbers, or of bits.
     :raises DimensionMismatchError: a vector of other dimensions than the column's.
     """
     kind = _kind(target)
@@ -138,12 +153,18 @@ def query_sql(target: Target, query: Query) -> tuple[ColumnElement[Any], list[Co
         raise QueryError(
             "the query is None; expected a text, a vector, bindparam(...), an entity or a subquery"
         )
-    value = kind.to_array(query) if isinstance(kind, QueryVectorType) else query
+    value = query
+    if isinstance(kind, QueryVectorType):
+        value = kind.to_array(query)
+    elif isinstance(kind, QueryBitsType):
+        value = as_bits(query, kind.dimensions)
     return bindparam("query", value, type_=kind, unique=True), []
 
 
 def _kind(target: Target) -> TypeEngine[Any]:
-    """The type of a query parameter; bits and sparse vectors are what the column's own type takes."""
+    """The type of a query parameter; sparse vectors are what the column's own type takes."""
+    if target.storage == "bit" and target.dimensions is not None:
+        return QueryBitsType(target.dimensions)
     if target.storage not in ("vector", "halfvec"):
         return target.column.type
     storage: Any = target.storage

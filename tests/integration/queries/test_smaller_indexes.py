@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import numpy as np
+import pgvector
 import pytest
 from pgvector.sqlalchemy import BIT, HALFVEC, SPARSEVEC, VECTOR
 from sqlalchemy import (
@@ -26,6 +27,7 @@ from sqlalchemy import (
     insert,
     text,
 )
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, aliased, mapped_column, registry
 from sqlalchemy.schema import CreateIndex
 
@@ -38,7 +40,7 @@ from pgembed import (
     near_duplicates,
     semantic_search,
 )
-from pgembed.exc import QueryError
+from pgembed.exc import DimensionMismatchError, QueryError, VectorValueError
 from pgembed.indexes import (
     ACCESS_METHODS,
     AccessMethod,
@@ -393,6 +395,28 @@ def test_bits_and_sparse_vectors(connection: Connection) -> None:
     assert connection.execute(statement).first()[:1] == (17,)  # type: ignore[index]
     pairs = connection.execute(near_duplicates(bits.c.v, min_score=1, metric="jaccard")).all()
     assert all(row.score == 1 for row in pairs)
+
+
+@pytest.mark.parametrize("kind", [BIT, postgresql.BIT])
+def test_bits_are_asked_for_in_any_form_and_their_number(connection: Connection, kind: Any) -> None:
+    table = make("few", type_=kind(10))
+    table.create(connection)
+    ones = np.arange(10) % 3 == 0
+    asked = "".join("01"[int(one)] for one in ones)
+    connection.execute(insert(table), [{"id": 1, "v": asked}, {"id": 2, "v": "0" * 10}])
+    for query in (asked, ones, ones.tolist(), pgvector.Bit(ones)):
+        found = connection.execute(semantic_search(table.c.v, query)).all()
+        assert [(row.id, row.distance) for row in found] == [(1, 0), (2, 4)]
+    statement = semantic_search(table.c.v, bindparam("q"))
+    assert connection.execute(statement, {"q": ones}).first()[:1] == (1,)  # type: ignore[index]
+    for wrong in (asked[:9], asked + "0", ones[:8], b"\xff"):
+        with pytest.raises(DimensionMismatchError):
+            semantic_search(table.c.v, wrong)
+        with pytest.raises(DimensionMismatchError):
+            connection.execute(statement, {"q": wrong})
+    for nonsense in ("12" * 5, [0.5] * 10, 3):
+        with pytest.raises(VectorValueError, match="not bits"):
+            semantic_search(table.c.v, nonsense)
 
 
 def test_lists_that_were_counted_are_searched_by_their_number(connection: Connection) -> None:
