@@ -13,6 +13,7 @@ from importlib import import_module
 from typing import Any
 from weakref import WeakSet
 
+import numpy as np
 from sqlalchemy import Column, Index, MetaData, Table, Uuid, event
 from sqlalchemy.dialects.postgresql import UUID
 from sqlalchemy.orm import ColumnProperty, MappedColumn, Mapper, mapped_column
@@ -280,9 +281,17 @@ def map_embedding(mapper: Mapper[Any], key: str, vector: Column[Any]) -> None:
             f"{owner}.{key}: its digest {embedding.digest} and {combined[-1]} are one attribute: rename the "
             "column of the parent's table, or the embedding column, with name="
         )
+    attribute = getattr(mapper.class_, key)
+    if not event.contains(attribute, "set", _copy):
+        event.listen(attribute, "set", _copy, retval=True)
     if declaration.deferred:
         _defer(mapper, vector, group=key)
         _defer(mapper, embedding.digest, group=key)
+
+
+def _copy(_target: Any, value: Any, _before: Any, _initiator: Any) -> Any:
+    """An array that is assigned is copied: programs fill one buffer again and again before a flush."""
+    return value.copy() if isinstance(value, np.ndarray) and value.flags.writeable else value
 
 
 def _defer(mapper: Mapper[Any], column: Column[Any], *, group: str) -> None:

@@ -19,12 +19,13 @@ from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
+import numpy as np
 from sqlalchemy import Connection, Null, event, inspect, select, tuple_
 from sqlalchemy.orm import InstanceState, Mapper, Session, SessionTransaction, UOWTransaction, attributes
 from sqlalchemy.orm.base import NO_VALUE, PASSIVE_NO_INITIALIZE
 from sqlalchemy.sql.elements import ColumnElement
 
-from pgembed.columns import Array
+from pgembed.columns import Array, as_array
 from pgembed.filling.batch import Filling, Texts, encode
 from pgembed.filling.mapped import UNKNOWN, MappedEmbedding, given_text, is_own, mapped_embeddings, text_of
 
@@ -67,8 +68,10 @@ def _before_flush(session: Session, _context: UOWTransaction, _instances: Any) -
 
 @event.listens_for(Session, "after_flush")
 def _after_flush(session: Session, _context: UOWTransaction) -> None:
-    for state, _ in _seen.pop(session, {}):
+    for state, key in _seen.pop(session, {}):
         _ours.pop(state, None)
+        if isinstance(vector := state.dict.get(key), np.ndarray | list | tuple):
+            state.dict[key] = as_array(vector)  # as if loaded; a change in place would not be seen
     _written(session)
 
 

@@ -558,3 +558,41 @@ async def test_async_sessions_encode_off_the_event_loop(engine: Engine) -> None:
     with Session(engine) as sync:
         models.encoder = HashEncoder()
         models.check(sync)
+
+
+def test_a_buffer_that_is_filled_again_is_another_vector(engine: Engine, models: Models) -> None:
+    with Session(engine, expire_on_commit=False) as session:
+        buffer = np.zeros(8, dtype=np.float32)
+        articles = []
+        for number in range(3):
+            buffer[:] = number
+            articles.append(models.article(title=f"t{number}", embedding=buffer))
+            articles[-1].body = "later"
+        session.add_all(articles)
+        session.commit()
+        stored = session.scalars(select(models.article.embedding).order_by(models.article.id)).all()
+        assert [vector[0] for vector in stored if vector is not None] == [0, 1, 2]
+        assert models.pending(session) == 0
+
+
+@pytest.mark.parametrize("given", [np.ones(8), [1.0] * 8], ids=["array", "list"])
+def test_a_flushed_vector_is_read_only_as_one_that_is_loaded(
+    engine: Engine, models: Models, given: Any
+) -> None:
+    """Whether it was changed in place cannot be seen."""
+    with Session(engine, expire_on_commit=False) as session:
+        article = models.article(title="mine", embedding=given)
+        session.add(article)
+        session.commit()
+        assert article.embedding.dtype == np.float32
+        with pytest.raises(ValueError, match="read-only"):
+            article.embedding[0] = 2
+        given[0] = 2
+        assert article.embedding[0] == 1
+        assert not session.is_modified(article)
+        article.embedding = article.embedding * 2
+        session.commit()
+        stored = session.scalars(select(models.article.embedding)).one()
+        assert stored is not None
+        assert stored[0] == 2
+        assert models.pending(session) == 0

@@ -24,7 +24,7 @@ ENCODER = HashEncoder(4)
 WORDS = ENCODER.encode_documents(["some words"])[0]
 
 
-class Note(SQLModel, table=True):
+class Hidden(SQLModel, table=True):
     id: int | None = Field(default=None, primary_key=True)
     words: str
     vec: Vector | None = Field(
@@ -60,7 +60,7 @@ class NoteOut(BaseModel):
 @pytest.fixture(scope="module")
 def engine(module_url: URL) -> Iterator[Engine]:
     engine = create_engine(module_url)
-    SQLModel.metadata.create_all(engine, [Note.__table__, Shown.__table__])
+    SQLModel.metadata.create_all(engine, [Hidden.__table__, Shown.__table__])
     yield engine
     engine.dispose()
 
@@ -82,8 +82,8 @@ def client(engine: Engine) -> TestClient:
         return note
 
     @app.post("/notes")
-    def create(given: NoteIn, session: SQLModelSession = opened) -> Note:
-        return stored(Note, given, session)  # type: ignore[no-any-return]
+    def create(given: NoteIn, session: SQLModelSession = opened) -> Hidden:
+        return stored(Hidden, given, session)  # type: ignore[no-any-return]
 
     @app.post("/shown")
     def create_shown(given: NoteIn, session: SQLModelSession = opened) -> Shown:
@@ -93,11 +93,11 @@ def client(engine: Engine) -> TestClient:
 
     @app.post("/out", response_model=NoteOut)
     def create_out(given: NoteIn, session: SQLModelSession = opened) -> Any:
-        return stored(Note, given, session)
+        return stored(Hidden, given, session)
 
     @app.get("/notes")
-    def read(session: SQLModelSession = opened) -> list[Note]:
-        return list(session.scalars(select(Note)))
+    def read(session: SQLModelSession = opened) -> list[Hidden]:
+        return list(session.scalars(select(Hidden)))
 
     return TestClient(app)
 
@@ -130,7 +130,7 @@ def test_the_schema_of_an_application_says_numbers(client: TestClient) -> None:
 
 def test_a_loaded_vector_is_part_of_the_json_of_its_model(engine: Engine) -> None:
     with SQLModelSession(engine) as session:
-        for model in (Note, Shown):
+        for model in (Hidden, Shown):
             session.add(note := model(words="some words"))
             session.commit()
             assert np.array_equal(note.vec, WORDS)  # type: ignore[arg-type]
@@ -138,7 +138,7 @@ def test_a_loaded_vector_is_part_of_the_json_of_its_model(engine: Engine) -> Non
             if model is Shown:
                 expected["vec"] = WORDS.tolist()
             assert json.loads(note.model_dump_json()) == note.model_dump(mode="json") == expected
-        assert "vec" not in repr(session.scalars(select(Note)).first())
+        assert "vec" not in repr(session.scalars(select(Hidden)).first())
 
 
 def test_pydantic_models_take_and_give_vectors(engine: Engine) -> None:
