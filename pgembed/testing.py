@@ -1,21 +1,26 @@
-"""For the tests of applications: an encoder without weights, and tables on databases without vectors.
+"""For the tests of applications: encoders without weights, and tables on databases without vectors.
 
 ::
 
-    from pgembed.testing import HashEncoder
+    from pgembed.testing import encoder_swapped
 
-    encoder = HashEncoder(dimensions=16)
+    with encoder_swapped(Base):
+        ...  # flushes, searches and migrations as ever, and no weights are opened
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
+from sqlalchemy import MetaData
 
-from pgembed.columns import Array
+from pgembed.columns import Array, Embedding, TextEncoder, embeddings_of
 from pgembed.columns.types import TEXT_DIALECTS
+from pgembed.exc import DeclarationError
 
 
 def allow_dialect(name: str) -> None:
@@ -64,3 +69,105 @@ class HashEncoder:
             seed = int.from_bytes(hashlib.blake2b(f"{self.name} {word}".encode(), digest_size=8).digest())
             total += np.random.default_rng(seed).standard_normal(self.dimensions)
         return (total / np.linalg.norm(total)).astype(np.float32)
+
+
+class StandIn:
+    """An encoder that is another one in all respects but its vectors, and needs none of its files.
+
+    Name, fingerprint, dimensions and options are those of the original, so digests, registrations and
+    migrations are too. ``calls`` holds the batches that were asked for, as tuples of texts.
+
+    :param original: the encoder to stand in for.
+    :param vectors: what computes the vectors.
+    """
+
+    def __init__(self, original: TextEncoder, vectors: TextEncoder) -> None:
+        self.original = original
+        self.calls: list[tuple[str, ...]] = []
+        self._vectors = vectors
+
+    # What is said of a pgembed.Encoder alone, such as its options, is said of its stand-in too.
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
+        return type(self.original)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "original":
+            raise AttributeError(name)
+        return getattr(self.original, name)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> StandIn:
+        return self
+
+    def __repr__(self) -> str:
+        return f"<StandIn for {self.original!r}>"
+
+    def encode_documents(self, texts: Iterable[str]) -> Array:
+        """Vectors of the other encoder, float32 ``(n, dimensions)``."""
+        listed = list(texts)
+        self.calls.append(tuple(listed))
+        return self._vectors.encode_documents(listed)
+
+    def encode_queries(self, texts: Iterable[str]) -> Array:
+        """Vectors of the other encoder, float32 ``(n, dimensions)``."""
+        listed = list(texts)
+        self.calls.append(tuple(listed))
+        return self._vectors.encode_queries(listed)
+
+    async def aencode_documents(self, texts: Iterable[str]) -> Array:
+        """As :meth:`encode_documents`."""
+        return self.encode_documents(texts)
+
+    async def aencode_queries(self, texts: Iterable[str]) -> Array:
+        """As :meth:`encode_queries`."""
+        return self.encode_queries(texts)
+
+    def open(self) -> None:
+        """Nothing: there are no weights."""
+
+    def close(self) -> None:
+        """Nothing: there are no weights."""
+
+
+@contextmanager
+def encoder_swapped(base: Any, encoder: TextEncoder | None = None) -> Iterator[list[StandIn]]:
+    """Let another encoder compute the vectors of all embedding columns, for the time of the block.
+
+    The schema stays what it is, for ``create_all`` and for ``alembic check``, since each :class:`StandIn`
+    says that it is the encoder that was declared.
+
+    :param base: the models: a declarative base (or ``SQLModel``), or a ``MetaData``.
+    :param encoder: what computes the vectors; by default a :class:`HashEncoder` of the same dimensions.
+    :returns: a context manager that gives the stand-ins, one for each encoder, in the order of the tables.
+    :raises DeclarationError: no embedding column, or one of other dimensions than ``encoder``.
+    """
+    metadata = base if isinstance(base, MetaData) else getattr(base, "metadata", None)
+    tables = metadata.tables.values() if isinstance(metadata, MetaData) else ()
+    declarations = dict.fromkeys(
+        embedding.declaration for table in tables for embedding in embeddings_of(table)
+    )
+    if not declarations:
+        raise DeclarationError(
+            f"{base!r} has no embedding column; expected a declarative base or a MetaData with one"
+        )
+    stand_ins: dict[int, StandIn] = {}
+    originals: dict[Embedding, TextEncoder] = {each: each.encoder for each in declarations}
+    for original in originals.values():
+        vectors = HashEncoder(original.dimensions) if encoder is None else encoder
+        if vectors.dimensions != original.dimensions:
+            raise DeclarationError(
+                f"encoder {vectors.name!r} has {vectors.dimensions} dimensions, expected the "
+                f"{original.dimensions} of {original.name!r}, whose place it is to take"
+            )
+        stand_ins.setdefault(id(original), StandIn(original, vectors))
+    try:
+        for declaration, original in originals.items():
+            _exchange(declaration, stand_ins[id(original)])
+        yield list(stand_ins.values())
+    finally:
+        for declaration, original in originals.items():
+            _exchange(declaration, original)
+
+
+def _exchange(declaration: Embedding, encoder: TextEncoder) -> None:
+    object.__setattr__(declaration, "encoder", encoder)  # of a frozen dataclass

@@ -19,7 +19,7 @@ from sqlalchemy.sql.elements import ClauseElement, ColumnElement
 from sqlalchemy.sql.selectable import ScalarSelect
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
-from pgembed.columns import Array, Embedding, VectorType, answered, as_array
+from pgembed.columns import Array, Embedding, TextEncoder, VectorType, answered, as_array
 from pgembed.columns.concurrency import off_event_loop
 from pgembed.columns.types import is_postgres
 from pgembed.columns.values import Storage, as_bits
@@ -38,28 +38,32 @@ class QueryText:
     :raises TextError: it holds half a surrogate pair.
     """
 
-    __slots__ = ("_vector", "text")
+    __slots__ = ("_encoded", "text")
 
     def __init__(self, text: str) -> None:
         checked([text])
         if not text.strip():
             raise QueryError(f"the text is {text!r}; expected one that says what to search for")
         self.text = text
-        self._vector: Array | None = None
+        self._encoded: tuple[TextEncoder, Array] | None = None
 
     def __repr__(self) -> str:
         return repr(self.text)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return QueryText, (self.text,)  # elsewhere another encoder may be in its place
 
     def vector(self, declaration: Embedding, dimensions: int | None, column: str) -> Array:
         """The text's vector, by the encoder of the column that is searched.
 
         :raises EncoderAnswerError: the encoder answers with something else.
         """
-        if self._vector is None:
-            encoder = declaration.encoder
+        encoder = declaration.encoder
+        if self._encoded is None or self._encoded[0] is not encoder:
             answer = off_event_loop(encoder_errors(encoder.name)(encoder.encode_queries), [self.text])
-            self._vector = as_array(answered(encoder, answer, 1, column=column)[0], dimensions)
-        return self._vector
+            vector = as_array(answered(encoder, answer, 1, column=column)[0], dimensions)
+            self._encoded = encoder, vector
+        return self._encoded[1]
 
 
 class QueryVectorType(VectorType):
