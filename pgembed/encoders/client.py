@@ -1,17 +1,65 @@
-"""Asking a server for JSON: connections that are kept and reused, and patience."""
+"""Asking a server for JSON: connections that are kept and reused, patience, and limits to it."""
 
 from __future__ import annotations
 
 import http.client
+import io
 import json
+import socket
 import time
 from contextlib import suppress
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
 from pgembed.exc import EncoderOptionError, EncoderServerError
 
 _AGAIN = (429, 502, 503, 504)
+_USUAL = 16 * 2**20  # bytes of an answer
+_SHOWN = 300  # characters of what a server says
+
+
+class _Incoming(io.RawIOBase):
+    """What a server sends: until a deadline, and up to a number of bytes, however it comes."""
+
+    def __init__(self, connected: socket.socket, deadline: float, most: int) -> None:
+        self._socket = connected
+        self._raw = connected.makefile("rb", buffering=0)  # keeps the socket open until this is closed
+        self._deadline = deadline
+        self._left = most
+
+    def makefile(self, mode: str) -> io.BufferedReader:  # noqa: ARG002
+        """As of a socket: what http.client reads."""
+        return io.BufferedReader(self)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        if self._left <= 0:
+            raise _TooMuchError
+        self._socket.settimeout(_remaining(self._deadline))
+        count = self._raw.readinto(memoryview(buffer)[: self._left])
+        self._left -= count or 0
+        return count
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+class _TooMuchError(Exception):
+    """An answer is larger than any that was asked for."""
+
+
+def _remaining(deadline: float) -> float:
+    """
+    :raises TimeoutError: nothing remains.
+    """
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError("the whole answer did not arrive in time")
+    return left
 
 
 class Client:
@@ -19,7 +67,7 @@ class Client:
 
     :param url: where the server is.
     :param token: sent as ``Authorization: Bearer``.
-    :param timeout: seconds for an answer, and the longest pause that a busy server may ask for.
+    :param timeout: seconds for a whole answer, and the longest pause that a busy server may ask for.
     :param retries: how often a request is repeated when the server is not there, or busy.
     :raises EncoderOptionError: a value that no connection can be made with.
     """
@@ -53,19 +101,24 @@ class Client:
             connection.close()
 
     def ask(
-        self, method: str, path: str, body: Any = None, *, missing_allowed: bool = False
+        self, method: str, path: str, body: Any = None, *, missing_allowed: bool = False, most: int = _USUAL
     ) -> dict[str, Any]:
         """Send a request, again if need be; returns the JSON object of the answer.
 
+        Nothing is sent anywhere else than to the server, whatever it answers.
+
         :param missing_allowed: whether an unknown path is an empty answer.
-        :raises EncoderServerError: no answer, or a refusal.
+        :param most: bytes that the answer may have.
+        :raises EncoderServerError: no answer, none of that size, or a refusal.
         """
         content = None if body is None else json.dumps(body).encode()
         for attempt in range(self._retries + 1):
             last = attempt == self._retries
             pause = min(0.1 * 2**attempt, 5.0)
             try:
-                status, answer, headers = self._once(method, path, content)
+                status, answer, headers = self._once(method, path, content, most)
+            except _TooMuchError:
+                raise EncoderServerError(self.url, f"an answer of more than {most} bytes") from None
             except (OSError, http.client.HTTPException) as error:
                 if last:
                     reason = f"no answer ({type(error).__name__}: {error})"
@@ -85,24 +138,39 @@ class Client:
         raise AssertionError("unreachable")
 
     def _once(
-        self, method: str, path: str, content: bytes | None
+        self, method: str, path: str, content: bytes | None, most: int
     ) -> tuple[int, bytes, http.client.HTTPMessage]:
         """One try; that a server has closed an idle connection meanwhile, or was started anew, is none."""
         while True:
             try:
                 idle = self._idle.pop()
             except IndexError:
-                return self._exchange(self._make(*self._place, timeout=self._timeout), method, path, content)
+                made = self._make(*self._place, timeout=self._timeout)
+                return self._exchange(made, method, path, content, most)
             with suppress(ConnectionError):
-                return self._exchange(idle, method, path, content)
+                return self._exchange(idle, method, path, content, most)
 
     def _exchange(
-        self, connection: http.client.HTTPConnection, method: str, path: str, content: bytes | None
+        self, connection: http.client.HTTPConnection, method: str, path: str, content: bytes | None, most: int
     ) -> tuple[int, bytes, http.client.HTTPMessage]:
+        deadline = time.monotonic() + self._timeout
+        connection.response_class = partial(_response, deadline, most)  # type: ignore[assignment]
         try:
+            if connection.sock is None:
+                connection.connect()
+            connection.sock.settimeout(_remaining(deadline))
             connection.request(method, self._prefix + path, content, self._headers)
-            response = connection.getresponse()
-            answer = response.read()
+            with connection.getresponse() as response:
+                if (response.length or 0) > most:
+                    raise _TooMuchError
+                answer = response.read(most + 1)
+                if response.length:
+                    raise http.client.IncompleteRead(b"", response.length)
+            if len(answer) > most:
+                raise _TooMuchError
+        except ValueError as error:  # of http.client, on lengths that are none
+            connection.close()
+            raise http.client.HTTPException(str(error)) from error
         except BaseException:
             connection.close()
             raise
@@ -120,12 +188,21 @@ class Client:
 
     def _refused(self, status: int, answer: bytes, headers: http.client.HTTPMessage) -> EncoderServerError:
         try:
-            message = json.loads(answer)["error"]["message"]
+            message = str(json.loads(answer)["error"]["message"])
         except (ValueError, KeyError, TypeError, RecursionError):
-            message = answer[:200].decode(errors="replace")
+            message = answer[:_SHOWN].decode(errors="replace")
+        message = "".join(character if character.isprintable() else " " for character in message[:_SHOWN])
         fix = ""
         if status in (401, 403):
             fix = "Give the token: Encoder.remote(url, token='...')"
         elif "Location" in headers:
-            fix = f"It names another place, {headers['Location']}: give that URL"
+            fix = f"It names another place, {headers['Location'][:_SHOWN]}: give that URL"
         return EncoderServerError(self.url, f"refused with {status}: {message}", status=status, fix=fix)
+
+
+def _response(
+    deadline: float, most: int, connected: socket.socket, **options: Any
+) -> http.client.HTTPResponse:
+    """An answer that comes within limits; what frames it (headers, chunks) may be as large as itself."""
+    incoming: Any = _Incoming(connected, deadline, 2 * most + 2**18)
+    return http.client.HTTPResponse(incoming, **options)

@@ -130,7 +130,7 @@ class Encoder:
         :param query_prompt: put before queries, for servers that put nothing there themselves.
         :param document_prompt: put before documents, for such servers.
         :param token: sent as ``Authorization: Bearer``.
-        :param timeout: seconds for an answer.
+        :param timeout: seconds for a whole answer, each time that it is asked for.
         :param retries: how often a request is repeated when the server is not there, or busy.
         :param batch: texts of one request.
         :param query_cache: how many vectors of queries are remembered.

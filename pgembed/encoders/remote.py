@@ -14,6 +14,9 @@ from pgembed.encoders.client import Client
 from pgembed.encoders.spec import EncoderSpec
 from pgembed.exc import EncoderError, EncoderOptionError, EncoderServerError, FingerprintMismatchError
 
+_MOST_DIMENSIONS = 2**16
+# Bytes that an answer may have for each number, text and request: far more than JSON takes.
+_NUMBER, _TEXT, _ANSWER = 64, 2**10, 2**16
 # Characters of one request (unless a single text has more), so that long texts stay below servers' limits.
 _CHARACTERS = 2**20
 
@@ -109,7 +112,14 @@ class Remote:
         entry: dict[str, Any] = next((item for item in models if self._model in (None, item.get("id"))), {})
         if "pgembed" not in entry:
             return None
-        spec = EncoderSpec.parse(entry["pgembed"], Path(self._url))
+        try:
+            spec = EncoderSpec.parse(entry["pgembed"], Path(self._url))
+        except (TypeError, ValueError, AttributeError, KeyError, OverflowError) as error:
+            reason = f"a spec that cannot be read ({type(error).__name__}: {error})"
+            raise EncoderServerError(self._url, reason, status=200) from error
+        if type(spec.dimensions) is not int or not 0 < spec.dimensions <= _MOST_DIMENSIONS:
+            reason = f"a spec of {str(spec.dimensions)[:20]} dimensions, expected 1 to {_MOST_DIMENSIONS}"
+            raise EncoderServerError(self._url, reason, status=200)
         if self.fingerprint is not None and spec.fingerprint != self.fingerprint:
             raise FingerprintMismatchError(
                 spec.fingerprint, self.fingerprint, where=f"the encoder at {self._url}"
@@ -154,7 +164,8 @@ class _RemoteBackend:
                 body["input_type"] = kind
             else:
                 body["input"] = [self._prompts[kind] + text for text in texts[start:end]]
-            self._read(self._client.ask("POST", "/v1/embeddings", body), vectors[start:end])
+            most = (end - start) * (self._dimensions * _NUMBER + _TEXT) + _ANSWER
+            self._read(self._client.ask("POST", "/v1/embeddings", body, most=most), vectors[start:end])
         return Encoded(vectors, np.zeros(len(texts), dtype=np.int64), 0)
 
     def _parts(self, texts: list[str]) -> Iterator[tuple[int, int]]:
@@ -172,10 +183,10 @@ class _RemoteBackend:
         told = answer.get("fingerprint")
         if None not in (told, self._fingerprint) and told != self._fingerprint:
             where = f"the encoder that is now at {self._client.url}"
-            raise FingerprintMismatchError(str(told), str(self._fingerprint), where=where)
+            raise FingerprintMismatchError(str(told)[:100], str(self._fingerprint), where=where)
         try:
             items = {int(item["index"]): self._vector(item["embedding"]) for item in answer.get("data") or ()}
-        except (TypeError, KeyError, ValueError, AttributeError) as error:
+        except (TypeError, KeyError, ValueError, AttributeError, OverflowError) as error:
             reason = f"an answer that holds something else than vectors ({type(error).__name__}: {error})"
             raise EncoderServerError(self._client.url, reason, status=200) from error
         if sorted(items) != list(range(len(vectors))):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from dataclasses import dataclass
 from typing import Any, NoReturn, cast
 
@@ -13,6 +14,8 @@ from pgembed.encoders.serving.limits import RefusalError
 from pgembed.encoders.texts import checked
 from pgembed.exc import TextError
 
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+_FIELDS = 100
 _NUMBER = 16  # bytes that one number of an answer takes, as a float and as text
 
 
@@ -32,18 +35,25 @@ class Wish:
         return len(self.texts) * encoder.dimensions * _NUMBER
 
 
-def parsed(content: bytearray) -> dict[str, Any]:
+def parsed(content: bytearray, texts: int) -> dict[str, Any]:
     """The object in a body; fields that are null are as good as not there, since some clients name all.
 
-    :raises RefusalError: it holds none.
+    :param texts: how many lists a request may have need of: others would take 30 times their bytes of memory.
+    :raises RefusalError: it holds none, or far more than is asked for.
     """
+    if _parts(content) > texts + _FIELDS and _parts(_STRING.sub(b"", content)) > texts + _FIELDS:
+        raise RefusalError(400, "the body holds more lists and fields than any request for embeddings")
     try:
-        body = json.loads(content, parse_constant=_refused_constant)
+        body = json.loads(content.decode(), parse_constant=_refused_constant)
     except (ValueError, RecursionError) as error:
         raise RefusalError(400, f"the body is no JSON: {error}") from None
     if not isinstance(body, dict):
         raise RefusalError(400, "the body must be a JSON object")
     return {key: value for key, value in body.items() if value is not None}
+
+
+def _parts(content: bytes | bytearray) -> int:
+    return sum(map(content.count, (b"[", b"{", b":")))
 
 
 def _refused_constant(name: str) -> NoReturn:

@@ -176,6 +176,9 @@ class Connection:
                     raise asyncio.IncompleteReadError(bytes(piece), head.length)
                 body += piece
                 self._arriving.add(self, len(piece))
+        except BaseException:
+            body.clear()  # errors keep it alive, and the client may yet have to be told
+            raise
         finally:
             self._arriving.drop(self)
         return body

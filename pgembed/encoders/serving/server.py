@@ -190,6 +190,8 @@ class Server:
             except Exception as error:
                 _logger.exception("a request failed")
                 await connection.refuse(RefusalError(500, f"{type(error).__name__}: {error}"))
+            finally:
+                body.clear()  # or an idle connection would keep it
             last = not head.keep_alive or self._stopped.is_set()
 
     # --- requests -----------------------------------------------------------------------------------
@@ -246,7 +248,7 @@ class Server:
 
     async def _embed(self, connection: Connection, content: bytearray) -> None:
         """Answer ``POST /v1/embeddings``."""
-        body = embeddings.parsed(content)
+        body = embeddings.parsed(content, self.limits.texts)
         coalescer = self._coalescer(body.get("model"))
         encoder = coalescer.encoder
         wishing = partial(embeddings.wished, body, encoder, self.limits.texts)

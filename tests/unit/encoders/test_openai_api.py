@@ -95,9 +95,14 @@ def test_no_such_model(server: Server, path: str) -> None:
         (b'{"input": "a", "dimensions": -Infinity}', 400, None, "-Infinity is no number"),
         (b'{"input": "a", "dimensions": 1e999}', 400, "dimensions", "must be 24"),
         (b'{"input": ' + b"9" * 5000 + b"}", 400, None, "no JSON"),
-        (b'{"input": ' + b"[" * 100_000, 400, None, "no JSON"),
-        (b'{"input": ' + b'{"a":' * 100_000, 400, None, "no JSON"),
+        (b'{"input": ' + b"[" * 2000, 400, None, "no JSON"),
+        (b'{"input": ' + b"[" * 100_000, 400, None, "more lists"),
+        (b'{"input": ' + b'{"a":' * 100_000, 400, None, "more lists"),
         (b'{"input": "\xff\xfe"}', 400, None, "no JSON"),
+        (b'{"input": [' + b"[]," * 100_000 + b"[]]}", 400, None, "more lists"),
+        (b'{"input": [' + b"{}," * 100_000 + b"{}]}", 400, None, "more lists"),
+        ({"input": "a"} | {f"field {i}": i for i in range(3000)}, 400, None, "more lists"),
+        ('{"input": "a"}'.encode("utf-16"), 400, None, "no JSON"),
         (b'{"input": "a"} {}', 400, None, "no JSON"),
         (b"", 400, None, "no JSON"),
         (b"\x00\x01\x02\x03", 400, None, "no JSON"),
@@ -113,6 +118,11 @@ def test_errors_name_the_field(
     assert message in error["message"]
     assert len(error["message"]) < 500
     assert headers["Connection"] == "keep-alive"
+
+
+def test_texts_may_look_like_json(server: Server) -> None:
+    texts = ['{"a": [' * 5000, '\\"' * 5000 + "[{:" * 5000, "\\" * 4999]
+    assert ask(server, request({"input": texts}))[0] == 200
 
 
 def test_what_openai_sends(server: Server) -> None:

@@ -6,6 +6,7 @@ import json
 import select
 import threading
 import time
+import tracemalloc
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import ExitStack, suppress
@@ -183,6 +184,25 @@ def test_the_oldest_unfinished_body_gives_way(encoder: Encoder) -> None:
         for wire in wires[1:]:
             wire.send(body[120_000:])
             assert wire.answer()[0] == 200
+
+
+def test_memory_of_unfinished_bodies_is_bounded(encoder: Encoder) -> None:
+    tracemalloc.start()
+    try:
+        with serving(encoder, arriving=4_000_000) as server, ExitStack() as stack:
+            for _ in range(20):
+                wire = stack.enter_context(Wire(server))
+                wire.send(HEAD % 1_500_001)
+                with suppress(ConnectionError):
+                    wire.send(b"x" * 1_500_000)
+            assert is_answered(server)
+            for _ in range(20):  # whole, but nonsense, on connections that are kept
+                wire = stack.enter_context(Wire(server))
+                wire.send(request(b"x" * 1_500_000))
+                assert wire.answer()[0] == 400
+            assert tracemalloc.get_traced_memory()[1] < 16_000_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_what_is_announced_takes_nothing(encoder: Encoder) -> None:

@@ -1,0 +1,177 @@
+"""Servers that answer slowly, without end, with something else, or from elsewhere: bounded errors."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import pytest
+
+from pgembed.encoders import Encoder
+from pgembed.exc import EncoderError, EncoderServerError
+
+OK = b"HTTP/1.1 200 OK\r\n"
+
+
+@contextmanager
+def answering(answer: Callable[[bytes], Iterable[bytes]]) -> Iterator[tuple[str, list[bytes]]]:
+    """A server that answers each request with some pieces and closes, and what it was sent."""
+    listening = socket.create_server(("127.0.0.1", 0))
+    received: list[bytes] = []
+
+    def serve() -> None:
+        with suppress(OSError):  # closed
+            while True:
+                client, _ = listening.accept()
+                with client, suppress(OSError):
+                    client.settimeout(20)
+                    received.append(client.recv(2**20))
+                    for piece in answer(received[-1]):
+                        client.sendall(piece)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    yield f"http://127.0.0.1:{listening.getsockname()[1]}", received
+    listening.shutdown(socket.SHUT_RDWR)
+    listening.close()
+    thread.join(20)
+    assert not thread.is_alive()
+
+
+def remote(url: str, **options: Any) -> Encoder:
+    stated = {"fingerprint": "mine-1", "dimensions": 2, "retries": 0, "timeout": 20}
+    return Encoder.remote(url, **stated | options)
+
+
+def slowly(start: bytes, piece: bytes) -> Callable[[bytes], Iterable[bytes]]:
+    def answer(request: bytes) -> Iterator[bytes]:
+        yield start
+        for _ in range(1000):
+            time.sleep(0.02)
+            yield piece
+
+    return answer
+
+
+def always(start: bytes, piece: bytes) -> Callable[[bytes], Iterable[bytes]]:
+    return lambda request: itertools.chain([start], itertools.repeat(piece, 4000))
+
+
+MUCH = b"x" * 2**16
+CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        slowly(b"", b"H"),
+        slowly(OK, b"A: b\r\n"),
+        slowly(b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+        slowly(OK + b"Content-Length: 100000\r\n\r\n", b"{"),
+        slowly(CHUNKED, b"1\r\n{\r\n"),
+        slowly(OK + b"\r\n", b"["),
+    ],
+)
+def test_an_answer_has_one_deadline_whatever_comes_between(answer: Any) -> None:
+    with answering(answer) as (url, received), pytest.raises(EncoderServerError, match="no answer"):
+        remote(url, timeout=0.3).encode_documents(["x"])
+    assert len(received) == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (always(OK + b"\r\n", MUCH), "an answer of more than"),
+        (always(OK + b"Content-Length: 99999999999999\r\n\r\n", MUCH), "an answer of more than"),
+        (always(CHUNKED, b"10000\r\n" + MUCH + b"\r\n"), "an answer of more than"),
+        (always(CHUNKED + b"ffffffffffff\r\n", MUCH), "an answer of more than"),
+        (always(CHUNKED + b"-1\r\n", MUCH), "an answer of more than"),
+        (always(CHUNKED + b"-5\r\n", MUCH), "no answer"),
+        (always(CHUNKED + b"zz\r\n", MUCH), "no answer"),
+        (always(b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 1000), "an answer of more than"),
+        (always(OK, b"A: b\r\n" * 1000), "no answer"),
+        (always(b"", MUCH), "no answer"),
+        (lambda request: [OK + b"Content-Length: 50\r\n\r\n{}"], "no answer"),
+        (lambda request: [OK + b"Content-Length: -50\r\n\r\n{"], "no JSON"),
+        (lambda request: [CHUNKED + b"2\r\n{}\r\n"], "no answer"),
+        (lambda request: [], "no answer"),
+        (lambda request: [b"\x16\x03\x01\x02\x00\x01\r\n\r\n"], "no answer"),
+        (lambda request: [OK + b"\r\n\xff\xfe\x00"], "no JSON"),
+        (lambda request: [OK + b"\r\n" + b"[" * 10_000], "no JSON"),
+        (lambda request: [b"HTTP/1.1 500 No\r\n\r\n" + b"\x1b[31m" * 1000], r"refused with 500:  \[31m"),
+        (lambda request: [b'HTTP/1.1 500 No\r\n\r\n{"error": {"message": {"a": "\\u001b"}}}'], "500: {'a'"),
+    ],
+)
+def test_an_answer_is_bounded(answer: Any, message: str) -> None:
+    with answering(answer) as (url, _), pytest.raises(EncoderServerError, match=message) as caught:
+        remote(url).encode_documents(["x"])
+    assert len(str(caught.value)) < 1000
+    assert "\x1b" not in str(caught.value)
+
+
+def models_and(embeddings: Any, models: Any = None) -> Callable[[bytes], Iterable[bytes]]:
+    def answer(request: bytes) -> Iterable[bytes]:
+        content = {"data": models or []} if request.startswith(b"GET") else embeddings
+        encoded = content if isinstance(content, bytes) else json.dumps(content).encode()
+        return [OK + b"Content-Length: %d\r\n\r\n" % len(encoded) + encoded]
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    "embeddings",
+    [
+        b'{"data": [{"index": 1e999, "embedding": [1, 2]}]}',
+        b'{"data": [{"index": NaN, "embedding": [1, 2]}]}',
+        b'{"data": [{"index": 0, "embedding": [1' + b"0" * 400 + b", 2]}]}",
+        b'{"data": [{"index": 0, "embedding": [1e999, 2]}]}',
+        b'{"data": [{"index": 0, "embedding": {"0": 1, "1": 2}}]}',
+        b'{"data": [{"index": 0, "embedding": "\xe2\x82\xac"}]}',
+        b'{"data": [{"index": 0, "embedding": ' + b"[" * 90 + b"]" * 90 + b"}]}",
+        b'{"data": {"index": 0}}',
+        b'{"data": "xy"}',
+        b'{"data": true}',
+        b"{}",
+    ],
+)
+def test_an_answer_with_something_else_in_it(embeddings: bytes) -> None:
+    with answering(models_and(embeddings)) as (url, _), pytest.raises(EncoderServerError):
+        remote(url).encode_documents(["x"])
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        1,
+        [],
+        {"format": 1},
+        {"format": []},
+        {"format": 1, "pooling": 3, "steps": {}},
+        {"format": 1, "dimensions": 10**12, "pooling": [], "steps": [], "name": "\ud800"},
+    ],
+)
+def test_a_spec_that_cannot_be_read(told: Any) -> None:
+    models = [{"id": "their-model", "pgembed": told}]
+    with answering(models_and({}, models)) as (url, _), pytest.raises(EncoderError):
+        Encoder.remote(url, retries=0).encode_documents(["x"])
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_credentials_follow_to_no_other_place(status: int) -> None:
+    with answering(lambda request: [OK + b"Content-Length: 2\r\n\r\n{}"]) as (elsewhere, arrived):
+        place = f"{elsewhere}/v1/embeddings".encode()
+        answer = b"HTTP/1.1 %d Go\r\nLocation: %s\r\nContent-Length: 0\r\n\r\n" % (status, place)
+        with (
+            answering(lambda request: [answer]) as (url, received),
+            pytest.raises(EncoderServerError, match="another place") as caught,
+        ):
+            remote(url, token="secret").encode_documents(["x"])
+        assert caught.value.status == status
+        assert b"Bearer secret" in received[0]
+        assert arrived == []
