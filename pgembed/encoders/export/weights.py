@@ -27,9 +27,15 @@ def has_weights(folder: Folder) -> bool:
 
 
 def shards(index: Path) -> list[str]:
-    """The names of the files that an index of weights names."""
-    weight_map = Settings.read(index).table("weight_map")
-    return sorted({weight_map.text(tensor) for tensor in weight_map})
+    """The names of the files that an index of weights names.
+
+    :raises EncoderFilesError: it names none.
+    """
+    settings = Settings.read(index)
+    weight_map = settings.table("weight_map").all_texts()
+    if not weight_map:
+        raise settings.wrong("weight_map", needed="the file of each tensor")
+    return sorted(set(weight_map.values()))
 
 
 def weight_files(folder: Folder) -> list[Path]:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -14,14 +17,19 @@ import pytest
 
 from pgembed.encoders import Encoder
 from pgembed.encoders.hub import pull
-from pgembed.exc import DownloadError, EncoderFilesError, UnsupportedArchitectureError
+from pgembed.exc import DownloadError, EncoderFilesError, EncoderOptionError, UnsupportedArchitectureError
 
-MODEL = Path(__file__).parents[2] / "golden" / "models" / "distilbert"
+ROOT = Path(__file__).parents[3]
+MODEL = ROOT / "tests" / "golden" / "models" / "distilbert"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Hub:
-    """One model at one commit; ``requests`` records what was asked for, ``lies`` what is not as announced."""
+    """One model at one commit; ``requests`` records what was asked for, ``lies`` what is not as announced.
+
+    ``sha``, ``headers`` and ``sizes`` are what it says of the commit, with each file, and of their sizes;
+    ``broken`` are files whose transfer ends half-way.
+    """
 
     def __init__(self) -> None:
         self.files = {
@@ -32,6 +40,10 @@ class Hub:
         self.files["pytorch_model.bin"] = self.files["README.md"] = b"not needed"
         self.requests: list[str] = []
         self.lies: set[str] = set()
+        self.broken: set[str] = set()
+        self.sha = COMMIT
+        self.headers: dict[str, str] = {}
+        self.sizes: dict[str, int] = {}
         hub = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -50,6 +62,7 @@ class Hub:
     def answer(self, request: BaseHTTPRequestHandler, *, body: bool) -> None:
         path = urlsplit(request.path).path
         content, status, headers = b"", 404, {"X-Error-Code": "RepoNotFound"}
+        broken = path.partition(f"{COMMIT}/")[2] in self.broken
         if path.startswith("/api/models/org/tiny/revision/"):
             if path.rpartition("/")[2] in ("main", COMMIT):
                 content, status, headers = (
@@ -64,7 +77,7 @@ class Hub:
             if name in self.files:
                 content = self.files[name]
                 etag = hashlib.sha256(content).hexdigest()
-                status, headers = 200, {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT}
+                status, headers = 200, {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT} | self.headers
                 if body:
                     self.requests.append(name)
                     if name in self.lies:
@@ -76,12 +89,16 @@ class Hub:
             request.send_header(key, value)
         request.end_headers()
         if body:
-            request.wfile.write(content)
+            request.wfile.write(content[: len(content) // 2] if broken else content)
 
     def listing(self) -> dict[str, object]:
         siblings = []
         for name, content in self.files.items():
-            entry: dict[str, object] = {"rfilename": name, "size": len(content), "blobId": "0" * 40}
+            entry: dict[str, object] = {
+                "rfilename": name,
+                "size": self.sizes.get(name, len(content)),
+                "blobId": "0" * 40,
+            }
             if name.endswith(".safetensors"):
                 entry["lfs"] = {
                     "sha256": hashlib.sha256(content).hexdigest(),
@@ -92,7 +109,7 @@ class Hub:
         return {
             "id": "org/tiny",
             "modelId": "org/tiny",
-            "sha": COMMIT,
+            "sha": self.sha,
             "siblings": siblings,
             "tags": [],
             "private": False,
@@ -197,3 +214,113 @@ def test_what_is_no_name(tmp_path: Path, model: str, offline: bool) -> None:
 def test_without_network(tmp_path: Path) -> None:
     with pytest.raises(DownloadError, match="copy the encoder's folder"):
         pull("org/tiny", endpoint="http://127.0.0.1:9", cache=tmp_path, into=tmp_path)
+
+
+# --- hubs that answer something strange ---------------------------------------------------------------
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+
+
+def refused(hub: Hub, tmp_path: Path, match: str) -> None:
+    """Nothing becomes an encoder, nothing is written outside of the cache, and a retry succeeds."""
+    options = {"endpoint": hub.url, "cache": tmp_path / "cache", "into": tmp_path / "encoders"}
+    with pytest.raises((DownloadError, EncoderFilesError), match=match):
+        pull("org/tiny", **options)
+    assert {path.name for path in tmp_path.iterdir()} <= {"cache", "encoders"}
+    assert not list(tmp_path.glob("encoders/*"))
+
+
+@pytest.mark.parametrize("place", ["../elsewhere", "/etc", "a\\b", "C:x", "x" * 300, 3, None])
+def test_modules_elsewhere(hub: Hub, tmp_path: Path, place: object) -> None:
+    modules = json.loads(hub.files["modules.json"])
+    modules[1]["path"] = place
+    hub.files["modules.json"] = json.dumps(modules).encode()
+    refused(hub, tmp_path, "the name|no list of modules")
+    assert set(hub.requests) <= {"modules.json", "config_sentence_transformers.json"}
+
+
+@pytest.mark.parametrize("shard", ["../../../x", "/etc/passwd", "a\\b", 5])
+def test_shards_elsewhere(hub: Hub, tmp_path: Path, shard: object) -> None:
+    del hub.files["model.safetensors"]
+    hub.files["model.safetensors.index.json"] = json.dumps({"weight_map": {"x": shard}}).encode()
+    refused(hub, tmp_path, "the name|weight_map.x = 5")
+
+
+@pytest.mark.parametrize("content", [b"[", b"[]", b"{}", b'{"weight_map": 3}', b"[" * 100_000])
+def test_a_damaged_index(hub: Hub, tmp_path: Path, content: bytes) -> None:
+    del hub.files["model.safetensors"]
+    hub.files["model.safetensors.index.json"] = content
+    refused(hub, tmp_path, r"index\.json: found")
+
+
+@pytest.mark.parametrize("sha", ["../../elsewhere", "", "main", "x" * 300, None])
+def test_a_commit_that_is_none(hub: Hub, tmp_path: Path, sha: str) -> None:
+    hub.sha = sha
+    refused(hub, tmp_path, "the server names the commit")
+
+
+@pytest.mark.parametrize("key", ["X-Repo-Commit", "ETag"])
+def test_headers_that_lead_elsewhere(hub: Hub, tmp_path: Path, key: str) -> None:
+    hub.headers[key] = '"../../../../elsewhere"'
+    refused(hub, tmp_path, "cannot fetch 'org/tiny'")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [(POINTER, "a pointer of Git LFS"), (b"<!DOCTYPE html><p>Busy", "a web page"), (b"", "an empty file")],
+)
+def test_something_else_in_a_file_s_place(
+    hub: Hub, tmp_path: Path, name: str, content: bytes, found: str
+) -> None:
+    intact, hub.files[name] = hub.files[name], content
+    refused(hub, tmp_path, f"{name} is {found}")
+    hub.files[name] = intact  # it was not kept in the cache
+    assert pull("org/tiny", endpoint=hub.url, cache=tmp_path / "cache", into=tmp_path).is_dir()
+
+
+def test_a_file_of_another_size(hub: Hub, tmp_path: Path) -> None:
+    hub.sizes["tokenizer.json"] = 17
+    refused(hub, tmp_path, r"tokenizer\.json has \d+ bytes, the server announced 17")
+
+
+def test_only_older_weights(hub: Hub, tmp_path: Path) -> None:
+    del hub.files["model.safetensors"]
+    refused(hub, tmp_path, r"no model\.safetensors")
+
+
+def test_a_transfer_that_breaks_off(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # huggingface_hub tries five times
+    hub.broken.add("model.safetensors")
+    refused(hub, tmp_path, "cannot fetch")
+    hub.broken.clear()
+    assert pull("org/tiny", endpoint=hub.url, cache=tmp_path / "cache", into=tmp_path).is_dir()
+
+
+def test_two_at_once(hub: Hub, tmp_path: Path) -> None:
+    def pulled(_: int) -> Path:
+        return pull("org/tiny", endpoint=hub.url, cache=tmp_path / "cache", into=tmp_path / "encoders")
+
+    with ThreadPoolExecutor(2) as pool:
+        folders = set(pool.map(pulled, range(2)))
+    assert folders == {tmp_path / "encoders" / "tiny"}
+    assert [path.name for path in (tmp_path / "encoders").iterdir()] == ["tiny"]
+    assert Encoder(folders.pop()).encode_documents(["a text"]).shape == (1, 12)
+
+
+@pytest.mark.parametrize("name", ["../tiny", "a/b", "", "..", "x" * 300, "a\n"])
+def test_names_of_folders(tmp_path: Path, name: str) -> None:
+    with pytest.raises(EncoderOptionError, match="name is"):
+        pull("org/tiny", endpoint="http://127.0.0.1:9", name=name, cache=tmp_path, into=tmp_path)
+
+
+def test_without_the_package_that_writes_graphs(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.modules['onnx'] = None\n"
+        "from pgembed.encoders.hub import pull\n"
+        "from pgembed.exc import MissingExtraError\n"
+        "try: pull('org/tiny')\n"
+        "except MissingExtraError as error: print(error)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert "pip install" in run.stdout, run.stderr
