@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import base64
 import http.client
 import io
+import ipaddress
 import json
 import socket
 import time
 from contextlib import suppress
 from functools import partial
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from pgembed.exc import EncoderOptionError, EncoderServerError
 
@@ -65,6 +68,9 @@ def _remaining(deadline: float) -> float:
 class Client:
     """A client of one server; safe to use from several threads at once.
 
+    A server elsewhere is reached by the proxy that the environment names (``https_proxy``, ``http_proxy``,
+    unless ``no_proxy`` names the server), one on the loopback directly.
+
     :param url: where the server is.
     :param token: sent as ``Authorization: Bearer``.
     :param timeout: seconds for a whole answer, and the longest pause that a busy server may ask for.
@@ -89,12 +95,34 @@ class Client:
             raise EncoderOptionError("retries", retries, needed="0 or more")
         self._make = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
         self._prefix = parts.path
+        self._tunnel: dict[str, str] | None = None
         self._timeout = timeout
         self._retries = retries
         self._headers = {"Content-Type": "application/json"}
         if token:
             self._headers["Authorization"] = f"Bearer {token}"
+        proxy = _proxy(parts)
+        if proxy is not None:
+            self._go_by(proxy, parts)
         self._idle: list[http.client.HTTPConnection] = []  # append and pop are atomic
+
+    def _go_by(self, proxy: SplitResult, parts: SplitResult) -> None:
+        """Connect to a proxy: it is asked for a tunnel, or without TLS for the whole URL."""
+        credentials = f"{unquote(proxy.username or '')}:{unquote(proxy.password or '')}"
+        encoded = base64.b64encode(credentials.encode()).decode()
+        headers = {"Proxy-Authorization": f"Basic {encoded}"} if proxy.username else {}
+        if parts.scheme == "https":
+            self._tunnel = headers
+        else:
+            self._prefix = f"http://{parts.netloc.rpartition('@')[2]}{parts.path}"
+            self._headers |= headers
+        self._server, self._place = self._place, (proxy.hostname or "", proxy.port or 80)
+
+    def _connection(self) -> http.client.HTTPConnection:
+        made = self._make(*self._place, timeout=self._timeout)
+        if self._tunnel is not None:
+            made.set_tunnel(*self._server, self._tunnel)
+        return made
 
     def __del__(self) -> None:
         for connection in getattr(self, "_idle", ()):
@@ -145,8 +173,7 @@ class Client:
             try:
                 idle = self._idle.pop()
             except IndexError:
-                made = self._make(*self._place, timeout=self._timeout)
-                return self._exchange(made, method, path, content, most)
+                return self._exchange(self._connection(), method, path, content, most)
             with suppress(ConnectionError):
                 return self._exchange(idle, method, path, content, most)
 
@@ -206,3 +233,23 @@ def _response(
     """An answer that comes within limits; what frames it (headers, chunks) may be as large as itself."""
     incoming: Any = _Incoming(connected, deadline, 2 * most + 2**18)
     return http.client.HTTPResponse(incoming, **options)
+
+
+def _proxy(parts: SplitResult) -> SplitResult | None:
+    """The proxy that leads to a server, if there is one.
+
+    :raises EncoderOptionError: one that is not spoken to over HTTP.
+    """
+    host = parts.hostname or ""
+    try:
+        near = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        near = host == "localhost"
+    given = None if near else getproxies().get(parts.scheme)
+    if not given or proxy_bypass(host):
+        return None
+    proxy = urlsplit(given if "://" in given else f"http://{given}")
+    if proxy.scheme != "http" or not proxy.hostname:
+        name = f"the proxy of {parts.scheme} URLs"
+        raise EncoderOptionError(name, proxy.hostname, needed="http://host:port, or no_proxy for this server")
+    return proxy

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from pgembed.encoders import Encoder
-from pgembed.exc import EncoderError, EncoderServerError
+from pgembed.exc import EncoderError, EncoderOptionError, EncoderServerError
 
 OK = b"HTTP/1.1 200 OK\r\n"
 
@@ -175,3 +175,55 @@ def test_credentials_follow_to_no_other_place(status: int) -> None:
         assert caught.value.status == status
         assert b"Bearer secret" in received[0]
         assert arrived == []
+
+
+# --- proxies ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "https_proxy", "no_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+VECTORS = {"data": [{"index": 0, "embedding": [1.0, 2.0]}]}
+
+
+def test_a_proxy_that_the_environment_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    with answering(models_and(VECTORS)) as (url, received):
+        monkeypatch.setenv("http_proxy", url.replace("//", "//me:p%40ss@"))
+        far = remote("http://embeddings.invalid:81/base", token="secret")
+        assert far.encode_documents(["x"]).tolist() == [[1.0, 2.0]]
+    lines = received[-1].decode().split("\r\n")
+    assert lines[0] == "POST http://embeddings.invalid:81/base/v1/embeddings HTTP/1.1"
+    assert "Host: embeddings.invalid:81" in lines
+    assert "Proxy-Authorization: Basic bWU6cEBzcw==" in lines
+
+
+def test_a_proxy_of_https_sees_no_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    with answering(lambda request: [b"HTTP/1.1 403 No\r\n\r\n"]) as (url, received):
+        monkeypatch.setenv("https_proxy", url)
+        with pytest.raises(EncoderServerError, match="403"):
+            remote("https://embeddings.invalid", token="secret").encode_documents(["x"])
+    assert received[0].startswith(b"CONNECT embeddings.invalid:443 HTTP/1.")
+    assert b"secret" not in received[0]
+
+
+def test_where_no_proxy_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    with answering(lambda request: [b"HTTP/1.1 403 No\r\n\r\n"]) as (proxy, asked):
+        monkeypatch.setenv("http_proxy", proxy)
+        with answering(models_and(VECTORS)) as (url, _):
+            assert remote(url).encode_documents(["x"]).tolist() == [[1.0, 2.0]]
+            assert remote(url.replace("127.0.0.1", "localhost")).encode_documents(["x"]).shape == (1, 2)
+            monkeypatch.setenv("no_proxy", "127.0.0.2,.invalid")
+            with pytest.raises(EncoderServerError, match="no answer"):
+                remote("http://embeddings.invalid").encode_documents(["x"])
+    assert asked == []
+
+
+@pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:1", "https://127.0.0.1:1"])
+def test_a_proxy_that_speaks_something_else(monkeypatch: pytest.MonkeyPatch, proxy: str) -> None:
+    monkeypatch.setenv("http_proxy", proxy)
+    with pytest.raises(EncoderOptionError, match=r"the proxy of http URLs .* needed http://host:port"):
+        remote("http://embeddings.invalid")
