@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal, TypeVar
 
 from sqlalchemy import Float, SQLColumnExpression, func, literal_column, select, type_coerce
+from sqlalchemy.orm import Mapped
 
 from pgembed.queries.arguments import choice, expression, whole
 from pgembed.queries.nearest import Mode, Nearest, Stale
@@ -20,7 +21,7 @@ def knn_classify(
     column: VectorColumn,
     query: Query,
     *,
-    label: SQLColumnExpression[_T],
+    label: SQLColumnExpression[_T] | Mapped[_T],
     k: int = 15,
     weights: Literal["distance", "uniform"] = "distance",
     where: Any = None,

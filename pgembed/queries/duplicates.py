@@ -16,7 +16,7 @@ from pgembed.queries.components import components
 from pgembed.queries.nearest import MODES, Mode, Stale
 from pgembed.queries.pairs import Pairs
 from pgembed.queries.settings import SearchSettings
-from pgembed.queries.statement import DuplicateGroups, DuplicatePairs
+from pgembed.queries.statement import DuplicateGroups, DuplicatePairs, Entity
 from pgembed.queries.target import Target, VectorColumn, resolve
 
 
@@ -31,7 +31,7 @@ def near_duplicates(
     probes: int | None = None,
     stale: Stale = "include",
     metric: str | None = None,
-) -> DuplicatePairs[Any, Any, float]:
+) -> DuplicatePairs[Entity, Entity, float]:
     """The pairs of rows that are at least ``min_score`` alike: rows ``(left_key, right_key, score)``.
 
     ::
@@ -85,7 +85,7 @@ def duplicate_groups(
     probes: int | None = None,
     stale: Stale = "include",
     metric: str | None = None,
-) -> DuplicateGroups[int, Any]:
+) -> DuplicateGroups[int, Entity]:
     """The rows that have near-duplicates, in groups: rows ``(group_id, key)``.
 
     ::

@@ -21,7 +21,7 @@ from sqlalchemy import (
     union_all,
 )
 from sqlalchemy.dialects.postgresql import REGCONFIG, TSQUERY, TSVECTOR
-from sqlalchemy.orm import QueryableAttribute
+from sqlalchemy.orm import Mapped
 from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.sql.selectable import Subquery
 from sqlalchemy.sql.visitors import iterate
@@ -35,9 +35,7 @@ from pgembed.queries.target import Target
 from pgembed.queries.vectors import typed
 
 #: A column of the type tsvector, a text column, or several text columns.
-TextColumns: TypeAlias = (
-    QueryableAttribute[Any] | ColumnElement[Any] | Sequence[QueryableAttribute[Any] | ColumnElement[Any]]
-)
+TextColumns: TypeAlias = Mapped[Any] | ColumnElement[Any] | Sequence[Mapped[Any] | ColumnElement[Any]]
 
 
 #: Texts of more bytes are searched by their first characters, so many that their words fit into a tsvector

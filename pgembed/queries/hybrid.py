@@ -6,6 +6,7 @@ from typing import Any, TypeVarTuple, overload
 
 import numpy as np
 from sqlalchemy import BindParameter, Float, Select, and_, func, literal, select
+from sqlalchemy.orm import Mapped
 from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.sql.selectable import Subquery
 
@@ -15,7 +16,7 @@ from pgembed.queries.base import selecting
 from pgembed.queries.fulltext import TextColumns, matching
 from pgembed.queries.nearest import Mode, Nearest, Stale, keys_of
 from pgembed.queries.settings import SearchSettings
-from pgembed.queries.statement import Hybrid
+from pgembed.queries.statement import Entity, Hybrid
 from pgembed.queries.target import Target, VectorColumn, resolve
 from pgembed.queries.vectors import Query, query_sql
 
@@ -24,7 +25,7 @@ _Ts = TypeVarTuple("_Ts")
 
 @overload
 def hybrid_search(
-    column: VectorColumn,
+    column: Mapped[Any],
     query: Query,
     *,
     text: TextColumns,
@@ -42,7 +43,30 @@ def hybrid_search(
     probes: int | None = ...,
     stale: Stale = ...,
     metric: str | None = ...,
-) -> Hybrid[Any, float, int | None, int | None]: ...
+) -> Hybrid[Entity, float, int | None, int | None]: ...
+
+
+@overload
+def hybrid_search(
+    column: ColumnElement[Any],
+    query: Query,
+    *,
+    text: TextColumns,
+    terms: str | ColumnElement[Any] | None = ...,
+    limit: int = ...,
+    offset: int = ...,
+    where: Any = ...,
+    base: None = ...,
+    config: str = ...,
+    candidates: int | None = ...,
+    k: float = ...,
+    weights: tuple[float, float] = ...,
+    mode: Mode = ...,
+    ef_search: int | None = ...,
+    probes: int | None = ...,
+    stale: Stale = ...,
+    metric: str | None = ...,
+) -> Hybrid[*tuple[Any, ...]]: ...
 
 
 @overload

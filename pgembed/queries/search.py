@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any, TypeVarTuple, overload
 
-from sqlalchemy import Select
+from sqlalchemy import ColumnElement, Select
+from sqlalchemy.orm import Mapped
 
 from pgembed.queries.base import selecting
 from pgembed.queries.nearest import Mode, Nearest, Stale
 from pgembed.queries.settings import SearchSettings
-from pgembed.queries.statement import Search
+from pgembed.queries.statement import Entity, Search
 from pgembed.queries.target import VectorColumn, resolve
 from pgembed.queries.vectors import Query, query_sql
 
@@ -18,7 +19,7 @@ _Ts = TypeVarTuple("_Ts")
 
 @overload
 def semantic_search(
-    column: VectorColumn,
+    column: Mapped[Any],
     query: Query,
     *,
     limit: int = ...,
@@ -31,7 +32,25 @@ def semantic_search(
     probes: int | None = ...,
     stale: Stale = ...,
     metric: str | None = ...,
-) -> Search[Any, float, float]: ...
+) -> Search[Entity, float, float]: ...
+
+
+@overload
+def semantic_search(
+    column: ColumnElement[Any],
+    query: Query,
+    *,
+    limit: int = ...,
+    offset: int = ...,
+    where: Any = ...,
+    max_distance: float | None = ...,
+    base: None = ...,
+    mode: Mode = ...,
+    ef_search: int | None = ...,
+    probes: int | None = ...,
+    stale: Stale = ...,
+    metric: str | None = ...,
+) -> Search[*tuple[Any, ...]]: ...
 
 
 @overload

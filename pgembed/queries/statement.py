@@ -15,10 +15,20 @@ from pgembed.exc import LateClauseError
 _Ts = TypeVarTuple("_Ts")
 
 if TYPE_CHECKING:
+    # What SQLModel's session.exec() takes; where SQLModel is not installed, this is Any to type checkers.
+    from sqlmodel.sql.expression import Select as SQLModelSelect
 
-    class _Select(Select[*_Ts]): ...
+    class _Select(SQLModelSelect[*_Ts], Select[*_Ts]): ...
+
+    class Entity(Any):  # type: ignore[misc]
+        """An entity or a key, which type checkers cannot tell from a column: it passes for any type.
+
+        (With ``Any`` itself, they could not choose among the overloads of ``session.execute()``, and
+        distances would be ``Any`` too.)
+        """
 
 else:
+    Entity = Any
 
     class _Select(Select):
         # SQLAlchemy 2.0 has one type parameter, 2.1 any number of them: type checkers see those of 2.1.
@@ -163,7 +173,12 @@ class Votes(Search[*_Ts]):
 
     with_for_update = _refused("with_for_update", _LOCK)
 
-    if not TYPE_CHECKING:
+    if TYPE_CHECKING:
+
+        def limit(self, limit: Any) -> Self: ...
+        def offset(self, offset: Any) -> Self: ...
+
+    else:
         limit = Select.limit
         offset = Select.offset
         fetch = Select.fetch

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 from sqlalchemy import Column, inspect, select
 from sqlalchemy.exc import NoInspectionAvailable
-from sqlalchemy.orm import ColumnProperty, QueryableAttribute
+from sqlalchemy.orm import ColumnProperty, Mapped, QueryableAttribute
 from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.sql.selectable import FromClause
 from sqlalchemy.sql.util import ClauseAdapter
@@ -22,7 +22,7 @@ from pgembed.metrics import metric as metric_named
 from pgembed.queries.arguments import choice, conditions
 
 #: A mapped attribute (of a class or of an alias), or a column of a Core table or of its alias.
-VectorColumn: TypeAlias = QueryableAttribute[Any] | ColumnElement[Any]
+VectorColumn: TypeAlias = Mapped[Any] | ColumnElement[Any]
 
 
 @dataclass(frozen=True)

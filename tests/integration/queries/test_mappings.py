@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from sqlalchemy import Column, ForeignKey, Integer, MetaData, Table, create_engine, insert, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, aliased, mapped_column
+from sqlmodel import Field, SQLModel, col
+from sqlmodel import Session as ModelSession
 
 from pgembed import HNSW, Vector, embedding_column
 from pgembed.columns.types import VectorType
-from pgembed.queries import duplicate_groups, knn_classify, near_duplicates, semantic_search
+from pgembed.queries import duplicate_groups, hybrid_search, knn_classify, near_duplicates, semantic_search
 from pgembed.testing import HashEncoder
 
 
@@ -37,6 +39,32 @@ class Book(Item):
 
 class Gift(Item):
     __mapper_args__: ClassVar = {"polymorphic_identity": "gift"}
+
+
+class Remark(SQLModel, table=True):
+    id: int | None = Field(default=None, primary_key=True)
+    words: str
+    embedding: Vector | None = Field(
+        default=None, sa_column=embedding_column("words", encoder=HashEncoder(16)).column
+    )
+
+
+def test_sqlmodel(engine):
+    """Its text columns are TypeDecorators, and its session executes by exec()."""
+    SQLModel.metadata.create_all(engine, [Remark.__table__])
+    with ModelSession(engine) as session:
+        session.add_all(Remark(words=f"thing {n} of many") for n in range(9))
+        session.commit()
+        note, distance, score = session.exec(
+            semantic_search(col(Remark.embedding), "thing 5 of many")
+        ).first()
+        assert (note.words, distance, score) == ("thing 5 of many", pytest.approx(0), pytest.approx(1))
+        found = session.exec(hybrid_search(col(Remark.embedding), "thing 5", text=[Remark.words])).all()
+        assert (found[0].Remark.words, found[0].text_rank) == ("thing 5 of many", 1)
+        label = session.exec(
+            knn_classify(col(Remark.embedding), "thing 5", label=col(Remark.words), k=1)
+        ).one()
+        assert label.votes == 1
 
 
 @pytest.fixture
