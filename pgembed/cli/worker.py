@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 import signal
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from pgembed.cli.backfill import Models, OneColumn, OneTable, columns_of
-from pgembed.cli.options import DatabaseUrl, open_engine
+from pgembed.cli.options import open_engine
 from pgembed.filling.cycle import Settings
+from pgembed.filling.heartbeat import default_folder, problems
 from pgembed.filling.worker import Worker
 
 
@@ -21,7 +23,10 @@ def register(app: typer.Typer) -> None:
 
 
 def worker(
-    url: DatabaseUrl,
+    url: Annotated[
+        str | None,
+        typer.Option("--url", envvar="PGEMBED_URL", help="The database, as for the other commands."),
+    ] = None,
     table: OneTable = None,
     column: OneColumn = None,
     models: Models = None,
@@ -35,17 +40,55 @@ def worker(
     batch_seconds: Annotated[
         float, typer.Option(min=0.1, help="How long one use of the encoder should take.")
     ] = Settings.batch_seconds,
+    heartbeat: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="PGEMBED_HEARTBEAT",
+            help="Folder in which workers say that they are alive and what waits.",
+            show_default="$XDG_RUNTIME_DIR/pgembed or /tmp/pgembed-UID",
+        ),
+    ] = None,
+    health: Annotated[
+        bool,
+        typer.Option("--health", help="Fill nothing; exit with 1 unless this machine's workers are well."),
+    ] = False,
+    grace: Annotated[
+        float, typer.Option(min=1, help="With --health: seconds for which rows may wait and nothing be done.")
+    ] = 120,
 ) -> None:
     """Fill pending rows of all embedding columns as they appear.
 
     Several workers share the work, on one machine or many. SIGTERM and SIGINT let it finish the batch at
-    hand. Exit code 1 if, with --once, a column could not be filled.
+    hand. Exit code 1 if, with --once, rows are left that could not be filled.
+
+    With --health it is a check: exit code 0 if a worker runs on this machine and all that do are well, idle
+    or filling; 1 if none does, one is silent, or rows have been waiting for longer than --grace while it met
+    errors or got nothing done. Each problem is a line.
     """
+    folder = heartbeat or default_folder()
+    if health:
+        found = problems(folder, grace=grace)
+        for problem in found:
+            typer.echo(f"unhealthy: {problem}", err=True)
+        if found:
+            raise typer.Exit(1)
+        typer.echo("healthy")
+        return
+    if url is None:
+        raise typer.BadParameter("say which database, or set PGEMBED_URL", param_hint="--url")
     _log_lines()
     embeddings = columns_of(models)
     settings = Settings(poll=poll, batch_seconds=batch_seconds)
     with open_engine(url, pool_size=8, max_overflow=24, connect_args=_NAME) as engine:
-        filler = Worker(engine, embeddings, table=table, column_name=column, settings=settings, listen=listen)
+        filler = Worker(
+            engine,
+            embeddings,
+            table=table,
+            column_name=column,
+            settings=settings,
+            listen=listen,
+            heartbeat=None if once else folder,
+        )
 
         def stop(number: int, _frame: object) -> None:
             # A second signal is not caught: for those who cannot wait.

@@ -12,6 +12,7 @@ leases, statements       the claims, and all SQL of the cycle
 encoding, batches, pace  batches sized by time; a bad row is found by bisection
 writing, failures        short writes under the digest's guard; the rows that are set aside
 listening                being woken by NOTIFY
+heartbeat                what a health check reads: who is alive, and what waits
 reembedding_plan         what a change of encoder will take
 reembedding              where one stands, and whether searches may switch
 cuts                     how many texts are longer than their encoder's limit, from a sample

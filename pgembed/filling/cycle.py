@@ -127,6 +127,8 @@ class Cycle:
         self._settled: list[str] = []
         self._outdated = False
         self._started = 0.0
+        self._idle = False
+        self._moved_at = time.time()
         self._windows: Channel[list[Row]] = Channel(1)
         self._results: Channel[Encoded] = Channel(1)
 
@@ -134,6 +136,12 @@ class Cycle:
     def counts(self) -> Counts:
         """What has been done so far."""
         return self._counter.counts
+
+    @property
+    def waiting_since(self) -> float | None:
+        """The time (of :func:`time.time`) since when nothing has got done of what there is to do; ``None``
+        where there is nothing to do."""
+        return None if self._idle and not self._in_hand() else self._moved_at
 
     def stop(self) -> None:
         """Finish the batch that is being encoded, write it, give back the rest, and return from ``run``."""
@@ -197,6 +205,10 @@ class Cycle:
 
     # --- reading ----------------------------------------------------------------------------------
 
+    def _in_hand(self) -> bool:
+        counts = self.counts
+        return counts.done < counts.claimed
+
     def _read(self, *, once: bool) -> None:
         """Passes over the pending rows, in the order of their keys."""
         idle = 1
@@ -221,7 +233,11 @@ class Cycle:
             # Rows that somebody keeps locked are not to be encoded over and over.
             in_vain = self.counts.left > before.left and self.counts.written == before.written
             idle = min(2 * idle, _LONGEST_IDLE) if in_vain else 1
+            self._idle = True
             (self._stop if in_vain else self._woken).wait(self._settings.poll * idle)
+            if not self._in_hand():
+                self._moved_at = time.time()
+            self._idle = False
 
     def _pass(self) -> int:
         """One pass; while it replaces older vectors, every second batch is new rows, which have none.
@@ -332,6 +348,7 @@ class Cycle:
         self._count(failed=1)
 
     def _count(self, **numbers: int) -> None:
+        self._moved_at = time.time()
         counts = self._counter.add(**numbers)
         if self._on_progress is not None:
             self._on_progress(counts)

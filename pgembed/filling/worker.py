@@ -10,9 +10,10 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TypeAlias
 
 from sqlalchemy import Connection, Engine
@@ -24,6 +25,7 @@ from pgembed.filling import failures
 from pgembed.filling.backfill import pending
 from pgembed.filling.batches import Counts
 from pgembed.filling.cycle import Cycle, Settings
+from pgembed.filling.heartbeat import Heartbeat, State
 from pgembed.filling.listening import Listener
 from pgembed.filling.targets import Refused, Target, find_targets
 from pgembed.filling.transactions import Transactions, is_lost
@@ -52,6 +54,8 @@ class _Job:
     start_at: float = 0.0
     done: bool = False
     left: int = 0
+    failing_since: float | None = None
+    failing: str = ""
     reported: Counts = field(default_factory=Counts)
     reported_at: float = field(default_factory=time.monotonic)
 
@@ -68,6 +72,8 @@ class Worker:
         looked up by name.
     :param table: only this table, as SQL writes it; and ``column_name`` only this column.
     :param listen: whether ``NOTIFY pgembed`` makes it look for pending rows at once.
+    :param heartbeat: a folder in which it says that it is alive, and what waits; see
+        :mod:`pgembed.filling.heartbeat`.
     :raises DatabaseError: to listen, the engine needs the driver psycopg.
     """
 
@@ -80,8 +86,11 @@ class Worker:
         column_name: str | None = None,
         settings: Settings | None = None,
         listen: bool = False,
+        heartbeat: Path | None = None,
     ) -> None:
         self._engine = engine
+        self._heartbeat = None if heartbeat is None else Heartbeat(heartbeat)
+        self._lost: State | None = None
         self._listener = Listener(engine) if listen else None
         self._models = models
         self._table = table
@@ -89,6 +98,7 @@ class Worker:
         self._settings = settings or Settings()
         self._jobs: dict[_Identity, _Job] = {}
         self._refused: dict[str, str] = {}
+        self._refused_since = time.time()
         # A plain attribute, because stop() is called by signal handlers: they interrupt the thread that
         # waits in run(), and may take no lock that it could hold.
         self._stopping = False
@@ -118,11 +128,13 @@ class Worker:
                     try:
                         self._look()
                         look_at, pause, looked = time.monotonic() + _LOOK, 1.0, True
+                        self._lost = None
                     except (DBAPIError, PgembedError) as error:
                         # What worked once works again: a table dropped under the look is such an error.
                         if once or not (looked or is_lost(error)):
                             raise
                         logger.warning("event=look pause=%.0f error=%r", pause, _line(error))
+                        self._lost = self._lost or State("the database", time.time(), _line(error))
                         look_at, pause = time.monotonic() + pause, min(2 * pause, _LONGEST_PAUSE)
                 woken = self._listener is not None and self._listener.heard()
                 for job in self._jobs.values():
@@ -131,10 +143,28 @@ class Worker:
                     self._tend(job, once=once)
                 if once and all(job.done for job in self._jobs.values()):
                     break
+                if self._heartbeat is not None and self._heartbeat.due:
+                    self._heartbeat.beat(list(self._waiting()))
                 time.sleep(0.05)
         finally:
             self._halt(list(self._jobs.values()))
+            if self._heartbeat is not None:
+                self._heartbeat.stop()
         return not self._refused and all(job.error is None and not job.left for job in self._jobs.values())
+
+    def _waiting(self) -> Iterator[State]:
+        """What ought to get done, and since when it has not."""
+        if self._lost is not None:
+            yield self._lost
+        for job in self._jobs.values():
+            since = job.cycle.waiting_since if job.cycle is not None and job.running else None
+            if job.failing_since is not None:
+                yield State(str(job.target), job.failing_since, job.failing)
+            elif since is not None:
+                yield State(str(job.target), since, "rows are in hand, and none gets filled")
+        if not self._jobs:
+            for name, error in self._refused.items():
+                yield State(name, self._refused_since, error)
 
     # --- which columns ----------------------------------------------------------------------------
 
@@ -167,6 +197,8 @@ class Worker:
     def _tend(self, job: _Job, *, once: bool) -> None:
         """Start a column's cycle, or see what became of it."""
         if job.running:
+            if job.cycle is not None and (job.cycle.counts.written or job.cycle.waiting_since is None):
+                job.failing_since = None
             if time.monotonic() - job.reported_at >= _REPORT:
                 self._report(job)
             return
@@ -200,6 +232,7 @@ class Worker:
             if job.left:
                 logger.warning("event=left column=%r rows=%d", str(job.target), job.left)
             return
+        self._note_failing(job)
         job.attempts = 1 if job.cycle.counts.written else job.attempts + 1
         pause = 0.0 if once else min(2.0 ** (job.attempts - 1), _LONGEST_PAUSE)
         job.start_at = time.monotonic() + pause
@@ -210,6 +243,21 @@ class Worker:
             _line(job.error),
             "never" if once else f"{pause:.0f}",
         )
+
+    def _note_failing(self, job: _Job) -> None:
+        """Remember since when a column has failed, while there is something to fill in it."""
+        try:
+            rows = pending(self._engine, job.target, in_hand=False)
+        except (DBAPIError, PgembedError):
+            waiting = "pending rows cannot be counted"
+        else:
+            waiting = f"{rows:,} {'row is' if rows == 1 else 'rows are'} pending"
+            if not rows:
+                job.failing_since = None
+                return
+        assert job.error is not None
+        job.failing_since = job.failing_since or time.time()
+        job.failing = f"{waiting}, {_line(job.error)}"
 
     def _report(self, job: _Job) -> None:
         """One line on what was done since the last one, if anything was."""
