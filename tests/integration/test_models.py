@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import uuid
 from typing import Any
 
@@ -16,6 +17,7 @@ from sqlalchemy import (
     Table,
     Text,
     create_engine,
+    event,
     func,
     insert,
     inspect,
@@ -363,15 +365,33 @@ def test_sqlmodel(engine: Engine) -> None:
     class Note(SQLModel, table=True):
         id: int | None = Field(default=None, primary_key=True)
         words: str
-        vec: Any = Field(
+        vec: Vector | None = Field(
             default=None,
             sa_column=embedding_column("words", encoder=ENCODER, name="vec", index=HNSW()).column,
+            exclude=True,
+            repr=False,
         )
 
     exercise(engine, Note, lambda words: Note(words=words))
 
 
-def test_psycopg2(engine: Engine) -> None:
+def register_adapters(engine: Engine) -> None:
+    """pgvector's own, on every connection, as its documentation has it."""
+    driver = engine.dialect.driver
+    module = importlib.import_module(f"pgvector.{driver}")
+
+    @event.listens_for(engine, "connect")
+    def _on_connect(connection: Any, _record: Any) -> None:
+        if driver == "asyncpg":
+            connection.run_async(module.register_vector)
+        elif engine.dialect.is_async:
+            connection.run_async(module.register_vector_async)
+        else:
+            module.register_vector(connection)
+
+
+@pytest.mark.parametrize(("driver", "adapters"), [("psycopg2", False), ("psycopg2", True), ("psycopg", True)])
+def test_drivers(engine: Engine, driver: str, adapters: bool) -> None:
     class Base(DeclarativeBase):
         pass
 
@@ -381,13 +401,19 @@ def test_psycopg2(engine: Engine) -> None:
         words: Mapped[str]
         vec: Mapped[Vector | None] = embedding_column("words", encoder=ENCODER, index=HNSW())
 
-    other = create_engine(engine.url.set(drivername="postgresql+psycopg2"))
+    other = create_engine(engine.url.set(drivername=f"postgresql+{driver}"))
+    if adapters:
+        register_adapters(other)
     exercise(other, Note, lambda words: Note(words=words))
+    with other.begin() as connection:
+        connection.execute(insert(Note.__table__), [{"words": "by a backfill"}])  # type: ignore[arg-type]
+    assert backfill(other, Note.vec).written == 1
     other.dispose()
 
 
+@pytest.mark.parametrize("adapters", [False, True])
 @pytest.mark.parametrize("driver", ["asyncpg", "psycopg_async"])
-async def test_async_drivers(engine: Engine, driver: str) -> None:
+async def test_async_drivers(engine: Engine, driver: str, adapters: bool) -> None:
     class Base(DeclarativeBase):
         pass
 
@@ -401,6 +427,8 @@ async def test_async_drivers(engine: Engine, driver: str) -> None:
     if driver == "asyncpg" and not url.host:
         url = url.set(host=str(url.query["host"])).set(query={})
     other = create_async_engine(url)
+    if adapters:
+        register_adapters(other.sync_engine)
     async with other.begin() as connection:
         assert not await connection.run_sync(install)
         await connection.run_sync(Base.metadata.create_all)
