@@ -69,10 +69,18 @@ def as_bits(value: Any, dimensions: int) -> str:
     """
     if hasattr(value, "as_string"):  # asyncpg's, in groups of four
         value = value.as_string().replace(" ", "")
-    try:
-        bits: str = (value if isinstance(value, pgvector.Bit) else pgvector.Bit(value)).to_text()
-    except (TypeError, ValueError) as error:
-        raise VectorValueError(f"not bits: {type(value).__name__} ({error})") from None
+    if isinstance(value, pgvector.Bit):
+        value = value.to_text()
+    elif isinstance(value, bytes):
+        value = np.unpackbits(np.frombuffer(value, dtype=np.uint8))
+    if not isinstance(value, str):
+        array = np.asarray(value)
+        if array.ndim != 1 or array.dtype.kind not in "biu":
+            raise VectorValueError(f"not bits: {type(value).__name__} of {array.dtype}")
+        value = "".join(map(str, array.astype(int)))
+    bits = str(value)
+    if not set(bits) <= {"0", "1"}:
+        raise VectorValueError(f"not bits: {bits[:40]!r}")
     if len(bits) != dimensions:
         raise DimensionMismatchError(len(bits), dimensions)
     return bits
