@@ -13,7 +13,9 @@ which C extensions may write to, are flushed by the handler. Passed over in such
 and static destructors that libraries registered before the fork, in the parent, as with ``os._exit``;
 those that are registered in the child run. Death by a signal, ``os._exit`` and ``exec`` are as ever.
 
-The threads of the package ``tokenizers`` are missing too; see :func:`inherited`.
+The threads of the package ``tokenizers`` are missing too; see :func:`inherited`. And locks that a thread of
+the parent holds while it loads a library or opens a session would never be released in the child, those of
+Python's imports among them: a fork waits until that is done; see :func:`opening`.
 
 ``on_exit`` is a function of glibc. Elsewhere (macOS, musl) nothing like it hands over the exit status: there
 a child says in the log that it may hang.
@@ -21,17 +23,24 @@ a child says in the log that it may hang.
 
 from __future__ import annotations
 
+import concurrent.futures.thread  # noqa: F401  (see the end of the file)
 import ctypes
 import logging
 import os
 import sys
+import threading
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 _logger = logging.getLogger("pgembed.encoders")
 
 _holders: weakref.WeakSet[Any] = weakref.WeakSet()
 _inherited: frozenset[str] = frozenset()
+_opening = threading.RLock()
+_here = threading.local()
+_PATIENCE = 60.0  # seconds after which a fork goes on all the same
 
 
 def inherited(package: str) -> bool:
@@ -44,6 +53,13 @@ def inherit(holder: object) -> None:
     _holders.add(holder)
 
 
+@contextmanager
+def opening() -> Iterator[None]:
+    """Libraries are loaded and sessions opened: no fork meanwhile, by another thread."""
+    with _opening:
+        yield
+
+
 # Looked up here and now: while a thread of the parent loads a library, a child cannot look up anything.
 _libc: Any = ctypes.CDLL(None) if os.name == "posix" else None
 if hasattr(_libc, "on_exit"):
@@ -52,8 +68,18 @@ if hasattr(_libc, "on_exit"):
     _on_exit, _at_exit = _libc.on_exit, _libc.__cxa_atexit
 
 
+def _before_fork() -> None:
+    _here.waited = _opening.acquire(timeout=_PATIENCE)
+
+
+def _in_parent() -> None:
+    if _here.waited:
+        _opening.release()
+
+
 def _after_fork() -> None:
-    global _inherited
+    global _inherited, _opening
+    _opening = threading.RLock()
     _inherited = frozenset({"onnxruntime", "tokenizers"} & sys.modules.keys())
     if not inherited("onnxruntime"):
         return
@@ -70,5 +96,7 @@ def _after_fork() -> None:
     _at_exit(_flush, None, None)
 
 
+# What is registered last comes first before a fork. The hooks of logging and of concurrent.futures take locks
+# that opening needs, so both are imported above.
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+    os.register_at_fork(before=_before_fork, after_in_parent=_in_parent, after_in_child=_after_fork)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pgembed.encoders import lookup
+from pgembed.encoders import forks, lookup
 from pgembed.encoders.graphs import MODEL_FILE, QUERY_FOLDER, WEIGHTS_FILE
 from pgembed.encoders.runtime import OnnxRuntime
 from pgembed.encoders.spec import SPEC_FILE, EncoderSpec
@@ -66,12 +66,16 @@ class Local:
 
     def tokenizer(self) -> AnyTokenizer:
         """Open the tokenizer alone."""
-        return tokenizer_of(*self._with_weights())
+        with forks.opening():
+            return tokenizer_of(*self._with_weights())
 
     def backend(self) -> OnnxRuntime:
         """Open tokenizer and session."""
         folder, spec = self._with_weights()
-        return OnnxRuntime(folder, spec, device=self.device, precision=self.precision, threads=self.threads)
+        with forks.opening():
+            return OnnxRuntime(
+                folder, spec, device=self.device, precision=self.precision, threads=self.threads
+            )
 
     def tower(self) -> Local | None:
         """The encoder for queries that lies in this one's folder."""

@@ -82,6 +82,30 @@ def test_a_child_leaves_nothing_out_at_its_end(found: dict[str, Any]) -> None:
     assert found["output"] == "Python's buffer, libc's buffer, after, before, libc's handler\n"
 
 
+OPENING = """
+import os, signal, sys, threading, time
+from pgembed.encoders import Encoder
+
+encoder = Encoder(sys.argv[1])
+opening = threading.Thread(target=encoder.encode_documents, args=(["parent"],))
+opening.start()
+while sys.argv[2] not in sys.modules:  # where its import begins
+    time.sleep(0.0001)
+pid = os.fork()
+if pid == 0:
+    signal.alarm(30)
+    encoder.encode_documents(["child"])
+    sys.exit(3)
+print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""
+
+
+@pytest.mark.parametrize("module", ["onnxruntime", "onnxruntime.capi", "tokenizers"])
+def test_a_fork_waits_until_an_encoder_is_open(folder: Path, module: str) -> None:
+    """Otherwise the child would wait for locks that no thread of its own holds."""
+    assert python("-c", OPENING, str(folder), module) == "3\n"
+
+
 APPLICATION = """
 import os
 from pgembed.encoders import Encoder
