@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -98,4 +100,6 @@ def serve(
         signal.signal(number, stop)
     names = ", ".join(f"{opened.name} ({opened.fingerprint})" for opened in encoders)
     typer.echo(f"serving {names} on http://{host}:{server.server_port}")
-    server.serve_forever()
+    if not server.serve_forever():
+        sys.stdout.flush()
+        os._exit(0)

@@ -124,12 +124,16 @@ class Coalescer:
             self._waiting.append(job)
             self._arrived.notify()
 
-    def close(self, seconds: float | None = None) -> None:
-        """Finish what waits, then stop; return after so many seconds in any case."""
+    def close(self, seconds: float | None = None) -> bool:
+        """Finish what waits, then stop; return after so many seconds in any case.
+
+        :returns: whether the encoder has come to rest.
+        """
         with self._arrived:
             self._closed = True
             self._arrived.notify()
         self._thread.join(seconds)
+        return not self._thread.is_alive()
 
     @cached_property
     def _longest(self) -> int:

@@ -79,13 +79,16 @@ class Server:
         self._arriving = Arriving(self.limits.arriving)
         self._held = Held(self.limits.held)
 
-    def serve_forever(self) -> None:
+    def serve_forever(self) -> bool:
         """Serve; returns after :meth:`shutdown`, when what had arrived has been answered.
 
         That takes no longer than ``limits.stop_seconds``, and a second.
+
+        :returns: whether all encoders have come to rest. One that still computes would abort the process at
+            its end: leave by :func:`os._exit`.
         """
         try:
-            asyncio.run(self._serve())
+            return asyncio.run(self._serve())
         finally:
             self._loop = None
 
@@ -98,9 +101,9 @@ class Server:
         else:
             loop.call_soon_threadsafe(self._stopped.set)
 
-    async def _serve(self) -> None:
+    async def _serve(self) -> bool:
         if self._stopped.is_set():
-            return
+            return True
         self._loop = loop = asyncio.get_running_loop()
         limits = self.limits
 
@@ -122,9 +125,9 @@ class Server:
         server = await asyncio.start_server(self._connected, sock=self._socket, limit=HEAD, backlog=_BACKLOG)
         await self._stopped.wait()
         server.close()
-        await self._finish()
+        return await self._finish()
 
-    async def _finish(self) -> None:
+    async def _finish(self) -> bool:
         """Answer what has arrived; what is not done in time is broken off."""
         loop = asyncio.get_running_loop()
         end = loop.time() + self.limits.stop_seconds
@@ -137,8 +140,9 @@ class Server:
             connection.abort()
             if task is not None:
                 task.cancel()
-        for coalescer in self._coalescers.values():
-            await asyncio.to_thread(coalescer.close, max(end - loop.time(), 0.1))
+        left = max(end - loop.time(), 0.1)
+        closing = [asyncio.to_thread(each.close, left) for each in self._coalescers.values()]
+        return all(await asyncio.gather(*closing))
 
     # --- connections --------------------------------------------------------------------------------
 

@@ -161,6 +161,19 @@ def test_serve_starts_answers_and_stops(folder: Path) -> None:
         assert process.wait(20) == 0
 
 
+def test_serve_leaves_an_encoder_that_still_computes(
+    app: typer.Typer, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its threads cannot be ended, and may abort a process that ends as usual."""
+    left: list[int] = []
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(os, "_exit", left.append)
+    for at_rest in (True, False):
+        monkeypatch.setattr(Server, "serve_forever", lambda server, at_rest=at_rest: at_rest)
+        CliRunner().invoke(app, ["serve", "--encoder", str(folder), "--port", "0"])
+        assert left == ([] if at_rest else [0])
+
+
 def test_the_options_of_serve_are_the_limits_of_a_server(
     app: typer.Typer, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -196,7 +209,7 @@ def test_the_options_of_serve_are_the_limits_of_a_server(
         "held-mib",
     ]
     servers: list[Server] = []
-    monkeypatch.setattr(Server, "serve_forever", lambda server: servers.append(server))
+    monkeypatch.setattr(Server, "serve_forever", lambda server: servers.append(server) is None)
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     arguments = itertools.chain(*((f"--{name}", str(value)) for value, name in enumerate(options, 1)))
     result = CliRunner().invoke(app, ["serve", "--encoder", str(folder), "--port", "0", *arguments])

@@ -366,7 +366,8 @@ def test_a_panic_is_an_answer(gate: Gate, caplog: pytest.LogCaptureFixture) -> N
 def test_stopping_waits_for_nobody_for_long(gate: Gate) -> None:
     """Not for a client that is silent, slow, or does not read, nor for an encoder that hangs."""
     server = Server([gate], port=0, limits=Limits(stop_seconds=0.3, answer_seconds=60))
-    thread = threading.Thread(target=server.serve_forever)
+    at_rest: list[bool] = []
+    thread = threading.Thread(target=lambda: at_rest.append(server.serve_forever()))
     thread.start()
     with ExitStack() as stack:
         idle, head, body, waiting = (stack.enter_context(Wire(server)) for _ in range(4))
@@ -376,7 +377,7 @@ def test_stopping_waits_for_nobody_for_long(gate: Gate) -> None:
         gate.started.wait(10)
         server.shutdown()
         thread.join(20)
-        assert not thread.is_alive()
+        assert at_rest == [False]
         for wire in (head, body):
             status, _, answer = wire.answer()
             assert (status, answer["error"]["message"]) == (503, "the server is being stopped")
