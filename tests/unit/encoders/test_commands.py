@@ -169,7 +169,8 @@ def test_serve_leaves_an_encoder_that_still_computes(
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     monkeypatch.setattr(os, "_exit", left.append)
     for at_rest in (True, False):
-        monkeypatch.setattr(Server, "serve_forever", lambda server, at_rest=at_rest: at_rest)
+        stopped = lambda server, at_rest=at_rest: server.shutdown() is None and at_rest  # noqa: E731
+        monkeypatch.setattr(Server, "serve_forever", stopped)
         CliRunner().invoke(app, ["serve", "--encoder", str(folder), "--port", "0"])
         assert left == ([] if at_rest else [0])
 
