@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import json
-import re
 from typing import Any
 
-from sqlalchemy import Column, Connection, String, Table, event, text
-from sqlalchemy.engine import Dialect
-from sqlalchemy.exc import CompileError
+from sqlalchemy import Connection, String, Table, event, text
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.schema import DDLElement
 
 from pgembed.columns import PendingIndex, embeddings_of
 from pgembed.columns.types import is_postgres
-from pgembed.database.server import ensure_extension
+from pgembed.database.server import ensure_extension, needs_extension, require_visible
 from pgembed.encoders import Encoder
-from pgembed.exc import UnsupportedDialectError
 
 
 class RegisterEmbedding(DDLElement):
@@ -68,27 +64,13 @@ def _compile(element: RegisterEmbedding, compiler: Any, **_: Any) -> str:
 @event.listens_for(Table, "before_create")
 def _before_table(table: Table, connection: Any, **_: Any) -> None:
     embeddings_of(table)  # raises where one could never be filled
-    dialect: Dialect = connection.dialect
-    if not any(_is_of_pgvector(column, dialect) for column in table.c) or not is_postgres(dialect):
+    if not needs_extension(table, connection.dialect):
         return
     if isinstance(connection, Connection):
         ensure_extension(connection)
+        require_visible(connection)
     else:  # a mock connection, which writes a script
         connection.execute(text("CREATE EXTENSION IF NOT EXISTS vector"))
-
-
-def _is_of_pgvector(column: Column[Any], dialect: Dialect) -> bool:
-    """Whether a column needs the extension: one of ours, of pgvector's Python package, an array of them.
-
-    :raises UnsupportedDialectError: one of ours, on another database than Postgres.
-    """
-    try:
-        name = column.type.compile(dialect=dialect)
-    except UnsupportedDialectError as error:
-        raise UnsupportedDialectError(dialect.name, f"{column} ({error.what})") from None
-    except CompileError:  # a type that is not known yet, as of a computed column
-        return False
-    return re.match(r"(VECTOR|HALFVEC|SPARSEVEC)\b", name) is not None
 
 
 @event.listens_for(PendingIndex, "after_create")

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, text
-from sqlalchemy.exc import DBAPIError
+import re
+from typing import Any
 
+from sqlalchemy import Column, Connection, Table, text
+from sqlalchemy.engine import Dialect
+from sqlalchemy.exc import CompileError, DBAPIError
+
+from pgembed.columns.types import is_postgres
 from pgembed.exc import (
     DatabaseEncodingError,
     DigestUnavailableError,
     ExtensionError,
     MissingPrivilegeError,
+    UnsupportedDialectError,
     UnsupportedServerError,
     need_connection,
     sqlstate,
@@ -22,6 +28,12 @@ _INSUFFICIENT_PRIVILEGE = "42501"
 _INTERNAL_ERROR = "XX000"
 #: Key of the advisory lock under which extension and objects are created; any constant serves.
 _LOCK = 0x7067656D62656400
+#: The extension belongs to the whole database, so it goes where every search_path finds it: into ``public``,
+#: unless the search_path leaves that out. The first schema may be that of one tenant among many.
+_SCHEMA = """
+SELECT CASE WHEN 'public' = ANY (pg_catalog.current_schemas(false)) THEN 'public'
+            ELSE pg_catalog.current_schema() END
+"""
 
 
 def check_server(connection: Connection) -> None:
@@ -52,7 +64,13 @@ def check_server(connection: Connection) -> None:
 
 
 def ensure_extension(connection: Connection, *, create: bool = True) -> str:
-    """See to it that the extension ``vector`` is there and new enough: ``CREATE EXTENSION vector``.
+    """See to it that the extension ``vector`` is there and new enough.
+
+    ::
+
+        CREATE EXTENSION IF NOT EXISTS vector SCHEMA public
+
+    It goes into ``public`` where the ``search_path`` has that, else into the current schema.
 
     :param create: create it where it is missing; otherwise its absence is an error.
     :returns: the quoted name of the schema it lives in.
@@ -82,6 +100,41 @@ def ensure_extension(connection: Connection, *, create: bool = True) -> str:
     return schema
 
 
+def needs_extension(table: Table, dialect: Dialect) -> bool:
+    """Whether ``CREATE TABLE``, or an index of the table, needs the extension ``vector``.
+
+    :raises UnsupportedDialectError: a column of pgembed's, on another database than Postgres.
+    """
+    types = any(_is_of_pgvector(column, dialect) for column in table.c)
+    return is_postgres(dialect) and (
+        types
+        or any(index.dialect_options["postgresql"]["using"] in ("hnsw", "ivfflat") for index in table.indexes)
+    )
+
+
+def require_visible(connection: Connection) -> None:
+    """Refuse a ``search_path`` under which ``VECTOR(384)`` is no type.
+
+    :raises ExtensionError: the extension is in a schema that the search_path leaves out.
+    """
+    hidden = connection.execute(
+        text(
+            "SELECT e.extversion, n.nspname, pg_catalog.current_setting('search_path') "
+            "FROM pg_catalog.pg_extension AS e JOIN pg_catalog.pg_namespace AS n ON n.oid = e.extnamespace "
+            "WHERE e.extname = 'vector' AND n.nspname <> ALL (pg_catalog.current_schemas(true))"
+        )
+    ).one_or_none()
+    if hidden is not None:
+        version, schema, path = hidden
+        raise ExtensionError(
+            "vector",
+            f"{version} in the schema {schema!r}",
+            needed=f"a schema of the search_path, which is {path!r}",
+            fix=f"Add {schema} to the search_path, or move the extension to where all find it: "
+            "ALTER EXTENSION vector SET SCHEMA public",
+        )
+
+
 def lock_installation(connection: Connection) -> None:
     """Let one session at a time create shared objects, until its transaction ends."""
     connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
@@ -108,7 +161,19 @@ def _create_extension(connection: Connection) -> None:
         )
     role, database = connection.execute(text("SELECT current_user, current_database()")).one()
     try:
-        connection.execute(text("CREATE EXTENSION IF NOT EXISTS vector"))
+        schema = connection.scalar(text(_SCHEMA))
+        if schema is None:
+            raise ExtensionError(
+                "vector",
+                "no schema of the search_path that exists",
+                needed="a schema to create it in",
+                fix="Create the schema, or add public to the search_path",
+            )
+        quoted = connection.dialect.identifier_preparer.quote_schema(schema)
+        connection.exec_driver_sql(
+            f"CREATE EXTENSION IF NOT EXISTS vector SCHEMA {quoted}",
+            execution_options={"no_parameters": True},
+        )
     except DBAPIError as error:
         if sqlstate(error) != _INSUFFICIENT_PRIVILEGE:
             raise
@@ -119,6 +184,20 @@ def _create_extension(connection: Connection) -> None:
             fix="The extension vector is missing; let the database's owner or a superuser run: "
             "CREATE EXTENSION vector",
         ) from error
+
+
+def _is_of_pgvector(column: Column[Any], dialect: Dialect) -> bool:
+    """Whether a column needs the extension: one of ours, of pgvector's Python package, an array of them.
+
+    :raises UnsupportedDialectError: one of ours, on another database than Postgres.
+    """
+    try:
+        name = column.type.compile(dialect=dialect)
+    except UnsupportedDialectError as error:
+        raise UnsupportedDialectError(dialect.name, f"{column} ({error.what})") from None
+    except CompileError:  # a type that is not known yet, as of a computed column
+        return False
+    return re.match(r"(VECTOR|HALFVEC|SPARSEVEC)\b", name) is not None
 
 
 def _numbers(version: str) -> tuple[int, ...]:

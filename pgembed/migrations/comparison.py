@@ -13,14 +13,14 @@ from alembic.operations import ops
 from alembic.util import PriorityDispatchResult
 from sqlalchemy import Column, Connection
 
-from pgembed.columns import VectorType
 from pgembed.columns.types import shape_of
 from pgembed.database.scripts import REVISION
+from pgembed.database.server import needs_extension
 from pgembed.exc import DeclarationError
 from pgembed.migrations.catalogue import has_extension, installed_revision
 from pgembed.migrations.operations.installation import InstallPgembedOp
 from pgembed.migrations.rendering import render_types
-from pgembed.migrations.revisions import split_revisions
+from pgembed.migrations.revisions import split_revisions, written_installation
 
 log = logging.getLogger(__name__)
 
@@ -30,18 +30,27 @@ _Result = PriorityDispatchResult
 def compare_installation(
     context: AutogenContext, upgrade_ops: ops.UpgradeOps, schemas: set[str | None]
 ) -> PriorityDispatchResult:
-    """Extension and SQL objects, first of all operations; needed where models have vector columns."""
+    """Extension and SQL objects, first of all operations, where models have vector columns or indexes.
+
+    What the database has says nothing of the next one that the revisions are run on: they must hold it.
+    """
     render_types(context)
     split_revisions(context)
     # With include_schemas Alembic would take pgembed's own tables for ones that no model declares any more.
     schemas.discard("pgembed")
-    if not any(isinstance(column.type, VectorType) for table in context.sorted_tables for column in table.c):
-        return _Result.CONTINUE
     connection = _connection(context)
+    if not any(needs_extension(table, connection.dialect) for table in context.sorted_tables):
+        return _Result.CONTINUE
     installed, extension = installed_revision(connection), has_extension(connection)
-    if not extension or installed is None or installed < REVISION:
-        upgrade_ops.ops.insert(0, InstallPgembedOp(existing=installed, had_extension=extension))
-        log.info("Detected pgembed's SQL objects: installed %s, needed %s", installed, REVISION)
+    written = written_installation(context, upgrade_ops)
+    if not extension or installed is None or min(installed, written) < REVISION:
+        # The revision that is the first to install is the one whose downgrade takes it away.
+        existing = installed if written else None
+        upgrade_ops.ops.insert(0, InstallPgembedOp(existing=existing, had_extension=extension))
+        log.info(
+            "Detected pgembed's SQL objects: installed %s, in revisions %s, wanted %s",
+            *(installed, written or None, REVISION),
+        )
     return _Result.CONTINUE
 
 

@@ -14,7 +14,7 @@ from alembic.operations import MigrateOperation, ops
 from alembic.util import PriorityDispatchResult
 from sqlalchemy import Connection, Index, Table
 
-from pgembed.columns import PendingIndex
+from pgembed.columns import PendingIndex, embeddings_of
 from pgembed.indexes.catalogue import name_of, written
 from pgembed.indexes.partitions import is_partitioned
 from pgembed.migrations.catalogue import indexes_of
@@ -22,6 +22,7 @@ from pgembed.migrations.column_changes import convert_not_null, convert_vector_t
 from pgembed.migrations.definitions import (
     Definition,
     PendingIndexDefinition,
+    VectorIndexDefinition,
 )
 from pgembed.migrations.errors import MigrationError
 from pgembed.migrations.index_operations import create_op, drop_op, registration_ops, replace_op, same
@@ -68,6 +69,7 @@ def compare_indexes(
             context, modify_ops, conn_table, metadata_table, declared, existing, created, dropped, compared
         )
         comparison.find_changes_of_columns()
+        comparison.find_added()
         convert_vector_types(modify_ops)
         comparison.compare()
         modify_ops.ops[:] = in_parts(
@@ -95,6 +97,7 @@ class _Comparison:
     :ivar drop_old: the parts of a series; see :mod:`pgembed.migrations.series`.
     :ivar series_of: the index names of new columns, with the column.
     :ivar old_indexes: the index names of columns whose place was taken.
+    :ivar filled_first: the index names of columns that a table in use gets, with the column.
     """
 
     context: AutogenContext
@@ -115,6 +118,7 @@ class _Comparison:
     index_new: list[MigrateOperation] = field(default_factory=list)
     series_of: dict[str, Series] = field(default_factory=dict)
     old_indexes: set[str] = field(default_factory=set)
+    filled_first: dict[str, str] = field(default_factory=dict)
 
     @property
     def connection(self) -> Connection:
@@ -233,9 +237,8 @@ class _Comparison:
         self.drop_old[:0] = [*self.before_drop, *ended]
         for name in sorted(self.declared.keys() & self.created - self.dropped):
             log.info("Detected added index %r on %r", name, table_name)
-            self._put(
-                name, create_op(self.declared[name], in_use if name in self.series_of else concurrently)
-            )
+            apart = name in self.series_of or name in self.filled_first
+            self._put(name, create_op(self.declared[name], in_use if apart else concurrently))
         for name in sorted(self.compared):
             old, new = self.existing.get(name), self.declared[name]
             concurrent = in_use if name in self.series_of else concurrently
@@ -254,9 +257,23 @@ class _Comparison:
                 self.after.append(create_op(new, concurrently))
         self._wait_for_backfill()
 
+    def find_added(self) -> None:
+        """Look for vector indexes on embedding columns that are added: they are filled first."""
+        if self.conn_table is None or self.metadata_table is None:
+            return
+        added = {each.column.name for each in self.modify_ops.ops if isinstance(each, ops.AddColumnOp)}
+        filled = {each.vector for each in embeddings_of(self.metadata_table) if each.vector.name in added}
+        for index in self.metadata_table.indexes:
+            name = name_of(index)
+            if isinstance(self.declared.get(name), VectorIndexDefinition):
+                for column in filled.intersection(index.columns.values()):
+                    self.filled_first[name] = str(column.name)
+
     def _put(self, name: str, operation: MigrateOperation) -> None:
         """An operation on an index, into the part where it belongs."""
-        if name not in self.series_of:
+        if name in self.filled_first:
+            self.index_new.append(operation)
+        elif name not in self.series_of:
             self.after.append(operation)
         elif isinstance(self.declared[name], PendingIndexDefinition):
             self.add_new.append(operation)
@@ -270,7 +287,9 @@ class _Comparison:
             for each in self.index_new
             if isinstance(each, CreateVectorIndexOp | ReplaceVectorIndexOp)
         }
-        columns = dict.fromkeys(self.series_of[name].name for name in sorted(names))
+        columns = dict.fromkeys(
+            self.filled_first.get(name) or self.series_of[name].name for name in sorted(names)
+        )
         self.index_new[:0] = [self._backfilled(column, "the column") for column in columns]
         self.add_new += self.before_return
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import ast
+from collections.abc import Iterable, Iterator
+from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 from alembic.autogenerate.api import AutogenContext
 from alembic.operations import MigrateOperation, ops
 from alembic.util import rev_id
 
+from pgembed.database.scripts import REVISION
 from pgembed.migrations.operations.nothing import NextRevisionOp
 
 #: What the revisions of a series are called after the first: by the places between :class:`NextRevisionOp`.
@@ -42,6 +46,10 @@ def split_revisions(context: AutogenContext) -> None:
             theirs(migration_context, revision, directives)
         if directives:
             _split(directives)
+            if context.opts.get("render_as_batch"):
+                for script in directives:
+                    for listed in (*script.upgrade_ops_list, *script.downgrade_ops_list):
+                        listed.ops[:] = _outside_of_batches(listed.ops)
 
     process.splits_revisions = True  # type: ignore[attr-defined]
     context.opts["process_revision_directives"] = process
@@ -113,3 +121,53 @@ def _parts(upgrade: ops.UpgradeOps) -> dict[int, list[MigrateOperation]]:
                 ops.ModifyTableOps(operation.table_name, group, schema=operation.schema)
             )
     return parts
+
+
+def _outside_of_batches(operations: Iterable[MigrateOperation]) -> list[MigrateOperation]:
+    """With operations of pgembed between the blocks of ``op.batch_alter_table``, not inside.
+
+    A block collects what Alembic knows and runs it at its end; what else stands inside runs before.
+    """
+    found: list[MigrateOperation] = []
+    for operation in operations:
+        if not isinstance(operation, ops.ModifyTableOps):
+            found.append(operation)
+            continue
+        for ours, group in groupby(operation.ops, _is_ours):
+            if ours:
+                found += group
+            else:
+                found.append(ops.ModifyTableOps(operation.table_name, list(group), schema=operation.schema))
+    return found
+
+
+def _is_ours(operation: MigrateOperation) -> bool:
+    return type(operation).__module__.startswith("pgembed.")
+
+
+def written_installation(context: AutogenContext, upgrade_ops: ops.UpgradeOps) -> int:
+    """The newest revision of pgembed's SQL objects that a migration of this environment installs, 0 for none.
+
+    Where there is no environment (``compare_metadata()``), nothing is known to be missing.
+    """
+    environment = None if context.migration_context is None else context.migration_context.environment_context
+    if environment is None:
+        return REVISION
+    name = upgrade_ops.upgrade_token.removesuffix("_upgrades")  # of one of several databases
+    scripts = environment.script.walk_revisions()
+    return max((each for script in scripts for each in _installations(Path(script.path), name)), default=0)
+
+
+def _installations(path: Path, name: str) -> Iterator[int]:
+    """The revisions that calls of ``op.install_pgembed`` name, in ``upgrade_<name>()`` if there is one."""
+    body = ast.parse(path.read_bytes()).body
+    named = {part.name: part for part in body if isinstance(part, ast.FunctionDef)}
+    own = named.get(f"upgrade_{name}")
+    for part in body if own is None else [own]:
+        if isinstance(part, ast.FunctionDef) and part.name.startswith("downgrade"):
+            continue
+        for call in ast.walk(part):
+            if isinstance(call, ast.Call) and ast.unparse(call.func).rpartition(".")[2] == "install_pgembed":
+                given = [*call.args, *(each.value for each in call.keywords if each.arg == "revision")]
+                value = given[0].value if given and isinstance(given[0], ast.Constant) else None
+                yield value if isinstance(value, int) else REVISION

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from copy import copy
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -111,7 +113,7 @@ def setup() -> None:
     for operation, name, run, render in _OPERATIONS:
         if name is not None:
             Operations.register_operation(name)(operation)
-        Operations.implementation_for(operation)(run)
+        Operations.implementation_for(operation)(_translated(run))
         renderers.dispatch_for(operation)(render)
 
     # A subgroup of its own keeps what one comparator returns from stopping others. "types" is Alembic's: a
@@ -126,3 +128,38 @@ def setup() -> None:
         comparators.dispatch_for(target, priority=priority, qualifier="postgresql", subgroup=subgroup)(
             comparator
         )
+
+
+def _translated(run: _Run) -> _Run:
+    """What carries an operation out, in the schema that ``schema_translate_map`` has for the one it names.
+
+    It is looked up once, here: an operation reads the catalogue, emits DDL and has Alembic emit some, and
+    SQLAlchemy translates only part of that.
+    """
+
+    def translated(operations: Operations, operation: Any) -> None:
+        context = operations.get_context()
+        schemas = None
+        if not context.as_sql:
+            schemas = operations.get_bind().get_execution_options().get("schema_translate_map")
+        if not schemas:
+            run(operations, operation)
+            return
+        connection = operations.get_bind()
+        connection.execution_options(schema_translate_map=None)
+        try:
+            run(operations, _in_schema(operation, schemas))
+        finally:
+            connection.execution_options(schema_translate_map=schemas)
+
+    return translated
+
+
+def _in_schema(operation: Any, schemas: Mapping[str | None, str | None]) -> Any:
+    operation = copy(operation)
+    if hasattr(operation, "definition"):
+        definition = operation.definition
+        operation.definition = replace(definition, schema=schemas.get(definition.schema, definition.schema))
+    elif hasattr(operation, "schema"):
+        operation.schema = schemas.get(operation.schema, operation.schema)
+    return operation

@@ -86,12 +86,12 @@ class Migrations:
     options: dict[str, Any] = field(default_factory=dict)
     statement: str = ""
     arguments: Namespace | None = None
+    number: int = 0
 
     def __post_init__(self) -> None:
         (self.folder / "versions").mkdir(parents=True)
         (self.folder / "env.py").write_text(ENV)
         (self.folder / "script.py.mako").write_text(MAKO)
-        self.number = 0
 
     @property
     def config(self) -> Config:
@@ -157,12 +157,12 @@ class Migrations:
         """``alembic check``; raises on differences."""
         command.check(self.config)
 
-    def there_and_back(self, before: MetaData) -> None:
+    def there_and_back(self, before: MetaData, *, steps: int = 1) -> None:
         """Upgrade, nothing left to do; downgrade, nothing left to do; upgrade."""
         after = self.metadata
         self.upgrade()
         self.check()
-        self.downgrade()
+        self.downgrade(f"-{steps}")
         self.metadata = before
         self.check_downgraded()
         self.metadata = after
@@ -191,8 +191,11 @@ def _body(text: str, function: str) -> str:
 
 @pytest.fixture
 def migrations(tmp_path: Path, engine: Engine) -> Migrations:
-    """A migration environment on a database with pgembed installed."""
-    return Migrations(tmp_path / "migrations", engine)
+    """A migration environment on a database with pgembed installed, by its first revision."""
+    migrations = Migrations(tmp_path / "migrations", engine, number=-1)
+    migrations.write("op.install_pgembed()")
+    migrations.upgrade()
+    return migrations
 
 
 @pytest.fixture

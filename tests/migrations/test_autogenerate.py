@@ -429,9 +429,9 @@ def test_schema_and_naming_convention(migrations: Migrations, schema: str) -> No
     before.create_all(migrations.engine)
     migrations.options["include_schemas"] = True
 
-    migrations.generate(article(encoder=OLD, index=HNSW(), **options))
+    migrations.generate_series(article(encoder=OLD, index=HNSW(), **options))
 
-    migrations.there_and_back(before)
+    migrations.there_and_back(before, steps=2)
     migrations.options["pgembed_reembed"] = "in_place"
     migrations.generate(article(encoder=NEW, index=HNSW(m=4), **options))
     migrations.there_and_back(article(encoder=OLD, index=HNSW(), **options))
@@ -505,7 +505,7 @@ def test_an_older_installation_is_brought_up_to_date(migrations: Migrations) -> 
 def test_migrations_import_neither_models_nor_encoders(migrations: Migrations) -> None:
     migrations.generate(article(encoder=OLD, index=HNSW()))
 
-    (path,) = (migrations.folder / "versions").glob("*.py")
+    (path,) = (migrations.folder / "versions").glob("0001_*.py")
     code = (
         "import runpy, sys; import alembic.op; runpy.run_path(sys.argv[1]); "
         "print([name for name in sys.modules if name.partition('.')[0] == 'pgembed'])"

@@ -500,7 +500,7 @@ def test_an_index_that_was_built_beforehand_is_found(migrations: Migrations) -> 
 def test_the_series_as_a_script(migrations: Migrations) -> None:
     article(**BEFORE).create_all(migrations.engine)
     migrations.generate_series(article(**SWITCHED))
-    script = migrations.offline()
+    script = migrations.offline("0000:head")
     assert "ADD COLUMN IF NOT EXISTS embedding_2" in script
     with migrations.engine.connect() as connection:
         connection = connection.execution_options(isolation_level="AUTOCOMMIT")

@@ -9,6 +9,7 @@ from sqlalchemy.schema import DropSchema
 
 from pgembed.database.install import install
 from pgembed.database.scripts import REVISION
+from pgembed.database.server import require_visible
 from pgembed.migrations.errors import MigrationError
 from pgembed.migrations.operations.nothing import NothingOp
 from pgembed.migrations.operations.scripts import installation_script
@@ -49,7 +50,7 @@ class InstallPgembedOp(MigrateOperation):
 
         ::
 
-            CREATE EXTENSION IF NOT EXISTS vector;
+            CREATE EXTENSION IF NOT EXISTS vector SCHEMA public;
             CREATE SCHEMA IF NOT EXISTS pgembed;
             ...
 
@@ -58,7 +59,7 @@ class InstallPgembedOp(MigrateOperation):
         :param revision: the revision that the migration was written for. An older package refuses it.
         :param extension: create the extension ``vector`` where it is missing; with ``False``, its absence is
             an error.
-        :param extension_schema: where the extension is, for the offline form, which cannot look.
+        :param extension_schema: where the extension is, or goes, for the offline form, which cannot look.
         :raises MigrationError: the package is older than the migration.
         """
         operations.invoke(cls(revision, extension=extension, extension_schema=extension_schema))
@@ -112,10 +113,11 @@ def run_install(operations: Operations, operation: InstallPgembedOp) -> None:
     context = operations.get_context()
     if not context.as_sql:
         install(operations.get_bind(), extension=operation.extension)
+        require_visible(operations.get_bind())
         return
-    if operation.extension:
-        operations.execute("CREATE EXTENSION IF NOT EXISTS vector")
     schema = context.dialect.identifier_preparer.quote_schema(operation.extension_schema)
+    if operation.extension:
+        operations.execute(f"CREATE EXTENSION IF NOT EXISTS vector SCHEMA {schema}")
     for statement in installation_script(schema):
         context.impl.static_output(statement + context.impl.command_terminator)
 
