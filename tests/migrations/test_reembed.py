@@ -71,7 +71,7 @@ def test_what_it_takes(underway: Migrations) -> None:
             plan_reembedding(connection, "article", "embedding", OLD)
     assert (found.rows, found.new, found.dimensions) == (ROWS, "embedding_3", 100)
     assert found.column_size == ROWS * 408
-    assert found.index_memory == ROWS * (408 + 32 * 16 + 165)
+    assert found.index_memory == ROWS * (408 + 32 * 16 + 195)
     assert found.rows_per_second is not None
     assert found.rows_per_second > 0
     assert found.seconds == pytest.approx(ROWS / found.rows_per_second)
@@ -159,7 +159,7 @@ def test_a_quantized_index_is_planned_and_measured_without_models(underway: Migr
             )
         connection.execute(text("DROP INDEX ix_article_embedding_hnsw"))
         found = plan_reembedding(connection, "article", "embedding", HashEncoder(80, "third"))
-        assert found.index_memory == 1500 * (18 + 32 * 16 + 165)
+        assert found.index_memory == 1500 * (18 + 32 * 16 + 195)
         (change,) = changes(connection, min_recall=0.1, queries=20)
     assert (change.index, change.old_index) == ("hnsw", "hnsw")
     assert not any("not known" in obstacle for obstacle in change.obstacles)
