@@ -302,9 +302,9 @@ def test_migrations_of_every_tenant(empty_migrations: Migrations) -> None:
         empty_migrations.upgrade()
         empty_migrations.check()
     names = inspect(empty_migrations.engine)
-    empty_migrations.engine.dispose()
     assert names.has_table("article", "t1")
     assert names.has_table("article", "t2")
+    empty_migrations.engine.dispose()
 
 
 def test_an_extension_out_of_sight_is_told(empty_migrations: Migrations) -> None:
