@@ -264,6 +264,11 @@ def map_embedding(mapper: Mapper[Any], key: str, vector: Column[Any]) -> None:
                 f"{owner}.{key}: the source {name!r} is not a column attribute of {owner}; "
                 f"there are {', '.join(mapper.columns.keys())}"
             )
+        if not isinstance(mapper.columns[name], Column):
+            raise DeclarationError(
+                f"{owner}.{key}: the source {name!r} is an SQL expression (column_property()); expected a "
+                "column of the table, such as a generated one: Computed(..., persisted=True)"
+            )
         sources.append(mapper.columns[name])
     embedding = _bind(vector.table, vector, tuple(sources))
     _note(vector.table)

@@ -86,6 +86,29 @@ def as_bits(value: Any, dimensions: int) -> str:
     return bits
 
 
+def as_sparse(value: Any, dimensions: int | None = None) -> Any:
+    """A sparse vector given as text (``{1:0.5,3:2}/8``), numbers or an object of SciPy, as one of pgvector.
+
+    :raises VectorValueError: it is none, or holds NaN or infinity.
+    :raises DimensionMismatchError: another number of dimensions.
+    """
+    try:
+        if isinstance(value, str):
+            sparse = pgvector.SparseVector.from_text(value)
+        else:
+            sparse = value if isinstance(value, pgvector.SparseVector) else pgvector.SparseVector(value)
+        numbers = np.array(sparse.values(), dtype=np.float32)
+    except (TypeError, ValueError, IndexError) as error:
+        raise VectorValueError(f"not a sparse vector: {type(value).__name__} ({error})") from None
+    if dimensions is not None and sparse.dimensions() != dimensions:
+        raise DimensionMismatchError(sparse.dimensions(), dimensions)
+    if not all(0 <= place < sparse.dimensions() for place in sparse.indices()):
+        raise VectorValueError(f"the sparse vector has places outside of 1 to {sparse.dimensions()}")
+    if not np.isfinite(numbers).all():
+        raise VectorValueError("the vector holds NaN or infinity, which Postgres refuses")
+    return sparse
+
+
 def _decoded(value: bytes) -> str:
     try:
         return value.decode("ascii")

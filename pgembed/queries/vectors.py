@@ -17,18 +17,21 @@ from sqlalchemy.engine import Dialect
 from sqlalchemy.orm.state import InstanceState
 from sqlalchemy.sql.elements import ClauseElement, ColumnElement
 from sqlalchemy.sql.selectable import ScalarSelect
-from sqlalchemy.types import TypeDecorator, TypeEngine
+from sqlalchemy.types import TypeDecorator, TypeEngine, UserDefinedType
 
 from pgembed.columns import Array, Embedding, TextEncoder, VectorType, answered, as_array
 from pgembed.columns.concurrency import off_event_loop
 from pgembed.columns.types import is_postgres
-from pgembed.columns.values import Storage, as_bits
+from pgembed.columns.values import Storage, as_bits, as_sparse
 from pgembed.encoders.texts import checked
 from pgembed.exc import QueryError, UnsupportedDialectError, encoder_errors
 from pgembed.queries.target import Target
 
 #: What a search is for: text, a vector, ``bindparam("q")``, an entity, or a scalar subquery.
 Query: TypeAlias = str | list[float] | NDArray[Any] | ColumnElement[Any] | Select[Any] | object
+
+
+_NO_DIRECTION = "a vector of zeros has no direction, so no cosine distance to anything"
 
 
 class QueryText:
@@ -111,7 +114,7 @@ class QueryVectorType(VectorType):
             return value.vector(self.declaration, self.dimensions, self.column)
         array = as_array(value, self.dimensions, self.storage)
         if self.directed and not np.any(array):
-            raise QueryError("a vector of zeros has no direction, so no cosine distance to anything")
+            raise QueryError(_NO_DIRECTION)
         return array
 
 
@@ -127,6 +130,33 @@ class QueryBitsType(TypeDecorator[Any]):
 
     def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:  # noqa: ARG002
         return None if value is None else as_bits(value, self.dimensions)
+
+
+class QuerySparseType(UserDefinedType[Any]):
+    """The type of a query parameter for sparse vectors, checked as the others are.
+
+    :param directed: as for :class:`QueryVectorType`.
+    """
+
+    cache_ok = True
+    render_bind_cast = True
+
+    def __init__(self, dimensions: int | None, directed: bool) -> None:
+        self.dimensions = dimensions
+        self.directed = directed
+
+    def get_col_spec(self, **_: Any) -> str:
+        return "SPARSEVEC" if self.dimensions is None else f"SPARSEVEC({self.dimensions})"
+
+    def bind_processor(self, dialect: Dialect) -> Callable[[Any], str | None]:  # noqa: ARG002
+        return lambda value: None if value is None else self.to_sparse(value).to_text()
+
+    def to_sparse(self, value: Any) -> Any:
+        """:raises QueryError: zeros for the cosine metric."""
+        sparse = as_sparse(value, self.dimensions)
+        if self.directed and not any(sparse.values()):
+            raise QueryError(_NO_DIRECTION)
+        return sparse
 
 
 def query_sql(target: Target, query: Query) -> tuple[ColumnElement[Any], list[ColumnElement[bool]]]:
@@ -162,17 +192,21 @@ def query_sql(target: Target, query: Query) -> tuple[ColumnElement[Any], list[Co
         value = kind.to_array(query)
     elif isinstance(kind, QueryBitsType):
         value = as_bits(query, kind.dimensions)
+    elif isinstance(kind, QuerySparseType):
+        value = kind.to_sparse(query)
     return bindparam("query", value, type_=kind, unique=True), []
 
 
 def _kind(target: Target) -> TypeEngine[Any]:
-    """The type of a query parameter; sparse vectors are what the column's own type takes."""
+    """The type of a query parameter."""
     if target.storage == "bit" and target.dimensions is not None:
         return QueryBitsType(target.dimensions)
+    directed = target.metric.name == "cosine"
+    if target.storage == "sparsevec":
+        return QuerySparseType(target.dimensions, directed)
     if target.storage not in ("vector", "halfvec"):
         return target.column.type
     storage: Any = target.storage
-    directed = target.metric.name == "cosine"
     return QueryVectorType(target.dimensions, storage, target.declaration, directed, str(target))
 
 

@@ -22,11 +22,19 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     Uuid,
+    func,
     select,
 )
 from sqlalchemy import Enum as EnumType
 from sqlalchemy.dialects import postgresql
-from sqlalchemy.orm import DeclarativeBase, Mapped, MappedAsDataclass, configure_mappers, mapped_column
+from sqlalchemy.orm import (
+    DeclarativeBase,
+    Mapped,
+    MappedAsDataclass,
+    column_property,
+    configure_mappers,
+    mapped_column,
+)
 from sqlalchemy.schema import CreateIndex
 
 from pgembed import HNSW, IVFFlat, Vector, embedding_column
@@ -275,6 +283,21 @@ def test_a_generated_column_serves_as_the_text_of_anything_else() -> None:
         embedding_column("a", encoder=ENCODER, name="vec").column,
     )
     assert embeddings_of(table)
+
+
+def test_an_expression_as_a_source_is_refused_by_its_name() -> None:
+    class Local(DeclarativeBase):
+        pass
+
+    with pytest.raises(
+        DeclarationError, match=r"Loud\.vec: the source 'louder' is an SQL expression.*Computed"
+    ):
+
+        class Loud(Local):
+            __tablename__ = "loud"
+            id: Mapped[int] = mapped_column(primary_key=True)
+            louder: Mapped[str] = column_property(func.upper("text"))
+            vec: Mapped[Vector | None] = embedding_column("louder", encoder=ENCODER)
 
 
 def test_a_source_that_is_not_there_and_one_of_a_parent_table_are_refused() -> None:

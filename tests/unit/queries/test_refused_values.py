@@ -9,7 +9,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sqlalchemy import Boolean, ForeignKey, bindparam, column, func, select, text
+from pgvector.sqlalchemy import SPARSEVEC
+from sqlalchemy import (
+    Boolean,
+    Column,
+    ForeignKey,
+    Integer,
+    MetaData,
+    Table,
+    bindparam,
+    column,
+    func,
+    select,
+    text,
+)
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.orm import DeclarativeBase, Mapped, column_property, mapped_column, relationship
 
@@ -146,6 +159,32 @@ def test_queries(helper: str, query: Any, error: type[Exception], message: str) 
     options = {"terms": "x"} if helper == "hybrid_search" and not isinstance(query, str) else {}
     with pytest.raises(error, match=message):
         HELPERS[helper](query=query, **options)
+
+
+SPARSE = Table("s", MetaData(), Column("id", Integer, primary_key=True), Column("v", SPARSEVEC(4)))
+
+
+@pytest.mark.parametrize(
+    ("query", "error", "message"),
+    [
+        ([1.0, 2.0], DimensionMismatchError, "has 2 dimensions"),
+        ("{1:2}/5", DimensionMismatchError, "has 5 dimensions"),
+        ("{1:2,5:3}/4", VectorValueError, "outside of 1 to 4"),
+        ("{0:2}/4", VectorValueError, "outside of 1 to 4"),
+        ([1.0, float("nan"), 0, 0], VectorValueError, "NaN"),
+        ("a text", VectorValueError, "not a sparse vector"),
+        (5, VectorValueError, "not a sparse vector"),
+        (["a", "b", "c", "d"], VectorValueError, "not a sparse vector"),
+        ([0, 0, 0, 0], QueryError, "zeros"),
+    ],
+)
+def test_sparse_queries(query: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        semantic_search(SPARSE.c.v, query)
+    process = semantic_search(SPARSE.c.v, bindparam("q")).compile(dialect=postgresql.dialect())
+    with pytest.raises(error, match=message):
+        process._bind_processors["q"](query)
+    semantic_search(SPARSE.c.v, [0, 0, 0, 0], metric="l2")
 
 
 def test_a_text_with_nul_has_a_vector_but_no_words() -> None:
