@@ -6,6 +6,7 @@ one exception is the cache of the Hugging Face hub, whose snapshots consist of l
 
 from __future__ import annotations
 
+import os
 import reprlib
 import stat
 from dataclasses import dataclass
@@ -98,11 +99,11 @@ class Folder:
         return all(is_name(part) for part in parts)
 
     def has(self, name: object, *, stated_in: Path | None = None) -> bool:
-        """Whether there is such a file.
+        """Whether there is something of that name, even a link to what was never fetched.
 
         :raises EncoderFilesError: as :meth:`file`.
         """
-        return self.file(name, stated_in=stated_in).is_file()
+        return os.path.lexists(self.file(name, stated_in=stated_in))
 
 
 def check_file(path: Path, *, needed: str) -> int:

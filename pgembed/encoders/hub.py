@@ -62,7 +62,7 @@ def pull(
     """
     require_onnx()  # before anything is fetched
     if name is not None and not is_name(name):
-        raise EncoderOptionError("name", shown(name), needed="the name of a folder, without separators")
+        raise EncoderOptionError("name", name, needed="the name of a folder, without separators")
     repository = _Repository(model_id, revision, offline=offline, endpoint=endpoint, cache=cache)
     target = (lookup.folders()[0] if into is None else into.absolute()) / (
         name or model_id.rpartition("/")[2]

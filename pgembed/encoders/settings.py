@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -60,8 +61,8 @@ class Settings(Mapping[str, Any]):
 
     @classmethod
     def optional(cls, path: Path) -> Self:
-        """The settings in a file; none where there is no such file."""
-        return cls.read(path) if path.is_file() else cls(path, {})
+        """The settings in a file; none where there is nothing of that name."""
+        return cls.read(path) if os.path.lexists(path) else cls(path, {})
 
     def __getitem__(self, key: str) -> Any:
         return self._values[key]

@@ -15,7 +15,7 @@ from pgembed.encoders.export.pipeline import Pipeline
 from pgembed.encoders.export.ready import Ready, find
 from pgembed.encoders.export.tokenizer import copy_tokenizer
 from pgembed.encoders.export.weights import digest, file_digest, has_weights
-from pgembed.encoders.files import Folder, shown
+from pgembed.encoders.files import Folder
 from pgembed.encoders.graphs import QUERY_FOLDER
 from pgembed.encoders.runtime import OnnxRuntime
 from pgembed.encoders.settings import read_json
@@ -46,7 +46,7 @@ def export(
     name = target.name if name is None else name
     if not name or not name.isprintable() or len(name.encode()) > _LONGEST_NAME:
         needed = f"up to {_LONGEST_NAME} bytes without control characters"
-        raise EncoderOptionError("name", shown(name), needed=needed)
+        raise EncoderOptionError("name", name, needed=needed)
     documents = pipelines.read(model)
     queries = pipelines.read(model, route="query") if pipelines.has_towers(model) else None
     with written_whole(target, overwrite=overwrite) as fresh:

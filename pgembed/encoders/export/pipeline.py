@@ -33,6 +33,7 @@ SETTINGS_FILES = tuple(
 )
 FIRST_MODULES = ("Transformer", "StaticEmbedding", "WordEmbeddings")
 LATER_MODULES = ("Pooling", "Dense", "LayerNorm", "Normalize", "Dropout")
+_CONFIGURED = ("Pooling", "Dense", "LayerNorm")  # of which none has only default values
 _OF_QUERIES = ("query",)
 _OF_DOCUMENTS = ("document", "passage", "corpus")
 _TEXT_VECTOR = "sentence_embedding"
@@ -167,7 +168,8 @@ def read(folder: Folder, *, route: str = "document") -> Pipeline:
     pooling: Settings | None = None
     steps = []
     for module in later:
-        config = _settings(folder, f"{module.place}/config.json")
+        path = folder.file(f"{module.place}/config.json".removeprefix("/"))
+        config = Settings.read(path) if module.kind in _CONFIGURED else Settings.optional(path)
         _check_features(module.kind, config)
         if module.kind == "Pooling":
             pooling = config
@@ -225,7 +227,7 @@ def _modules(folder: Folder, route: str) -> list[_Module]:
 def _listed(folder: Folder) -> list[_Module] | None:
     """The list of modules, in its order: the numbers in it are not what counts; ``None`` if there is none."""
     path = folder.file(MODULES_FILE)
-    if not path.is_file():
+    if not folder.has(MODULES_FILE):
         return None
     needed = "type and path each"
     try:

@@ -143,6 +143,34 @@ def test_links_inside(folder: Path) -> None:
     assert Encoder(export_onnx(folder.parent / "linked", folder.parent / "encoder")).dimensions == 24
 
 
+@pytest.mark.parametrize(
+    "name", ["modules.json", "config.json", "model.safetensors", "1_Pooling/config.json"]
+)
+@pytest.mark.parametrize("kind", ["link", "folder", "pipe"])
+def test_what_is_no_file(folder: Path, name: str, kind: str) -> None:
+    """A link to what was never fetched is no file that the model lacks."""
+    shutil.copyfile(GOLDEN / "ready_bert.onnx", folder / "model.onnx")
+    (folder / name).unlink()
+    if kind == "link":
+        (folder / name).symlink_to("not-there")
+    elif kind == "folder":
+        (folder / name).mkdir()
+    else:
+        os.mkfifo(folder / name)
+    refused(folder, f"{name}: found (no list of modules .)?(No such file|a folder|something that is no file)")
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [("bert", "1_Pooling/config.json"), ("distilbert", "2_Dense/config.json"), ("bert", "config.json")],
+)
+def test_settings_that_were_not_copied(tmp_path: Path, model: str, name: str) -> None:
+    """Default values would be others than the model's."""
+    folder = copied(model, tmp_path)
+    (folder / name).unlink()
+    refused(folder, f"{name}: found No such file")
+
+
 def test_links_in_a_circle(folder: Path) -> None:
     (folder / "config.json").unlink()
     (folder / "config.json").symlink_to("config.json")
