@@ -21,7 +21,7 @@ Write back::
     UPDATE article SET embedding = CASE WHEN l.d IS NOT NULL THEN l.e END, embedding_digest = l.d FROM l
     WHERE article.id = l.id AND <wanted> IS NOT DISTINCT FROM l.d AND <held> IS DISTINCT FROM l.d
 
-(*l* and *v*, like the tables of pgembed, have longer names in truth, which no table of the user's has.)
+(*l* and *v*, like the tables of pgembed, have longer names in truth, which the user's table does not have.)
 
 A row is locked before it is updated, in the order of the keys, and one that somebody else has locked is
 left alone: the statement waits for nobody, so it is never part of a deadlock. Its condition holds for rows
@@ -72,15 +72,14 @@ _trigger = table_("pg_trigger", *map(column, ("tgrelid", "tgisinternal", "tgtype
 #: Bits of ``tgtype``.
 _BEFORE, _UPDATE = 2, 16
 
-# Under names that the user's table does not have.
-failure, lease = tables.failure.alias("pgembed_failure"), tables.lease.alias("pgembed_lease")
-
 
 class Statements:
     """What the cycle says to the database about one column."""
 
     def __init__(self, target: Target) -> None:
         self._target = target
+        self._failure = tables.failure.alias(self._apart("pgembed_failure"))
+        self._lease = tables.lease.alias(self._apart("pgembed_lease"))
 
     # --- reading ----------------------------------------------------------------------------------
 
@@ -97,7 +96,7 @@ class Statements:
         table = embedding.table
         keys, sources = self._keys(table), embedding.sources
         octets = reduce(add, (func.coalesce(func.octet_length(c), 0) for c in sources))
-        due_later = self._of_failure(failure.c.next_attempt_at > func.now())
+        due_later = self._of_failure(self._failure.c.next_attempt_at > func.now())
         failed_before = self._of_failure(literal_column("true"))
         columns: list[Any] = [
             self.key(table).label("key"),
@@ -153,7 +152,7 @@ class Statements:
     def still_wanting(self) -> Select[Any]:
         """Which of the bound ``keys`` still want the vectors of the bound ``digests``."""
         bare = self._target.bare
-        given = _unnest(k=_lines("keys"), d=_digests())
+        given = self._unnest(k=_lines("keys"), d=_digests())
         return (
             select(given.c.k)
             .select_from(bare.table.join(given, self._matches(bare.table, given.c.k)))
@@ -179,7 +178,7 @@ class Statements:
         """``(key, again)`` as of :meth:`write`, of the bound ``keys``, where an AFTER UPDATE trigger has made
         them pending again. Asked in the same transaction, which has their rows locked."""
         bare = self._target.bare
-        given = _unnest(k=_lines("keys"))
+        given = self._unnest(k=_lines("keys"))
         return (
             select(given.c.k, func.coalesce(cast(bare.wanted(), Text), ""))
             .select_from(bare.table.join(given, self._matches(bare.table, given.c.k)))
@@ -203,7 +202,7 @@ class Statements:
         bare = target.bare
         t = bare.table.alias("t")
         vectors = VectorArrayType(target.vector_type, target.vector_type_oid)
-        v = _unnest(
+        v = self._unnest(
             k=_lines("keys"),
             d=_digests(),
             e=cast(bindparam("vectors", type_=vectors), vectors),
@@ -214,7 +213,7 @@ class Statements:
             .select_from(t.join(v, self._matches(t, v.c.k)))
             .order_by(*(t.c[name] for name in names))
             .with_for_update(key_share=True, of=t, skip_locked=True)
-            .cte("pgembed_locked")
+            .cte(self._apart("pgembed_locked"))
             .prefix_with("MATERIALIZED")
         )
         return (
@@ -249,19 +248,29 @@ class Statements:
         alive: Select[Any] = (
             select(literal_column("1"))
             .select_from(table)
-            .where(self._matches(table, failure.c.key), embedding.pending())
-            .where(embedding.wanted().is_not_distinct_from(failure.c.digest))
-            .correlate(failure)
+            .where(self._matches(table, self._failure.c.key), embedding.pending())
+            .where(embedding.wanted().is_not_distinct_from(self._failure.c.digest))
+            .correlate(self._failure)
         )
         return (
-            select(failure.c.key)
-            .where(*self._mine(failure), ~alive.exists())
-            .order_by(failure.c.key)
+            select(self._failure.c.key)
+            .where(*self._mine(self._failure), ~alive.exists())
+            .order_by(self._failure.c.key)
             .with_for_update(skip_locked=True)
         )
 
+    def _apart(self, name: str) -> str:
+        """A name for a part of a statement, which the user's table does not have."""
+        return f"{name}_" if name == self._target.embedding.table.name else name
+
+    def _unnest(self, **arrays: ColumnElement[Any]) -> TableValuedAlias:
+        """``unnest(<array>, ...) AS pgembed_given(k, ...)``, each column under the name of its array."""
+        given = func.unnest(*arrays.values()).table_valued(*map(column, arrays))
+        return given.render_derived(name=self._apart("pgembed_given"))
+
     def _keys(self, table: FromClause) -> list[ColumnElement[Any]]:
-        return [table.c[column.key] for column in self._target.embedding.table.primary_key.columns]
+        by_name = {column.name: column for column in table.c}
+        return [by_name[column.name] for column in self._target.embedding.table.primary_key.columns]
 
     def _parsed(self, key: ColumnElement[Any]) -> list[ColumnElement[Any]]:
         parts: list[ColumnElement[Any]] = []
@@ -292,8 +301,8 @@ class Statements:
         )
 
     def _leased(self) -> Select[Any]:
-        return select(func.unnest(lease.c["keys"])).where(
-            *self._mine(lease), lease.c.expires_at > func.clock_timestamp()
+        return select(func.unnest(self._lease.c["keys"])).where(
+            *self._mine(self._lease), self._lease.c.expires_at > func.clock_timestamp()
         )
 
     def _of_failure(self, what: ColumnElement[bool]) -> ColumnElement[bool]:
@@ -306,11 +315,11 @@ class Statements:
         table = embedding.table
         mine: Select[Any] = (
             select(what)
-            .where(*self._mine(failure), failure.c.key == self.key(table))
-            .where(failure.c.digest.is_not_distinct_from(embedding.wanted()))
+            .where(*self._mine(self._failure), self._failure.c.key == self.key(table))
+            .where(self._failure.c.digest.is_not_distinct_from(embedding.wanted()))
             .correlate(table)
         )
-        any_failed = select(exists().where(*self._mine(failure))).scalar_subquery()
+        any_failed = select(exists().where(*self._mine(self._failure))).scalar_subquery()
         return func.coalesce(case((any_failed, mine.scalar_subquery())), literal_column("false"))
 
 
@@ -334,9 +343,3 @@ def _bigint(parameter: str) -> ColumnElement[int]:
 
 def _digests() -> ColumnElement[Any]:
     return cast(_lines("digests"), ARRAY(UUID))
-
-
-def _unnest(**arrays: ColumnElement[Any]) -> TableValuedAlias:
-    """``unnest(<array>, ...) AS pgembed_given(k, ...)``, each column under the name of its array."""
-    given = func.unnest(*arrays.values()).table_valued(*map(column, arrays))
-    return given.render_derived(name="pgembed_given")

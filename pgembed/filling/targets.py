@@ -288,22 +288,21 @@ def _opened(embedding: EmbeddingColumn, entry: dict[str, Any], columns: dict[str
 def _bare(embedding: EmbeddingColumn) -> EmbeddingColumn:
     """The embedding over a table of the same names and nothing else."""
     declaration = embedding.declaration
-    wanted = [*embedding.table.primary_key.columns, *embedding.sources]
-    columns: dict[str, Column[Any]] = {
-        column.name: Column(column.name, Text, key=column.key, primary_key=column.primary_key)
-        for column in wanted
-    }
-    vector = Column(
-        embedding.vector.name,
-        VectorType(declaration.encoder.dimensions, declaration.storage),
-        key=embedding.vector.key,
+    names = dict.fromkeys(
+        column.name for column in (*embedding.table.primary_key.columns, *embedding.sources)
     )
-    digest = Column(embedding.digest.name, embedding.digest.type, key=embedding.digest.key)
+    # The keys are none that a parameter could have: SQLAlchemy would take it for the column's new value.
+    columns = {
+        name: Column(name, Text, key=f"column {place}", primary_key=place < len(embedding.table.primary_key))
+        for place, name in enumerate(names)
+    }
+    dimensions, storage = declaration.encoder.dimensions, declaration.storage
+    vector = Column(embedding.vector.name, VectorType(dimensions, storage), key="its vector")
+    digest = Column(embedding.digest.name, embedding.digest.type, key="its digest")
     original = embedding.table
     table = Table(original.name, MetaData(), *columns.values(), vector, digest, schema=original.schema)
-    return EmbeddingColumn(
-        declaration, table, vector, digest, tuple(table.c[source.key] for source in embedding.sources)
-    )
+    sources = tuple(columns[source.name] for source in embedding.sources)
+    return EmbeddingColumn(declaration, table, vector, digest, sources)
 
 
 def split(found: Sequence[Target | Refused]) -> tuple[list[Target], list[Refused]]:
