@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import enum
 import subprocess
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import psycopg
@@ -12,19 +14,25 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import (
+    ARRAY,
     URL,
     Column,
     Connection,
     Engine,
+    Enum,
     Integer,
     MetaData,
+    String,
     Table,
+    Text,
     create_engine,
+    func,
     insert,
     literal,
     select,
 )
 from sqlalchemy.dialects import postgresql
+from sqlalchemy.types import NullType
 
 from pgembed.columns import VectorType
 from pgembed.columns.psycopg_dumpers import register
@@ -134,3 +142,29 @@ engine.dispose()
     values = [float(n) for n in (1, 2, 3)] if "VECTOR" in names else list(np.array([1, 2, 3], np.float32))
     assert done.stderr == ""
     assert done.stdout.splitlines() == [names, f"{shapes} {values}"] * 2
+
+
+class Colour(enum.Enum):
+    RED = 1
+
+
+def test_arrays_and_functions_of_other_types_are_as_before(connection: Connection) -> None:
+    values: list[tuple[Any, Any]] = [
+        (ARRAY(Integer), [1, None]),
+        (ARRAY(Text), ["[1,2]", "a"]),
+        (postgresql.ARRAY(Integer, dimensions=2), [[1, 2], [3, 4]]),
+        (ARRAY(Enum(Colour, native_enum=False)), [Colour.RED, None]),
+    ]
+    for kind, value in values:
+        assert connection.scalar(select(literal(value, kind))) == value
+        assert connection.scalar(select(func.array_agg(literal(value, kind)))) == [value]
+    number = Column("n", Integer)
+    assert isinstance(func.avg(number).type, NullType)
+    assert func.avg(table.c.v, type_=Text()).type._type_affinity is String
+    assert isinstance(func.unnest(literal([1], ARRAY(Integer))).type, NullType)
+    assert isinstance(func.avg(table.c.h).type, VectorType)
+    assert [str(func.AVG(number).label(None).element), str(func.lag(number, 2))] == [
+        "avg(n)",
+        "lag(n, :lag_1)",
+    ]
+    assert connection.scalar(select(func.avg(literal(2)))) == 2
