@@ -53,7 +53,7 @@ def shape_of(type_: TypeEngine[Any]) -> tuple[str, int | None]:
     match = re.fullmatch(r"(VECTOR|HALFVEC|SPARSEVEC|BIT)(?:\((\d+)\))?", spec)
     if match is None:
         raise DeclarationError(
-            f"the column has the type {type_!r}; needed is vector or halfvec (for an index, sparsevec or bit)"
+            f"the column has the type {type_!r}; expected vector or halfvec (for an index, sparsevec or bit)"
         )
     if match[1] == "BIT":
         return "bit", int(match[2] or 1)

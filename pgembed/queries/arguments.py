@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import numbers
 import operator
+import re
 from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any
@@ -24,6 +25,8 @@ from pgembed.columns.conditions import condition
 from pgembed.encoders.texts import checked
 from pgembed.exc import QueryError
 
+_PART = r"(?:\"(?:[^\"]|\"\")+\"|[^\W\d][\w$]*)"
+_NAME = re.compile(rf"{_PART}(?:\.{_PART})?")
 #: The most rows that are asked for, Postgres's largest ``integer``.
 MOST = 2**31 - 1
 
@@ -81,6 +84,19 @@ def words(name: str, value: Any) -> str:
             'remove it with .replace("\\0", "")'
         )
     return value
+
+
+def configuration(name: str, value: Any) -> str:
+    """The name of a text search configuration, with or without a schema, as Postgres reads it.
+
+    :raises QueryError: it is none. (Whether there is one of that name, the database says.)
+    """
+    if not _NAME.fullmatch(words(name, value)):
+        raise QueryError(
+            f"{name}={value!r}; expected the name of a text search configuration, such as 'english' or "
+            "'public.mine'"
+        )
+    return value  # type: ignore[no-any-return]
 
 
 def conditions(where: Any) -> list[ColumnElement[bool]]:

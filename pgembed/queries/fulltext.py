@@ -27,7 +27,7 @@ from sqlalchemy.sql.selectable import Subquery
 from sqlalchemy.sql.visitors import iterate
 
 from pgembed.exc import QueryError
-from pgembed.queries.arguments import expression, words
+from pgembed.queries.arguments import configuration, expression, words
 from pgembed.queries.choosing import sql_of
 from pgembed.queries.nearest import keys_of, literal_rows
 from pgembed.queries.standing import holds
@@ -82,7 +82,7 @@ def matching(
     """
     # The configuration is a literal in the SQL, since an index on to_tsvector('english', title) only serves
     # an expression that is the same before parameters are known.
-    name = words("config", config)
+    name = configuration("config", config)
     named = cast(bindparam("config", name, String, literal_execute=True, unique=True), REGCONFIG)
     question = _any_of(terms, named)
     legs = [

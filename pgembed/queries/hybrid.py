@@ -136,7 +136,7 @@ def hybrid_search(
         ``to_tsvector('<config>', coalesce(title, '') || ' ' || coalesce(body, ''))``: an index on just that
         expression, or on the ``tsvector`` column, makes it fast.
     :param terms: the words to look for, where they are not the text of ``query``; ``bindparam("terms")`` too.
-    :param config: the text search configuration.
+    :param config: the text search configuration; Postgres says at execution if there is none of that name.
     :param candidates: how many rows each search contributes; left out, four times the rows asked for and at
         least 50.
     :param k: how much the first ranks are levelled.

@@ -15,7 +15,7 @@ from sqlalchemy.sql.util import ClauseAdapter
 from pgembed.columns import Embedding, EmbeddingColumn, bound
 from pgembed.columns.embedding import INFO
 from pgembed.columns.types import shape_of
-from pgembed.exc import MetricNotSupportedError, QueryError
+from pgembed.exc import DeclarationError, MetricNotSupportedError, QueryError
 from pgembed.indexes import Indexed, indexes_on
 from pgembed.metrics import Metric, metrics_of
 from pgembed.metrics import metric as metric_named
@@ -112,6 +112,7 @@ def resolve(column: VectorColumn, metric: str | None = None) -> Target:
     :param metric: how to measure; ``None`` for the column's own metric (that of its embedding, else that of
         its index, else cosine).
     :raises QueryError: not a vector column of a mapped class or a table, or no primary key.
+    :raises DeclarationError: a column of another type.
     :raises MetricNotSupportedError: no such metric, or not for values of this type.
     """
     found: Any = column
@@ -127,7 +128,10 @@ def resolve(column: VectorColumn, metric: str | None = None) -> Target:
         raise QueryError(
             f"{column!r} is not a column; expected one such as Article.embedding or table.c.embedding"
         )
-    storage, dimensions = shape_of(base.type)
+    try:
+        storage, dimensions = shape_of(base.type)
+    except DeclarationError as error:
+        raise DeclarationError(f"{base} cannot be searched: {error}") from None
     embedding = bound(base)
     declaration: Embedding | None = base.info.get(INFO)
     candidates = indexes_on(base)

@@ -38,7 +38,7 @@ from pgembed import (
     semantic_search,
 )
 from pgembed.columns import VectorType
-from pgembed.exc import DimensionMismatchError, PgembedError, QueryError, VectorValueError
+from pgembed.exc import DeclarationError, DimensionMismatchError, PgembedError, QueryError, VectorValueError
 from pgembed.testing import HashEncoder
 
 
@@ -108,7 +108,12 @@ BAD: list[tuple[list[str], str, list[Any]]] = [
     (["knn_classify"], "label", ["title", None, 5, Item, Item.owner, Owner.country]),
     (["hybrid_search"], "text", ["title", None, 5, Item, [], ["title"], Item.owner, Owner.country, Item.id]),
     (["hybrid_search"], "terms", ["a\0b", "\ud800", 5, b"x", ["x"]]),
-    (["hybrid_search"], "config", [None, 5, "eng\0lish", "\ud800", b"english"]),
+    (SEARCHES + PAIRS, "metric", ["", "fast", True, 1, ["l2"], b"l2"]),
+    (
+        ["hybrid_search"],
+        "config",
+        ["", "no name", "a.b.c", "x'; --", '"', "1st", None, 5, "eng\0lish", "\ud800", b"english"],
+    ),
     (["hybrid_search"], "candidates", [0, 5, *(bad for bad in NOT_WHOLE if bad is not None)]),
     (["hybrid_search"], "k", [-1, float("inf"), None, *NOT_REAL]),
     (["hybrid_search"], "weights", [None, 1, (1,), (1, 2, 3), "ab", *((1, bad) for bad in [-1, *NOT_REAL])]),
@@ -222,6 +227,16 @@ def test_a_text_with_nul_has_a_vector_but_no_words() -> None:
 def test_numbers_and_expressions_of_all_kinds_are_taken(helper: str, options: Any) -> None:
     compiled = HELPERS[helper](**options).compile(dialect=postgresql.dialect())
     assert not any(isinstance(value, np.generic) for value in compiled.params.values())
+
+
+@pytest.mark.parametrize("config", ["simple", "English", "public.mine", '"my own"', 'a."b""c"', "größe_1$"])
+def test_names_of_configurations(config: str) -> None:
+    hybrid_search(Item.vector, "text", text=Item.title, config=config)
+
+
+def test_what_is_no_vector_column_is_named() -> None:
+    with pytest.raises(DeclarationError, match=r"item\.title cannot be searched: .* String"):
+        semantic_search(Item.title, "text")
 
 
 def test_what_a_relationship_or_another_table_is_replaced_by() -> None:
