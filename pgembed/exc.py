@@ -309,6 +309,24 @@ class MissingPrivilegeError(DatabaseError):
         super().__init__(f"role {role!r} lacks the privilege {privilege} on {target}. {fix}")
 
 
+class NotTrustedError(DatabaseError):
+    """A table is of somebody whom nobody has told the database to trust: it is neither read nor filled."""
+
+    def __init__(self, name: str, problem: str) -> None:
+        self.name = name
+        self.problem = problem
+        super().__init__(f"{name}: {problem}")
+
+
+class RegistrationError(DatabaseError):
+    """What registers an embedding column cannot be read, or does not fit its table."""
+
+    def __init__(self, name: str, problem: str) -> None:
+        self.name = name
+        self.problem = problem
+        super().__init__(f"{name}: {problem}")
+
+
 class NotInstalledError(DatabaseError):
     """The database lacks pgembed's SQL objects, or holds those of another version."""
 

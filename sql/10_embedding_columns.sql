@@ -1,44 +1,228 @@
 -- Every embedding column of the database, read from the catalogue: the comment on the index of a column's
 -- pending rows is its registration. It comes with the table (create_all, dump and restore, a rename of the
--- table) and goes with it, so there is no list that could disagree with the tables.
-CREATE OR REPLACE FUNCTION pgembed.registration(comment text)
-RETURNS jsonb
-LANGUAGE plpgsql IMMUTABLE STRICT
+-- table) and goes with it, so there is no list that could disagree with the tables. Anybody can write such a
+-- comment on an index of their own, so it is read strictly, and counts only where its table is trusted.
+
+-- What is wrong with the facts of a registration; NULL where nothing is. Keys that are not known here are of
+-- newer versions, and no fault. The same as pgembed.columns.registration in Python.
+CREATE OR REPLACE FUNCTION pgembed.registration_problem(facts jsonb)
+RETURNS text
+LANGUAGE plpgsql IMMUTABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    facts jsonb;
+    kind text;
+    key text;
+    names text[];
+    sources text[];
+    fields text[];
+    template text;
+    bare text;
 BEGIN
-    IF comment LIKE '{"pgembed":%' THEN
-        facts := comment::jsonb;
-        IF facts ?& ARRAY['column', 'digest', 'encoder', 'fingerprint', 'metric', 'fill']
-            AND jsonb_typeof(facts -> 'dimensions') = 'number'
-            AND jsonb_typeof(facts -> 'sources') = 'array'
-            AND coalesce(jsonb_typeof(facts -> 'fields'), 'array') = 'array'
-            AND coalesce(jsonb_typeof(facts -> 'options'), 'object') = 'object'
-        THEN
-            RETURN facts;
+    IF facts ->> 'pgembed' IS DISTINCT FROM '1' OR jsonb_typeof(facts -> 'pgembed') <> 'number' THEN
+        RETURN 'pgembed is not 1, the format that this version reads';
+    END IF;
+    FOREACH key IN ARRAY ARRAY['column', 'digest', 'encoder', 'fingerprint', 'metric', 'fill'] LOOP
+        IF coalesce(jsonb_typeof(facts -> key), '') <> 'string' THEN
+            RETURN key || ' is not a text';
+        END IF;
+    END LOOP;
+    FOREACH key IN ARRAY ARRAY['template', 'replaces'] LOOP
+        IF coalesce(jsonb_typeof(facts -> key), 'null') NOT IN ('null', 'string') THEN
+            RETURN key || ' is not a text';
+        END IF;
+    END LOOP;
+    FOREACH key IN ARRAY ARRAY['sources', 'fields'] LOOP
+        kind := coalesce(jsonb_typeof(facts -> key), 'null');
+        IF kind = 'null' AND key = 'fields' THEN
+            CONTINUE;
+        ELSIF kind <> 'array' THEN
+            RETURN key || ' is not a list of names';
+        ELSIF EXISTS (SELECT FROM jsonb_array_elements(facts -> key) AS e (one)
+                       WHERE jsonb_typeof(e.one) <> 'string') THEN
+            RETURN key || ' is not a list of names';
+        END IF;
+        names := ARRAY(SELECT jsonb_array_elements_text(facts -> key));
+        IF cardinality(names) = 0 THEN
+            RETURN key || ' is an empty list';
+        ELSIF cardinality(names) > (SELECT count(DISTINCT n.one) FROM unnest(names) AS n (one)) THEN
+            RETURN key || ' has a name twice';
+        ELSIF key = 'sources' THEN
+            sources := names;
+        ELSE
+            fields := names;
+        END IF;
+    END LOOP;
+    IF EXISTS (SELECT FROM unnest(sources || ARRAY[facts ->> 'column', facts ->> 'digest']
+                                  || (facts ->> 'replaces')) AS n (one)
+                WHERE octet_length(n.one) NOT BETWEEN 1 AND 63) THEN
+        RETURN 'the name of a column is not of 1 to 63 bytes';
+    ELSIF cardinality(sources) + 2 > (SELECT count(DISTINCT n.one) FROM unnest(
+              sources || ARRAY[facts ->> 'column', facts ->> 'digest']) AS n (one)) THEN
+        RETURN 'column, digest and sources are not different columns';
+    ELSIF cardinality(fields) <> cardinality(sources) THEN
+        RETURN 'fields are not as many as sources';
+    ELSIF facts ->> 'encoder' !~ '^[^\x01-\x1f\x7f]{1,255}$' THEN
+        RETURN 'encoder is not a line of 1 to 255 characters';
+    ELSIF facts ->> 'fingerprint' !~ '^[^\x01-\x1f\x7f]{1,255}$' THEN
+        RETURN 'fingerprint is not a line of 1 to 255 characters';
+    ELSIF jsonb_typeof(facts -> 'dimensions') IS DISTINCT FROM 'number'
+       OR facts ->> 'dimensions' !~ '^[1-9][0-9]{0,4}$' OR (facts ->> 'dimensions')::integer > 16000 THEN
+        RETURN 'dimensions is not a whole number from 1 to 16000';
+    ELSIF facts ->> 'metric' NOT IN ('cosine', 'l2', 'inner_product', 'l1') THEN
+        RETURN 'metric is not cosine, l2, inner_product or l1';
+    ELSIF facts ->> 'fill' NOT IN ('flush', 'worker') THEN
+        RETURN 'fill is not flush or worker';
+    ELSIF coalesce(jsonb_typeof(facts -> 'options'), 'null') NOT IN ('null', 'object') THEN
+        RETURN 'options is not an object';
+    END IF;
+    template := facts ->> 'template';
+    IF template IS NOT NULL THEN
+        bare := regexp_replace(template, '\{\{|\}\}', '', 'g');
+        names := ARRAY(SELECT DISTINCT m.found[1] FROM regexp_matches(bare, '\{([^{}]*)\}', 'g') AS m (found));
+        fields := coalesce(fields, CASE WHEN cardinality(sources) = 1 AND cardinality(names) = 1
+                                         AND names[1] ~ '^[^][!:.{}]+$' THEN names ELSE sources END);
+        IF bare !~ '^([^{}]|\{[^{}]*\})*$' OR NOT (names <@ fields AND fields <@ names) THEN
+            RETURN 'template does not have exactly the sources as its fields';
         END IF;
     END IF;
-    RETURN NULL; -- somebody else's comment
-EXCEPTION WHEN invalid_text_representation THEN
     RETURN NULL;
 END
 $$;
 
-CREATE OR REPLACE VIEW pgembed.embedding_columns AS
+-- A comment as a registration. No facts and no problem: it is somebody else's.
+CREATE OR REPLACE FUNCTION pgembed.read_registration(comment text, OUT facts jsonb, OUT problem text)
+LANGUAGE plpgsql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF substr(comment, 1, 11) IS DISTINCT FROM '{"pgembed":' THEN
+        RETURN;
+    ELSIF octet_length(comment) > 65536 THEN
+        problem := 'it is longer than 64 kB';
+        RETURN;
+    END IF;
+    facts := comment::jsonb;
+    problem := pgembed.registration_problem(facts);
+    IF problem IS NOT NULL THEN
+        facts := NULL;
+    END IF;
+EXCEPTION WHEN OTHERS THEN -- of many kinds: syntax, \u0000, too deep, numbers out of range
+    facts := NULL;
+    problem := 'it is not JSON that Postgres can read';
+END
+$$;
+
+-- The fingerprint and the template as pgembed.columns.digest.recipe() hashes them: JSON in ASCII.
+CREATE OR REPLACE FUNCTION pgembed.recipe(fingerprint text, template text)
+RETURNS text
+LANGUAGE plpgsql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    json text := '["pgembed-1", ' || to_json(fingerprint)::text || ', '
+                 || coalesce(to_json(template)::text, 'null') || ']';
+BEGIN
+    IF json ~ '[^\x01-\x7e]' THEN
+        SELECT string_agg(
+                   CASE WHEN code.point < 127 THEN chr(code.point)
+                        WHEN code.point < 65536 THEN '\u' || lpad(to_hex(code.point), 4, '0')
+                        ELSE '\u' || to_hex(55296 + (code.point - 65536) / 1024)
+                             || '\u' || to_hex(56320 + (code.point - 65536) % 1024) END,
+                   '' ORDER BY letter.place)
+          INTO json
+          FROM regexp_split_to_table(json, '') WITH ORDINALITY AS letter (one, place)
+         CROSS JOIN LATERAL (SELECT ascii(letter.one) AS point) AS code;
+    END IF;
+    RETURN md5(json);
+END
+$$;
+
+-- The predicate of a column's pending rows, made of its registration: as pgembed.columns.digest makes it, so
+-- that Postgres takes it for that of the index.
+CREATE OR REPLACE FUNCTION pgembed.pending_predicate(facts jsonb)
+RETURNS text
+LANGUAGE plpgsql IMMUTABLE STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    lengths text;
+    parts text;
+BEGIN
+    SELECT string_agg(format('COALESCE(octet_length(%I), 0)', s.source), ' + ' ORDER BY s.place),
+           string_agg(format(' || md5(COALESCE(%I, ''''))', s.source), '' ORDER BY s.place)
+      INTO lengths, parts
+      FROM jsonb_array_elements_text(facts -> 'sources') WITH ORDINALITY AS s (source, place);
+    RETURN format(
+        'CASE WHEN %1$I IS NOT NULL THEN COALESCE(%2$I, ''00000000-0000-0000-0000-000000000000''::uuid) '
+        'ELSE NULL::uuid END IS DISTINCT FROM '
+        'CASE WHEN %3$s > 0 THEN md5(%4$L%5$s)::uuid ELSE NULL::uuid END',
+        facts ->> 'column', facts ->> 'digest', lengths,
+        pgembed.recipe(facts ->> 'fingerprint', facts ->> 'template'), parts);
+END
+$$;
+
+-- Whether an index holds the rows of a predicate; NULL where its table is locked and cannot be looked at. Both
+-- are compared as text, without the brackets, blanks and casts that Postgres puts in: the predicate of an
+-- index is never executed as it is found.
+CREATE OR REPLACE FUNCTION pgembed.is_predicate_of(index regclass, predicate text)
+RETURNS boolean
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+SET lock_timeout = '100ms'
+AS $$
+DECLARE
+    casts text := '::("([^"]|"")*"|\w+)(\.("([^"]|"")*"|\w+))?( varying)?(\(\d+\))?|[\s()]';
+    found text;
+BEGIN
+    SELECT pg_get_expr(i.indpred, i.indrelid) INTO found FROM pg_index AS i WHERE i.indexrelid = index;
+    RETURN regexp_replace(found, casts, '', 'g') = regexp_replace(predicate, casts, '', 'g');
+EXCEPTION WHEN lock_not_available THEN
+    RETURN NULL;
+END
+$$;
+
+-- All that is registered, or looks as if it were, with the reason for which it does not count.
+CREATE OR REPLACE VIEW pgembed.registrations AS
 WITH commented AS MATERIALIZED (
-    SELECT i.indexrelid,
-           i.indrelid,
-           i.indpred,
-           pgembed.registration(d.description) AS facts
+    SELECT i.indexrelid, i.indrelid, t.relkind, d.description
     FROM pg_catalog.pg_index AS i
     JOIN pg_catalog.pg_description AS d
       ON d.objoid = i.indexrelid AND d.objsubid = 0 AND d.classoid = 'pg_catalog.pg_class'::pg_catalog.regclass
     JOIN pg_catalog.pg_class AS c ON c.oid = i.indexrelid
+    JOIN pg_catalog.pg_class AS t ON t.oid = i.indrelid
     WHERE i.indpred IS NOT NULL AND NOT c.relispartition
+      AND pg_catalog.substr(d.description, 1, 11) = '{"pgembed":'
+), read AS MATERIALIZED (
+    SELECT c.indexrelid, c.indrelid, c.relkind, pgembed.distrust(c.indrelid) AS distrust, r.facts, r.problem
+    FROM commented AS c
+    CROSS JOIN LATERAL pgembed.read_registration(c.description) AS r
+), judged AS MATERIALIZED (
+    SELECT *,
+           CASE WHEN distrust IS NOT NULL THEN distrust
+                WHEN problem IS NOT NULL
+                    THEN pg_catalog.format('the registration on index %s cannot be read: %s',
+                                           indexrelid::pg_catalog.regclass, problem)
+                WHEN relkind NOT IN ('r', 'p') THEN 'it is no table, so its rows cannot be filled'
+                WHEN pg_catalog.count(*) OVER (PARTITION BY indrelid, facts ->> 'column') > 1
+                    THEN pg_catalog.format('its registration on index %s is not the only one',
+                                           indexrelid::pg_catalog.regclass)
+           END AS reason
+    FROM read
 )
 SELECT indrelid::pg_catalog.regclass AS relation,
+       (facts ->> 'column')::pg_catalog.name AS column_name,
+       indexrelid::pg_catalog.regclass AS pending_index,
+       CASE WHEN reason IS NULL THEN facts END AS facts,
+       reason AS problem
+FROM judged;
+COMMENT ON VIEW pgembed.registrations IS
+    'the comments of indexes that register embedding columns, and why some do not count';
+-- Like the catalogue that it reads; pgembed.status asks it with the rights of whoever asks.
+GRANT SELECT ON pgembed.registrations TO PUBLIC;
+
+CREATE OR REPLACE VIEW pgembed.embedding_columns AS
+SELECT relation,
        (facts ->> 'column')::pg_catalog.name AS column_name,
        (facts ->> 'digest')::pg_catalog.name AS digest_name,
        ARRAY(SELECT pg_catalog.jsonb_array_elements_text(facts -> 'sources'))::pg_catalog.name[] AS sources,
@@ -48,13 +232,15 @@ SELECT indrelid::pg_catalog.regclass AS relation,
        (facts ->> 'dimensions')::integer AS dimensions,
        facts ->> 'metric' AS metric,
        facts ->> 'fill' AS fill,
-       indexrelid::pg_catalog.regclass AS pending_index,
-       -- Here, because it locks the table (it waits for ALTER TABLE), and most readers do not ask for it.
-       pg_catalog.pg_get_expr(indpred, indrelid) AS pending_predicate,
-       CASE WHEN facts -> 'fields' IS NOT NULL
+       pending_index,
+       pgembed.pending_predicate(facts) COLLATE pg_catalog."C" AS pending_predicate, -- as it was made first
+       CASE WHEN pg_catalog.jsonb_typeof(facts -> 'fields') = 'array'
             THEN ARRAY(SELECT pg_catalog.jsonb_array_elements_text(facts -> 'fields')) END AS fields,
        facts -> 'options' AS options
-FROM commented
-WHERE facts IS NOT NULL;
+FROM pgembed.registrations
+WHERE problem IS NULL;
 COMMENT ON VIEW pgembed.embedding_columns IS
     'the embedding columns of this database; pending_predicate is the SQL condition of the rows to be filled';
+
+-- Of earlier versions.
+DROP FUNCTION IF EXISTS pgembed.registration(text);

@@ -1,6 +1,9 @@
--- How fresh every embedding column is. Pending rows are counted exactly, from the index that holds just
--- them. Rows are counted in tables below 100,000 rows and estimated above, from the statistics and the size.
--- A table that cannot be read, or that somebody keeps locked, has a problem, and the others are shown.
+-- How fresh every embedding column is. Pending rows are counted exactly, from the index that holds just them.
+-- All rows are counted in tables of up to 128 MB, dead rows included. Of larger ones about 1,000 pages are
+-- drawn at random, which say how many rows are fresh; "estimated" tells that. Statistics are not asked: after
+-- an update of many rows they are far from the truth.
+-- A table that cannot be read, that somebody keeps locked, or whose owner is not trusted, has a problem and
+-- no figures, and the others are shown; see pgembed.registrations.
 -- Failed rows are those that workers have set aside (pgembed.failure); they are pending as well.
 DO $$
 BEGIN
@@ -8,8 +11,15 @@ BEGIN
     IF EXISTS (SELECT FROM pg_catalog.pg_proc AS p
                WHERE p.oid = pg_catalog.to_regproc('pgembed.column_status')
                  AND p.proargnames <> ARRAY['relation', 'column_name', 'encoder', 'fingerprint', 'total', 'fresh',
-                                            'pending', 'failed', 'index', 'problem']) THEN
-        DROP VIEW IF EXISTS pgembed.status;
+                                            'pending', 'failed', 'index', 'problem', 'estimated']) THEN
+        BEGIN -- The view stays, and with it who may read it.
+            CREATE OR REPLACE VIEW pgembed.status AS
+            SELECT NULL::regclass AS relation, NULL::name AS column_name, NULL::text AS encoder,
+                   NULL::text AS fingerprint, NULL::bigint AS total, NULL::bigint AS fresh,
+                   NULL::bigint AS pending, NULL::bigint AS failed, NULL::text AS index, NULL::text AS problem;
+        EXCEPTION WHEN invalid_table_definition THEN
+            DROP VIEW pgembed.status;
+        END;
         DROP FUNCTION pgembed.column_status();
     END IF;
 END
@@ -25,7 +35,8 @@ CREATE OR REPLACE FUNCTION pgembed.column_status(
     OUT pending bigint,
     OUT failed bigint,
     OUT index text,
-    OUT problem text
+    OUT problem text,
+    OUT estimated boolean -- whether total and fresh are estimates
 )
 RETURNS SETOF record
 LANGUAGE plpgsql STABLE
@@ -35,22 +46,29 @@ AS $$
 DECLARE
     entry record;
     predicate text;
-    estimate double precision;
-    unknown bigint; -- pages of tables without statistics
+    pages bigint;
+    percent double precision;
 BEGIN
     FOR entry IN
-        SELECT e.relation, e.column_name, e.encoder, e.fingerprint, e.pending_index
-          FROM pgembed.embedding_columns AS e ORDER BY e.relation::text, e.column_name
+        SELECT r.relation, r.column_name, r.pending_index, r.problem, r.facts
+          FROM pgembed.registrations AS r
+         ORDER BY r.relation::text, r.column_name, r.pending_index::text
     LOOP
         relation := entry.relation;
         column_name := entry.column_name;
-        encoder := entry.encoder;
-        fingerprint := entry.fingerprint;
+        encoder := entry.facts ->> 'encoder';
+        fingerprint := entry.facts ->> 'fingerprint';
         total := NULL;
         fresh := NULL;
         pending := NULL;
         failed := NULL;
-        problem := NULL;
+        index := NULL;
+        problem := entry.problem;
+        estimated := NULL;
+        IF problem IS NOT NULL THEN
+            RETURN NEXT; -- nothing of such a table is executed
+            CONTINUE;
+        END IF;
         SELECT string_agg(
                    am.amname || CASE WHEN i.indisvalid THEN '' ELSE ' (invalid)' END, ', ' ORDER BY am.amname
                )
@@ -58,7 +76,7 @@ BEGIN
           FROM pg_index AS i
           JOIN pg_class AS c ON c.oid = i.indexrelid
           JOIN pg_am AS am ON am.oid = c.relam
-          JOIN pg_attribute AS a ON a.attrelid = i.indrelid AND a.attname = entry.column_name
+          JOIN pg_attribute AS a ON a.attrelid = i.indrelid AND a.attname = column_status.column_name
          WHERE i.indrelid = entry.relation AND am.amname <> 'btree'
            AND (a.attnum = ANY (i.indkey)
                 OR i.indkey[0] = 0 AND EXISTS ( -- an expression over the column
@@ -67,38 +85,46 @@ BEGIN
                        AND d.refobjid = i.indrelid AND d.refobjsubid = a.attnum));
         index := coalesce(index, 'none');
         IF NOT EXISTS (SELECT FROM pg_attribute AS a
-                        WHERE a.attrelid = entry.relation AND a.attname = entry.column_name
+                        WHERE a.attrelid = entry.relation AND a.attname = column_status.column_name
                           AND NOT a.attisdropped) THEN
             problem := format('%s has no column %I any more; register the column under its new name',
-                              entry.relation, entry.column_name);
+                              entry.relation, column_name);
+            RETURN NEXT;
+            CONTINUE;
         END IF;
         BEGIN
-            SELECT pg_get_expr(i.indpred, i.indrelid) INTO predicate
-              FROM pg_index AS i WHERE i.indexrelid = entry.pending_index;
+            predicate := pgembed.pending_predicate(entry.facts);
+            IF NOT pgembed.is_predicate_of(entry.pending_index, predicate) THEN
+                problem := format('index %s does not hold the rows that its registration describes: '
+                                  'a migration builds it anew', entry.pending_index);
+                RETURN NEXT;
+                CONTINUE;
+            END IF;
             EXECUTE format('SELECT count(*) FROM %s WHERE %s', entry.relation, predicate) INTO pending;
             SELECT count(*) INTO failed
               FROM pgembed.failure AS f
-             WHERE f.relation = entry.relation AND f.column_name = entry.column_name;
-            SELECT sum(c.reltuples / c.relpages * leaf.pages) FILTER (WHERE c.relpages > 0),
-                   sum(leaf.pages) FILTER (WHERE c.relpages = 0)
-              INTO estimate, unknown
+             WHERE f.relation = entry.relation AND f.column_name = column_status.column_name;
+            SELECT coalesce(sum(pg_relation_size(c.oid)), 0) / current_setting('block_size')::integer INTO pages
               FROM ( -- a table without partitions is no partition tree
                   SELECT entry.relation AS relid UNION SELECT t.relid FROM pg_partition_tree(entry.relation) AS t
               ) AS part
-              JOIN pg_class AS c ON c.oid = part.relid AND c.relkind = 'r'
-             CROSS JOIN LATERAL (
-                 SELECT pg_relation_size(c.oid) / current_setting('block_size')::integer AS pages
-             ) AS leaf;
-            IF unknown > 12800 THEN -- 100 MB, more than is counted in passing
-                problem := format('%s has no statistics, so its rows are not estimated: ANALYZE %1$s', entry.relation);
-            ELSIF coalesce(estimate, 0) < 100000 THEN
-                EXECUTE format('SELECT count(*) FROM %s', entry.relation) INTO total;
+              JOIN pg_class AS c ON c.oid = part.relid AND c.relkind = 'r';
+            estimated := pages > 16384;
+            IF estimated THEN
+                percent := 100 * 1024.0 / pages;
+                EXECUTE format('SELECT (100 / %1$s * count(*))::bigint FROM %2$s '
+                               'TABLESAMPLE SYSTEM (%1$s) REPEATABLE (1) WHERE NOT (%3$s)',
+                               percent, entry.relation, predicate) INTO fresh;
+                total := pending + fresh;
             ELSE
-                total := greatest(estimate::bigint, pending);
+                EXECUTE format('SELECT count(*) FROM %s', entry.relation) INTO total;
+                fresh := total - pending;
             END IF;
-            fresh := total - pending;
         EXCEPTION WHEN OTHERS THEN
             problem := SQLERRM;
+            total := NULL;
+            fresh := NULL;
+            estimated := NULL;
         END;
         RETURN NEXT;
     END LOOP;

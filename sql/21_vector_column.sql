@@ -68,9 +68,16 @@ BEGIN
                                         WHEN 'manhattan' THEN 'l1'
                                         ELSE lower(wanted_metric) END;
     IF metric IS NULL THEN
-        SELECT e.metric INTO metric
-          FROM pgembed.embedding_columns AS e
-         WHERE e.relation = vector_column.relation AND e.column_name = vector_column.vector_column;
+        -- Not pgembed.embedding_columns, which looks at the tables of all columns.
+        SELECT r.facts ->> 'metric' INTO metric
+          FROM pg_index AS i
+          JOIN pg_description AS d
+            ON d.objoid = i.indexrelid AND d.objsubid = 0 AND d.classoid = 'pg_class'::regclass
+         CROSS JOIN LATERAL pgembed.read_registration(d.description) AS r
+         WHERE i.indrelid = relation AND i.indpred IS NOT NULL AND r.facts ->> 'column' = vector_column
+           AND pgembed.distrust(relation) IS NULL
+         ORDER BY i.indexrelid
+         LIMIT 1;
     END IF;
     FOR candidate IN SELECT * FROM pgembed.vector_indexes(relation, vector_column) LOOP
         metric := coalesce(metric, candidate.metric, 'cosine');

@@ -15,9 +15,11 @@ from sqlalchemy.exc import SAWarning
 from pgembed.cli.backfill import columns_of
 from pgembed.cli.options import open_encoder
 from pgembed.columns import Array
+from pgembed.columns.trust import require_trust
 from pgembed.database.install import is_installed
-from pgembed.exc import DeclarationError, NotInstalledError
-from pgembed.filling.registry import encoder_options, entries
+from pgembed.encoders import Encoder
+from pgembed.exc import DeclarationError, NotInstalledError, RegistrationError
+from pgembed.filling.registry import encoder_options, entries, problems, registered_encoder
 from pgembed.indexes import ACCESS_METHODS, HNSW, IndexBuildError, IVFFlat, VectorIndex, indexes_on
 from pgembed.indexes.catalogue import StandingIndex, find, name_of, relation_of, standing
 from pgembed.indexes.forms import Form, form_of
@@ -30,12 +32,26 @@ def oid_of(connection: Connection, table: str) -> int | None:
 
 
 def registered(connection: Connection, table: str, column: str) -> dict[str, Any] | None:
-    """What the registry says of an embedding column; ``None`` for any other."""
+    """What the registry says of an embedding column; ``None`` for any other.
+
+    :raises NotTrustedError: the table's owner is not trusted.
+    :raises RegistrationError: its registration cannot be read.
+    """
     if not is_installed(connection):
         return None
     relation = oid_of(connection, table)
+    if relation is not None and (problem := problems(connection).get((relation, column))):
+        raise problem
     found = (entry for entry in entries(connection) if entry["relation"] == relation)
     return next((entry for entry in found if entry["column_name"] == column), None)
+
+
+def require_trusted(connection: Connection, table: str) -> None:
+    """
+    :param table: as SQL writes it.
+    :raises NotTrustedError: its owner is not trusted.
+    """
+    require_trust(connection, oid_of(connection, table), table)
 
 
 def encoded(
@@ -51,9 +67,20 @@ def encoded(
         raise typer.BadParameter(
             f"{table}.{column} is no embedding column of this database: say --encoder", param_hint="--texts"
         )
-    name, options = ("", {}) if entry is None else (entry["encoder"], encoder_options(entry))
-    with open_encoder(encoder or name, **options) as opened:
+    with encoder_of(entry, encoder) as opened:
         return opened.encode_queries(texts)
+
+
+def encoder_of(entry: dict[str, Any] | None, name_or_folder: str | None) -> Encoder:
+    """The encoder that was named on the command line, as the column is filled with it; else the column's.
+
+    :param entry: of the registry, for the options; only what is registered is a name and never a folder.
+    """
+    if name_or_folder is None:
+        assert entry is not None
+        return registered_encoder(entry)
+    options = {} if entry is None else encoder_options(entry)
+    return open_encoder(name_or_folder, **options)
 
 
 def index_on(
@@ -78,11 +105,15 @@ def index_on(
     :raises typer.BadParameter: there is no such index or access method.
     :raises DeclarationError: a parameter of the other access method.
     """
+    require_trusted(connection, table)
     reflected = _table(connection, table)
     if column not in reflected.c:
         raise NotInstalledError(f"{table} has no column {column}")
     stand = standing(connection, table)
-    entry = registered(connection, table, column)
+    try:
+        entry = registered(connection, table, column)
+    except RegistrationError:  # an index needs none
+        entry = None
     wanted = metric or (entry["metric"] if new and entry else None)
     forms = [
         (index, found)
@@ -202,6 +233,7 @@ def declared_on(
     :param name: which one, of several.
     :raises typer.BadParameter: they declare none there, or several.
     """
+    require_trusted(connection, table)
     preparer = connection.dialect.identifier_preparer
     asked = oid_of(connection, table)
     found = [

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 from sqlalchemy import Connection, Engine, create_engine, make_url, text
@@ -50,6 +51,11 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 def print_table(table: Table) -> None:
     """Print a table, in the width of the terminal; in a pipe or a file no line is broken."""
     Console(width=None if sys.stdout.isatty() else _NO_LIMIT).print(table)
+
+
+def printable(text: str) -> str:
+    """A text from a database as Rich prints it as it is: no markup, and nothing that terminals act upon."""
+    return escape("".join(one if one.isprintable() else ascii(one)[1:-1] for one in text))
 
 
 def print_line(line: str) -> None:

@@ -9,19 +9,18 @@ import typer
 from rich.markup import escape
 from sqlalchemy import Connection
 
-from pgembed.cli.known import reflect, registered
+from pgembed.cli.known import encoder_of, reflect, registered
 from pgembed.cli.options import (
     AsJson,
     ColumnName,
     DatabaseUrl,
     TableName,
     connect,
-    open_encoder,
     print_line,
 )
 from pgembed.database.install import require_installed
 from pgembed.exc import NotInstalledError
-from pgembed.filling.registry import encoder_options, entries, name_of
+from pgembed.filling.registry import entries, name_of
 from pgembed.queries import semantic_search
 
 
@@ -50,7 +49,7 @@ def search(
     with connect(url) as connection:
         require_installed(connection)
         entry = _registered(connection, table, column)
-        with open_encoder(encoder or entry["encoder"], **encoder_options(entry)) as opened:
+        with encoder_of(entry, encoder) as opened:
             vector = opened.encode_queries([query])[0]
         reflected = reflect(connection, entry["name"], entry["schema"])
         statement = semantic_search(reflected.c[column], vector, limit=limit, metric=entry["metric"])

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
-from pgembed.cli.options import AsJson, DatabaseUrl, connect, print_table
+from pgembed.cli.options import AsJson, DatabaseUrl, connect, print_table, printable
 from pgembed.database.install import require_installed
 from pgembed.exc import PgembedError
 from pgembed.filling.cuts import count_cuts
@@ -19,7 +19,8 @@ from pgembed.filling.targets import Refused, Target, registered_targets
 
 #: The view, and the name that the registry's targets have.
 _STATUS = """
-SELECT quote_ident(n.nspname) || '.' || quote_ident(c.relname) || '.' || s.column_name AS target, s.*
+SELECT quote_ident(n.nspname) || '.' || quote_ident(c.relname) || '.' || coalesce(s.column_name, '?')
+           AS target, s.*
 FROM pgembed.status AS s
 JOIN pg_catalog.pg_class AS c ON c.oid = s.relation
 JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
@@ -61,7 +62,8 @@ def status(
         print_table(_table(rows, sampled=sample > 0))
         for row in rows:
             if row.get("cut_problem") and not row["problem"]:
-                typer.echo(f"{row['relation']}.{row['column_name']}: cut texts unknown: {row['cut_problem']}")
+                name = f"{row['relation']}.{row['column_name']}"
+                typer.echo(f"{name}: cut texts unknown: {row['cut_problem']}")
 
 
 def _name(target: Target | Refused) -> str:
@@ -96,16 +98,22 @@ def _table(rows: list[dict[str, Any]], *, sampled: bool) -> Table:
     if sampled:
         table.add_column("cut texts")
     for row in rows:
-        counts = [row[name] for name in ("total", "fresh", "pending", "failed")]
         table.add_row(
-            escape(f"{row['relation']}.{row['column_name']}"),
-            escape(row["encoder"]),
-            row["fingerprint"][:12],
-            *("?" if count is None else f"{count:,}" for count in counts),
-            escape(row["problem"] or row["index"]),
+            printable(f"{row['relation']}.{row['column_name'] or '?'}"),
+            printable(row["encoder"] or "?"),
+            printable((row["fingerprint"] or "?")[:12]),
+            *_counted(row),
+            printable(row["problem"] or row["index"]),
             *([_share(row)] if sampled else []),
         )
     return table
+
+
+def _counted(row: dict[str, Any]) -> Iterator[str]:
+    """Figures as they are shown; a tilde before those that are estimated."""
+    for name in ("total", "fresh", "pending", "failed"):
+        estimated = row["estimated"] and name in ("total", "fresh")
+        yield "?" if row[name] is None else f"{'~' if estimated else ''}{row[name]:,}"
 
 
 def _share(row: dict[str, Any]) -> str:

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from functools import reduce
 from typing import Any
 
-from sqlalchemy import Column, case, cast, func, literal_column
+from sqlalchemy import case, cast, func, literal_column
 from sqlalchemy.dialects.postgresql import UUID
 from sqlalchemy.sql.elements import ColumnElement
 
@@ -63,7 +63,7 @@ def digest_sql(recipe: str, columns: Sequence[ColumnElement[Any]]) -> ColumnElem
 
 
 def pending_sql(
-    vector: Column[Any], digest: Column[Any], wanted: ColumnElement[uuid.UUID | None]
+    vector: ColumnElement[Any], digest: ColumnElement[Any], wanted: ColumnElement[uuid.UUID | None]
 ) -> ColumnElement[bool]:
     """The predicate that holds for rows whose vector is not the one of their text.
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import URL, make_url
+from sqlalchemy import URL, Connection, make_url, text
 
 from pgembed.database import watcher
 from pgembed.database.watcher import discard_stale, remaining
@@ -132,3 +132,9 @@ def _after_fork() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
+
+
+def is_embedded(connection: Connection) -> bool:
+    """Whether it is one to an embedded server that this process uses; asked as a superuser, who may know."""
+    folder = connection.scalar(text("SELECT current_setting('data_directory', true)"))
+    return folder is not None and Path(folder) in _users

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from sqlalchemy import Connection, text
 
-from pgembed.database.scripts import REVISION, installation
+from pgembed.database.scripts import REVISION, Installation, installation
 from pgembed.database.server import check_server, ensure_extension, lock_installation
-from pgembed.exc import MissingPrivilegeError, NotInstalledError
+from pgembed.exc import DatabaseError, MissingPrivilegeError, NotInstalledError
 
 
-def install(connection: Connection, *, extension: bool = True) -> bool:
+def install(connection: Connection, *, extension: bool = True, trust: Sequence[str] = ()) -> bool:
     """Install pgembed's SQL objects, or bring them up to date: schema ``pgembed``, extension ``vector``.
 
     It runs in the caller's transaction, which the caller commits. Running it again changes nothing; two
@@ -17,18 +19,28 @@ def install(connection: Connection, *, extension: bool = True) -> bool:
 
     :param extension: create the extension ``vector`` where it is missing. Creating extensions may need
         another role than creating tables does; with ``False``, a missing extension is an error.
-    :returns: whether anything was installed.
+    :param trust: roles whose tables are counted and filled, besides those of the role that installs, of
+        superusers, and of the role that asks. They are noted in ``pgembed.trusted_owner``.
+    :returns: whether anything was installed, or a role trusted that was not before.
     :raises UnsupportedServerError: the server is older than Postgres 15.
     :raises DatabaseEncodingError: the database is not UTF8.
     :raises DigestUnavailableError: the server refuses ``md5()``.
     :raises ExtensionError: the extension ``vector`` is missing or older than 0.8.
-    :raises MissingPrivilegeError: the role may not create the extension or the schema.
+    :raises MissingPrivilegeError: the role may not create the extension or the schema, or the schema, or an
+        object in it, is of another role.
     :raises NotInstalledError: the database holds a newer revision than this package.
+    :raises DatabaseError: a role to be trusted does not exist, or another session keeps the lock of
+        installations.
     """
     check_server(connection)
     lock_installation(connection)
+    _check_owner(connection)
     vector_schema = ensure_extension(connection, create=extension)
-    scripts = installation(vector_schema)
+    changed = _install(connection, installation(vector_schema))
+    return _trust(connection, trust) or changed
+
+
+def _install(connection: Connection, scripts: Installation) -> bool:
     installed = _installed(connection)
     if installed == (REVISION, scripts.checksum):
         return False
@@ -38,10 +50,36 @@ def install(connection: Connection, *, extension: bool = True) -> bool:
             "upgrade the package"
         )
     _check_privileges(connection)
+    # What the statements name without a schema is of Postgres, whatever else somebody put into the path.
+    path = connection.scalar(_PATH)
+    for local in (True, False):  # where every statement is committed, a local setting is gone at once
+        if connection.scalar(_PATH) != _PINNED:
+            connection.execute(_SET_PATH, {"path": _PINNED, "local": local})
     for statement in scripts.statements:
         connection.exec_driver_sql(statement, execution_options={"no_parameters": True})
     connection.execute(scripts.record())
+    connection.execute(_SET_PATH, {"path": path, "local": True})
+    if connection.scalar(_PATH) != path:
+        connection.execute(_SET_PATH, {"path": path, "local": False})
     return True
+
+
+def _trust(connection: Connection, roles: Sequence[str]) -> bool:
+    """Note roles whose tables count; returns whether one was not noted before."""
+    changed = False
+    for role in roles:
+        known = text("SELECT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = :role)")
+        if not connection.scalar(known, {"role": role}):
+            raise DatabaseError(f"there is no role {role!r}: CREATE ROLE makes one, then trust it")
+        _check_privileges(connection)
+        changed = connection.execute(_TRUST, {"role": role}).rowcount > 0 or changed
+    return changed
+
+
+_PINNED = "pg_catalog, pg_temp"
+_PATH = text("SELECT pg_catalog.current_setting('search_path')")
+_SET_PATH = text("SELECT pg_catalog.set_config('search_path', :path, :local)")
+_TRUST = text("INSERT INTO pgembed.trusted_owner (role) VALUES (:role) ON CONFLICT (role) DO NOTHING")
 
 
 def is_installed(connection: Connection) -> bool:
@@ -79,6 +117,43 @@ def _installed(connection: Connection) -> tuple[int, str] | None:
         )
     row = connection.execute(text("SELECT revision, checksum FROM pgembed.version")).one_or_none()
     return None if row is None else (row[0], row[1])
+
+
+#: The schema, and what is in it, of roles that whoever installs has no reason to believe.
+_FOREIGN = text("""
+SELECT current_user, what, pg_catalog.pg_get_userbyid(owner)
+  FROM (SELECT 0, 'schema ' || quote_literal(nspname), nspowner FROM pg_catalog.pg_namespace
+         WHERE nspname = 'pgembed'
+        UNION ALL
+        SELECT 1, 'pgembed.' || relname, relowner FROM pg_catalog.pg_class
+         WHERE relnamespace = pg_catalog.to_regnamespace('pgembed') AND relkind NOT IN ('i', 'I', 't')
+        UNION ALL
+        SELECT 1, 'pgembed.' || proname || '()', proowner FROM pg_catalog.pg_proc
+         WHERE pronamespace = pg_catalog.to_regnamespace('pgembed')
+        UNION ALL
+        SELECT 1, 'pgembed.' || typname, typowner FROM pg_catalog.pg_type
+         WHERE typnamespace = pg_catalog.to_regnamespace('pgembed')
+        UNION ALL
+        SELECT 1, 'pgembed.' || oprname, oprowner FROM pg_catalog.pg_operator
+         WHERE oprnamespace = pg_catalog.to_regnamespace('pgembed')) AS found (rank, what, owner)
+  JOIN pg_catalog.pg_roles AS r ON r.oid = owner
+ WHERE NOT r.rolsuper AND r.rolname <> current_user
+ ORDER BY rank, what LIMIT 1
+""")
+
+
+def _check_owner(connection: Connection) -> None:
+    """Refuse a schema that somebody else has made: to read it, even, is to run what is in it."""
+    foreign = connection.execute(_FOREIGN).one_or_none()
+    if foreign is not None:
+        role, what, owner = foreign
+        raise MissingPrivilegeError(
+            role,
+            "ownership",
+            what,
+            fix=f"It belongs to {owner!r}, who can put anything there. If that role installed pgembed, run "
+            "this as that role; otherwise drop it first: DROP SCHEMA pgembed CASCADE",
+        )
 
 
 def _check_privileges(connection: Connection) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from sqlalchemy import Column, Connection, Table, text
+from sqlalchemy import Column, Connection, Table, func, select, text
 from sqlalchemy.engine import Dialect
 from sqlalchemy.exc import CompileError, DBAPIError
 
 from pgembed.columns.types import is_postgres
 from pgembed.exc import (
     DatabaseEncodingError,
+    DatabaseError,
     DigestUnavailableError,
     ExtensionError,
     MissingPrivilegeError,
@@ -26,6 +27,10 @@ MIN_PGVECTOR = "0.8"
 _INSUFFICIENT_PRIVILEGE = "42501"
 #: What a Postgres whose OpenSSL forbids MD5 answers: "could not compute MD5 hash: unsupported".
 _INTERNAL_ERROR = "XX000"
+#: SQLSTATE of a wait that lock_timeout has ended.
+LOCK_NOT_AVAILABLE = "55P03"
+#: For how long the lock of installations is waited for.
+LOCK_PATIENCE = "60s"
 #: Key of the advisory lock under which extension and objects are created; any constant serves.
 _LOCK = 0x7067656D62656400
 #: The extension belongs to the whole database, so it goes where every search_path finds it: into ``public``,
@@ -135,9 +140,37 @@ def require_visible(connection: Connection) -> None:
         )
 
 
+def lock_within(connection: Connection, time: str, *keys: int) -> None:
+    """Take an advisory lock until the transaction ends, within a time: anybody can take one, and keep it.
+
+    :param time: as ``lock_timeout`` is written; that setting is as before afterwards.
+    :param keys: one, or two of 32 bits.
+    :raises DBAPIError: with :data:`LOCK_NOT_AVAILABLE`, others have it all that time.
+    """
+    given = select(func.current_setting("lock_timeout").label("given")).offset(0).subquery("settings")
+    connection.execute(  # the columns of a row are evaluated in their order
+        select(
+            func.set_config("lock_timeout", time, True),
+            func.pg_advisory_xact_lock(*keys),
+            func.set_config("lock_timeout", given.c.given, True),
+        )
+    )
+
+
 def lock_installation(connection: Connection) -> None:
-    """Let one session at a time create shared objects, until its transaction ends."""
-    connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
+    """Let one session at a time create shared objects, until its transaction ends.
+
+    :raises DatabaseError: another one has had the lock for a minute.
+    """
+    try:
+        lock_within(connection, LOCK_PATIENCE, _LOCK)
+    except DBAPIError as error:
+        if sqlstate(error) != LOCK_NOT_AVAILABLE:
+            raise
+        raise DatabaseError(
+            f"another session has held the lock of pgembed's installation for {LOCK_PATIENCE}: see "
+            "pg_locks, where locktype is 'advisory', and end that session or wait for it"
+        ) from error
 
 
 def _extension(connection: Connection) -> tuple[str, str] | None:

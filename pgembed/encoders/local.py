@@ -35,8 +35,10 @@ class Local:
 
     @property
     def name(self) -> str:
-        """The name that was given, or the last part of the path."""
-        return self.given if self.path is None else self.path.name
+        """The name that was given, or that of the folder."""
+        if self.path is None:
+            return self.given
+        return self.path.parent.name if self.path.name == SPEC_FILE else self.path.name
 
     @property
     def label(self) -> str:

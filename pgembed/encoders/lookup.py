@@ -50,7 +50,7 @@ def as_path(name_or_path: str | os.PathLike[str]) -> Path | None:
 def find(name: str) -> Path:
     """The folder of the encoder called ``name``.
 
-    :raises EncoderNotFoundError: no folder on the list has it.
+    :raises EncoderNotFoundError: no folder on the list has it, or it is no name.
     """
     searched = folders()
     if not is_name(name):

@@ -14,7 +14,7 @@ from pgembed.filling.batches import Counts
 from pgembed.filling.cycle import Cycle, Settings
 from pgembed.filling.statements import Statements
 from pgembed.filling.targets import Target, target_of
-from pgembed.filling.transactions import Transactions
+from pgembed.filling.transactions import Transactions, warn_superuser
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,12 @@ def backfill(
     :returns: how many rows were written, left for later, and set aside with an error.
     :raises DeclarationError: it is not an embedding column, or ``where`` is more than a condition.
     :raises NotInstalledError: the database does not have it, or has it with another encoder or template.
+    :raises NotTrustedError: its table is of somebody whom the database was not told to trust.
+    :raises RegistrationError: its registration cannot be read, or its pending index is of other rows.
     :raises EncoderNotFoundError: the encoder's weights are not on this machine.
     :raises BrokenEncoderError: the encoder fails with any text.
     """
+    Transactions(engine, patience=0).run(warn_superuser)
     target = _target(engine, column)
     cycle = Cycle(
         engine,
@@ -84,8 +87,9 @@ def pending(
     :param in_hand: whether those count that a worker is about to fill; without them, after a backfill, these
         are the rows that could not be filled.
     """
-    statement = Statements(_target(engine, column)).pending_count(_conditions(where), in_hand=in_hand)
-    return int(Transactions(engine, patience=0).run(lambda c: c.scalar(statement)) or 0)
+    target = _target(engine, column)
+    statement = Statements(target).pending_count(_conditions(where), in_hand=in_hand)
+    return int(Transactions(engine, patience=0, target=target).run(lambda c: c.scalar(statement)) or 0)
 
 
 def estimate(
@@ -105,7 +109,7 @@ def estimate(
     target = _target(engine, column)
     conditions = _conditions(where)
     statements = Statements(target)
-    transactions = Transactions(engine, patience=0)
+    transactions = Transactions(engine, patience=0, target=target)
     rows = pending(engine, target, where=where)
     rows = rows if limit is None else min(rows, limit)
     claim = statements.claim(where=conditions)

@@ -96,7 +96,7 @@ class Cycle:
             engine,
             patience=settings.patience,
             stop=self._stop,
-            utc=any(name.endswith("with time zone") for name in target.key_types),
+            target=target,
         )
         self._statements = Statements(target)
         self._leases = Leases(

@@ -121,7 +121,11 @@ def sweep(connection: Connection, target: Target, statements: Statements) -> int
 
 
 def clean(connection: Connection) -> None:
-    """Delete what belongs to tables and columns that are gone, and leases that expired long ago."""
+    """Delete what belongs to tables and columns that are gone, and leases that expired long ago.
+
+    :raises DBAPIError: others keep such rows locked for two seconds.
+    """
+    connection.execute(text("SELECT set_config('lock_timeout', '2s', true)"))
     for kept in (failure, lease):
         there = exists().where(
             _attribute.c.attrelid == kept.c.relation,

@@ -9,25 +9,36 @@ is locked.
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import threading
+import time
 import uuid
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Executable, delete, func, literal, select, update
+from sqlalchemy import ColumnElement, Connection, Executable, delete, func, literal, update
 from sqlalchemy.dialects.postgresql import INTERVAL, insert
+from sqlalchemy.exc import DBAPIError
 
+from pgembed.database.server import LOCK_NOT_AVAILABLE, lock_within
+from pgembed.exc import sqlstate
 from pgembed.filling.batches import Row
 from pgembed.filling.statements import Statements, lines, text_array
 from pgembed.filling.tables import lease
 from pgembed.filling.targets import Target
 from pgembed.filling.transactions import Transactions
 
+logger = logging.getLogger(__name__)
+
 #: First half of the advisory lock of a table's claims; the second is the table's oid.
 _LOCK = 0x7067656D
+#: How long it is waited for; a claim takes milliseconds.
+LOCK_PATIENCE = "10s"
+#: Seconds for which it is not asked for after somebody has kept it for longer.
+_ALONE = 60.0
 
 
 class Leases:
@@ -58,6 +69,7 @@ class Leases:
         self._newest = statements.claim(where=where, after=True, newest=True)
         self._lock = threading.Lock()
         self._held: dict[uuid.UUID, set[str]] = {}
+        self._alone_until = 0.0
 
     def claim(self, rows: int, *, after: str | None = None, newest: bool = False) -> list[Row]:
         """Take the next pending rows in the order of their keys; none where there are none.
@@ -67,9 +79,14 @@ class Leases:
         :param newest: rows without a vector among so many last ones after that key, instead.
         """
         number = uuid.uuid4()
+        waiting = False
 
         def work(connection: Connection) -> Sequence[Any]:
-            connection.execute(select(func.pg_advisory_xact_lock(_LOCK, _signed(self._target.relation))))
+            nonlocal waiting
+            waiting = time.monotonic() >= self._alone_until
+            if waiting:
+                lock_within(connection, LOCK_PATIENCE, _LOCK, _signed(self._target.relation))
+                waiting = False
             statement = self._newest if newest else self._first if after is None else self._next
             bound = {"rows": rows, "octets": self._octets, "after": after}
             claimed = connection.execute(statement, bound).all()
@@ -90,7 +107,21 @@ class Leases:
                 )
             return claimed
 
-        claimed = self._transactions.run(work)
+        try:
+            claimed = self._transactions.run(work)
+        except DBAPIError as error:
+            if not waiting or sqlstate(error) != LOCK_NOT_AVAILABLE:
+                raise
+            # The lock spares work and nothing else: a row that two workers encode is written once.
+            self._alone_until = time.monotonic() + _ALONE
+            logger.warning(
+                "event=lock column=%r error='another session has held the advisory lock of claims for %s; "
+                "claiming without it for %.0f s'",
+                str(self._target),
+                LOCK_PATIENCE,
+                _ALONE,
+            )
+            claimed = self._transactions.run(work)
         if claimed:
             with self._lock:
                 self._held[number] = {key for key, *_ in claimed}

@@ -34,9 +34,10 @@ _SCANNED = 10_000
 
 _CHANGES = text("""
 WITH columns AS (
-    SELECT e.*, pgembed.registration(pg_catalog.obj_description(e.pending_index, 'pg_class')) ->> 'replaces'
-                AS replaces
-      FROM pgembed.embedding_columns AS e
+    SELECT relation, column_name, facts ->> 'encoder' AS encoder, facts ->> 'fingerprint' AS fingerprint,
+           facts ->> 'replaces' AS replaces
+      FROM pgembed.registrations
+     WHERE problem IS NULL
 )
 SELECT CAST(n.relation AS text) AS relation, n.column_name, n.encoder, n.fingerprint, n.replaces,
        o.encoder AS old_encoder, o.fingerprint AS old_fingerprint,

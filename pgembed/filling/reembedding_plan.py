@@ -7,7 +7,7 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sqlalchemy import Connection, func, literal_column, select, text
+from sqlalchemy import Connection, func, select, text
 
 from pgembed.columns import TextEncoder
 from pgembed.exc import DeclarationError, EncoderError
@@ -17,6 +17,14 @@ from pgembed.indexes.catalogue import StandingIndex, written
 from pgembed.indexes.forms import form_of, standing_on
 from pgembed.indexes.planning import server_of
 from pgembed.indexes.sizes import METHODS, Build, vector_size
+
+#: Rows in an index, and in those of the partitions, when it was built, vacuumed or analysed last.
+_HELD = text("""
+SELECT sum(c.reltuples) FILTER (WHERE c.reltuples >= 0)
+  FROM (SELECT CAST(CAST(:index AS bigint) AS oid) AS relid
+        UNION SELECT relid FROM pg_catalog.pg_partition_tree(CAST(CAST(:index AS bigint) AS oid))) AS part
+  JOIN pg_catalog.pg_class AS c ON c.oid = part.relid AND c.relkind = 'i'
+""")
 
 
 @dataclass(frozen=True)
@@ -98,9 +106,10 @@ def _index_takes(
     if index is None or form is None or index.access_method not in METHODS:
         return None, None
     counted = select(func.count()).select_from(embedding.table).where(embedding.wanted().is_not(None))
-    if form.where is not None:
-        counted = counted.where(literal_column(form.where))
     rows = connection.scalar(counted) or 0
+    if form.where is not None:  # its predicate is not run, as nothing that is found in the catalogue is
+        held = connection.scalar(_HELD, {"index": index.oid})
+        rows = rows if held is None else min(rows, int(held))
     dimensions = min(form.dimensions or encoder.dimensions, encoder.dimensions)
     parameters = ACCESS_METHODS[index.access_method].defaults | index.parameters
     size = vector_size(index.storage, dimensions)

@@ -7,25 +7,40 @@ that a worker that is given no models runs the same SQL as one that is given som
 from __future__ import annotations
 
 import json
-import string
+from collections.abc import Mapping
 from typing import Any
 
 from sqlalchemy import Column, Connection, MetaData, Table, Text, text
 
 from pgembed.columns import EmbeddingColumn, embedding_column, embeddings_of
+from pgembed.columns.registration import fields_of
 from pgembed.database.install import require_installed
 from pgembed.encoders import Encoder
-from pgembed.exc import NotInstalledError
+from pgembed.encoders.files import is_name
+from pgembed.encoders.lookup import VARIABLE
+from pgembed.exc import NotInstalledError, NotTrustedError, RegistrationError
 
 _REGISTERED = """
-SELECT e.relation::oid AS relation, c.relname AS name, n.nspname AS schema,
+SELECT CAST(e.relation AS oid) AS relation, c.relname AS name, n.nspname AS schema,
        pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(c.relname) AS qualified,
        e.column_name, e.digest_name, e.sources, e.template, e.encoder, e.fingerprint, e.dimensions, e.metric,
-       e.fields, CAST(e.options AS text) AS options
+       e.fields, CAST(e.options AS text) AS options,
+       pgembed.is_predicate_of(e.pending_index, e.pending_predicate) AS in_index
 FROM pgembed.embedding_columns AS e
 JOIN pg_catalog.pg_class AS c ON c.oid = e.relation
 JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
 ORDER BY qualified, e.column_name
+"""
+
+_PROBLEMS = """
+SELECT CAST(r.relation AS oid) AS relation, r.column_name, r.problem,
+       pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(c.relname) AS qualified,
+       pgembed.distrust(c.oid) IS NOT NULL AS foreign
+FROM pgembed.registrations AS r
+JOIN pg_catalog.pg_class AS c ON c.oid = r.relation
+JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+WHERE r.problem IS NOT NULL
+ORDER BY qualified, r.column_name
 """
 
 _COLUMNS = """
@@ -52,26 +67,69 @@ def entries(connection: Connection) -> list[dict[str, Any]]:
     :raises NotInstalledError: the database has no SQL objects of pgembed.
     """
     require_installed(connection)
-    rows = connection.execute(text(_REGISTERED)).mappings()
+    rows = [dict(row) for row in connection.execute(text(_REGISTERED)).mappings()]
     # Drivers differ in what they make of jsonb.
-    return [{**row, "options": json.loads(row["options"] or "{}")} for row in rows]
+    return [row | {"options": json.loads(row["options"] or "{}"), "fields": fields_of(row)} for row in rows]
 
 
-def name_of(entry: dict[str, Any]) -> str:
+def problems(connection: Connection) -> dict[tuple[int, str | None], NotTrustedError | RegistrationError]:
+    """The registrations that do not count, by table and column, and why.
+
+    The column is ``None`` where the registration cannot be read.
+    """
+    return {
+        (row.relation, row.column_name): (NotTrustedError if row.foreign else RegistrationError)(
+            name_of(row._asdict()), row.problem
+        )
+        for row in connection.execute(text(_PROBLEMS))
+    }
+
+
+def check_index(entry: Mapping[str, Any]) -> None:
+    """
+    :raises RegistrationError: the pending index is not one of the rows that the registration describes. Where
+        its table is locked at this moment nothing is known.
+    """
+    if entry["in_index"] is False:
+        raise RegistrationError(
+            name_of(entry),
+            "its pending index does not hold the rows that its registration describes: a migration builds it "
+            "anew",
+        )
+
+
+def name_of(entry: Mapping[str, Any]) -> str:
     """Schema, table and column as SQL writes them."""
-    return f"{entry['qualified']}.{entry['column_name']}"
+    return f"{entry['qualified']}.{entry['column_name'] or '?'}"
+
+
+def registered_encoder(entry: dict[str, Any]) -> Encoder:
+    """The encoder that the column is filled with: looked up by its name, which is never taken for a path.
+
+    :raises RegistrationError: it has no name that encoders are looked up by; or see :func:`encoder_options`.
+    """
+    if not is_name(entry["encoder"]):
+        raise RegistrationError(
+            name_of(entry),
+            f"registered with the encoder {entry['encoder']!r}, which is no name that is looked up in the "
+            f"folders of {VARIABLE}: a worker with --models takes it from them",
+        )
+    return Encoder(entry["encoder"], **encoder_options(entry))
 
 
 def encoder_options(entry: dict[str, Any]) -> dict[str, Any]:
     """The arguments that make a name, or a path, the encoder that the column is filled with.
 
-    :raises NotInstalledError: some are none that this version knows, or can take.
+    None of them names a file, a server or a library.
+
+    :raises RegistrationError: some are none that this version knows, or can take.
     """
     for name, value in entry["options"].items():
         if type(value) is not _OPTIONS.get(name):
-            raise NotInstalledError(
-                f"{name_of(entry)}: registered with the option {name} = {value!r} of its encoder, which this "
-                "pgembed cannot take; upgrade it, or register the column anew, by a migration"
+            raise RegistrationError(
+                name_of(entry),
+                f"registered with the option {name} = {value!r} of its encoder, which this pgembed cannot "
+                "take; upgrade it, or register the column anew, by a migration",
             )
     return {**entry["options"], "fingerprint": entry["fingerprint"], "dimensions": entry["dimensions"]}
 
@@ -80,12 +138,13 @@ def declared(entry: dict[str, Any], columns: dict[str, dict[str, Any]]) -> Embed
     """The embedding column that an entry of the registry describes, over a table built for it.
 
     :param columns: those of the table, by name.
-    :raises NotInstalledError: the table has no such columns, or no primary key; options that are not known.
+    :raises NotInstalledError: the table has no such columns, or no primary key.
+    :raises RegistrationError: the registration does not fit the table or its index.
     :raises EncoderOptionError: options that an encoder cannot have.
     """
     keys = sorted((row for row in columns.values() if row["key_position"]), key=lambda r: r["key_position"])
-    fields = _fields(entry)
-    missing = {*entry["sources"], entry["column_name"], entry["digest_name"]} - columns.keys()
+    fields, vector, digest = entry["fields"], entry["column_name"], entry["digest_name"]
+    missing = {*entry["sources"], vector, digest} - columns.keys()
     if missing:
         raise NotInstalledError(
             f"{name_of(entry)}: registered with the column {', '.join(sorted(missing))}, which the table "
@@ -93,8 +152,14 @@ def declared(entry: dict[str, Any], columns: dict[str, dict[str, Any]]) -> Embed
         )
     if not keys:
         raise NotInstalledError(f"{name_of(entry)}: the table has no primary key any more")
-    storage = columns[entry["column_name"]]["plain_type"].rpartition(".")[2]
+    check_index(entry)
+    storage = columns[vector]["plain_type"].rpartition(".")[2]
     sources = dict(zip(entry["sources"], fields, strict=True))
+    others = [row["name"] for row in keys if row["name"] not in sources]
+    if digest != f"{vector}_digest" or {vector, digest, *others} & set(fields) or vector in others:
+        raise RegistrationError(
+            name_of(entry), "the names of its columns do not fit together; a worker with --models knows more"
+        )
     table = Table(
         entry["name"],
         MetaData(),
@@ -105,11 +170,11 @@ def declared(entry: dict[str, Any], columns: dict[str, dict[str, Any]]) -> Embed
         *(Column(name, Text, key=key) for name, key in sources.items() if not columns[name]["key_position"]),
         embedding_column(
             *fields,
-            encoder=Encoder(entry["encoder"], **encoder_options(entry)),
+            encoder=registered_encoder(entry),
             template=entry["template"],
             metric=entry["metric"],
             type=storage,
-            name=entry["column_name"],
+            name=vector,
         ).column,
         schema=entry["schema"],
     )
@@ -126,13 +191,3 @@ def columns_of(connection: Connection, relation: int) -> dict[str, dict[str, Any
     rows = connection.execute(text(_COLUMNS), {"relation": relation}).mappings().all()
     connection.execute(text("SELECT set_config('search_path', :path, true)"), {"path": path})
     return {row["name"]: dict(row) for row in rows}
-
-
-def _fields(entry: dict[str, Any]) -> list[str]:
-    """What the template calls the sources: names of attributes, which can differ from those of columns."""
-    if entry["fields"]:
-        return list(entry["fields"])
-    sources = list(entry["sources"])
-    if entry["template"] is None or len(sources) > 1:
-        return sources
-    return [name for _, name, _, _ in string.Formatter().parse(entry["template"]) if name] or sources

@@ -28,10 +28,12 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy.dialects.postgresql import OID
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.orm import Mapper
 
 from pgembed.columns import EmbeddingColumn, TextEncoder, VectorType, bound, embeddings_of
-from pgembed.exc import DeclarationError, NotInstalledError, PgembedError
+from pgembed.columns.trust import require_trust
+from pgembed.exc import DeclarationError, NotInstalledError, PgembedError, RegistrationError
 from pgembed.filling import registry
 
 #: What ``jsonb ->> 0`` does not give back in a form that can be cast to the type again.
@@ -110,6 +112,12 @@ def registered_targets(connection: Connection) -> list[Target | Refused]:
             found.append(_opened(registry.declared(entry, columns), entry, columns))
         except PgembedError as error:
             found.append(Refused(registry.name_of(entry), error))
+        except SQLAlchemyError as error:  # the table of such names is none that SQLAlchemy takes
+            if isinstance(error, DBAPIError):
+                raise
+            name = registry.name_of(entry)
+            found.append(Refused(name, RegistrationError(name, str(error))))
+    found += [Refused(problem.name, problem) for problem in registry.problems(connection).values()]
     return found
 
 
@@ -244,7 +252,12 @@ def _checked(
         raise NotInstalledError(
             f"{embedding}: the database has no table {table.fullname}: create it, or migrate"
         )
+    require_trust(connection, relation, str(embedding))
     entry = registered.get((relation, str(embedding.vector.name)))
+    if entry is None:
+        problem = registry.problems(connection).get((relation, str(embedding.vector.name)))
+        if problem is not None:
+            raise problem
     if entry is None:
         raise NotInstalledError(
             f"{embedding}: the database has no registered pending index "
@@ -258,6 +271,7 @@ def _checked(
             f"{embedding}: the model has (fingerprint, template, sources) = {model}, the database "
             f"{database}: migrate the database, or run the worker with the code that it was migrated by"
         )
+    registry.check_index(entry)
     return _opened(embedding, entry, registry.columns_of(connection, relation))
 
 

@@ -8,10 +8,13 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Connection, Engine, MetaData, Table, text
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
-from pgembed.exc import sqlstate
+from pgembed.database.embedded import is_embedded
+from pgembed.exc import NotInstalledError, NotTrustedError, sqlstate
+from pgembed.filling.targets import Target
+from pgembed.indexes.catalogue import written
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +28,17 @@ _SETTINGS = text(
     "set_config('enable_mergejoin', 'off', true), "
     "set_config('TimeZone', coalesce(:zone, current_setting('TimeZone')), true)"
 )
+#: Whether the table is still the one that was looked at, and counts; before a statement that names it.
+_GUARD = text("""
+SELECT pgembed.distrust(CAST(CAST(:relation AS bigint) AS oid)) AS problem,
+       EXISTS (SELECT FROM pg_catalog.pg_class AS c
+                 JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+                WHERE c.oid = CAST(CAST(:relation AS bigint) AS oid) AND c.relname = :name
+                  AND CASE WHEN CAST(:schema AS text) IS NULL THEN pg_catalog.pg_table_is_visible(c.oid)
+                           ELSE n.nspname = :schema END) AS stands
+""")
+_MAY_LOCK = text("SELECT pg_catalog.has_table_privilege(CAST(CAST(:relation AS bigint) AS oid), 'SELECT')")
+_SUPERUSER = text("SELECT rolname FROM pg_catalog.pg_roles WHERE rolname = current_user AND rolsuper")
 #: Pauses between attempts to reach the server: doubled from the first to the second.
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 
@@ -41,6 +55,27 @@ def is_lost(error: BaseException) -> bool:
     return isinstance(error, OperationalError | InterfaceError)
 
 
+_warned: set[str] = set()
+
+
+def warn_superuser(connection: Connection) -> None:
+    """Say, once a process and database, that less than a superuser would do to fill columns.
+
+    The embedded server is for development, and has no other role.
+    """
+    url = str(connection.engine.url)
+    if url in _warned:
+        return
+    _warned.add(url)
+    role = connection.scalar(_SUPERUSER)
+    if role is not None and not is_embedded(connection):
+        logger.warning(
+            "event=superuser role=%r error='what trusted owners have put into triggers and indexes runs with "
+            "all rights: docs/filling.md has the script of a role that is enough, docs/trust.md says more'",
+            role,
+        )
+
+
 class Transactions:
     """Runs functions, each in a transaction of its own, at READ COMMITTED.
 
@@ -50,22 +85,34 @@ class Transactions:
     :param engine: connects; several threads do so at once.
     :param patience: seconds for which a server that is gone is waited for.
     :param stop: no more attempts once it is set.
-    :param utc: let times be written in UTC, whatever the session's time zone: they are parts of keys.
+    :param target: the column that is worked on. Each transaction asks first whether its table is still the
+        one that was looked at, and trusted: owners and names change.
     """
 
     def __init__(
-        self, engine: Engine, *, patience: float, stop: threading.Event | None = None, utc: bool = False
+        self,
+        engine: Engine,
+        *,
+        patience: float,
+        stop: threading.Event | None = None,
+        target: Target | None = None,
     ) -> None:
         # The newest version of a row is what conditions of an UPDATE must be tried on: only this level does.
         self._engine = engine.execution_options(isolation_level="READ COMMITTED")
         self._patience = patience
         self._stop = stop or threading.Event()
-        self._utc = utc
+        self._target = target
+        self._may_lock: bool | None = None
+        # Times are parts of keys: they are written in UTC, whatever the session's time zone.
+        types = () if target is None else target.key_types
+        self._zone = "UTC" if any(name.endswith("with time zone") for name in types) else None
 
     def run(self, work: Callable[[Connection], _R]) -> _R:
         """``work`` in a transaction that is committed at the end.
 
         :raises DBAPIError: as it is, unless the server was gone and came back in time.
+        :raises NotTrustedError: the owner of the target's table is not trusted any more.
+        :raises NotInstalledError: the target's table is not the one that was looked at.
         """
         deadline = time.monotonic() + self._patience
         pause = _FIRST_PAUSE
@@ -82,5 +129,26 @@ class Transactions:
     def once(self, work: Callable[[Connection], _R]) -> _R:
         """As :meth:`run`, in one attempt."""
         with self._engine.begin() as connection:
-            connection.execute(_SETTINGS, {"zone": "UTC" if self._utc else None})
+            connection.execute(_SETTINGS, {"zone": self._zone})
+            if self._target is not None:
+                self._check(connection, self._target)
             return work(connection)
+
+    def _check(self, connection: Connection, target: Target) -> None:
+        """Ask with the table locked, where the role may lock it as a whole: a statement that waits for an
+        ALTER TABLE would look its name up again after that, and plan what it finds."""
+        table = target.embedding.table
+        schema = connection.schema_for_object(table)
+        if self._may_lock is None:
+            self._may_lock = bool(connection.scalar(_MAY_LOCK, {"relation": target.relation}))
+        if self._may_lock:
+            name = written(Table(table.name, MetaData(), schema=schema))
+            connection.exec_driver_sql(
+                f"LOCK TABLE {name} IN ACCESS SHARE MODE", execution_options={"no_parameters": True}
+            )
+        named = {"relation": target.relation, "name": table.name, "schema": schema}
+        problem, stands = connection.execute(_GUARD, named).one()
+        if problem is not None:
+            raise NotTrustedError(target.name, problem)
+        if not stands:
+            raise NotInstalledError(f"{target}: the table was renamed, moved or dropped meanwhile")

@@ -20,7 +20,8 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
 from pgembed.columns import EmbeddingColumn
-from pgembed.exc import PgembedError
+from pgembed.database.server import LOCK_NOT_AVAILABLE
+from pgembed.exc import PgembedError, sqlstate
 from pgembed.filling import failures
 from pgembed.filling.backfill import pending
 from pgembed.filling.batches import Counts
@@ -28,7 +29,7 @@ from pgembed.filling.cycle import Cycle, Settings
 from pgembed.filling.heartbeat import Heartbeat, State
 from pgembed.filling.listening import Listener
 from pgembed.filling.targets import Refused, Target, find_targets
-from pgembed.filling.transactions import Transactions, is_lost
+from pgembed.filling.transactions import Transactions, is_lost, warn_superuser
 
 logger = logging.getLogger(__name__)
 
@@ -170,11 +171,17 @@ class Worker:
 
     def _look(self) -> None:
         def work(connection: Connection) -> list[Target | Refused]:
-            found = find_targets(connection, self._models, table=self._table, column_name=self._column_name)
-            failures.clean(connection)
-            return found
+            warn_superuser(connection)
+            return find_targets(connection, self._models, table=self._table, column_name=self._column_name)
 
-        found = Transactions(self._engine, patience=0).run(work)
+        transactions = Transactions(self._engine, patience=0)
+        found = transactions.run(work)
+        try:
+            transactions.run(failures.clean)
+        except DBAPIError as error:
+            if sqlstate(error) != LOCK_NOT_AVAILABLE:
+                raise
+            logger.warning("event=clean error=%r", _line(error))
         wanted: dict[_Identity, Target] = {}
         refused: dict[str, str] = {}
         for one in found:

@@ -9,6 +9,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, bindparam, column, func, select, table, tablesample, text
 
+from pgembed.columns.trust import distrust
 from pgembed.columns.types import VectorType
 from pgembed.columns.values import as_array
 from pgembed.exc import need_connection
@@ -36,6 +37,7 @@ SELECT coalesce(s.idx_scan, 0) AS scans,
        coalesce(t.seq_scan, 0) AS reads,
        greatest(c.reltuples, 0) AS rows,
        greatest(own.reltuples, 0) AS index_rows,
+       CAST(c.oid AS bigint) AS relation,
        a.atttypmod AS dimensions,
        pg_catalog.pg_size_bytes(pg_catalog.current_setting('maintenance_work_mem')) AS work_memory
   FROM pg_catalog.pg_index AS i
@@ -200,7 +202,9 @@ def _by_figures(connection: Connection, index: StandingIndex, reads: int) -> Ite
             "See why with pgembed.indexes.explain(connection, statement), or drop it",
         )
     yield from _of_memory(index, facts, server_of(connection))
-    if index.access_method == "ivfflat" and index.predicate is None and facts.rows:
+    # This runs queries, and with them what the table's owner has put there; the rest is in the catalogue.
+    asked = index.access_method == "ivfflat" and index.predicate is None and facts.rows
+    if asked and distrust(connection, facts.relation) is None:
         unevenness = _unevenness(connection, index, float(facts.rows))
         if unevenness is not None and unevenness > DRIFT:
             yield Finding(

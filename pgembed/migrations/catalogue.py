@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -10,6 +9,8 @@ from typing import Any
 from sqlalchemy import Connection, Table, literal_column, select, text
 from sqlalchemy.exc import DBAPIError
 
+from pgembed.columns.registration import read_registration
+from pgembed.columns.trust import require_trust
 from pgembed.database.install import is_installed
 from pgembed.indexes import ACCESS_METHODS
 from pgembed.indexes.catalogue import written
@@ -22,6 +23,7 @@ from pgembed.migrations.definitions import (
 
 _INDEXES = text("""
 SELECT c.relname AS name,
+       CAST(i.indrelid AS bigint) AS relation,
        m.amname AS access_method,
        i.indisvalid AS valid,
        a.attname AS column_name,
@@ -46,11 +48,20 @@ SELECT c.relname AS name,
 def indexes_of(connection: Connection, table: Table, pending: set[str]) -> dict[str, Definition]:
     """The vector indexes and pending indexes that stand on a table, by name.
 
-    :param pending: names of partial indexes that count as pending indexes even if they carry no registration.
+    :param pending: names of partial indexes that count as pending indexes even if they carry no registration,
+        or none that can be read.
+    :raises NotTrustedError: the table has such indexes, and is of somebody who is not trusted: to compare
+        their expressions is to run what they name.
     """
     relation = written(table)
     found: dict[str, Definition] = {}
+    trusted = False
     for row in connection.execute(_INDEXES, {"relation": relation}):
+        registration, problem = read_registration(row.comment)
+        ours = row.access_method in ACCESS_METHODS or row.name in pending
+        if (ours or registration or problem) and not trusted:
+            require_trust(connection, row.relation, table.fullname)
+            trusted = True
         if row.access_method in ACCESS_METHODS:
             found[row.name] = VectorIndexDefinition(
                 name=row.name,
@@ -64,13 +75,13 @@ def indexes_of(connection: Connection, table: Table, pending: set[str]) -> dict[
                 schema=table.schema,
                 valid=row.valid,
             )
-        elif row.predicate is not None and (row.name in pending or _registration(row.comment) is not None):
+        elif row.predicate is not None and (row.name in pending or registration is not None):
             found[row.name] = PendingIndexDefinition(
                 name=row.name,
                 table=str(table.name),
                 columns=tuple(row.keys),
                 where=row.predicate,
-                registration=_registration(row.comment),
+                registration=registration,
                 schema=table.schema,
                 valid=row.valid,
             )
@@ -124,10 +135,3 @@ def has_extension(connection: Connection) -> bool:
 def _parameters(options: Sequence[str] | None) -> dict[str, Any]:
     pairs = (option.split("=", 1) for option in options or ())
     return {name: int(value) if value.isdigit() else value for name, value in pairs}
-
-
-def _registration(comment: str | None) -> dict[str, Any] | None:
-    if comment is None or not comment.startswith('{"pgembed":'):
-        return None
-    facts: dict[str, Any] = json.loads(comment)
-    return facts

@@ -7,16 +7,17 @@ import re
 from typing import Any
 
 from alembic.operations import MigrateOperation, Operations
-from sqlalchemy import Boolean, Column, MetaData, Table, cast, column, func, literal_column, null, select
+from sqlalchemy import Column, ColumnElement, MetaData, Table, cast, column, func, null, select
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.schema import DDLElement
 from sqlalchemy.types import NullType, TypeEngine
 
+from pgembed.columns.digest import digest_sql, pending_sql, recipe
 from pgembed.columns.types import shape_of
 from pgembed.exc import DeclarationError
 from pgembed.indexes.catalogue import written
 from pgembed.migrations.catalogue import indexes_of
-from pgembed.migrations.definitions import PendingIndexDefinition, sql
+from pgembed.migrations.definitions import Facts, PendingIndexDefinition, sql
 from pgembed.migrations.errors import MigrationError
 from pgembed.migrations.operations.nothing import NothingOp
 from pgembed.migrations.operations.quoting import literal
@@ -201,15 +202,17 @@ _CHECK_BACKFILLED = """DO $pgembed$
 DECLARE
     relation regclass := :relation;
     predicate text;
+    problem text;
     pending bigint;
     allowed bigint := :allowed;
 BEGIN
-    SELECT pg_get_expr(i.indpred, i.indrelid) INTO predicate
-      FROM pg_index AS i
-     WHERE i.indrelid = relation AND obj_description(i.indexrelid, 'pg_class') LIKE '{"pgembed":%'
-       AND obj_description(i.indexrelid, 'pg_class')::jsonb ->> 'column' = :column;
-    IF predicate IS NULL THEN
+    SELECT r.problem, pgembed.pending_predicate(r.facts) INTO problem, predicate
+      FROM pgembed.registrations AS r
+     WHERE r.relation = CAST(:relation AS regclass) AND r.column_name = :column;
+    IF NOT FOUND THEN
         RAISE EXCEPTION 'table % has no embedding column %', relation, quote_ident(:column);
+    ELSIF problem IS NOT NULL THEN
+        RAISE EXCEPTION '%.%: %', relation, quote_ident(:column), problem;
     END IF;
     EXECUTE format('SELECT count(*) FROM %s WHERE %s', relation, predicate) INTO pending;
     IF :share < 1 AND pending > allowed THEN
@@ -243,9 +246,9 @@ def run_assert(operations: Operations, operation: AssertBackfilledOp) -> None:
         operations.execute(CheckBackfilled(table, operation))
         return
     connection = operations.get_bind()
-    where = next(
+    facts: Facts | None = next(
         (
-            definition.where
+            definition.registration
             for definition in indexes_of(connection, table, set()).values()
             if isinstance(definition, PendingIndexDefinition)
             and (definition.registration or {}).get("column") == operation.column_name
@@ -253,14 +256,18 @@ def run_assert(operations: Operations, operation: AssertBackfilledOp) -> None:
         None,
     )
     name = f"{table.fullname}.{operation.column_name}"
-    if where is None:
+    if facts is None:
         raise MigrationError(f"{name} is not an embedding column: it has no registered pending index")
-    pending = connection.scalar(select(func.count()).select_from(table).where(literal_column(where))) or 0
+    # Of the registration, not the predicate of the index, which is not run as it is found.
+    sources: list[ColumnElement[Any]] = [column(source) for source in facts["sources"]]
+    wanted = digest_sql(recipe(facts["fingerprint"], facts.get("template")), sources)
+    is_pending = pending_sql(column(facts["column"]), column(facts["digest"]), wanted)
+    pending = connection.scalar(select(func.count()).select_from(table).where(is_pending)) or 0
     allowed = operation.allowed
     if pending > allowed and operation.share < 1:
         filled = table.c[operation.column_name].is_not(None)
         counted = select(func.count()).select_from(table)
-        rows = connection.scalar(counted.where(filled | literal_column(where, Boolean))) or 0
+        rows = connection.scalar(counted.where(filled | is_pending)) or 0
         allowed = max(allowed, math.floor((1 - operation.share) * rows + 1e-9))
     if pending > allowed:
         raise MigrationError(

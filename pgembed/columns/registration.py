@@ -1,0 +1,145 @@
+"""The registration of an embedding column: the JSON in the comment on its pending index, read strictly.
+
+Whoever owns a table can write such comments, so nothing is taken as it is found. The same rules in SQL are
+``pgembed.registration_problem()``, in ``sql/10_embedding_columns.sql``; a test compares the two. Keys that
+are not known here are of newer versions, and no fault.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import string
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+from pgembed.columns.names import LONGEST_NAME
+from pgembed.columns.types import MAX_DIMENSIONS
+from pgembed.metrics import metrics_of
+
+Facts: TypeAlias = dict[str, Any]
+
+#: How the comment begins; others are not ours.
+_BEGINNING = '{"pgembed":'
+_LONGEST = 65536
+_LINE = re.compile(r"[^\x00-\x1f\x7f]{1,255}")
+
+
+def read_registration(comment: str | None) -> tuple[Facts | None, str | None]:
+    """The facts in a comment, or what is wrong with them; neither for a comment of somebody else's."""
+    if comment is None or not comment.startswith(_BEGINNING):
+        return None, None
+    if len(comment.encode(errors="surrogatepass")) > _LONGEST:
+        return None, "it is longer than 64 kB"
+    try:
+        facts = json.loads(comment, parse_constant=_refuse)
+        _check_values(facts)
+    except (ValueError, RecursionError):
+        return None, "it is not JSON that Postgres can read"
+    problem = registration_problem(facts)
+    return (None, problem) if problem else (facts, None)
+
+
+def registration_problem(facts: Any) -> str | None:
+    """What is wrong with the facts of a registration; ``None`` where nothing is."""
+    if not isinstance(facts, dict) or type(facts.get("pgembed")) is not int or facts["pgembed"] != 1:
+        return "pgembed is not 1, the format that this version reads"
+    for key in ("column", "digest", "encoder", "fingerprint", "metric", "fill"):
+        if not isinstance(facts.get(key), str):
+            return f"{key} is not a text"
+    for key in ("template", "replaces"):
+        if not isinstance(facts.get(key), str | None):
+            return f"{key} is not a text"
+    for key in ("sources", "fields"):
+        names = facts.get(key)
+        if names is None and key == "fields":
+            continue
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            return f"{key} is not a list of names"
+        if not names:
+            return f"{key} is an empty list"
+        if len(set(names)) < len(names):
+            return f"{key} has a name twice"
+    return _problem_of_names(facts) or _problem_of_values(facts) or _problem_of_template(facts)
+
+
+def _check_values(value: Any) -> None:
+    """
+    :raises ValueError: what Postgres cannot store: NUL or a lone surrogate in a text, a number without end.
+    """
+    if isinstance(value, dict):
+        value = [*value.keys(), *value.values()]
+    if isinstance(value, list):
+        for one in value:
+            _check_values(one)
+    elif isinstance(value, str) and b"\0" in value.encode():
+        raise ValueError("NUL in a text")
+    elif isinstance(value, float) and math.isinf(value):
+        raise ValueError("a number out of range")
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
+
+
+def fields_of(facts: Mapping[str, Any]) -> list[str]:
+    """What the template calls the sources: names of attributes, which can differ from those of columns."""
+    sources = list(facts["sources"])
+    if facts.get("fields"):
+        return list(facts["fields"])
+    if facts.get("template") is not None and len(sources) == 1:
+        used = list(dict.fromkeys(_used(facts["template"]) or ()))
+        if len(used) == 1 and re.fullmatch(r"[^][!:.{}]+", used[0]):
+            return used
+    return sources
+
+
+def _problem_of_names(facts: Facts) -> str | None:
+    columns = [facts["column"], facts["digest"], *facts["sources"]]
+    named = columns if facts.get("replaces") is None else [*columns, facts["replaces"]]
+    if not all(1 <= len(name.encode()) <= LONGEST_NAME for name in named):
+        return "the name of a column is not of 1 to 63 bytes"
+    if len(set(columns)) < len(columns):
+        return "column, digest and sources are not different columns"
+    if facts.get("fields") is not None and len(facts["fields"]) != len(facts["sources"]):
+        return "fields are not as many as sources"
+    return None
+
+
+def _problem_of_values(facts: Facts) -> str | None:
+    for key in ("encoder", "fingerprint"):
+        if not _LINE.fullmatch(facts[key]):
+            return f"{key} is not a line of 1 to 255 characters"
+    dimensions, most = facts.get("dimensions"), MAX_DIMENSIONS["vector"]
+    if type(dimensions) is not int or not 1 <= dimensions <= most:
+        return f"dimensions is not a whole number from 1 to {most}"
+    metrics = metrics_of("vector")
+    if facts["metric"] not in metrics:
+        return f"metric is not {', '.join(metrics[:-1])} or {metrics[-1]}"
+    if facts["fill"] not in ("flush", "worker"):
+        return "fill is not flush or worker"
+    if not isinstance(facts.get("options"), dict | None):
+        return "options is not an object"
+    return None
+
+
+def _problem_of_template(facts: Facts) -> str | None:
+    template = facts.get("template")
+    if template is None:
+        return None
+    used = _used(template)
+    if used is None or set(used) != set(fields_of(facts)):
+        return "template does not have exactly the sources as its fields"
+    return None
+
+
+def _used(template: str) -> list[str] | None:
+    """The fields of a template; ``None`` if it is none, or formats them otherwise than plainly."""
+    try:
+        parts = [part for part in string.Formatter().parse(template) if part[1] is not None]
+    except ValueError:
+        return None
+    if any(spec or conversion for _, _, spec, conversion in parts):
+        return None
+    return [name for _, name, _, _ in parts if name is not None]
