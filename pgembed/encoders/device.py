@@ -129,7 +129,7 @@ def _cuda_problem(index: int) -> tuple[str, str] | None:
     if CUDA_PROVIDER not in providers:
         return (
             f"onnxruntime {module.__version__} is built without CUDA (it offers {', '.join(providers)})",
-            "Exchange the package: pip uninstall onnxruntime, then pip install 'pgembed[gpu]'",
+            "Exchange the package: pip uninstall onnxruntime, then pip install 'sqlalchemy-pgembed[gpu]'",
         )
     gpus = _gpus()
     if gpus is None:
