@@ -66,6 +66,7 @@ def test_the_sql_of_the_readme_is_installed(engine: Engine) -> None:
     with engine.connect() as connection:
         for name in re.findall(r"FROM (pgembed\.\w+)", block):
             known = connection.exec_driver_sql(
-                f"SELECT to_regclass('{name}') IS NOT NULL OR to_regproc('{name}') IS NOT NULL"
+                f"SELECT to_regclass('{name}') IS NOT NULL OR EXISTS (SELECT FROM pg_proc "
+                f"WHERE format('%%s.%%s', pronamespace::regnamespace, proname) = '{name}')"
             )
             assert known.scalar(), name
