@@ -217,17 +217,13 @@ class Coalescer:
             vectors, counts = self.encoder.encode_counted(texts, together[0][0].kind)
         except BaseException as error:  # a panic of a library too is the answer to a request, not the end
             return self._failed(together, error)
-        answers: list[tuple[Job, Result]] = []
         start = 0
         for job, piece in together:
             end = start + len(piece.texts)
             job.encoded.append((vectors[start:end], counts[start:end]))
             start = end
-        for job in dict.fromkeys(job for job, _ in together):
-            if not job.pieces:
-                parts = list(zip(*job.encoded, strict=True))
-                answers.append((job, (np.concatenate(parts[0]), np.concatenate(parts[1]))))
-        return answers
+        jobs = dict.fromkeys(job for job, _ in together)
+        return [(job, _joined(job.encoded)) for job in jobs if not job.pieces]
 
     def _failed(self, together: Pass, error: BaseException) -> list[tuple[Job, Result]]:
         """Try each job by itself, so that none fails for another's texts."""
@@ -244,3 +240,10 @@ class Coalescer:
         different = {text for _, piece in together for text in piece.texts}
         found = sum(self._cost(text) for text in different) / seconds
         self._speed = min((self._speed + found) / 2, 2 * self._speed)
+
+
+def _joined(parts: list[tuple[Vectors, Counts]]) -> tuple[Vectors, Counts]:
+    if len(parts) == 1:
+        return parts[0]
+    vectors, counts = zip(*parts, strict=True)
+    return np.concatenate(vectors), np.concatenate(counts)

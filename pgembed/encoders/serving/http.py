@@ -101,7 +101,8 @@ class Connection:
         self._arriving = arriving
         self._loop = asyncio.get_running_loop()
         self._deadline = asyncio.timeout(None)
-        self._late = RefusalError(408, "")
+        self._expected = ("headers", limits.header_seconds)
+        self._refusal: RefusalError | None = None
         self._head: Head | None = None
         self.since = time.monotonic()
         self.state: Literal["idle", "sending", "waiting", "taking"] = "idle"
@@ -121,7 +122,7 @@ class Connection:
         if self.state == "idle":
             self.abort()
         elif self.state == "sending" and not self._deadline.expired():
-            self._late = refusal
+            self._refusal = refusal
             self._deadline.reschedule(self._loop.time())
 
     # --- requests -----------------------------------------------------------------------------------
@@ -132,7 +133,7 @@ class Connection:
         :param admit: called with the head, before the body is read; it may refuse.
         :raises RefusalError: such a request is not taken, and the connection is of no more use.
         """
-        self.state, self._head = "idle", None
+        self.state, self._head, self._refusal = "idle", None, None
         try:
             async with asyncio.timeout(self._limits.idle) as self._deadline:
                 begin = await self._reader.readexactly(1)
@@ -147,13 +148,15 @@ class Connection:
         except TimeoutError:
             if self.state == "idle":
                 return None
-            raise self._late from None
+            what, seconds = self._expected
+            late = f"the {what} did not arrive whole within {seconds:g} seconds"
+            raise self._refusal or RefusalError(408, late) from None
         self.state = "waiting"
         return head, body
 
     def _expect(self, what: str, seconds: float) -> None:
         """Set the deadline of the next part of a request."""
-        self._late = RefusalError(408, f"the {what} did not arrive whole within {seconds:g} seconds")
+        self._expected = (what, seconds)
         self._deadline.reschedule(self._loop.time() + seconds)
 
     async def _blank_line(self, begin: bytes) -> bytes:
