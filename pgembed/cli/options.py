@@ -53,9 +53,14 @@ def print_table(table: Table) -> None:
     Console(width=None if sys.stdout.isatty() else _NO_LIMIT).print(table)
 
 
+def plain(text: str) -> str:
+    """A text from a database without anything that terminals act upon."""
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
+
+
 def printable(text: str) -> str:
-    """A text from a database as Rich prints it as it is: no markup, and nothing that terminals act upon."""
-    return escape("".join(one if one.isprintable() else ascii(one)[1:-1] for one in text))
+    """:func:`plain` for Rich, which would take it for markup."""
+    return escape(plain(text))
 
 
 def print_line(line: str) -> None:

@@ -11,7 +11,7 @@ from rich.table import Table
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
-from pgembed.cli.options import AsJson, DatabaseUrl, connect, print_table, printable
+from pgembed.cli.options import AsJson, DatabaseUrl, connect, plain, print_table, printable
 from pgembed.database.install import require_installed
 from pgembed.exc import PgembedError
 from pgembed.filling.cuts import count_cuts
@@ -63,7 +63,7 @@ def status(
         for row in rows:
             if row.get("cut_problem") and not row["problem"]:
                 name = f"{row['relation']}.{row['column_name']}"
-                typer.echo(f"{name}: cut texts unknown: {row['cut_problem']}")
+                typer.echo(plain(f"{name}: cut texts unknown: {row['cut_problem']}"))
 
 
 def _name(target: Target | Refused) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 from typing import Any
 
 import pytest
@@ -77,6 +78,32 @@ def test_status_on_the_command_line_runs_nothing_of_hers(mallory: Mallory) -> No
         refused = CliRunner().invoke(command, ["index", arguments, *where])
         assert isinstance(refused.exception, NotTrustedError), arguments
     assert not mallory.is_superuser()
+
+
+def test_names_of_hers_do_nothing_to_terminals(mallory: Mallory) -> None:
+    mallory.lay_trap()
+    odd = "\x1b]0;[bold]\x07"
+    mallory.execute(f'ALTER TABLE {mallory.schema}.trap RENAME TO "{odd}"')
+    url = mallory.owner.url.render_as_string(hide_password=False)
+    shown = CliRunner().invoke(command, ["status", "--url", url]).stdout
+    assert r'"\x1b]0;[bold]\x07".embedding' in shown
+    assert "\x1b" not in shown
+
+
+@pytest.mark.parametrize("name", ['we"ird', "it's", "a b", "*"])
+def test_the_way_out_can_be_typed(engine: Engine, name: str) -> None:
+    """The command in the message names the role as a shell takes it."""
+    quoted = '"' + name.replace('"', '""') + '"'
+    with engine.begin() as connection:
+        connection.exec_driver_sql(f"CREATE ROLE {quoted}")
+        connection.exec_driver_sql("CREATE TABLE of_odd ()")
+        connection.exec_driver_sql(f"ALTER TABLE of_odd OWNER TO {quoted}")
+        problem = connection.scalar(text("SELECT pgembed.distrust('of_odd'::regclass)"))
+        said = shlex.split(str(problem).partition("trusted: ")[2])
+        assert said == ["pgembed", "init", "--trust", name]
+        assert install(connection, trust=said[3:])
+        assert connection.scalar(text("SELECT pgembed.distrust('of_odd'::regclass)")) is None
+        connection.rollback()
 
 
 def test_a_worker_leaves_her_tables_alone_and_fills_the_others(
