@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from sqlalchemy import Engine
 
-from pgembed.cli.options import DatabaseUrl, open_engine
+from pgembed.cli.options import DatabaseUrl, open_engine, say
 from pgembed.columns import EmbeddingColumn
 from pgembed.exc import EncoderError
 from pgembed.filling.backfill import backfill as fill
@@ -66,10 +66,10 @@ def backfill(
         with engine.begin() as connection:
             targets, refused = split(find_targets(connection, embeddings, table=table, column_name=column))
         for one in refused:
-            typer.echo(f"{one.name}: {one.error}", err=True)
+            say(f"{one.name}: {one.error}", err=True)
             well = False
         if not targets and not refused:
-            typer.echo("no embedding columns in this database")
+            say("no embedding columns in this database")
         for target in targets:
             try:
                 if dry_run:
@@ -77,7 +77,7 @@ def backfill(
                 else:
                     well = _fill(engine, target, where, limit, throttle) and well
             except EncoderError as error:
-                typer.echo(f"{target}: {error}", err=True)
+                say(f"{target}: {error}", err=True)
                 well = False
     if not well:
         raise typer.Exit(1)
@@ -97,10 +97,10 @@ def _estimate(
 ) -> None:
     found = estimate(engine, target, where=where, limit=limit, throttle=throttle)
     if found.seconds is None or found.rows_per_second is None:
-        typer.echo(f"{target}: {found.rows:,} rows to fill")
+        say(f"{target}: {found.rows:,} rows to fill")
         return
     time = timedelta(seconds=round(found.seconds))
-    typer.echo(f"{target}: {found.rows:,} rows to fill, {found.rows_per_second:,.0f} rows/s, about {time}")
+    say(f"{target}: {found.rows:,} rows to fill, {found.rows_per_second:,.0f} rows/s, about {time}")
 
 
 def _fill(
@@ -130,5 +130,5 @@ def _fill(
     left = pending(engine, target, where=where, in_hand=False) - counts.failed if limit is None else 0
     if left > 0:
         line += f", {left:,} still pending"
-    typer.echo(line)
+    say(line)
     return not counts.failed and left <= 0

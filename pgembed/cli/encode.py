@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from pgembed.cli.options import say
 from pgembed.encoders import Encoder
 from pgembed.encoders.backend import Vectors
 from pgembed.exc import TextError
@@ -87,7 +88,7 @@ def encode(
             written.close()
             partial.replace(output)
         if opened.cut:
-            typer.echo(f"{opened.cut} texts were cut at {opened.max_tokens} tokens", err=True)
+            say(f"{opened.cut} texts were cut at {opened.max_tokens} tokens", err=True)
 
 
 def _lines(files: Sequence[Path], stack: ExitStack) -> Iterator[str]:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from pgembed.cli.options import print_table
+from pgembed.cli.options import print_table, say
 from pgembed.encoders import EncoderSpec, lookup
 from pgembed.encoders.spec import SPEC_FILE
 from pgembed.exc import EncoderFilesError
@@ -32,7 +32,7 @@ def show(
     file = lookup.spec_file(path.absolute() if path else lookup.find(encoder))
     spec = EncoderSpec.load(file)
     if as_json:
-        typer.echo(json.dumps(spec.document(), indent=2, ensure_ascii=False))
+        say(json.dumps(spec.document(), indent=2, ensure_ascii=False))
         return
     table = Table(title=f"{spec.name} ({file.parent})", show_header=False, title_justify="left")
     table.add_column()

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from pgembed.cli.options import say
+
 
 def register(app: typer.Typer) -> None:
     """Add the command to the application."""
@@ -26,7 +28,7 @@ def export(
 
     folder = export_onnx(model_dir, out_dir, name=name, source=str(model_dir.name))
     spec = EncoderSpec.load(folder / SPEC_FILE)
-    typer.echo(
+    say(
         f"{folder}: {spec.name}, {spec.dimensions} dimensions, up to {spec.max_tokens} tokens, "
         f"fingerprint {spec.fingerprint}"
     )

@@ -13,7 +13,7 @@ from sqlalchemy import Connection
 
 from pgembed.cli.backfill import OneColumn, OneTable
 from pgembed.cli.known import oid_of
-from pgembed.cli.options import AsJson, DatabaseUrl, connect, print_table
+from pgembed.cli.options import AsJson, DatabaseUrl, connect, print_table, say
 from pgembed.database.install import require_installed
 from pgembed.exc import NotInstalledError, PgembedError
 from pgembed.filling import failures
@@ -34,10 +34,10 @@ def list_(
     with connect(url) as connection:
         found = failures.listed(connection, _relation(connection, table), column)
     if as_json:
-        typer.echo(json.dumps([asdict(failure) for failure in found], indent=2, default=str))
+        say(json.dumps([asdict(failure) for failure in found], indent=2, default=str))
         return
     if not found:
-        typer.echo("no failures")
+        say("no failures")
         return
     shown = Table("column", "key", "attempts", "next attempt", "error", box=None)
     for failure in found:
@@ -65,7 +65,7 @@ def retry(
             others = failures.listed(connection, relation, column)
             hint = f"keys look like {others[0].key}" if others else "none has failed"
             raise PgembedError(f"no failed row has the key {key}; {hint}")
-    typer.echo(f"{count:,} {'row' if count == 1 else 'rows'} will be tried again")
+    say(f"{count:,} {'row' if count == 1 else 'rows'} will be tried again")
 
 
 def _relation(connection: Connection, table: str | None) -> int | None:

@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Engine, Index
 from pgembed import indexes
 from pgembed.cli import measuring
 from pgembed.cli.known import declared_on, index_on, is_there
-from pgembed.cli.options import AsJson, ColumnName, DatabaseUrl, IndexName, TableName, open_engine
+from pgembed.cli.options import AsJson, ColumnName, DatabaseUrl, IndexName, TableName, open_engine, say
 from pgembed.indexes import VectorIndex
 from pgembed.indexes.catalogue import find
 from pgembed.indexes.forms import Form
@@ -88,19 +88,19 @@ def plan(
         index = _new(connection, table, column, models, name, method, metric, form, parameters)
         found = indexes.plan(connection, index, workers=workers)
     if as_json:
-        typer.echo(json.dumps(found.as_dict(), indent=2))
+        say(json.dumps(found.as_dict(), indent=2))
         return
     stated = ", ".join(f"{name} = {value}" for name, value in found.parameters.items())
-    typer.echo(f"{found.index} on {found.table}: {found.access_method} ({stated})")
-    typer.echo(f"rows                  {found.rows:,} of {found.dimensions} dimensions ({found.storage})")
-    typer.echo(f"memory of the build   {readable(found.memory)}")
-    typer.echo(f"size on disk          {readable(found.disk)}")
-    typer.echo(f"maintenance_work_mem  {readable(found.maintenance_work_mem)}")
+    say(f"{found.index} on {found.table}: {found.access_method} ({stated})")
+    say(f"rows                  {found.rows:,} of {found.dimensions} dimensions ({found.storage})")
+    say(f"memory of the build   {readable(found.memory)}")
+    say(f"size on disk          {readable(found.disk)}")
+    say(f"maintenance_work_mem  {readable(found.maintenance_work_mem)}")
     shared = f", {readable(found.shared_memory)} of shared memory" if found.shared_memory else ""
-    typer.echo(f"workers               {found.workers}{shared}")
+    say(f"workers               {found.workers}{shared}")
     if found.seconds is not None:
-        typer.echo(f"time                  about {found.seconds:.1f} s")
-    typer.echo(f"recommended           {found.recommendation}")
+        say(f"time                  about {found.seconds:.1f} s")
+    say(f"recommended           {found.recommendation}")
 
 
 @group.command()
@@ -212,7 +212,7 @@ def _print_standing(engine: Engine, index: Index, as_json: bool, *, already: boo
     if as_json:
         facts = {"index": found.name, "table": found.relation, "access_method": found.access_method}
         values = {"parameters": found.parameters, "size": found.size, "built": not already}
-        typer.echo(json.dumps(facts | values, indent=2))
+        say(json.dumps(facts | values, indent=2))
     else:
         there = ", already there" if already else ""
-        typer.echo(f"{found.name} on {found.relation}: {found.access_method}, {readable(found.size)}{there}")
+        say(f"{found.name} on {found.relation}: {found.access_method}, {readable(found.size)}{there}")

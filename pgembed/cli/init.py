@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from pgembed.cli.options import DatabaseUrl, connect
+from pgembed.cli.options import DatabaseUrl, connect, say
 from pgembed.database import install
 
 
@@ -33,4 +33,4 @@ def init(
     with connect(url, new=True) as connection:
         changed = install(connection, extension=extension, trust=trust or ())
         database = connection.engine.url.database
-    typer.echo(f"{database}: {'installed' if changed else 'up to date, nothing to do'}")
+    say(f"{database}: {'installed' if changed else 'up to date, nothing to do'}")

@@ -32,6 +32,7 @@ from pgembed.cli import (
     status,
     worker,
 )
+from pgembed.cli.options import say
 from pgembed.exc import DISTRIBUTION, PgembedError
 
 app = typer.Typer(
@@ -62,7 +63,7 @@ for _group in (
 
 def _show_version(asked: bool) -> None:
     if asked:
-        typer.echo(f"pgembed {version(DISTRIBUTION)}")
+        say(f"pgembed {version(DISTRIBUTION)}")
         raise typer.Exit
 
 
@@ -99,5 +100,5 @@ def main() -> None:
 
 
 def _fail(message: str) -> None:
-    typer.echo(f"pgembed: {message}", err=True)
+    say(f"pgembed: {message}", err=True)
     sys.exit(1)

@@ -11,7 +11,7 @@ from sqlalchemy import Connection
 
 from pgembed import indexes
 from pgembed.cli.known import encoded, index_on
-from pgembed.cli.options import AsJson, ColumnName, DatabaseUrl, IndexName, TableName, open_engine
+from pgembed.cli.options import AsJson, ColumnName, DatabaseUrl, IndexName, TableName, open_engine, say
 from pgembed.indexes import Recall
 from pgembed.indexes.asking import Queries
 from pgembed.indexes.sweeping import check_drawing
@@ -57,15 +57,15 @@ def recall(
         asked = _asked(connection, table, column, queries, texts, encoder)
         if plot is None:
             found = indexes.recall(connection, index, queries=asked, k=k, ef_search=ef_search, probes=probes)
-            typer.echo(json.dumps(found.as_dict(), indent=2) if as_json else _line(found))
+            say(json.dumps(found.as_dict(), indent=2) if as_json else _line(found))
             return
         swept = indexes.sweep(connection, index, queries=asked, k=k)
     indexes.plot(swept, plot)
     if as_json:
-        typer.echo(json.dumps([found.as_dict() for found in swept], indent=2))
+        say(json.dumps([found.as_dict() for found in swept], indent=2))
         return
     for found in swept:
-        typer.echo(_line(found))
+        say(_line(found))
 
 
 def tune(
@@ -86,17 +86,15 @@ def tune(
         asked = _asked(connection, table, column, queries, texts, encoder)
         found = indexes.tune(connection, index, target_recall=target_recall, queries=asked, k=k)
     if as_json:
-        typer.echo(json.dumps(found.as_dict(), indent=2))
+        say(json.dumps(found.as_dict(), indent=2))
     else:
         for tried in found.tried:
-            typer.echo(_line(tried))
-        typer.echo(f"on other queries: {_line(found.unseen)}")
+            say(_line(tried))
+        say(f"on other queries: {_line(found.unseen)}")
         ((name, value),) = found.arguments.items()
-        typer.echo(f"in a query: {name}={value}; in a session: {found.sql}")
+        say(f"in a query: {name}={value}; in a session: {found.sql}")
         if not found.reached:
-            typer.echo(
-                f"no setting reaches {target_recall}: build with a higher ef_construction or m", err=True
-            )
+            say(f"no setting reaches {target_recall}: build with a higher ef_construction or m", err=True)
     if not found.reached:
         raise typer.Exit(1)
 
@@ -106,12 +104,12 @@ def check(url: DatabaseUrl, as_json: AsJson = False) -> None:
     with open_engine(url) as engine, engine.begin() as connection:
         findings = indexes.check(connection)
     if as_json:
-        typer.echo(json.dumps([finding.as_dict() for finding in findings], indent=2))
+        say(json.dumps([finding.as_dict() for finding in findings], indent=2))
     elif not findings:
-        typer.echo("nothing is wrong with the vector indexes")
+        say("nothing is wrong with the vector indexes")
     else:
         for finding in findings:
-            typer.echo(f"[{finding.code}] {finding}")
+            say(f"[{finding.code}] {finding}")
     if findings:
         raise typer.Exit(1)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,10 +11,9 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
-from sqlalchemy import Connection, Engine, create_engine, make_url, text
+from sqlalchemy import URL, Connection, Engine, create_engine, make_url, text
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from pgembed.database import embedded
@@ -25,10 +25,14 @@ DatabaseUrl = Annotated[
     typer.Option(
         "--url",
         envvar="PGEMBED_URL",
-        help="The database: postgresql://user:password@host/name, or embedded:FOLDER.",
+        help="The database: postgresql://user:password@host/name, or embedded:FOLDER. The driver is psycopg, "
+        "whatever the URL says.",
         show_default=False,
     ),
 ]
+#: Arguments of asyncpg, and values of its ``ssl``, as libpq calls them.
+_OF_ASYNCPG = {"ssl": "sslmode", "timeout": "connect_timeout"}
+_SSL = {"true": "require", "True": "require", "false": "disable", "False": "disable"}
 _INSUFFICIENT_PRIVILEGE = "42501"
 _MAY_USE = text(
     "SELECT current_user, coalesce(has_schema_privilege(to_regnamespace('pgembed'), 'USAGE'), true)"
@@ -37,6 +41,8 @@ _GRANTS = (
     'The grants that it takes: docs/filling.md, "A role for the worker"; for searches docs/queries.md; an '
     "index is made by the owner of its table"
 )
+#: Control characters but for tabs and ends of lines, and those that change the direction of writing.
+_ACTING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 #: As many characters a line as no table has.
 _NO_LIMIT = 10_000
 #: Of commands that are about one column.
@@ -48,27 +54,32 @@ IndexName = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
+def printable(text: str) -> str:
+    """Texts of a database or a server, for a terminal: what would act on it, or turn what follows around, is
+    shown by its number, ``\\u001b``."""
+    return _ACTING.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def say(line: str, *, err: bool = False) -> None:
+    """Print a line; whatever texts are in it, the terminal shows them."""
+    typer.echo(printable(line), err=err)
+
+
 def print_table(table: Table) -> None:
     """Print a table, in the width of the terminal; in a pipe or a file no line is broken."""
+    table.title = printable(table.title) if isinstance(table.title, str) else table.title
+    for column in table.columns:
+        column._cells = [printable(cell) if isinstance(cell, str) else cell for cell in column._cells]
     Console(width=None if sys.stdout.isatty() else _NO_LIMIT).print(table)
-
-
-def plain(text: str) -> str:
-    """A text from a database without anything that terminals act upon."""
-    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
-
-
-def printable(text: str) -> str:
-    """:func:`plain` for Rich, which would take it for markup."""
-    return escape(plain(text))
 
 
 def print_line(line: str) -> None:
     """Print a line with Rich's markup, cut at the width of the terminal; in a pipe or a file it is whole."""
+    line = printable(line)
     if sys.stdout.isatty():
         Console(highlight=False).print(line, no_wrap=True, overflow="ellipsis")
     else:
-        typer.echo(Text.from_markup(line).plain)
+        say(Text.from_markup(line).plain)
 
 
 @contextmanager
@@ -102,8 +113,7 @@ def open_engine(url: str, *, new: bool = False, **options: Any) -> Iterator[Engi
         raise typer.BadParameter("the port is not a number", param_hint="--url") from None
     if parsed.get_backend_name() != "postgresql":
         raise typer.BadParameter(f"{parsed.drivername} is not Postgres", param_hint="--url")
-    if "+" not in parsed.drivername:
-        parsed = parsed.set(drivername="postgresql+psycopg")
+    parsed = _for_psycopg(parsed)
     if threshold := parsed.query.get("prepare_threshold"):  # which psycopg takes as a number, not as a text
         parsed = parsed.difference_update_query(["prepare_threshold"])
         number = int(threshold) if isinstance(threshold, str) and threshold.isdigit() else None
@@ -117,6 +127,23 @@ def open_engine(url: str, *, new: bool = False, **options: Any) -> Iterator[Engi
         raise _denied(engine, error) from error
     finally:
         engine.dispose()
+
+
+def _for_psycopg(url: URL) -> URL:
+    """The same database for the driver that comes with pgembed, whichever the application has.
+
+    Of the arguments those stay that libpq knows; asyncpg's ``ssl`` and ``timeout`` have other names there.
+    """
+    import psycopg.pq
+
+    if url.get_driver_name() == "psycopg":
+        return url.set(drivername="postgresql+psycopg")
+    known = {option.keyword.decode() for option in psycopg.pq.Conninfo.get_defaults()} | {"prepare_threshold"}
+    query = {_OF_ASYNCPG.get(name, name): value for name, value in url.query.items()}
+    if (ssl := query.get("sslmode")) in _SSL:
+        query["sslmode"] = _SSL[str(ssl)]
+    kept = {name: value for name, value in query.items() if name in known}
+    return url.set(drivername="postgresql+psycopg", query=kept)
 
 
 def _denied(engine: Engine, error: DBAPIError) -> DatabaseError:

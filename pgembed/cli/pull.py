@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from pgembed.cli.options import say
+
 
 def register(app: typer.Typer) -> None:
     """Add the command to the application."""
@@ -31,4 +33,4 @@ def pull(
 
     folder = fetch(model_id, revision=revision, name=name, into=into, offline=offline)
     spec = EncoderSpec.load(folder / SPEC_FILE)
-    typer.echo(f"{folder}: {spec.source}, {spec.dimensions} dimensions, fingerprint {spec.fingerprint}")
+    say(f"{folder}: {spec.source}, {spec.dimensions} dimensions, fingerprint {spec.fingerprint}")

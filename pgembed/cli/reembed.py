@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from pgembed.cli.backfill import Models, columns_of
-from pgembed.cli.options import AsJson, ColumnName, DatabaseUrl, TableName, connect, open_encoder
+from pgembed.cli.options import AsJson, ColumnName, DatabaseUrl, TableName, connect, open_encoder, say
 from pgembed.filling.reembedding import Change, changes
 from pgembed.filling.reembedding_plan import plan_reembedding
 from pgembed.indexes.sizes import readable
@@ -34,20 +34,20 @@ def plan(
     with connect(url) as connection, open_encoder(encoder) as opened:
         found = plan_reembedding(connection, table, column, opened)
     if as_json:
-        typer.echo(json.dumps(found.as_dict(), indent=2))
+        say(json.dumps(found.as_dict(), indent=2))
         return
-    typer.echo(f"{found.table}: {found.old} to {found.new}, of {found.dimensions} dimensions")
-    typer.echo(f"rows with a text      {found.rows:,}")
-    typer.echo(f"new vectors           {readable(found.column_size)}")
+    say(f"{found.table}: {found.old} to {found.new}, of {found.dimensions} dimensions")
+    say(f"rows with a text      {found.rows:,}")
+    say(f"new vectors           {readable(found.column_size)}")
     if found.index_size is not None and found.index_memory is not None:
-        typer.echo(
+        say(
             f"their index           {readable(found.index_size)}, "
             f"built in {readable(found.index_memory)} of memory"
         )
     if found.seconds is None:
-        typer.echo("time                  not known: the encoder's weights are not on this machine")
+        say("time                  not known: the encoder's weights are not on this machine")
     else:
-        typer.echo(
+        say(
             f"time                  about {timedelta(seconds=round(found.seconds))} "
             f"at {found.rows_per_second:,.0f} rows a second"
         )
@@ -64,7 +64,7 @@ def plan(
         ),
         1,
     ):
-        typer.echo(f"{number}. {step}")
+        say(f"{number}. {step}")
 
 
 @group.command()
@@ -91,15 +91,15 @@ def status(
     with connect(url) as connection:
         found = changes(connection, embeddings, min_recall=gate, queries=queries)
     if as_json:
-        typer.echo(json.dumps([change.as_dict() for change in found], indent=2))
+        say(json.dumps([change.as_dict() for change in found], indent=2))
     elif not found:
-        typer.echo("no column of this database is about to take the place of another")
+        say("no column of this database is about to take the place of another")
     for change in [] if as_json else found:
         _print(change)
     if gate is None:
         return
     if not found and embeddings is None:
-        typer.echo("the gate stays closed: whether one is wanted is known to the models, --models", err=True)
+        say("the gate stays closed: whether one is wanted is known to the models, --models", err=True)
         raise typer.Exit(1)
     if any(change.obstacles for change in found):
         raise typer.Exit(1)
@@ -108,19 +108,19 @@ def status(
 def _print(change: Change) -> None:
     old = _short(change.old_encoder, change.old_fingerprint)
     new = _short(change.new_encoder, change.new_fingerprint)
-    typer.echo(f"{change.table}: {change.old} ({old}) to {change.new} ({new})")
-    typer.echo(f"  filled  {change.filled:.1%} of {change.rows:,} rows, {change.pending:,} pending")
-    typer.echo(f"  index   {change.index}, the old column's: {change.old_index}")
+    say(f"{change.table}: {change.old} ({old}) to {change.new} ({new})")
+    say(f"  filled  {change.filled:.1%} of {change.rows:,} rows, {change.pending:,} pending")
+    say(f"  index   {change.index}, the old column's: {change.old_index}")
     if change.recall is not None:
-        typer.echo(
+        say(
             f"  recall  {change.recall.recall:.3f} ({change.recall.low:.3f} to {change.recall.high:.3f}) at "
             f"{change.recall.setting} = {change.recall.value}"
         )
     elif change.exact:
-        typer.echo("  recall  exact: the rows are few or have no index, and are scanned")
+        say("  recall  exact: the rows are few or have no index, and are scanned")
     for obstacle in change.obstacles[1:]:
-        typer.echo(f"  also    {obstacle}")
-    typer.echo(f"  next    {change.next_step}")
+        say(f"  also    {obstacle}")
+    say(f"  next    {change.next_step}")
 
 
 def _short(encoder: str | None, fingerprint: str | None) -> str:

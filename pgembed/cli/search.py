@@ -17,11 +17,15 @@ from pgembed.cli.options import (
     TableName,
     connect,
     print_line,
+    say,
 )
 from pgembed.database.install import require_installed
 from pgembed.exc import NotInstalledError
 from pgembed.filling.registry import entries, name_of
 from pgembed.queries import semantic_search
+
+#: Characters of a text that are printed.
+_SHOWN = 300
 
 
 def register(app: typer.Typer) -> None:
@@ -41,9 +45,13 @@ def search(
         ),
     ] = None,
     limit: Annotated[int, typer.Option(min=1, help="How many rows.")] = 10,
+    full: Annotated[bool, typer.Option("--full", help="Print the texts whole.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Print the rows nearest to a text, best first."""
+    """Print the rows nearest to a text, best first: the score, the key, and the beginning of the text.
+
+    --full prints whole texts, --json whole rows.
+    """
     if not query.strip():
         raise typer.BadParameter("the text is empty", param_hint="QUERY")
     with connect(url) as connection:
@@ -53,18 +61,22 @@ def search(
             vector = opened.encode_queries([query])[0]
         reflected = reflect(connection, entry["name"], entry["schema"])
         statement = semantic_search(reflected.c[column], vector, limit=limit, metric=entry["metric"])
-        rows = connection.execute(statement).mappings().all()
+        rows = connection.execute(statement).all()
     hidden = {column, entry["digest_name"]}
-    found = [{key: value for key, value in row.items() if key not in hidden} for row in rows]
     if as_json:
-        typer.echo(json.dumps(found, indent=2, default=str))
+        found = [{key: value for key, value in row._mapping.items() if key not in hidden} for row in rows]
+        say(json.dumps(found, indent=2, default=str))
         return
     keys = [key.name for key in reflected.primary_key]
-    for row in found:
-        key = ", ".join(str(row[name]) for name in keys)
-        words = " ".join(str(row[name]) for name in entry["sources"] if row[name])
-        shown = escape(" ".join(words.split()))
-        print_line(f"{row['score']:.3f}  [bold]{escape(key)}[/]  [dim]{shown}[/]")
+    for row in rows:
+        key = ", ".join(str(row._mapping[name]) for name in keys)
+        words = " ".join(str(row._mapping[name]) for name in entry["sources"] if row._mapping[name])
+        words = " ".join(words.split())
+        if full:
+            say(f"{row[-1]:.3f}  {key}  {words}")
+            continue
+        shown = words if len(words) <= _SHOWN else f"{words[:_SHOWN]} ..."
+        print_line(f"{row[-1]:.3f}  [bold]{escape(key)}[/]  [dim]{escape(shown)}[/]")
 
 
 def _registered(connection: Connection, table: str, column: str) -> dict[str, Any]:

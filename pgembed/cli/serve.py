@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from pgembed.cli.options import say
 from pgembed.encoders.serving.limits import Limits
 from pgembed.exc import EncoderServerError
 
@@ -99,7 +100,7 @@ def serve(
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
     names = ", ".join(f"{opened.name} ({opened.fingerprint})" for opened in encoders)
-    typer.echo(f"serving {names} on http://{host}:{server.server_port}")
+    say(f"serving {names} on http://{host}:{server.server_port}")
     if not server.serve_forever():
         sys.stdout.flush()
         os._exit(0)

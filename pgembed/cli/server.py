@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from pgembed.cli.options import say
 from pgembed.database import embedded
 
 
@@ -36,5 +37,5 @@ def server(
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
     with embedded(folder, database=database) as url:
-        typer.echo(str(url))
+        say(str(url))
         stopped.wait()

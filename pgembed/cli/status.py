@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
-from pgembed.cli.options import AsJson, DatabaseUrl, connect, plain, print_table, printable
+from pgembed.cli.options import AsJson, DatabaseUrl, connect, print_table, say
 from pgembed.database.install import require_installed
 from pgembed.exc import PgembedError
 from pgembed.filling.cuts import count_cuts
@@ -55,15 +56,15 @@ def status(
     for row in rows:
         del row["target"]
     if as_json:
-        typer.echo(json.dumps(rows, indent=2))
+        say(json.dumps(rows, indent=2))
     elif not rows:
-        typer.echo("no embedding columns in this database")
+        say("no embedding columns in this database")
     else:
         print_table(_table(rows, sampled=sample > 0))
         for row in rows:
             if row.get("cut_problem") and not row["problem"]:
                 name = f"{row['relation']}.{row['column_name']}"
-                typer.echo(plain(f"{name}: cut texts unknown: {row['cut_problem']}"))
+                say(f"{name}: cut texts unknown: {row['cut_problem']}")
 
 
 def _name(target: Target | Refused) -> str:
@@ -99,11 +100,11 @@ def _table(rows: list[dict[str, Any]], *, sampled: bool) -> Table:
         table.add_column("cut texts")
     for row in rows:
         table.add_row(
-            printable(f"{row['relation']}.{row['column_name'] or '?'}"),
-            printable(row["encoder"] or "?"),
-            printable((row["fingerprint"] or "?")[:12]),
+            escape(f"{row['relation']}.{row['column_name'] or '?'}"),
+            escape(row["encoder"] or "?"),
+            escape((row["fingerprint"] or "?")[:12]),
             *_counted(row),
-            printable(row["problem"] or row["index"]),
+            escape(row["problem"] or row["index"]),
             *([_share(row)] if sampled else []),
         )
     return table

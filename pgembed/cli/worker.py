@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from pgembed.cli.backfill import Models, OneColumn, OneTable, columns_of
-from pgembed.cli.options import open_engine
+from pgembed.cli.options import open_engine, say
 from pgembed.filling.cycle import Settings
 from pgembed.filling.heartbeat import default_folder, problems
 from pgembed.filling.worker import Worker
@@ -69,10 +69,10 @@ def worker(
     if health:
         found = problems(folder, grace=grace)
         for problem in found:
-            typer.echo(f"unhealthy: {problem}", err=True)
+            say(f"unhealthy: {problem}", err=True)
         if found:
             raise typer.Exit(1)
-        typer.echo("healthy")
+        say("healthy")
         return
     if url is None:
         raise typer.BadParameter("say which database, or set PGEMBED_URL", param_hint="--url")

@@ -136,12 +136,26 @@ def test_columns_of_unknown_types_are_no_matter(
         assert (shown.returncode, shown.stderr) == (0, "")
 
 
-def test_nothing_is_cut_in_a_pipe(helpdesk: str, engine: Engine, environment: dict[str, str]) -> None:
+def test_a_hit_is_a_line_unless_whole_texts_are_asked_for(
+    helpdesk: str, engine: Engine, environment: dict[str, str]
+) -> None:
     title = "a rather long title " * 1000 + "with an [end]"
     with engine.begin() as connection:
         connection.execute(text("UPDATE article SET title = :title WHERE id = 1"), {"title": title})
-    shown = run("search", "article", "embedding", "x", "--url", helpdesk, **environment)
-    assert any(line.endswith(title) for line in shown.stdout.splitlines())
+        connection.execute(text("ALTER TABLE article ADD score text DEFAULT 'high', ADD distance int"))
+    search = ("search", "article", "embedding", "x", "--url", helpdesk)
+    shown = run(*search, **environment).stdout.splitlines()
+    assert len(shown) == 2
+    (line,) = [line for line in shown if "a rather long title" in line]
+    assert re.match(r"-?\d\.\d{3}  1  a rather", line)
+    assert line.endswith(" ...")
+    assert len(line) < 400
+    full = run(*search, "--full", **environment).stdout
+    assert any(line.endswith(title) for line in full.splitlines())
+    found = json.loads(run(*search, "--json", **environment).stdout)
+    assert {row["title"] for row in found} == {title, "The printer [smokes]"}
+    assert found[0].keys() == {"id", "title", "score", "distance", "score_1", "distance_1"}
+    assert {row["score"] for row in found} == {"high"}
 
 
 def test_search_in_a_schema_that_needs_quotes(

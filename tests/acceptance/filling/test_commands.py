@@ -116,6 +116,9 @@ def test_failures_are_listed_and_tried_again(articles: Engine, call: Call) -> No
     assert attempts() == {"[7]": 1, "[8]": 1}
     execute(articles, "UPDATE pgembed.failure SET error = repeat('long ', 100) || 'end'")
     assert f"{'long ' * 100}end" in call("failures", "list")[1].splitlines()[1]
+    execute(articles, r"UPDATE pgembed.failure SET error = E'\x1b[2Jgone'")
+    assert r"\u001b[2Jgone" in call("failures", "list")[1]
+    assert "\x1b" not in call("failures", "list")[1]
     for key in ("garbage", "7", "[9]"):
         refused = (1, "", f"pgembed: no failed row has the key {key}; keys look like [8]\n")
         assert call("failures", "retry", "article", "--key", key) == refused
