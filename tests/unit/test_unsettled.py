@@ -171,7 +171,6 @@ def test_a_column_added_to_a_class_later_is_filled_like_any_other() -> None:
         Column("embedding_digest", Uuid(), Computed("gen_random_uuid()", persisted=True)),
         Column("other", Uuid(), key="embedding_digest"),
     ],
-    ids=repr,
 )
 def test_another_column_of_the_digests_name_is_refused(column: Column[Any]) -> None:
     with pytest.raises(DeclarationError, match="the name of the digest of embedding"):
