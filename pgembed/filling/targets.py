@@ -255,10 +255,10 @@ def _checked(
     require_trust(connection, relation, str(embedding))
     entry = registered.get((relation, str(embedding.vector.name)))
     if entry is None:
-        problem = registry.problems(connection).get((relation, str(embedding.vector.name)))
-        if problem is not None:
-            raise problem
-    if entry is None:
+        problems = registry.problems(connection)
+        for name in (str(embedding.vector.name), None):  # None: of a registration that cannot be read
+            if (relation, name) in problems:
+                raise problems[relation, name]
         raise NotInstalledError(
             f"{embedding}: the database has no registered pending index "
             f"{embedding.pending_index_name!r}: create_all makes it, or a migration"

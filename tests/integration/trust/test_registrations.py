@@ -143,6 +143,9 @@ def test_one_comment_stops_no_worker(engine: Engine) -> None:
     with engine.begin() as connection:
         comment(connection, changed(sources=[None, "title"]))
         connection.exec_driver_sql("INSERT INTO good VALUES (1, 'a')")
+        (refused,) = model_targets(connection, embeddings_of(model("public", "article")))
+    assert isinstance(refused, Refused)
+    assert "sources is not a list of names" in str(refused.error)
     assert Worker(engine, embeddings_of(good), settings=FAST).run(once=True)
     with engine.begin() as connection:
         assert connection.scalar(text("SELECT embedding IS NOT NULL FROM good"))
