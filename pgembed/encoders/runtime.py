@@ -27,7 +27,7 @@ from pgembed.encoders.threads import available_threads
 from pgembed.encoders.tokenizing import tokenizer_of
 from pgembed.encoders.tokens import TOKENIZER_FILE, Tokens
 from pgembed.encoders.words import WORDS_FILE
-from pgembed.exc import DeviceError, EncoderFilesError, EncoderOptionError
+from pgembed.exc import DeviceError, EncoderError, EncoderFilesError, EncoderOptionError
 
 Job = TypeVar("Job")
 
@@ -129,6 +129,7 @@ class OnnxRuntime:
     def _start(self, folder: Path, device: Device, precision: str, threads: int) -> None:
         self.device = device
         self._plan = plan(device, precision, self._spec)
+        self._path = folder / self._plan.graph
         spec = self._spec
         # Reading all bytes and the tokenizer takes as long as opening the session; at the same time they cost
         # next to nothing.
@@ -136,10 +137,10 @@ class OnnxRuntime:
             intact = other_threads.submit(_check_files, folder, spec, self._plan.graph)
             tokenizer = other_threads.submit(tokenizer_of, folder, spec)
             try:
-                self._session = _open(folder / self._plan.graph, device, threads)
+                self._session = _open(self._path, device, threads)
                 self._lanes = None
                 if self._plan.runs == 1:
-                    _check_output(self._session, folder / self._plan.graph, spec.width)
+                    _check_output(self._session, self._path, spec.width)
                 else:
                     self._lanes = Lanes(self._session, device, spec.width, count=self._plan.runs)
                 self._tokenizer = tokenizer.result()
@@ -206,12 +207,26 @@ class OnnxRuntime:
     def _compute(self, tokens: Tokens, batch: Batch, skipped: int, vectors: Vectors) -> None:
         """Compute a batch, and put its vectors where they belong."""
         if self._lanes is None:
-            (computed,) = self._session.run(["embedding"], self._feed(tokens, batch, skipped, fresh))
+            computed = self._run(self._feed(tokens, batch, skipped, fresh))
+            if computed.shape != (len(batch), self._spec.width):
+                found = f"vectors of shape {computed.shape}"
+                raise EncoderFilesError(self._path, found, needed=f"{(len(batch), self._spec.width)}")
             vectors[batch] = self._kept(computed)
             return
         with self._lanes.one() as lane:
             computed = lane.run(self._feed(tokens, batch, skipped, lane.buffers.array))
             vectors[batch] = self._kept(computed)
+
+    def _run(self, feed: Feed) -> Vectors:
+        """
+        :raises EncoderError: ONNX Runtime fails; its own errors share no base.
+        """
+        try:
+            (computed,) = self._session.run(["embedding"], feed)
+        except Exception as error:
+            raise EncoderError(f"{self._path}: ONNX Runtime cannot run this graph: {error}") from error
+        vectors: Vectors = computed
+        return vectors
 
     def _feed(self, tokens: Tokens, batch: Batch, skipped: int, new: Allocate) -> Feed:
         feed = self._plan.feeder(tokens, batch, new)

@@ -19,7 +19,13 @@ from onnx import TensorProto, helper
 
 from pgembed.encoders import Encoder, EncoderSpec, export_onnx
 from pgembed.encoders.graphs import external_files
-from pgembed.exc import EncoderFilesError, EncoderNotFoundError, FingerprintMismatchError, PgembedError
+from pgembed.exc import (
+    EncoderError,
+    EncoderFilesError,
+    EncoderNotFoundError,
+    FingerprintMismatchError,
+    PgembedError,
+)
 
 MODELS = Path(__file__).parents[2] / "golden" / "models"
 
@@ -242,6 +248,30 @@ def test_graphs_that_compute_something_else(folder: Path, output: str, shape: li
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     rewritten(folder, "model.onnx", model.SerializeToString())
     refused(folder, found)
+
+
+@pytest.mark.parametrize(
+    ("shape", "found"),
+    [([1, 24], "cannot run this graph"), ([400, 24], r"vectors of shape \(\d+, 24\), needed \(1, 24\)")],
+)
+def test_graphs_that_fail_in_use(folder: Path, shape: list[int], found: str) -> None:
+    """A table with fewer rows than there are tokens; vectors of tokens in the place of those of texts."""
+    inputs = [
+        helper.make_tensor_value_info(name, TensorProto.INT64, ["texts", "tokens"])
+        for name in ("input_ids", "attention_mask")
+    ]
+    result = helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["texts", 24])
+    table = helper.make_tensor("table", TensorProto.FLOAT, shape, bytes(4 * shape[0] * shape[1]), raw=True)
+    rank = helper.make_tensor("rank", TensorProto.INT64, [2], [-1, 24])
+    nodes = [
+        helper.make_node("Gather", ["table", "input_ids"], ["rows"]),
+        helper.make_node("Reshape", ["rows", "rank"], ["embedding"]),
+    ]
+    graph = helper.make_graph(nodes, "g", inputs, [result], [table, rank])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    rewritten(folder, "model.onnx", model.SerializeToString())
+    with pytest.raises(EncoderError, match=found):
+        Encoder(folder).encode_documents(["some text of several words"])
 
 
 # --- towers -------------------------------------------------------------------------------------------
