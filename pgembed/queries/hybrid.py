@@ -134,11 +134,13 @@ def hybrid_search(
     :param text: a column of the type ``tsvector``, a text column, or several. What is searched is
         ``to_tsvector('<config>', title)``, or of several
         ``to_tsvector('<config>', coalesce(title, '') || ' ' || coalesce(body, ''))``: an index on just that
-        expression, or on the ``tsvector`` column, makes it fast.
+        expression, or on the ``tsvector`` column, makes it fast. Of a text of more than 250,000 bytes that no
+        such index holds, the first 130,000 characters are searched.
     :param terms: the words to look for, where they are not the text of ``query``; ``bindparam("terms")`` too.
+        The first 2,000 characters count.
     :param config: the text search configuration; Postgres says at execution if there is none of that name.
     :param candidates: how many rows each search contributes; left out, four times the rows asked for and at
-        least 50.
+        least 50. Pages (``offset=``) are parts of one result when they have the same number.
     :param k: how much the first ranks are levelled.
     :param weights: of the vector's rank and of the text's.
     :raises QueryError: at construction, for whatever cannot give the right rows.
