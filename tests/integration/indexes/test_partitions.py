@@ -8,7 +8,7 @@ import signal
 import time
 
 import pytest
-from sqlalchemy import Column, Index, Integer, MetaData, Table, insert, text
+from sqlalchemy import Column, Index, Integer, MetaData, Table, event, insert, text
 from sqlalchemy.exc import DBAPIError
 
 from pgembed import HNSW, IVFFlat
@@ -211,12 +211,18 @@ def test_a_transaction_finishes_what_was_begun(engine, partitioned):
     index = HNSW("vector", name="ann", ef_construction=400)
     partitioned(index)
 
-    def stop(progress):
-        if progress.part == 2 and progress.phase == "building index: loading tuples":
-            raise KeyboardInterrupt
+    builds = []
 
+    def stop(connection, cursor, sql, *_):
+        if sql.startswith("CREATE INDEX CONCURRENTLY"):
+            builds.append(sql)
+            if len(builds) == 2:
+                raise KeyboardInterrupt
+
+    event.listen(engine, "before_cursor_execute", stop)
     with pytest.raises(KeyboardInterrupt):
-        create_concurrently(engine, index, workers=0, on_progress=stop)
+        create_concurrently(engine, index, workers=0)
+    event.remove(engine, "before_cursor_execute", stop)
     before = files(engine)
     assert list(before) == ["2023"]
     with engine.begin() as connection:

@@ -86,7 +86,7 @@ def test_names_of_hers_do_nothing_to_terminals(mallory: Mallory) -> None:
     mallory.execute(f'ALTER TABLE {mallory.schema}.trap RENAME TO "{odd}"')
     url = mallory.owner.url.render_as_string(hide_password=False)
     shown = CliRunner().invoke(command, ["status", "--url", url]).stdout
-    assert r'"\x1b]0;[bold]\x07".embedding' in shown
+    assert r'"\u001b]0;[bold]\u0007".embedding' in shown
     assert "\x1b" not in shown
 
 
