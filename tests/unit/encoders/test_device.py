@@ -28,7 +28,7 @@ def cuda_package(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_cuda_without_the_package(minilm_folder: Path) -> None:
     encoder = Encoder(minilm_folder, device="cuda")
-    with pytest.raises(DeviceError, match=r"built without CUDA .* pip install 'pgembed\[gpu\]'"):
+    with pytest.raises(DeviceError, match=r"built without CUDA .* pip install 'sqlalchemy-pgembed\[gpu\]'"):
         encoder.encode_documents(["x"])
 
 
