@@ -7,9 +7,11 @@ import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TypeAlias
+from weakref import WeakSet
 
-from pgembed.columns import Array, EmbeddingColumn, TextEncoder, answered
+from pgembed.columns import Array, Embedding, EmbeddingColumn, TextEncoder, answered
 from pgembed.columns.concurrency import off_event_loop
+from pgembed.encoders import Encoder
 from pgembed.exc import encoder_errors
 
 logger = logging.getLogger(__name__)
@@ -46,6 +48,7 @@ def encode(fillings: Iterable[Filling]) -> None:
 
 def _encode(encoder: TextEncoder, fillings: list[Filling]) -> None:
     texts = [filling.embedding.declaration.compose(filling.texts) for filling in fillings]
+    before = encoder.cut if isinstance(encoder, Encoder) else 0
     try:
         documents = encoder_errors(encoder.name)(encoder.encode_documents)
         column = ", ".join(dict.fromkeys(str(filling.embedding) for filling in fillings))
@@ -55,6 +58,33 @@ def _encode(encoder: TextEncoder, fillings: list[Filling]) -> None:
             raise
         logger.warning("%d rows stay pending: encoder %r failed: %s", len(texts), encoder.name, error)
         return
+    if isinstance(encoder, Encoder) and encoder.cut > before:
+        _say_what_is_cut(encoder, fillings, texts)
     vectors.flags.writeable = False
     for filling, vector in zip(fillings, vectors, strict=True):
         filling.put(vector, filling.digest)
+
+
+#: Declarations of columns of which it was said that texts are cut.
+_said: WeakSet[Embedding] = WeakSet()
+
+
+def _say_what_is_cut(encoder: Encoder, fillings: list[Filling], texts: list[str]) -> None:
+    """Warn, once a column and process, that a text is longer than the encoder's limit.
+
+    The encoder counts over all its columns and threads; whose texts they were is counted here, once more.
+    """
+    by_column: dict[Embedding, list[str]] = {}
+    for filling, text in zip(fillings, texts, strict=True):
+        by_column.setdefault(filling.embedding.declaration, []).append(text)
+    names = {filling.embedding.declaration: str(filling.embedding) for filling in fillings}
+    for declaration, given in by_column.items():
+        if declaration not in _said and off_event_loop(encoder.count_cut, given):
+            _said.add(declaration)
+            logger.warning(
+                "texts of %s are cut at the %d tokens of encoder %r: their vectors stand for the beginning. "
+                "`pgembed status` says how many are; see docs/filling.md. (Said once a column and process.)",
+                names[declaration],
+                encoder.max_tokens,
+                encoder.name,
+            )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from pgembed import Encoder
 from pgembed.exc import TextError
 from pgembed.testing import HashEncoder
 from tests.integration.models import Models
@@ -338,3 +340,34 @@ def test_kinds_of_texts_are_stored_and_encoded_as_the_text_that_they_are(engine:
             ("title", "red"),
         ]
         models.check(session)
+
+
+@pytest.mark.parametrize("how", ["flush", "statement", "update"])
+def test_a_text_that_is_cut_is_said_once_a_column(
+    engine: Engine, minilm_folder: Path, caplog: pytest.LogCaptureFixture, how: str
+) -> None:
+    long = "a text of many more words than eight tokens hold"
+
+    def write(session: Session, article: Any, title: str) -> None:
+        if how == "flush":
+            session.add(article(title=title))
+        elif how == "statement":
+            session.execute(insert(article), [{"title": title}])
+        else:
+            session.execute(insert(article.__table__).values(title=f"old {title}", views=0))
+            changed = update(article).values(title=title, body=None)
+            session.execute(changed.where(article.title == f"old {title}"))
+        session.flush()
+
+    with Encoder(minilm_folder, max_tokens=8) as encoder, Session(engine) as session:
+        models = Models(encoder=encoder)
+        models.base.metadata.create_all(session.connection())
+        write(session, models.article, "short")
+        assert caplog.messages == []
+        for number in range(2):
+            write(session, models.article, f"{long} {number}")
+        (said,) = caplog.messages
+        assert said.startswith("texts of article.embedding are cut at the 8 tokens of encoder")
+        assert "docs/filling.md" in said
+        write(session, Models(encoder=encoder).article, f"{long}, in another column")
+        assert len(caplog.messages) == 2
