@@ -13,10 +13,11 @@ from sqlalchemy import Connection, Engine, Index
 
 from pgembed import indexes
 from pgembed.cli import measuring
-from pgembed.cli.known import declared_on, index_on, is_there
+from pgembed.cli.known import declared_on, index_on
 from pgembed.cli.options import AsJson, ColumnName, DatabaseUrl, IndexName, TableName, open_engine, say
 from pgembed.indexes import VectorIndex
 from pgembed.indexes.catalogue import find
+from pgembed.indexes.comparison import stands_as_declared
 from pgembed.indexes.forms import Form
 from pgembed.indexes.progress import OnProgress
 from pgembed.indexes.sizes import readable
@@ -130,7 +131,7 @@ def create(
     with open_engine(url) as engine:
         with engine.begin() as connection:
             index = _new(connection, table, column, models, name, method, metric, form, parameters)
-            already = is_there(connection, index)
+            already = stands_as_declared(connection, index)
         if not already:
             _with_progress(
                 lambda report: indexes.create_concurrently(engine, index, workers=workers, on_progress=report)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -20,8 +19,9 @@ from pgembed.database.install import is_installed
 from pgembed.encoders import Encoder
 from pgembed.exc import DeclarationError, NotInstalledError, RegistrationError
 from pgembed.filling.registry import encoder_options, entries, problems, registered_encoder
-from pgembed.indexes import ACCESS_METHODS, HNSW, IndexBuildError, IVFFlat, VectorIndex, indexes_on
-from pgembed.indexes.catalogue import StandingIndex, find, name_of, relation_of, standing
+from pgembed.indexes import HNSW, IVFFlat, VectorIndex, indexes_on
+from pgembed.indexes.catalogue import standing
+from pgembed.indexes.comparison import described
 from pgembed.indexes.forms import Form, form_of
 
 
@@ -149,79 +149,9 @@ def index_on(
     other = next((other for other in stand if there is None and other.name == index.name), None)
     if other is not None and (other.valid or other.partitioned):  # leftovers of failed builds are replaced
         raise typer.BadParameter(
-            f"{index.name} is another index ({_described(other)}): name this one", param_hint="--index"
+            f"{index.name} is another index ({described(other)}): name this one", param_hint="--index"
         )
     return index
-
-
-def is_there(connection: Connection, index: VectorIndex) -> bool:
-    """Whether the index stands already, as it is asked for.
-
-    :raises IndexBuildError: one of that name stands, and is of other settings; or the name is taken.
-    """
-    found = find(connection, index)
-    if found is None:
-        _refuse_taken(connection, index)
-    if found is None or not found.valid:
-        return False
-    changed = {
-        name: value
-        for name, value in index.numbers.items()
-        if (ACCESS_METHODS[found.access_method].defaults | found.parameters).get(name) != value
-    }
-    what = index.indexed
-    form = form_of(found, what.column)
-    other_form = form is None or replace(form, where=None) != Form(index.quantize, index.dimensions)
-    partial = what.where is not None
-    if (
-        other_form
-        or partial != (found.predicate is not None)
-        or (found.access_method, found.metric) != (index.access_method, what.metric and what.metric.name)
-    ):
-        raise IndexBuildError(
-            found.name,
-            f"it stands otherwise than asked for ({_described(found)}): nothing is built",
-            fix="A migration replaces it, or drop it first; one beside it needs a name of its own",
-        )
-    if changed:
-        options = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in changed.items())
-        place = f"{shlex.quote(found.relation)} {shlex.quote(what.column.name)}"
-        raise IndexBuildError(
-            found.name,
-            f"it stands with other parameters ({_described(found)}): nothing is built",
-            fix=f"`pgembed index reindex {place} --index {shlex.quote(found.name)} {options}` changes them; "
-            "one beside it needs a name of its own",
-        )
-    return True
-
-
-def _described(index: StandingIndex) -> str:
-    """What an index is, in a message: ``hnsw, cosine, m = 16, ef_construction = 64``."""
-    known = ACCESS_METHODS[index.access_method].defaults | index.parameters
-    parts = [index.access_method, index.metric or index.opclass]
-    parts += [f"{name} = {value}" for name, value in known.items()]
-    if index.expression is not None:
-        parts.append(f"on {index.expression}")
-    if index.predicate is not None:
-        parts.append(f"where {index.predicate}")
-    return ", ".join(parts)
-
-
-def _refuse_taken(connection: Connection, index: VectorIndex) -> None:
-    """``CREATE INDEX IF NOT EXISTS`` would do nothing if a relation of another kind had the name."""
-    taken = connection.scalar(
-        text(
-            "SELECT CAST(c.oid AS regclass) FROM pg_class AS c JOIN pg_class AS t USING (relnamespace) "
-            "WHERE t.oid = to_regclass(:table) AND c.relname = :name"
-        ),
-        {"table": relation_of(index), "name": name_of(index)},
-    )
-    if taken is not None:
-        raise IndexBuildError(
-            name_of(index),
-            "another relation of the schema has this name: nothing is built",
-            fix="Give the index another name, with --index, or with name= in the model",
-        )
 
 
 def declared_on(

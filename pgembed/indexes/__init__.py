@@ -11,6 +11,7 @@ build, concurrent          ``create``; and while the table is used: build, rebui
 partitions, progress       indexes of partitioned tables; how far a build is
 counting, locks, settings  rows of an index; short locks; settings for the time of a block
 catalogue, forms           the indexes that stand in a database, and in the terms of declarations
+comparison                 whether an index stands as it is declared
 checking, bugs             ``check``: what is wrong with them; bugs of pgvector, by version
 measuring, asking          ``recall``, and the queries that it is measured with
 tuning, sweeping           ``tune``: the cheapest setting for a recall; ``sweep``: recall against latency

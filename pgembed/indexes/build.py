@@ -11,9 +11,11 @@ from sqlalchemy.schema import CreateIndex, DDLElement
 from pgembed.exc import need_connection, sqlstate
 from pgembed.indexes import sizes
 from pgembed.indexes.catalogue import StandingIndex, find, name_of, relation_of
+from pgembed.indexes.comparison import has_settings, require_as_declared, stands_as_declared
 from pgembed.indexes.ddl import CreateIndexOnly, DropIndexNow
 from pgembed.indexes.errors import IndexBuildError
 from pgembed.indexes.indexed import indexed
+from pgembed.indexes.locks import turn
 from pgembed.indexes.methods import suitable_lists
 from pgembed.indexes.partitions import Series, is_partitioned, refuse_foreign_partitions
 from pgembed.indexes.planning import (
@@ -21,7 +23,6 @@ from pgembed.indexes.planning import (
     IndexTarget,
     Plan,
     declared_index,
-    parameters_of,
     plan,
     resolved,
 )
@@ -44,19 +45,30 @@ def create(
     Writers of the table wait while it runs; :func:`pgembed.indexes.create_concurrently` lets them work. It
     runs in the caller's transaction. Settings that the build needs, so that its graph fits into memory, are
     made before and taken back after it. An invalid index that a failed build left over is dropped first. Of a
-    partitioned table the partitions that have no such index yet get one.
+    partitioned table the partitions that have no such index yet get one. Another session that builds an index
+    of the table with pgembed is waited for.
 
     :param target: the index, or the column (or mapped attribute) that it is declared on.
     :param maintenance_work_mem: bytes to build with; left out, those of :func:`pgembed.indexes.plan`.
     :param workers: parallel workers; left out, as many as the server allows. Where its shared memory is
         too small for them the index is built without.
     :raises DeclarationError: no index is declared on the column.
-    :raises IndexBuildError: IVFFlat on fewer than 50 rows a list, or another session builds the index.
+    :raises IndexBuildError: IVFFlat on fewer than 50 rows a list; an index of that name stands with other
+        settings; or the session that is waited for waits for this transaction.
     """
+    need_connection(connection)
     index = declared_index(target)
-    if is_built(connection, index):
-        return index
-    index = resolved(connection, index)
+    if not stands_as_declared(connection, index):
+        with turn(connection, relation_of(index), name_of(index)):
+            if not stands_as_declared(connection, index):
+                _build(connection, resolved(connection, index), maintenance_work_mem, workers)
+                require_as_declared(connection, index)
+    return index
+
+
+def _build(
+    connection: Connection, index: Index, maintenance_work_mem: int | None, workers: int | None
+) -> None:
     settings = settings_for(connection, index, maintenance_work_mem, workers)
     if is_partitioned(connection, relation_of(index)):
         Series(
@@ -65,12 +77,11 @@ def create(
             build=lambda _, statement, __: _execute(connection, statement, settings),
             briefly=lambda _, work: work(connection),
         ).complete(root_of(connection, index))
-        return index
+        return
     if (leftover := find(connection, index)) is not None:
         leftover.refuse_while_building()
         connection.execute(DropIndexNow(leftover.schema, leftover.name))
     _execute(connection, CreateIndex(index, if_not_exists=True), settings)
-    return index
 
 
 def is_built(connection: Connection, target: IndexTarget) -> bool:
@@ -83,13 +94,13 @@ def is_built(connection: Connection, target: IndexTarget) -> bool:
 def root_of(connection: Connection, index: Index, name: str | None = None) -> StandingIndex:
     """The index of a partitioned table that those of its partitions are attached to.
 
-    Where it is not there it is created. One that is not finished is gone on with, unless it has other
-    parameters than are declared: then it is dropped.
+    Where it is not there it is created. One that is not finished is gone on with, unless it is of other
+    settings than are declared: then it is dropped.
 
     :param name: for one that is built beside the one of the declared name.
     """
     found = find(connection, index, name)
-    if found is not None and parameters_of(index, found.parameters) != parameters_of(index):
+    if found is not None and not has_settings(found, index):
         connection.execute(DropIndexNow(found.schema, found.name))
         found = None
     if found is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Index, Table
+from sqlalchemy import Index, String, Table
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.schema import CreateIndex, DDLElement
 from sqlalchemy.sql.elements import ClauseElement
@@ -12,13 +12,24 @@ from sqlalchemy.sql.expression import Executable
 
 
 class CreateIndexConcurrently(CreateIndex):
-    """``CREATE INDEX CONCURRENTLY ...``, whatever the index itself says of concurrency."""
+    """``CREATE INDEX CONCURRENTLY [IF NOT EXISTS] ...``, whatever the index itself says of concurrency.
+
+    :param name: for an index that is built beside the one of the declared name.
+    """
+
+    def __init__(self, index: Index, name: str | None = None) -> None:
+        super().__init__(index, if_not_exists=name is None)
+        self.name = name
 
 
 @compiles(CreateIndexConcurrently)
 def _create(element: CreateIndexConcurrently, compiler: Any, **kw: Any) -> str:
     statement: str = compiler.visit_create_index(element, **kw)
     words = "INDEX CONCURRENTLY "
+    if element.name is not None:
+        on = " ON " + compiler.preparer.format_table(element.element.table) + " "
+        name: str = compiler.preparer.quote(element.name)
+        return str("CREATE " + words + name + on + statement.partition(on)[2])
     return statement if words in statement else statement.replace("INDEX ", words, 1)
 
 
@@ -85,12 +96,12 @@ class ReindexConcurrently(OfIndex):
     """``REINDEX INDEX CONCURRENTLY schema.name``"""
 
 
-class SetParameters(OfIndex):
-    """``ALTER INDEX schema.name SET (m = 32, ...)``; they take effect with the next REINDEX."""
+class CommentOnIndex(OfIndex):
+    """``COMMENT ON INDEX schema.name IS '...'``"""
 
-    def __init__(self, schema: str, name: str, parameters: dict[str, int]) -> None:
+    def __init__(self, schema: str, name: str, comment: str) -> None:
         super().__init__(schema, name)
-        self.parameters = parameters
+        self.comment = comment
 
 
 class AttachIndex(OfIndex):
@@ -116,6 +127,13 @@ class LockTable(DDLElement):
         self.table = table
 
 
+class LockMaterializedView(LockTable):
+    """``COMMENT ON MATERIALIZED VIEW name IS NULL``, which takes the same lock.
+
+    LOCK TABLE refuses these views. It is to be rolled back.
+    """
+
+
 @compiles(DropIndexConcurrently)
 def _drop(element: OfIndex, compiler: Any, **_: Any) -> str:
     return "DROP INDEX CONCURRENTLY IF EXISTS " + _qualified(element, compiler)
@@ -131,11 +149,10 @@ def _reindex(element: OfIndex, compiler: Any, **_: Any) -> str:
     return "REINDEX INDEX CONCURRENTLY " + _qualified(element, compiler)
 
 
-@compiles(SetParameters)
-def _set(element: SetParameters, compiler: Any, **_: Any) -> str:
-    quote = compiler.preparer.quote
-    stated = ", ".join(quote(name) + " = " + str(int(value)) for name, value in element.parameters.items())
-    return "ALTER INDEX " + _qualified(element, compiler) + " SET (" + stated + ")"
+@compiles(CommentOnIndex)
+def _comment(element: CommentOnIndex, compiler: Any, **_: Any) -> str:
+    literal: str = compiler.sql_compiler.render_literal_value(element.comment, String())
+    return "COMMENT ON INDEX " + _qualified(element, compiler) + " IS " + literal
 
 
 @compiles(AttachIndex)
@@ -154,6 +171,12 @@ def _rename(element: RenameIndex, compiler: Any, **_: Any) -> str:
 def _lock(element: LockTable, compiler: Any, **_: Any) -> str:
     name: str = compiler.preparer.format_table(element.table)
     return "LOCK TABLE " + name + " IN SHARE UPDATE EXCLUSIVE MODE"
+
+
+@compiles(LockMaterializedView)
+def _lock_view(element: LockMaterializedView, compiler: Any, **_: Any) -> str:
+    name: str = compiler.preparer.format_table(element.table)
+    return "COMMENT ON MATERIALIZED VIEW " + name + " IS NULL"
 
 
 class Explain(Executable, ClauseElement):

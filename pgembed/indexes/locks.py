@@ -1,19 +1,136 @@
-"""Short locks in a busy database: asked for with a limit, and again after a pause."""
+"""Locks in a busy database: turns among those who change indexes of a table, and short locks of the table."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, Engine, Table, func, select
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy import Connection, Engine, Table, func, select, text
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from pgembed.exc import sqlstate
-from pgembed.indexes.ddl import LockTable
+from pgembed.indexes.catalogue import written
+from pgembed.indexes.ddl import LockMaterializedView, LockTable
 from pgembed.indexes.errors import IndexBuildError
+from pgembed.indexes.settings import in_autocommit
 
 _LOCK_NOT_AVAILABLE = "55P03"
+_DEADLOCK = "40P01"
+#: First half of the advisory lock of those who change indexes of a table; the second is the table's oid.
+_TURN = 0x70676978
+#: Seconds between two tries to get it.
+_PAUSE = 0.1
+
+_RELATION = text(
+    "SELECT CAST(c.oid AS bigint) AS oid, CAST(c.relkind AS text) AS kind FROM pg_catalog.pg_class AS c "
+    "WHERE c.oid = pg_catalog.to_regclass(:relation)"
+)
+_HOLDS_ANOTHER = text(
+    "SELECT EXISTS (SELECT FROM pg_catalog.pg_locks AS l WHERE l.locktype = 'advisory' AND l.granted "
+    "AND l.objsubid = 2 AND l.classid = CAST(CAST(:turn AS bigint) AS oid) "
+    "AND l.pid = pg_catalog.pg_backend_pid())"
+)
+#: Whether the session whose turn it is waits for this one, or for one that waits for this one.
+_AWAITS_US = text("""
+WITH RECURSIVE awaited (pid) AS (
+    SELECT l.pid
+      FROM pg_catalog.pg_locks AS l
+      JOIN pg_catalog.pg_database AS d ON d.oid = l.database AND d.datname = pg_catalog.current_database()
+     WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 2
+       AND l.classid = CAST(CAST(:turn AS bigint) AS oid) AND l.objid = CAST(CAST(:oid AS bigint) AS oid)
+    UNION
+    SELECT blocking.pid
+      FROM awaited
+     CROSS JOIN LATERAL unnest(pg_catalog.pg_blocking_pids(awaited.pid)) AS blocking (pid)
+)
+SELECT pg_catalog.pg_backend_pid() IN (SELECT pid FROM awaited)
+""")
+#: What is called a table here and can have no index.
+_WITHOUT_INDEXES = {"v": "a view", "f": "a foreign table"}
+
+
+@contextmanager
+def turn(
+    connection: Connection,
+    relation: str,
+    index: str,
+    *,
+    on_wait: Callable[[], object] | None = None,
+    seconds: float | None = None,
+) -> Iterator[None]:
+    """Change the indexes of a table while no other session does so with pgembed.
+
+    Of two concurrent builds on a table Postgres ends one as the victim of a deadlock: the second waits for
+    the lock of the table with a snapshot that the first waits for. So the second waits here, by trying again
+    and again, and in between it has no snapshot. In a transaction the turn lasts until its end, since before
+    that nobody else sees what it did.
+
+    :param relation: the table, as SQL writes it.
+    :param index: the index that is worked on, for messages.
+    :param on_wait: called before each pause.
+    :param seconds: for how long to wait; left out, for as long as it takes.
+    :raises IndexBuildError: there is no such table, or it can have no index; or the other session waits for
+        this transaction; or the time is over.
+    """
+    oid = _oid_of(connection, relation, index)
+    keys = (_TURN, oid - (1 << 32) if oid >= 1 << 31 else oid)
+    session = in_autocommit(connection)
+    attempt = func.pg_try_advisory_lock if session else func.pg_try_advisory_xact_lock
+    begun = time.monotonic()
+    while not connection.scalar(select(attempt(*keys))):
+        if not session:
+            if connection.scalar(_HOLDS_ANOTHER, {"turn": _TURN}):
+                # Two transactions with a turn each may want the other's. Only Postgres sees that.
+                _wait_for_turn(connection, keys, index)
+                break
+            if connection.scalar(_AWAITS_US, {"turn": _TURN, "oid": oid}):
+                raise _awaited(index)
+        if seconds is not None and time.monotonic() - begun > seconds:
+            raise IndexBuildError(index, "another session changes indexes of the table", fix="Wait for it")
+        if on_wait is not None:
+            on_wait()
+        time.sleep(_PAUSE)
+    try:
+        yield
+    except BaseException:
+        if session:
+            with suppress(SQLAlchemyError):  # a connection that is lost has lost its locks
+                connection.execute(select(func.pg_advisory_unlock(*keys)))
+        raise
+    if session:
+        connection.execute(select(func.pg_advisory_unlock(*keys)))
+
+
+def _oid_of(connection: Connection, relation: str, index: str) -> int:
+    found = connection.execute(_RELATION, {"relation": relation}).one_or_none()
+    if found is None:
+        raise IndexBuildError(index, f"the database has no table {relation}", fix="Create it first")
+    if found.kind in _WITHOUT_INDEXES:
+        raise IndexBuildError(
+            index,
+            f"{relation} is {_WITHOUT_INDEXES[found.kind]}, which can have no index",
+            fix="Index the table that its rows come from, or a materialized view of them",
+        )
+    return int(found.oid)
+
+
+def _wait_for_turn(connection: Connection, keys: tuple[int, int], index: str) -> None:
+    try:
+        connection.execute(select(func.pg_advisory_xact_lock(*keys)))
+    except DBAPIError as error:
+        if sqlstate(error) != _DEADLOCK:
+            raise
+        raise _awaited(index) from error
+
+
+def _awaited(index: str) -> IndexBuildError:
+    return IndexBuildError(
+        index,
+        "another session changes indexes of the table, and waits for this transaction",
+        fix="Call it in a transaction of its own, or end this one and try again",
+    )
 
 
 @dataclass(frozen=True)
@@ -62,4 +179,14 @@ class Patience:
         The build itself runs without a lock_timeout: it would count for its waits for old transactions too,
         and end a build of hours there. Nobody who reads or writes waits behind its request for the lock.
         """
-        self.briefly(table, lambda connection: connection.execute(LockTable(table)))
+
+        def lock(connection: Connection) -> None:
+            kind = connection.execute(_RELATION, {"relation": written(table)}).one().kind
+            if kind != "m":
+                connection.execute(LockTable(table))
+                return
+            savepoint = connection.begin_nested()
+            connection.execute(LockMaterializedView(table))
+            savepoint.rollback()
+
+        self.briefly(table, lock)

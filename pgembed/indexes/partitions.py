@@ -28,6 +28,7 @@ from pgembed.indexes.ddl import (
     ReindexConcurrently,
 )
 from pgembed.indexes.errors import IndexBuildError
+from pgembed.indexes.locks import turn
 
 _IS_PARTITIONED = text(
     "SELECT relkind = 'p' FROM pg_catalog.pg_class WHERE oid = pg_catalog.to_regclass(:relation)"
@@ -103,7 +104,7 @@ class Series:
         :raises IndexBuildError: another session builds the index of a partition.
         """
         for partition in partitions_of(self.connection, root.relation):
-            below = attached(self.connection, root, partition) or self._attach(root, partition)
+            below = self._attached(root, partition)
             if below.partitioned:
                 self.complete(below)
             elif not below.valid:  # attached by hand
@@ -112,9 +113,22 @@ class Series:
     def rebuild(self, root: StandingIndex, partition: Partition, index: StandingIndex) -> None:
         """``REINDEX`` of one partition."""
         statement = ReindexConcurrently(index.schema, index.name)
-        self.build(partition.table, statement, lambda connection: self._clean(connection, root, partition))
+        with turn(self.connection, partition.relation, root.name):
+            self.build(
+                partition.table, statement, lambda connection: self._clean(connection, root, partition)
+            )
 
-    def _attach(self, root: StandingIndex, partition: Partition) -> StandingIndex:
+    def _attached(self, root: StandingIndex, partition: Partition) -> StandingIndex:
+        """The index of a partition, attached."""
+        found = attached(self.connection, root, partition)
+        if found is None:
+            with turn(self.connection, partition.relation, root.name):
+                self._attach(root, partition)
+            found = attached(self.connection, root, partition)
+        assert found is not None
+        return found
+
+    def _attach(self, root: StandingIndex, partition: Partition) -> None:
         """Attach an index of the partition, which is built unless there is one."""
         using = self.connection.execute(_DEFINITION, {"oid": root.oid}).one()
         rest = using.definition.removeprefix(using.head)
@@ -134,9 +148,6 @@ class Series:
                     lambda connection: self._clean(connection, root, partition),
                 )
         self.briefly(partition.table, attach)
-        found = attached(self.connection, root, partition)
-        assert found is not None
-        return found
 
     def _clean(self, connection: Connection, root: StandingIndex, partition: Partition) -> None:
         statement = DropIndexConcurrently if self.concurrently else DropIndexNow

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from sqlalchemy import Connection, Engine, text
+from sqlalchemy.exc import SQLAlchemyError
 
 #: Seconds between two looks.
 INTERVAL = 0.25
@@ -51,9 +53,6 @@ def watched(
     The work has a thread of its own, so that the callback runs in the thread of the caller, where a terminal
     is drawn and Ctrl-C arrives. An exception there cancels the work and is raised when that has ended.
     """
-    if on_progress is None:
-        work()
-        return
     pid = connection.scalar(_PID)
     failure: list[BaseException] = []
 
@@ -68,13 +67,16 @@ def watched(
         thread.start()
         try:
             while thread.is_alive():
-                row = watcher.execute(_PROGRESS, {"pid": pid}).one_or_none()
-                if row is not None:
-                    on_progress(Progress(row.phase, row.done, row.total))
+                if on_progress is not None:
+                    row = watcher.execute(_PROGRESS, {"pid": pid}).one_or_none()
+                    if row is not None:
+                        on_progress(Progress(row.phase, row.done, row.total))
                 thread.join(INTERVAL)
         except BaseException:
-            watcher.execute(_CANCEL, {"pid": pid})
-            thread.join()
+            while thread.is_alive():  # a request that comes before the statement is lost
+                with suppress(SQLAlchemyError):
+                    watcher.execute(_CANCEL, {"pid": pid})
+                thread.join(INTERVAL)
             raise
     if failure:
         raise failure[0]

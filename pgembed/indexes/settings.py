@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from sqlalchemy import Connection, bindparam, func, select
+from sqlalchemy import ARRAY, Connection, String, bindparam, func, select, text
+from sqlalchemy.exc import DBAPIError
+
+_KNOWN = text("SELECT name FROM pg_catalog.pg_settings WHERE name = ANY (:names)").bindparams(
+    bindparam("names", type_=ARRAY(String))
+)
 
 
 @contextmanager
@@ -24,6 +29,26 @@ def applied(connection: Connection, settings: Mapping[str, str]) -> Iterator[Non
             _set(connection, before)
         raise
     _set(connection, before)
+
+
+#: Limits that a role of an application has are not meant for builds, and would leave an invalid index.
+_LIMITS = ("statement_timeout", "lock_timeout", "idle_session_timeout", "transaction_timeout")
+#: How soon the server ends the work of a client that is gone, which would go on for hours otherwise.
+_NOTICE = {"client_connection_check_interval": "1s"}
+
+
+@contextmanager
+def unlimited(connection: Connection) -> Iterator[None]:
+    """Work in autocommit without limits of time, which the server ends when its client is gone."""
+    known = connection.scalars(_KNOWN, {"names": list(_LIMITS)}).all()
+    notice = dict(_NOTICE)
+    try:
+        with applied(connection, notice):
+            pass
+    except DBAPIError:  # the platform of the server cannot tell
+        notice = {}
+    with applied(connection, {**dict.fromkeys(known, "0"), **notice}):
+        yield
 
 
 def in_autocommit(connection: Connection) -> bool:

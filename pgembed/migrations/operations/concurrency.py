@@ -6,17 +6,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from alembic.operations import Operations
-from sqlalchemy import Connection, Index, func, select, text
+from sqlalchemy import Index, text
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.schema import DDLElement
 
 from pgembed.indexes.catalogue import name_of, relation_of
+from pgembed.indexes.locks import turn
 from pgembed.indexes.partitions import is_partitioned
+from pgembed.indexes.settings import unlimited
 from pgembed.migrations.errors import MigrationError
 from pgembed.migrations.operations.quoting import qualified_name
-
-#: A limit that a role of an application has is not meant for builds, and would leave an invalid index.
-_NO_LIMITS = {"statement_timeout": "0", "lock_timeout": "0"}
 
 
 class RenameIndex(DDLElement):
@@ -49,10 +48,11 @@ def create_index(
     :param temporary: the name is a temporary one, and whatever has it is a leftover.
     """
     if not concurrently:
-        operations.impl.create_index(index)
+        with in_turn(operations, index):
+            operations.impl.create_index(index)
         return
     index.dialect_kwargs["postgresql_concurrently"] = True
-    with outside_transaction(operations, index):
+    with outside_transaction(operations, index), in_turn(operations, index):
         _drop_leftover(operations, index, valid=temporary)
         operations.impl.create_index(index, if_not_exists=True)
 
@@ -60,11 +60,22 @@ def create_index(
 def drop_index(operations: Operations, index: Index, *, concurrently: bool) -> None:
     """``DROP INDEX``, or ``DROP INDEX CONCURRENTLY IF EXISTS``, which can be run again."""
     if not concurrently:
-        operations.impl.drop_index(index)
+        with in_turn(operations, index):
+            operations.impl.drop_index(index)
         return
     index.dialect_kwargs["postgresql_concurrently"] = True
-    with outside_transaction(operations, index):
+    with outside_transaction(operations, index), in_turn(operations, index):
         operations.impl.drop_index(index, if_exists=True)
+
+
+@contextmanager
+def in_turn(operations: Operations, index: Index) -> Iterator[None]:
+    """While no other session changes indexes of the table with pgembed; offline nothing is waited for."""
+    if operations.get_context().as_sql:
+        yield
+        return
+    with turn(operations.get_bind(), relation_of(index), name_of(index)):
+        yield
 
 
 @contextmanager
@@ -96,13 +107,8 @@ def autocommit(operations: Operations) -> Iterator[None]:
             yield
             return
         connection = operations.get_bind()
-        before = {name: str(connection.scalar(select(func.current_setting(name)))) for name in _NO_LIMITS}
-        _set(connection, _NO_LIMITS)
-        try:
+        with unlimited(connection):
             yield
-        finally:
-            if not connection.invalidated:
-                _set(connection, before)
 
 
 def check_own_transaction(operations: Operations, what: str) -> None:
@@ -132,7 +138,3 @@ def _drop_leftover(operations: Operations, index: Index, *, valid: bool) -> None
         {"relation": relation_of(index), "name": name_of(index), "valid": valid},
     ):
         operations.impl.drop_index(index, if_exists=True)
-
-
-def _set(connection: Connection, settings: dict[str, str]) -> None:
-    connection.execute(select(*(func.set_config(name, value, False) for name, value in settings.items())))
