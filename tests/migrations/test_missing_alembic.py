@@ -26,7 +26,9 @@ def nothing_loaded(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 def test_it_is_not_there(nothing_loaded: pytest.MonkeyPatch) -> None:
     nothing_loaded.setitem(sys.modules, "alembic", None)
-    with pytest.raises(MissingExtraError, match=r"needs the package 'alembic'.*'pgembed\[migrations\]'"):
+    with pytest.raises(
+        MissingExtraError, match=r"needs the package 'alembic'.*'sqlalchemy-pgembed\[migrations\]'"
+    ):
         importlib.import_module("pgembed.migrations")
 
 

@@ -161,6 +161,7 @@ def test_a_gpu_without_kernels_for_packed_texts_runs_the_padded_graph(
     name: str,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
+    caplog.set_level(logging.WARNING, "pgembed")
     tried = gpu("model.cuda.onnx", run=run)
     texts = ["a text", "a longer text than that", ""]
     for _ in range(2):
@@ -187,6 +188,7 @@ def test_half_precision_that_was_asked_for_is_not_exchanged(
 def test_a_gpu_that_runs_nothing(
     minilm_folder: Path, gpu: Callable[..., list[str]], caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.WARNING, "pgembed")
     tried = gpu("model.cuda.onnx", "model.onnx", run=no_kernel)
     with pytest.raises(DeviceError, match=r"cannot run model\.onnx \(no kernel"):
         Encoder(minilm_folder, device="cuda").encode_documents(["x"])
