@@ -226,12 +226,20 @@ def test_a_table_that_is_not_there_is_the_same_exit_code(helpdesk: str, command:
 
 def test_the_demo_embeds_once(server_folder: Path, environment: dict[str, str]) -> None:
     arguments = ("demo", "--path", str(server_folder), "--limit", "400")
-    first = run(*arguments, **environment)
+    outside = {
+        **environment,
+        "PATH": os.defpath,
+    }  # as make demo is called
+    first = run(*arguments, **outside)
     assert first.returncode == 0, first.stderr
     assert "400 docstrings embedded" in first.stdout
     assert "how do I compress a file?" in first.stdout
     assert re.search(r"guess right for \d+% of \d+ held-back entries", first.stdout)
     assert re.search(r"Near-duplicates.*\d+ groups", first.stdout)
+    (search,) = re.findall("^  (.* search .*)", first.stdout, re.M)  # as it is printed, in a shell
+    typed = subprocess.run(["sh", "-c", search], stdout=subprocess.PIPE, text=True, env=os.environ | outside)
+    assert typed.returncode == 0
+    assert len(re.findall(r"^0\.\d+  \w", typed.stdout, re.M)) == 10, typed.stdout
     again = run(*arguments, **environment)
     assert "nothing to embed again" in again.stdout
     shown = run("status", "--url", f"embedded:{server_folder}")

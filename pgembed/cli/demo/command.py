@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
+import shutil
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -77,12 +80,20 @@ def demo(
             _classify(show, session, model, truth)
             _deduplicate(show, session, model)
     show.timings()
+    program, url = escape(_program()), escape(shlex.quote(f"embedded:{folder}"))
     show.say(
         "\nGo on with:\n"
-        f"  pgembed search entry embedding 'open a web page' --url embedded:{folder}\n"
-        f"  pgembed status --url embedded:{folder}\n"
-        "  pgembed --help"
+        f"  {program} search entry embedding 'open a web page' --url {url}\n"
+        f"  {program} status --url {url}\n"
+        f"  {program} --help"
     )
+
+
+def _program() -> str:
+    """How a shell calls this ``pgembed``: by name where the ``PATH`` leads to it, else by path."""
+    own, named = Path(sys.executable).with_name("pgembed"), shutil.which("pgembed")
+    elsewhere = own.is_file() and not (named and own.samefile(named))
+    return shlex.quote(str(own)) if elsewhere else "pgembed"
 
 
 def _search(show: Show, session: Session, model: Any) -> None:
