@@ -40,7 +40,7 @@ class Listener:
     def __init__(self, engine: Engine) -> None:
         if engine.driver != "psycopg":
             raise DatabaseError(f"listening needs the driver psycopg; the engine has {engine.driver}")
-        self._engine = engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._engine = engine
         self._pause = _FIRST_PAUSE
         self._heard = threading.Event()
         self._stop = threading.Event()
@@ -67,7 +67,7 @@ class Listener:
         while not self._stop.is_set():
             try:
                 with self._engine.connect() as connection:
-                    self._listen(connection)
+                    self._listen(connection.execution_options(isolation_level="AUTOCOMMIT"))
             except Exception as error:  # of SQLAlchemy, of the driver, of sockets
                 cause = error.orig if isinstance(error, DBAPIError) else error
                 line = " ".join(str(cause).split())
@@ -91,7 +91,7 @@ class Listener:
     def _try_out(self, raw: Any) -> None:
         """Send a notification through another connection, and say if it does not arrive."""
         token = uuid.uuid4().hex
-        with self._engine.connect() as connection:
+        with self._engine.begin() as connection:
             connection.execute(select(func.pg_notify(CHANNEL, token)))
         for notification in raw.notifies(timeout=_ECHO):
             self._heard.set()

@@ -97,8 +97,7 @@ class Transactions:
         stop: threading.Event | None = None,
         target: Target | None = None,
     ) -> None:
-        # The newest version of a row is what conditions of an UPDATE must be tried on: only this level does.
-        self._engine = engine.execution_options(isolation_level="READ COMMITTED")
+        self._engine = engine
         self._patience = patience
         self._stop = stop or threading.Event()
         self._target = target
@@ -128,11 +127,15 @@ class Transactions:
 
     def once(self, work: Callable[[Connection], _R]) -> _R:
         """As :meth:`run`, in one attempt."""
-        with self._engine.begin() as connection:
-            connection.execute(_SETTINGS, {"zone": self._zone})
-            if self._target is not None:
-                self._check(connection, self._target)
-            return work(connection)
+        with self._engine.connect() as connection:
+            # The newest version of a row is what conditions of an UPDATE must be tried on: only this level
+            # does. Not an option of the engine: SQLAlchemy 2.0 had engines that took options only once.
+            connection.execution_options(isolation_level="READ COMMITTED")
+            with connection.begin():
+                connection.execute(_SETTINGS, {"zone": self._zone})
+                if self._target is not None:
+                    self._check(connection, self._target)
+                return work(connection)
 
     def _check(self, connection: Connection, target: Target) -> None:
         """Ask with the table locked, where the role may lock it as a whole: a statement that waits for an
