@@ -27,7 +27,9 @@ from pgembed.indexes.forms import Form, form_of
 
 def oid_of(connection: Connection, table: str) -> int | None:
     """The oid of a table, by its name as SQL writes it; ``None`` where there is none."""
-    found: int | None = connection.scalar(text("SELECT CAST(to_regclass(:table) AS oid)"), {"table": table})
+    found: int | None = connection.scalar(
+        text("SELECT CAST(pg_catalog.to_regclass(:table) AS oid)"), {"table": table}
+    )
     return found
 
 
@@ -197,8 +199,9 @@ def reflect(connection: Connection, name: str, schema: str) -> Table:
 def _table(connection: Connection, table: str) -> Table:
     place = connection.execute(
         text(
-            "SELECT n.nspname, c.relname FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace "
-            "WHERE c.oid = to_regclass(:table)"
+            "SELECT n.nspname, c.relname FROM pg_catalog.pg_class AS c "
+            "JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace "
+            "WHERE c.oid = CAST(pg_catalog.to_regclass(:table) AS oid)"
         ),
         {"table": table},
     ).one_or_none()

@@ -20,10 +20,11 @@ from pgembed.filling.targets import Refused, Target, registered_targets
 
 #: The view, and the name that the registry's targets have.
 _STATUS = """
-SELECT quote_ident(n.nspname) || '.' || quote_ident(c.relname) || '.' || coalesce(s.column_name, '?')
+SELECT pg_catalog.concat(pg_catalog.quote_ident(n.nspname), '.', pg_catalog.quote_ident(c.relname), '.',
+                         coalesce(s.column_name, '?'))
            AS target, s.*
 FROM pgembed.status AS s
-JOIN pg_catalog.pg_class AS c ON c.oid = s.relation
+JOIN pg_catalog.pg_class AS c ON c.oid = CAST(s.relation AS oid)
 JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
 """
 

@@ -50,16 +50,19 @@ def digest_sql(recipe: str, columns: Sequence[ColumnElement[Any]]) -> ColumnElem
     """:func:`digest` of the columns as an SQL expression.
 
     The constants are literals, never parameters: the planner proves by comparing expressions that a query
-    may use the pending index, and a parameter would defeat it.
+    may use the pending index, and a parameter would defeat it. Functions are named with their schema: those
+    of Postgres take ``text``, and somebody's own ``md5(varchar)`` on the ``search_path`` would come first.
     """
     empty: ColumnElement[str] = literal_column("''")
     zero: ColumnElement[int] = literal_column("0")
-    lengths: list[ColumnElement[int]] = [func.coalesce(func.octet_length(column), zero) for column in columns]
+    lengths: list[ColumnElement[int]] = [
+        func.coalesce(func.pg_catalog.octet_length(column), zero) for column in columns
+    ]
     length = reduce(operator.add, lengths)
     parts: ColumnElement[Any] = literal_column(f"'{recipe}'")
     for column in columns:
-        parts = parts.op("||")(func.md5(func.coalesce(column, empty)))
-    return case((length > zero, cast(func.md5(parts), UUID(as_uuid=True))))
+        parts = parts.op("||")(func.pg_catalog.md5(func.coalesce(column, empty)))
+    return case((length > zero, cast(func.pg_catalog.md5(parts), UUID(as_uuid=True))))
 
 
 def pending_sql(

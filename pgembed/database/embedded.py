@@ -136,5 +136,5 @@ if hasattr(os, "register_at_fork"):
 
 def is_embedded(connection: Connection) -> bool:
     """Whether it is one to an embedded server that this process uses; asked as a superuser, who may know."""
-    folder = connection.scalar(text("SELECT current_setting('data_directory', true)"))
+    folder = connection.scalar(text("SELECT pg_catalog.current_setting('data_directory', true)"))
     return folder is not None and Path(folder) in _users

@@ -101,8 +101,9 @@ def require_installed(connection: Connection) -> None:
 def _installed(connection: Connection) -> tuple[int, str] | None:
     readable = connection.scalar(
         text(
-            "SELECT has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT') "
-            "FROM pg_namespace AS n JOIN pg_class AS c ON c.relnamespace = n.oid "
+            "SELECT pg_catalog.has_schema_privilege(n.oid, 'USAGE') AND "
+            "pg_catalog.has_table_privilege(c.oid, 'SELECT') "
+            "FROM pg_catalog.pg_namespace AS n JOIN pg_catalog.pg_class AS c ON c.relnamespace = n.oid "
             "WHERE n.nspname = 'pgembed' AND c.relname = 'version'"
         )
     )

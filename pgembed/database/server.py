@@ -50,11 +50,14 @@ def check_server(connection: Connection) -> None:
     """
     need_connection(connection)
     number, name = connection.execute(
-        text("SELECT current_setting('server_version_num')::int, current_setting('server_version')")
+        text(
+            "SELECT pg_catalog.current_setting('server_version_num')::int, "
+            "pg_catalog.current_setting('server_version')"
+        )
     ).one()
     if number < MIN_POSTGRES * 10000:
         raise UnsupportedServerError(name, str(MIN_POSTGRES))
-    encoding = connection.scalar(text("SELECT current_setting('server_encoding')"))
+    encoding = connection.scalar(text("SELECT pg_catalog.current_setting('server_encoding')"))
     if encoding != "UTF8":
         raise DatabaseEncodingError(str(encoding))
     try:
@@ -147,12 +150,14 @@ def lock_within(connection: Connection, time: str, *keys: int) -> None:
     :param keys: one, or two of 32 bits.
     :raises DBAPIError: with :data:`LOCK_NOT_AVAILABLE`, others have it all that time.
     """
-    given = select(func.current_setting("lock_timeout").label("given")).offset(0).subquery("settings")
+    given = (
+        select(func.pg_catalog.current_setting("lock_timeout").label("given")).offset(0).subquery("settings")
+    )
     connection.execute(  # the columns of a row are evaluated in their order
         select(
-            func.set_config("lock_timeout", time, True),
-            func.pg_advisory_xact_lock(*keys),
-            func.set_config("lock_timeout", given.c.given, True),
+            func.pg_catalog.set_config("lock_timeout", time, True),
+            func.pg_catalog.pg_advisory_xact_lock(*keys),
+            func.pg_catalog.set_config("lock_timeout", given.c.given, True),
         )
     )
 

@@ -29,7 +29,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import INTERVAL, OID, insert
 
-from pgembed.filling.statements import Statements
+from pgembed.filling.statements import Statements, same
 from pgembed.filling.tables import failure, lease
 from pgembed.filling.targets import Target
 
@@ -87,7 +87,7 @@ def record(
     )
     same = failure.c.digest.is_not_distinct_from(new.excluded.digest)
     attempts = case((same, failure.c.attempts + 1), else_=1)
-    doubled: ColumnElement[float] = pause.total_seconds() * func.power(
+    doubled: ColumnElement[float] = pause.total_seconds() * func.pg_catalog.power(
         2.0, func.least(attempts - 1, 30), type_=Double()
     )
     seconds = func.least(doubled, LONGEST_PAUSE.total_seconds())
@@ -100,7 +100,8 @@ def record(
                 "attempts": attempts,
                 "first_failed_at": case((same, failure.c.first_failed_at), else_=now),
                 "last_failed_at": now,
-                "next_attempt_at": now + func.make_interval(0, 0, 0, 0, 0, 0, seconds, type_=INTERVAL),
+                "next_attempt_at": now
+                + func.pg_catalog.make_interval(0, 0, 0, 0, 0, 0, seconds, type_=INTERVAL),
             },
         )
     )
@@ -111,7 +112,7 @@ def sweep(connection: Connection, target: Target, statements: Statements) -> int
 
     A failure is over when its row was filled (by anybody), deleted, or given another text.
     """
-    mine = (failure.c.relation == target.oid, failure.c.column_name == target.column_name)
+    mine = (same(failure.c.relation, target.oid), same(failure.c.column_name, target.column_name))
     if connection.scalar(select(failure.c.key).where(*mine).limit(1)) is None:
         return 0
     keys = connection.scalars(statements.sweepable()).all()
@@ -125,10 +126,10 @@ def clean(connection: Connection) -> None:
 
     :raises DBAPIError: others keep such rows locked for two seconds.
     """
-    connection.execute(text("SELECT set_config('lock_timeout', '2s', true)"))
+    connection.execute(text("SELECT pg_catalog.set_config('lock_timeout', '2s', true)"))
     for kept in (failure, lease):
         there = exists().where(
-            _attribute.c.attrelid == kept.c.relation,
+            same(_attribute.c.attrelid, kept.c.relation),
             _attribute.c.attname == kept.c.column_name,
             ~_attribute.c.attisdropped,
         )
@@ -171,7 +172,7 @@ def retry(
 def _of(relation: int | None, column_name: str | None) -> list[Any]:
     conditions: list[Any] = []
     if relation is not None:
-        conditions.append(failure.c.relation == cast(literal(relation, BigInteger), OID))
+        conditions.append(same(failure.c.relation, cast(literal(relation, BigInteger), OID)))
     if column_name is not None:
-        conditions.append(failure.c.column_name == column_name)
+        conditions.append(same(failure.c.column_name, column_name))
     return conditions

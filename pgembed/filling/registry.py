@@ -27,7 +27,7 @@ SELECT CAST(e.relation AS oid) AS relation, c.relname AS name, n.nspname AS sche
        e.fields, CAST(e.options AS text) AS options,
        pgembed.is_predicate_of(e.pending_index, e.pending_predicate) AS in_index
 FROM pgembed.embedding_columns AS e
-JOIN pg_catalog.pg_class AS c ON c.oid = e.relation
+JOIN pg_catalog.pg_class AS c ON c.oid = CAST(e.relation AS oid)
 JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
 ORDER BY qualified, e.column_name
 """
@@ -37,7 +37,7 @@ SELECT CAST(r.relation AS oid) AS relation, r.column_name, r.problem,
        pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(c.relname) AS qualified,
        pgembed.distrust(c.oid) IS NOT NULL AS foreign
 FROM pgembed.registrations AS r
-JOIN pg_catalog.pg_class AS c ON c.oid = r.relation
+JOIN pg_catalog.pg_class AS c ON c.oid = CAST(r.relation AS oid)
 JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
 WHERE r.problem IS NOT NULL
 ORDER BY qualified, r.column_name
@@ -47,12 +47,14 @@ _COLUMNS = """
 SELECT a.attname AS name, a.atttypid AS type_oid, t.typtype AS kind,
        pg_catalog.format_type(a.atttypid, a.atttypmod) AS type,
        pg_catalog.format_type(a.atttypid, -1) AS plain_type,
+       t.typtype IN ('e', 'r', 'm') OR t.typtype = 'b' AND n.nspname = 'pg_catalog' AS builtin,
        (SELECT p.n FROM pg_catalog.pg_index AS i,
                pg_catalog.unnest(i.indkey::int2[]) WITH ORDINALITY AS p(attnum, n)
          WHERE i.indrelid = a.attrelid AND i.indisprimary AND p.attnum = a.attnum) AS key_position
 FROM pg_catalog.pg_attribute AS a
 JOIN pg_catalog.pg_type AS t ON t.oid = a.atttypid
-WHERE a.attrelid = :relation AND a.attnum > 0 AND NOT a.attisdropped
+JOIN pg_catalog.pg_namespace AS n ON n.oid = t.typnamespace
+WHERE a.attrelid = CAST(CAST(:relation AS bigint) AS oid) AND a.attnum > 0 AND NOT a.attisdropped
 ORDER BY a.attnum
 """
 
@@ -186,8 +188,8 @@ def columns_of(connection: Connection, relation: int) -> dict[str, dict[str, Any
 
     Under an empty search path, format_type names the schema of every type.
     """
-    path = connection.scalar(text("SELECT current_setting('search_path')"))
-    connection.execute(text("SELECT set_config('search_path', '', true)"))
+    path = connection.scalar(text("SELECT pg_catalog.current_setting('search_path')"))
+    connection.execute(text("SELECT pg_catalog.set_config('search_path', '', true)"))
     rows = connection.execute(text(_COLUMNS), {"relation": relation}).mappings().all()
-    connection.execute(text("SELECT set_config('search_path', :path, true)"), {"path": path})
+    connection.execute(text("SELECT pg_catalog.set_config('search_path', :path, true)"), {"path": path})
     return {row["name"]: dict(row) for row in rows}

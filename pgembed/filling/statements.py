@@ -44,6 +44,7 @@ from sqlalchemy import (
     BigInteger,
     ColumnElement,
     Executable,
+    Integer,
     Select,
     Text,
     and_,
@@ -95,7 +96,7 @@ class Statements:
         embedding = self._target.embedding
         table = embedding.table
         keys, sources = self._keys(table), embedding.sources
-        octets = reduce(add, (func.coalesce(func.octet_length(c), 0) for c in sources))
+        octets = reduce(add, (func.coalesce(func.pg_catalog.octet_length(c), 0) for c in sources))
         due_later = self._of_failure(self._failure.c.next_attempt_at > func.now())
         failed_before = self._of_failure(literal_column("true"))
         columns: list[Any] = [
@@ -170,7 +171,7 @@ class Statements:
             exists().where(
                 _trigger.c.tgrelid == self._target.oid,
                 ~_trigger.c.tgisinternal,
-                _trigger.c.tgtype.op("&")(_UPDATE | _BEFORE) == _UPDATE,
+                cast(_trigger.c.tgtype, Integer).op("&")(_UPDATE | _BEFORE) == _UPDATE,
             )
         )
 
@@ -188,7 +189,9 @@ class Statements:
     def may_write(self) -> Select[Any]:
         """Whether this role may write vector and digest at all."""
         names = (self._target.bare.vector.name, self._target.bare.digest.name)
-        return select(and_(*(func.has_column_privilege(self._target.oid, name, "UPDATE") for name in names)))
+        return select(
+            and_(*(func.pg_catalog.has_column_privilege(self._target.oid, name, "UPDATE") for name in names))
+        )
 
     # --- writing ----------------------------------------------------------------------------------
 
@@ -224,7 +227,12 @@ class Statements:
                     bare.digest: locked.c.d,
                 }
             )
-            .where(*(bare.table.c[name] == locked.c[f"key_{i}"] for i, name in enumerate(names)))
+            .where(
+                *(
+                    _equal(bare.table.c[name], locked.c[f"key_{i}"], target.builtin_keys[i])
+                    for i, name in enumerate(names)
+                )
+            )
             .where(bare.wanted().is_not_distinct_from(locked.c.d), self._lacks(locked.c.d))
             .returning(
                 locked.c.k.label("key"),
@@ -236,7 +244,7 @@ class Statements:
 
     def key(self, table: FromClause) -> ColumnElement[str]:
         """The primary key of a row as one text."""
-        return cast(func.jsonb_build_array(*self._keys(table)), Text)
+        return cast(func.pg_catalog.jsonb_build_array(*self._keys(table)), Text)
 
     def sweepable(self) -> Select[Any]:
         """Keys of failure rows that say nothing any more: of rows filled since, gone, or with another text.
@@ -281,12 +289,14 @@ class Statements:
 
     def _matches(self, table: FromClause, key: ColumnElement[Any]) -> ColumnElement[bool]:
         pairs = zip(self._keys(table), self._parsed(key), strict=True)
-        return and_(*(own == given for own, given in pairs))
+        return and_(
+            *(_equal(*pair, builtin) for pair, builtin in zip(pairs, self._target.builtin_keys, strict=True))
+        )
 
     def _after(self, table: FromClause) -> ColumnElement[bool]:
         own, given = self._keys(table), self._parsed(bindparam("after", type_=Text()))
         if len(own) == 1:
-            return own[0] > given[0]
+            return _compared(own[0], ">", given[0]) if self._target.builtin_keys[0] else own[0] > given[0]
         return tuple_(*own) > tuple_(*given)
 
     def _lacks(self, digest: ColumnElement[Any]) -> ColumnElement[bool]:
@@ -296,12 +306,12 @@ class Statements:
 
     def _mine(self, table: FromClause) -> tuple[ColumnElement[bool], ...]:
         return (
-            table.c.relation == self._target.oid,
-            table.c.column_name == self._target.column_name,
+            same(table.c.relation, self._target.oid),
+            same(table.c.column_name, self._target.column_name),
         )
 
     def _leased(self) -> Select[Any]:
-        return select(func.unnest(self._lease.c["keys"])).where(
+        return select(func.pg_catalog.unnest(self._lease.c["keys"])).where(
             *self._mine(self._lease), self._lease.c.expires_at > func.clock_timestamp()
         )
 
@@ -323,6 +333,20 @@ class Statements:
         return func.coalesce(case((any_failed, mine.scalar_subquery())), literal_column("false"))
 
 
+def same(left: ColumnElement[Any], right: Any) -> ColumnElement[bool]:
+    """``left = right`` by Postgres's own operator, which somebody's own on the ``search_path`` that fits the
+    types better cannot take the place of."""
+    return _compared(left, "=", right)
+
+
+def _compared(left: ColumnElement[Any], sign: str, right: Any) -> ColumnElement[bool]:
+    return left.bool_op(f"OPERATOR(pg_catalog.{sign})")(right)
+
+
+def _equal(left: ColumnElement[Any], right: ColumnElement[Any], builtin: bool) -> ColumnElement[bool]:
+    return same(left, right) if builtin else left == right
+
+
 def lines(values: Iterable[str | None]) -> str:
     """Many values as one parameter; ``None`` is an empty line."""
     return "\n".join(value or "" for value in values)
@@ -330,7 +354,7 @@ def lines(values: Iterable[str | None]) -> str:
 
 def text_array(text: Any) -> ColumnElement[Any]:
     """:func:`lines` as ``text[]``, NULL where a line is empty."""
-    return func.string_to_array(cast(text, Text), func.chr(10), "", type_=ARRAY(Text))
+    return func.pg_catalog.string_to_array(cast(text, Text), func.pg_catalog.chr(10), "", type_=ARRAY(Text))
 
 
 def _lines(parameter: str) -> ColumnElement[Any]:

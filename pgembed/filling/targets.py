@@ -41,9 +41,9 @@ _UNUSABLE_KEYS = re.compile(r"\[\]$|^(json|jsonb|record)$")
 
 _RELATION = """
 SELECT c.oid FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
-WHERE c.relname = :name AND c.relkind IN ('r', 'p')
+WHERE c.relname = CAST(:name AS text) AND c.relkind IN ('r', 'p')
   AND CASE WHEN CAST(:schema AS text) IS NULL THEN pg_catalog.pg_table_is_visible(c.oid)
-           ELSE n.nspname = :schema END
+           ELSE n.nspname = CAST(:schema AS text) END
 """
 
 
@@ -56,6 +56,7 @@ class Target:
     :ivar relation: the table's oid.
     :ivar name: schema, table and column as SQL writes them, for people.
     :ivar key_types: SQL types of the primary key's columns.
+    :ivar builtin_keys: for each, whether Postgres's own operators compare it, not those of an extension.
     :ivar vector_type: SQL type of the vectors, without their dimensions; the extension's schema is named.
     :ivar vector_type_oid: its oid.
     """
@@ -64,6 +65,7 @@ class Target:
     relation: int
     name: str
     key_types: tuple[str, ...]
+    builtin_keys: tuple[bool, ...]
     vector_type: str
     vector_type_oid: int
     bare: EmbeddingColumn = field(init=False)
@@ -154,8 +156,9 @@ def find_targets(
         return found
     name = connection.scalar(
         text(
-            "SELECT quote_ident(n.nspname) || '.' || quote_ident(c.relname) FROM pg_class AS c "
-            "JOIN pg_namespace AS n ON n.oid = c.relnamespace WHERE c.oid = to_regclass(:table)"
+            "SELECT pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(c.relname) "
+            "FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace "
+            "WHERE c.oid = CAST(pg_catalog.to_regclass(:table) AS oid)"
         ),
         {"table": table},
     )
@@ -294,6 +297,7 @@ def _opened(embedding: EmbeddingColumn, entry: dict[str, Any], columns: dict[str
         entry["relation"],
         registry.name_of(entry),
         tuple(types),
+        tuple(columns[key]["builtin"] for key in keys),
         vector["plain_type"],
         vector["type_oid"],
     )

