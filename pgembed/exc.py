@@ -39,7 +39,7 @@ class DeclarationError(PgembedError):
 
 def need_connection(given: object) -> None:
     """
-    :raises DeclarationError: it is no connection; the message says how to come by one.
+    :raises DeclarationError: it is not a connection; the message says how to get one.
     """
     if not isinstance(given, Connection):
         kinds = {kind.__name__ for kind in type(given).__mro__}
@@ -48,17 +48,17 @@ def need_connection(given: object) -> None:
             way = "session.connection()"
         elif kinds & {"AsyncEngine", "AsyncConnection", "AsyncSession"}:
             way = "await connection.run_sync(...), whose function is given one"
-        raise DeclarationError(f"found {given!r}, needed is a Connection: {way}")
+        raise DeclarationError(f"expected a Connection, got {given!r}: {way}")
 
 
 def need_engine(given: object) -> None:
     """
-    :raises DeclarationError: it is no engine.
+    :raises DeclarationError: it is not an engine.
     """
     if not isinstance(given, Engine):
         raise DeclarationError(
-            f"found {given!r}, needed is an Engine, which gives connections of its own (that of a connection "
-            "is connection.engine)"
+            f"expected an Engine, which gives connections of its own, got {given!r}; that of a connection is "
+            "connection.engine"
         )
 
 
@@ -147,7 +147,7 @@ class EncoderFilesError(EncoderError):
         self.path = path
         self.found = found
         self.needed = needed
-        super().__init__(f"{path}: found {found}, needed {needed}")
+        super().__init__(f"{path}: found {found}, expected {needed}")
 
 
 class EncoderOptionError(EncoderError, ValueError):
@@ -157,7 +157,7 @@ class EncoderOptionError(EncoderError, ValueError):
         self.option = option
         self.found = found
         self.needed = needed
-        super().__init__(f"{option} is {found!r}, needed {needed}")
+        super().__init__(f"{option} is {found!r}, expected {needed}")
 
 
 class FingerprintMismatchError(EncoderError):
@@ -222,7 +222,7 @@ class TextError(EncoderError, ValueError):
 
 
 class EncoderPanicError(EncoderError):
-    """An encoder raised what is no ``Exception``, such as a panic of its Rust code; that is the cause."""
+    """An encoder raised something that is not an ``Exception``, as Rust code does when it panics."""
 
     def __init__(self, encoder: str, cause: BaseException) -> None:
         self.encoder = encoder
@@ -316,7 +316,7 @@ class ExtensionError(DatabaseError):
         self.extension = extension
         self.found = found
         self.needed = needed
-        super().__init__(f"extension {extension!r}: found {found}, needed {needed}. {fix}")
+        super().__init__(f"extension {extension!r}: found {found}, expected {needed}. {fix}")
 
 
 class DigestUnavailableError(DatabaseError):

@@ -203,7 +203,7 @@ WITH commented AS MATERIALIZED (
                 WHEN problem IS NOT NULL
                     THEN pg_catalog.format('the registration on index %s cannot be read: %s',
                                            indexrelid::pg_catalog.regclass, problem)
-                WHEN relkind NOT IN ('r', 'p') THEN 'it is no table, so its rows cannot be filled'
+                WHEN relkind NOT IN ('r', 'p') THEN 'it is not a table, so its rows cannot be filled'
                 WHEN pg_catalog.count(*) OVER (PARTITION BY indrelid, facts ->> 'column') > 1
                     THEN pg_catalog.format('its registration on index %s is not the only one',
                                            indexrelid::pg_catalog.regclass)

@@ -31,7 +31,7 @@ BEGIN
     IF min_score IS NULL OR min_score IN ('NaN', 'Infinity', '-Infinity')
        OR (metric = 'cosine' AND abs(min_score) > 1)
        OR (metric IN ('l2', 'l1') AND (min_score <= 0 OR min_score > 1)) THEN
-        RAISE EXCEPTION 'min_score is %, which is no score of the metric %',
+        RAISE EXCEPTION 'min_score is %, which is not a score of the metric %',
             coalesce(min_score::text, 'NULL'), metric
             USING ERRCODE = 'invalid_parameter_value',
                   HINT = 'Scores are -1 to 1 for cosine, above 0 and up to 1 for l2 and l1, finite for inner_product.';

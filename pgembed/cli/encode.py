@@ -101,7 +101,7 @@ def _lines(files: Sequence[Path], stack: ExitStack) -> Iterator[str]:
                 yield line.removesuffix(b"\n").removesuffix(b"\r").decode()
             except UnicodeDecodeError as error:
                 byte = error.object[error.start]
-                raise TextError(f"found the byte {byte:#x}, which is no UTF-8", position=number) from None
+                raise TextError(f"found the byte {byte:#x}, which is not UTF-8", position=number) from None
 
 
 def _write_lines(vectors: Vectors, format: Format, file: IO[bytes] | None) -> None:

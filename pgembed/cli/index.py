@@ -33,9 +33,7 @@ Quantize = Annotated[
     Literal["half", "bit"] | None,
     typer.Option(help="half or bit: index smaller values of the vectors.", show_default=False),
 ]
-Dimensions = Annotated[
-    int | None, typer.Option(help="Index the first so many dimensions.", show_default=False)
-]
+Dimensions = Annotated[int | None, typer.Option(help="Index the first N dimensions.", show_default=False)]
 Where = Annotated[
     str | None, typer.Option(help="Index the rows that meet a condition, as SQL.", show_default=False)
 ]
@@ -82,7 +80,7 @@ def plan(
     workers: Workers = None,
     as_json: AsJson = False,
 ) -> None:
-    """What building an index takes: memory, disk, time; and which index suits so many rows."""
+    """What building an index takes: memory, disk, time; and which index suits that many rows."""
     parameters = {"m": m, "ef_construction": ef_construction, "lists": lists}
     form = Form(quantize, dimensions, where)
     with open_engine(url) as engine, engine.begin() as connection:

@@ -67,7 +67,8 @@ def encoded(
     entry = registered(connection, table, column)
     if entry is None and encoder is None:
         raise typer.BadParameter(
-            f"{table}.{column} is no embedding column of this database: say --encoder", param_hint="--texts"
+            f"{table}.{column} is not an embedding column of this database: pass --encoder",
+            param_hint="--texts",
         )
     with encoder_of(entry, encoder) as opened:
         return opened.encode_queries(texts)
@@ -135,11 +136,11 @@ def index_on(
     chosen = method or (there.access_method if there else "hnsw")
     kinds: dict[str, type[HNSW] | type[IVFFlat]] = {"hnsw": HNSW, "ivfflat": IVFFlat}
     if chosen not in kinds:
-        raise typer.BadParameter(f"{chosen}; needed is hnsw or ivfflat", param_hint="--method")
+        raise typer.BadParameter(f"expected hnsw or ivfflat, got {chosen}", param_hint="--method")
     known = {"m", "ef_construction"} if chosen == "hnsw" else {"lists"}
     stated = {key: value for key, value in (parameters or {}).items() if value is not None}
     if foreign := stated.keys() - known:
-        raise DeclarationError(f"{', '.join(sorted(foreign))} is no parameter of {chosen}")
+        raise DeclarationError(f"{', '.join(sorted(foreign))} is not a parameter of {chosen}")
     options: dict[str, Any] = (there.parameters if there else {}) | stated | asdict(formed)
     of_index = there.metric if there is not None and formed.quantize != "bit" else None
     index = kinds[chosen](
@@ -180,8 +181,8 @@ def declared_on(
     if len(found) != 1:
         names = ", ".join(str(index.name) for index in found) or "none"
         raise typer.BadParameter(
-            f"needed is one vector index on {table}.{column}, by --index where there are several; the models "
-            f"declare {names}",
+            f"expected one vector index on {table}.{column}, the models declare {names}; where there are "
+            "several, choose one with --index",
             param_hint="--models",
         )
     return found[0]

@@ -39,7 +39,7 @@ def status(
     as_json: AsJson = False,
     sample: Annotated[
         int,
-        typer.Option(min=0, help="Tokenise so many rows of each column to see how many texts are cut."),
+        typer.Option(min=0, help="Tokenise N rows of each column to see how many texts are cut."),
     ] = 1000,
 ) -> None:
     """Show fresh, pending and failed rows of every embedding column (the view pgembed.status).

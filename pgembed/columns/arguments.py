@@ -45,13 +45,15 @@ def check_arguments(
             "of your own with the attributes of pgembed.TextEncoder"
         )
     if index is not None and (isinstance(index, type) or not hasattr(index, "bound_to")):
-        raise DeclarationError(f"index={index!r} is not an index declaration; needed is HNSW(...)")
+        raise DeclarationError(
+            f"index={index!r} is not an index declaration; expected HNSW(...) or IVFFlat(...)"
+        )
     if fill not in ("flush", "worker"):
-        raise DeclarationError(f'fill={fill!r}; needed "flush" or "worker"')
+        raise DeclarationError(f'fill={fill!r}; expected "flush" or "worker"')
     if on_error not in ("raise", "pending"):
-        raise DeclarationError(f'on_error={on_error!r}; needed "raise" or "pending"')
+        raise DeclarationError(f'on_error={on_error!r}; expected "raise" or "pending"')
     if storage not in MAX_DIMENSIONS:
-        raise DeclarationError(f'type={storage!r}; needed "vector" or "halfvec"')
+        raise DeclarationError(f'type={storage!r}; expected "vector" or "halfvec"')
     if template is not None:
         _check_template(template, sources)
 
@@ -65,8 +67,8 @@ def _check_template(template: str, sources: tuple[str, ...]) -> None:
     if used != set(sources) or any(spec or conversion for _, _, spec, conversion in fields):
         wanted = ", ".join(f"{{{source}}}" for source in sources)
         raise DeclarationError(
-            f"template {template!r} has the fields {sorted(map(str, used))}; needed are exactly the sources, "
-            f"plain: {wanted} (braces that are meant are written twice)"
+            f"template {template!r} has the fields {sorted(map(str, used))}; expected plain fields, "
+            f"one for each source: {wanted} (write a literal brace twice)"
         )
 
 

@@ -82,7 +82,7 @@ def answered(encoder: TextEncoder, answer: Any, count: int, *, column: object, f
     try:
         array = np.asarray(answer)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise wrong(f"a {type(answer).__name__} that is no array ({error})") from error
+        raise wrong(f"a {type(answer).__name__} that is not an array ({error})") from error
     if array.shape != (count, encoder.dimensions):
         raise wrong(f"an array of the shape {array.shape}" if array.ndim else f"a {type(answer).__name__}")
     if array.dtype.kind not in "fiu":
@@ -121,7 +121,7 @@ class Embedding:
     def recipe(self) -> str:
         """What the digest knows of the encoder and the template.
 
-        :raises DeclarationError: the encoder's fingerprint is no text.
+        :raises DeclarationError: the encoder's fingerprint is not a string.
         """
         fingerprint = self.encoder.fingerprint
         if not isinstance(fingerprint, str) or not fingerprint:
@@ -265,11 +265,11 @@ def _check_source(owner: str, source: Column[Any]) -> None:
     elif source.computed is not None and source.computed.persisted is not True:
         raise DeclarationError(
             f"{owner}: the source {source.name!r} is a generated column that Postgres 18 does not store, so "
-            "that it cannot be indexed; needed is Computed(..., persisted=True)"
+            "that it cannot be indexed; declare it as Computed(..., persisted=True)"
         )
     else:
         return
     raise DeclarationError(
-        f"{owner}: the source {source.name!r} has the type {source.type!r}: {reason}. Needed is Text or "
+        f"{owner}: the source {source.name!r} has the type {source.type!r}: {reason}. Expected Text or "
         "String; a generated column, Computed(..., persisted=True), can hold the text of anything else"
     )

@@ -78,7 +78,7 @@ class VectorType(UserDefinedType[Array]):
 
     def __init__(self, dimensions: int | None = None, storage: Storage = "vector") -> None:
         if storage not in MAX_DIMENSIONS:
-            raise DeclarationError(f"storage is {storage!r}, needed one of {', '.join(MAX_DIMENSIONS)}")
+            raise DeclarationError(f"storage is {storage!r}, expected one of {', '.join(MAX_DIMENSIONS)}")
         if dimensions is not None and not 1 <= dimensions <= MAX_DIMENSIONS[storage]:
             raise DeclarationError(
                 f"{dimensions} dimensions: {storage} holds 1 to {MAX_DIMENSIONS[storage]} of them"

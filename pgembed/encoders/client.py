@@ -208,9 +208,9 @@ class Client:
         try:
             parsed = json.loads(answer)
         except (ValueError, RecursionError) as error:
-            raise EncoderServerError(self.url, f"an answer that is no JSON ({error})", status=200) from error
+            raise EncoderServerError(self.url, f"an answer that is not JSON ({error})", status=200) from error
         if not isinstance(parsed, dict):
-            raise EncoderServerError(self.url, "an answer that is no JSON object", status=200)
+            raise EncoderServerError(self.url, "an answer that is not a JSON object", status=200)
         return parsed
 
     def _refused(self, status: int, answer: bytes, headers: http.client.HTTPMessage) -> EncoderServerError:

@@ -40,7 +40,7 @@ class Device:
 
 
 def check_name(device: str) -> None:
-    """Refuse what is no device at all, without looking at the machine.
+    """Refuse what is not a device at all, without looking at the machine.
 
     :raises EncoderOptionError: it is none of ``auto``, ``cpu``, ``cuda``, ``cuda:N``.
     """

@@ -41,8 +41,8 @@ class Encoder:
     :param device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, or ``"auto"``: a GPU if one can be used.
     :param precision: ``"auto"`` is float32 on the CPU and float16 on CUDA, one class of vectors; ``"int8"``
         (on the CPU, about 1 % less exact) has a fingerprint of its own.
-    :param dimensions: keep the first so many dimensions, for models trained for that (Matryoshka).
-    :param max_tokens: cut texts at so many tokens instead of the model's own limit.
+    :param dimensions: keep the first N dimensions, for models trained for that (Matryoshka).
+    :param max_tokens: cut texts at this many tokens instead of the model's own limit.
     :param query_prompt: put before queries instead of the model's own prompt.
     :param document_prompt: put before documents instead of the model's own prompt.
     :param fingerprint: the fingerprint that the vectors must have. Checked against the spec, or, together
@@ -120,8 +120,8 @@ class Encoder:
         A ``pgembed serve`` tells the encoder's spec, so nothing has to be stated; it is asked at the first
         use, never here. With ``fingerprint`` and ``dimensions`` stated, declaring models and migrating need
         no server at all; the fingerprint is compared with the server's before the first vector. Other servers
-        tell no fingerprint: state one (any string of your own; change it when the server's model changes) and
-        the dimensions, and put in the prompts here.
+        report no fingerprint: state one (any string of your own; change it when the server's model changes)
+        and the dimensions, and put in the prompts here.
 
         :param url: such as ``http://127.0.0.1:8817``, with or without ``/v1``.
         :param model: the model's name on the server; the first one by default.
@@ -232,7 +232,7 @@ class Encoder:
 
         :param texts: any number of strings; empty ones are texts too.
         :returns: float32 of shape ``(len(texts), dimensions)``, in the order of ``texts``.
-        :raises TextError: something is no text; it names the position.
+        :raises TextError: something is not a string; it names the position.
         :raises EncoderNotFoundError: the weights are not on this machine.
         :raises EncoderFilesError: the encoder's files are damaged.
         """
@@ -264,7 +264,7 @@ class Encoder:
     def count_cut(self, texts: Iterable[str]) -> int:
         """How many of these documents are longer than :attr:`max_tokens`: opens the tokenizer, no weights.
 
-        :raises TextError: something is no text.
+        :raises TextError: something is not a string.
         :raises EncoderNotFoundError: the tokenizer is not on this machine.
         :raises EncoderOptionError: the encoder is a server's.
         """
@@ -277,7 +277,7 @@ class Encoder:
         Special tokens are left out, and what a tokenizer does not keep (case, blanks) does not come back.
 
         :param ids: a list of token ids for each text.
-        :raises TextError: something is no list of ids, or there is no such id; it names the position.
+        :raises TextError: something is not a list of ids, or there is no such id; it names the position.
         :raises EncoderNotFoundError: the tokenizer is not on this machine.
         :raises EncoderOptionError: the encoder is a server's.
         """

@@ -40,7 +40,7 @@ async def in_thread(function: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwa
     Whoever is cancelled before it has begun leaves the queue. Afterwards it is finished for nothing: threads
     cannot be stopped.
 
-    :raises EncoderOptionError: ``PGEMBED_ASYNC_THREADS`` is no number of threads.
+    :raises EncoderOptionError: ``PGEMBED_ASYNC_THREADS`` is not a number of threads.
     """
     call = partial(contextvars.copy_context().run, function, *args, **kwargs)
     if getattr(_here, "is_ours", False):

@@ -107,7 +107,7 @@ class Folder:
 
 
 def check_file(path: Path, *, needed: str) -> int:
-    """Refuse what is no file, and what often lies in a file's place instead of it; returns the size.
+    """Refuse what is not a file, and what often lies in a file's place instead of it; returns the size.
 
     :raises EncoderFilesError: nothing there, something else than a file, an empty file, a pointer of Git LFS,
         or a web page.
@@ -128,7 +128,7 @@ def stand_in(path: Path) -> str | None:
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
-            return "a folder" if stat.S_ISDIR(status.st_mode) else "something that is no file"
+            return "a folder" if stat.S_ISDIR(status.st_mode) else "something that is not a file"
         with path.open("rb") as file:
             head = file.read(256)
     except (OSError, ValueError) as error:  # a ValueError for a NUL in the path

@@ -29,7 +29,7 @@ def external_files(model: bytes) -> set[str]:
 
     Older versions of ONNX Runtime follow these names out of the folder.
 
-    :raises ValueError: these bytes are no ONNX file.
+    :raises ValueError: these bytes are not an ONNX file.
     """
     return {value.decode() for key, value in _external(memoryview(model), "model", 0) if key == b"location"}
 

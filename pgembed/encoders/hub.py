@@ -211,7 +211,11 @@ class _Repository:
     def _error(self, error: Exception) -> DownloadError:
         errors = self._hub.errors
         causes: Sequence[tuple[type[Exception], str, str]] = (
-            (errors.HFValidationError, "that is no name", "Check the name: it is OWNER/MODEL, as on the hub"),
+            (
+                errors.HFValidationError,
+                "that is not a name",
+                "Check the name: it is OWNER/MODEL, as on the hub",
+            ),
             (errors.GatedRepoError, "the model is gated", "Accept its terms and log in with `hf auth login`"),
             (errors.RepositoryNotFoundError, "there is no such model, or it is private", "Check the name"),
             (errors.RevisionNotFoundError, f"there is no revision {self._revision!r}", "Check the revision"),

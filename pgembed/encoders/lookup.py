@@ -50,11 +50,11 @@ def as_path(name_or_path: str | os.PathLike[str]) -> Path | None:
 def find(name: str) -> Path:
     """The folder of the encoder called ``name``.
 
-    :raises EncoderNotFoundError: no folder on the list has it, or it is no name.
+    :raises EncoderNotFoundError: no folder on the list has it, or it is not a name.
     """
     searched = folders()
     if not is_name(name):
-        hint = "That is no name of an encoder: names have no separators and no invisible characters"
+        hint = "That is not the name of an encoder: names have no separators and no invisible characters"
         raise EncoderNotFoundError(name, searched, hint=hint)
     for folder in searched:
         if (folder / name / SPEC_FILE).is_file():

@@ -43,7 +43,7 @@ class Settings(Mapping[str, Any]):
     :param path: the file that they come from.
     :param values: the object.
     :param within: the key that leads to the object, for errors.
-    :raises EncoderFilesError: the value is no object.
+    :raises EncoderFilesError: the value is not an object.
     """
 
     def __init__(self, path: Path, values: object, *, within: str = "") -> None:

@@ -19,7 +19,7 @@ def checked(texts: Iterable[str]) -> list[str]:
 
     Empty strings and NUL characters are fine: tokenizers know what to do with them.
 
-    :raises TextError: with the position of the first text that is no string or holds half a surrogate pair.
+    :raises TextError: a text is not a string, or holds half a surrogate pair; with the position of the first.
     """
     if isinstance(texts, (str, bytes)):
         raise TextError(
@@ -28,14 +28,14 @@ def checked(texts: Iterable[str]) -> list[str]:
     listed = list(texts)
     for position, text in enumerate(listed):
         if not isinstance(text, str):
-            raise TextError(f"found {type(text).__name__}, needed str", position=position)
+            raise TextError(f"found {type(text).__name__}, expected str", position=position)
         if not text.isascii():
             try:
                 text.encode()
             except UnicodeEncodeError as error:
                 raise TextError(
                     f"found a lone surrogate (U+{ord(text[error.start]):04X} at character {error.start}), "
-                    "which is no text: decode the bytes with errors='replace' instead of 'surrogateescape'",
+                    "which is not text: decode the bytes with errors='replace' instead of 'surrogateescape'",
                     position=position,
                 ) from None
     return listed
@@ -45,7 +45,7 @@ def checked_ids(arrays: Iterable[Sequence[int]], highest: int) -> list[list[int]
     """Token ids, a list for each text.
 
     :param highest: the largest id that there is.
-    :raises TextError: with the position of the first text that is no list of ids, or has one that is none.
+    :raises TextError: a text is not a list of ids; with the position of the first.
     """
     checked: list[list[int]] = []
     for position, ids in enumerate(arrays):

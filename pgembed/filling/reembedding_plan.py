@@ -66,7 +66,7 @@ def plan_reembedding(
 
     :param table: as SQL writes it.
     :param sample: how many texts to encode, to see how fast it goes.
-    :raises NotInstalledError: that is no embedding column.
+    :raises NotInstalledError: that is not an embedding column.
     :raises DeclarationError: the column has that encoder.
     """
     (target,) = find_targets(connection, table=table, column_name=column_name)

@@ -113,7 +113,7 @@ def registered_encoder(entry: dict[str, Any]) -> Encoder:
     if not is_name(entry["encoder"]):
         raise RegistrationError(
             name_of(entry),
-            f"registered with the encoder {entry['encoder']!r}, which is no name that is looked up in the "
+            f"registered with the encoder {entry['encoder']!r}, which is not a name to look up in the "
             f"folders of {VARIABLE}: a worker with --models takes it from them",
         )
     return Encoder(entry["encoder"], **encoder_options(entry))

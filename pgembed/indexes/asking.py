@@ -66,7 +66,7 @@ def _rows(
     connection: Connection, column: Column[Any], where: ColumnElement[bool] | None, count: int
 ) -> list[tuple[Any, Key]]:
     if count < 1:
-        raise QueryError(f"queries={count}; needed is a number of at least 1")
+        raise QueryError(f"queries={count}; expected a number of at least 1")
     statement = select(*keys_of(column), column.label("query")).where(column.is_not(None))
     statement = statement if where is None else statement.where(where)
     rows = connection.execute(statement.order_by(func.random()).limit(count)).all()

@@ -40,7 +40,7 @@ class VectorIndex(Index):
     :param quantize: ``"half"`` indexes ``embedding::halfvec(n)``, half the size; ``"bit"`` indexes
         ``binary_quantize(embedding)::bit(n)``, the signs, 1/32 of the size. Searches sort what comes back by
         the whole vectors.
-    :param dimensions: index the first so many dimensions, ``subvector(embedding, 1, n)::vector(n)``, for
+    :param dimensions: index the first N dimensions, ``subvector(embedding, 1, n)::vector(n)``, for
         vectors whose first dimensions say most (Matryoshka); sorted again by the whole vectors too.
     :param oversample: how many candidates to compare again for each row asked for; left out, 2 of
         ``quantize="half"``, 10 of ``"bit"``, 4 of ``dimensions=``.
@@ -71,9 +71,9 @@ class VectorIndex(Index):
         if len(columns) > 1:
             raise DeclarationError(f"{self.kind} indexes one vector column, found {len(columns)}")
         if build not in ("deferred", "immediate"):
-            raise DeclarationError(f'build={build!r}; needed "deferred" or "immediate"')
+            raise DeclarationError(f'build={build!r}; expected "deferred" or "immediate"')
         if oversample is not None and not (isinstance(oversample, int) and 1 <= oversample <= 100):
-            raise DeclarationError(f"oversample={oversample!r}; needed is 1 to 100")
+            raise DeclarationError(f"oversample={oversample!r}; expected 1 to 100")
         if oversample is not None and quantize is None and dimensions is None:
             raise DeclarationError("oversample= is for quantize= and dimensions=; whole vectors need none")
         if isinstance(where, str):
@@ -113,7 +113,7 @@ class VectorIndex(Index):
         return {name: value for name, value in self.parameters.items() if isinstance(value, int)}
 
     def parameters_for(self, rows: int) -> dict[str, int]:
-        """The storage parameters of an index that is built on so many rows."""
+        """The storage parameters of an index that is built on that many rows."""
         return self.method.parameters_for(self.parameters, rows)
 
     @property

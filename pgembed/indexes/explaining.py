@@ -147,7 +147,7 @@ def _of_plan(index: StandingIndex, root: dict[str, Any], version: int) -> Iterat
     ):
         yield "more than the distance orders the rows, which an index serves since Postgres 17"
     if not any(node["Node Type"] == "Limit" for node in found):
-        yield "there is no LIMIT, and all rows in order are had more cheaply by a sort"
+        yield "there is no LIMIT, and sorting is cheaper when all rows are read in order"
     if any(node["Node Type"] == "WindowAgg" for node in found):
         yield "a window function, such as count(*) OVER (), needs all rows before the first is returned"
     conditions = " ".join(str(node.get(name, "")) for node in found for name in _CONDITIONS)

@@ -166,7 +166,7 @@ def expression_of(
     storage, present = shape_of(column.type)
     vector: ColumnElement[Any] = column
     if quantize not in (None, "half", "bit"):
-        raise DeclarationError(f'quantize={quantize!r}; needed "half" or "bit"')
+        raise DeclarationError(f'quantize={quantize!r}; expected "half" or "bit"')
     if dimensions is not None:
         if storage not in ("vector", "halfvec"):
             raise DeclarationError(

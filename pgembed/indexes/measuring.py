@@ -126,7 +126,7 @@ class Bench:
         index = declared_index(target)
         what = what_is_indexed(index)
         if not (isinstance(k, int) and k >= 1):
-            raise QueryError(f"k={k!r}; needed is a whole number of at least 1")
+            raise QueryError(f"k={k!r}; expected a whole number of at least 1")
         found = require(connection, index)
         metric = what.search_metric
         if metric is None or what.metric is None or found.metric != what.metric.name:

@@ -1,4 +1,4 @@
-"""``plan``: what building an index will take, and whether it is the right index for so many rows."""
+"""``plan``: what building an index will take, and whether it is the right index for that many rows."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def declared_index(target: IndexTarget) -> Index:
     column = mapped[0] if mapped else target
     if not isinstance(column, Column):
         raise DeclarationError(
-            f"found {target!r}, needed is an index, or the column that it is declared on: Article.embedding"
+            f"expected an index, or the column that it is declared on (Article.embedding), got {target!r}"
         )
     index = vector_index_of(column)
     if index is None:

@@ -69,10 +69,10 @@ def tune(
     :param target_recall: above 0, to 1.
     :param queries: how many random rows of the table to ask for, or the vectors or texts; at least two.
     :param k: neighbours of each; settings that suit 10 are too low for 100.
-    :raises QueryError: the target is no share, or there are too few queries.
+    :raises QueryError: the target is not a share, or there are too few queries.
     """
     if not 0 < target_recall <= 1:
-        raise QueryError(f"target_recall={target_recall!r}; needed is a share above 0, at most 1")
+        raise QueryError(f"target_recall={target_recall!r}; expected a share above 0, at most 1")
     bench = Bench.of(connection, target, queries, k)
     if len(bench.asked) < 2:
         raise QueryError("tuning needs at least two queries: one to choose with, one to check the choice")

@@ -37,7 +37,7 @@ def check_replaced(
     vectors = [column.name for column in table.c if _is_vector(table, column.name)]
     if replaces not in vectors:
         raise MigrationError(
-            f"{embedding}: replaces={replaces!r} is no vector column of the table in the database; there "
+            f"{embedding}: replaces={replaces!r} is not a vector column of the table in the database; there "
             f"{'are ' + ', '.join(map(repr, vectors)) if vectors else 'are none'}"
         )
 

@@ -192,7 +192,7 @@ def in_place(context: AutogenContext) -> bool:
         stated = environment.get_x_argument(as_dictionary=True).get("reembed")
     stated = stated or context.opts.get("pgembed_reembed") or "beside"
     if stated not in ("beside", "in_place"):
-        raise MigrationError(f'reembed={stated!r}; needed "beside" or "in_place"')
+        raise MigrationError(f'reembed={stated!r}; expected "beside" or "in_place"')
     return bool(stated == "in_place")
 
 

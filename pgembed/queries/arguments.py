@@ -72,7 +72,7 @@ def choice(name: str, value: Any, options: Sequence[str]) -> None:
 def words(name: str, value: Any) -> str:
     """A text for Postgres.
 
-    :raises QueryError: it is no string, or holds NUL characters.
+    :raises QueryError: it is not a string, or holds NUL characters.
     :raises TextError: it holds half a surrogate pair.
     """
     if not isinstance(value, str):
@@ -102,7 +102,7 @@ def configuration(name: str, value: Any) -> str:
 def conditions(where: Any) -> list[ColumnElement[bool]]:
     """``where=`` as a list of conditions.
 
-    :raises QueryError: one of them is no condition.
+    :raises QueryError: one of them is not a condition.
     """
     if where is None:
         return []
@@ -115,7 +115,7 @@ def _condition(given: Any) -> ColumnElement[bool]:
     except (ArgumentError, NotImplementedError):
         found = None
     if isinstance(found, ColumnClause) and found.type._type_affinity not in (Boolean, NullType):
-        found = None  # a column by itself, which is no condition
+        found = None  # a column by itself, which is not a condition
     if found is None:
         raise QueryError(
             f"where={given!r}; expected a condition such as Article.section == 'help', or a list of them "

@@ -23,7 +23,7 @@ def selecting(target: Target, base: Select[Any] | None, found: FromClause, *, he
 
 
 def _checked(target: Target, base: Select[Any], helper: str) -> Select[Any]:
-    """:raises QueryError: it is no select, filters or sorts by itself, or does not select from the entity."""
+    """:raises QueryError: not a select, filters or sorts by itself, or does not select from the entity."""
     if not isinstance(base, Select):
         raise QueryError(f"base={base!r}; expected a select, as in select(Article.id, Article.title)")
     clauses = {

@@ -54,7 +54,7 @@ class QuestionType(TypeDecorator[str]):
     cache_ok = True
 
     def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:  # noqa: ARG002
-        """:raises QueryError: the value is no text for Postgres."""
+        """:raises QueryError: Postgres cannot store the value as text."""
         return None if value is None else words("terms", value)[:_QUESTION]
 
 

@@ -67,7 +67,7 @@ class Pairs:
     def numbered(self) -> CTE:
         """The rows that take part: ``n`` (1, 2, ... in the order of the key), ``key_1``, ..., ``vector``.
 
-        Vectors of zeros take part in vain: their cosine distances are NaN, which is within no distance.
+        Vectors of zeros pair with nothing: their cosine distances are NaN, which is within no distance.
         """
         target = self.target
         numbered = select(

@@ -220,7 +220,7 @@ def obstacles(engine: Engine) -> tuple[str, ...]:
 def until(condition: Callable[[], bool], seconds: float = 180) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
+        assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.1)
 
 

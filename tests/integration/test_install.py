@@ -258,7 +258,7 @@ def test_old_servers_and_extensions_are_refused(empty: Engine, monkeypatch: pyte
             install(connection)
         monkeypatch.undo()
         monkeypatch.setattr(server_checks, "MIN_PGVECTOR", "99.1")
-        with pytest.raises(ExtensionError, match=r"needed 99\.1 or newer.*ALTER EXTENSION vector UPDATE"):
+        with pytest.raises(ExtensionError, match=r"expected 99\.1 or newer.*ALTER EXTENSION vector UPDATE"):
             install(connection)
 
 

@@ -32,7 +32,7 @@ REFUSED: dict[str, tuple[Answer, str]] = {
     "too few dimensions": (lambda vectors: vectors[:, 1:], r"an array of the shape \(1, 7\)"),
     "one vector alone": (lambda vectors: vectors[0], r"an array of the shape \(8,\)"),
     "vectors of tokens": (lambda vectors: vectors[:, None], r"an array of the shape \(1, 1, 8\)"),
-    "a ragged list": (lambda vectors: [[1.0], [1.0, 2.0]], "a list that is no array"),
+    "a ragged list": (lambda vectors: [[1.0], [1.0, 2.0]], "a list that is not an array"),
     "nothing": (lambda vectors: None, "a NoneType"),
     "a generator": (iter, "a list_iterator|a NoneType|an? .*iterator"),
     "a dict": (lambda vectors: {"data": vectors}, "a dict"),

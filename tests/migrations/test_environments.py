@@ -316,5 +316,5 @@ def test_an_extension_out_of_sight_is_told(empty_migrations: Migrations) -> None
         metadata.create_all(connection)  # there is no other place that it would see
     with empty_migrations.engine.begin() as connection:
         connection.execute(text("SET LOCAL search_path = t2"))
-        with pytest.raises(ExtensionError, match=r"in the schema 't1', needed a schema of the search_path"):
+        with pytest.raises(ExtensionError, match=r"in the schema 't1', expected a schema of the search_path"):
             metadata.create_all(connection)

@@ -523,7 +523,7 @@ def test_in_place_by_flag(migrations: Migrations) -> None:
     migrations.check()
     assert pending(migrations) == {"embedding": 3}
     migrations.arguments = Namespace(x=["reembed=somehow"])
-    with pytest.raises(MigrationError, match='\'somehow\'; needed "beside" or "in_place"'):
+    with pytest.raises(MigrationError, match='\'somehow\'; expected "beside" or "in_place"'):
         migrations.generate(article(**BEFORE))
 
 

@@ -110,7 +110,7 @@ def test_what_is_replaced_is_a_vector_column(migrations: Migrations, name: str) 
     refused(
         migrations,
         article(**{**SWITCHED, "replaces": name}),
-        f"replaces={name!r} is no vector column",
+        f"replaces={name!r} is not a vector column",
         "there are 'embedding'",
     )
 

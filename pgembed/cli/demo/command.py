@@ -46,7 +46,7 @@ def demo(
     path: Annotated[
         Path | None, typer.Option(help="Folder for the database; by default in the user's data folder.")
     ] = None,
-    limit: Annotated[int, typer.Option(min=100, max=4000, help="At most so many docstrings.")] = 4000,
+    limit: Annotated[int, typer.Option(min=100, max=4000, help="Embed at most N docstrings.")] = 4000,
 ) -> None:
     """Embed the documentation of your Python's standard library, then search, classify and deduplicate it."""
     folder = (path or platformdirs.user_data_path("pgembed") / "demo").absolute()

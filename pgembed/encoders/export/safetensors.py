@@ -59,13 +59,15 @@ class SafetensorsFile(Mapping[str, npt.NDArray[Any]]):
                     raise ValueError(f"its header has {length} bytes, the file {size}")
                 header = json.loads(file.read(length).decode(), object_pairs_hook=_each_once)
             if not isinstance(header, dict):
-                raise ValueError("its header is no JSON object")
+                raise ValueError("its header is not a JSON object")
             header.pop("__metadata__", None)
             self._entries = {name: _entry(name, value) for name, value in header.items()}
         except OSError as error:
             raise EncoderFilesError(path, error.strerror or str(error), needed=_NEEDED) from error
         except (ValueError, RecursionError) as error:
-            raise EncoderFilesError(path, f"no safetensors file ({error})", needed=_NEEDED) from error
+            raise EncoderFilesError(
+                path, f"something that is not a safetensors file ({error})", needed=_NEEDED
+            ) from error
         self._start = 8 + length
         end = self._start + self._gapless()
         if size != end:

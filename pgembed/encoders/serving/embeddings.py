@@ -46,7 +46,7 @@ def parsed(content: bytearray, texts: int) -> dict[str, Any]:
     try:
         body = json.loads(content.decode(), parse_constant=_refused_constant)
     except (ValueError, RecursionError) as error:
-        raise RefusalError(400, f"the body is no JSON: {error}") from None
+        raise RefusalError(400, f"the body is not JSON: {error}") from None
     if not isinstance(body, dict):
         raise RefusalError(400, "the body must be a JSON object")
     return {key: value for key, value in body.items() if value is not None}
@@ -57,7 +57,7 @@ def _parts(content: bytes | bytearray) -> int:
 
 
 def _refused_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number of JSON")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def wished(body: dict[str, Any], encoder: Encoder, most: int) -> Wish:

@@ -116,7 +116,7 @@ class AssertBackfilledOp(MigrateOperation):
         reason: str = "",
     ) -> None:
         if not 0 <= share <= 1:
-            raise MigrationError(f"share={share!r}; needed is a share of the rows, 0 to 1")
+            raise MigrationError(f"share={share!r}; expected a share of the rows, 0 to 1")
         self.table_name = table_name
         self.column_name = column_name
         self.allowed = allowed
@@ -144,7 +144,7 @@ class AssertBackfilledOp(MigrateOperation):
         To be written before what needs the vectors: the index of a new column, the drop of the old one. It
         changes nothing, so a downgrade has nothing to undo. Offline it is a ``DO`` block that does the same.
 
-        :param allowed: so many pending rows are no obstacle.
+        :param allowed: the number of pending rows that does not stop the migration.
         :param share: the share that must be fresh of the rows with a vector or a text. Where the table is
             written all the time, a few rows are pending at any moment.
         :raises MigrationError: more rows are pending, or the column has no pending index.

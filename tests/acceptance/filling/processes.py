@@ -45,5 +45,5 @@ def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
     """Wait until something holds, and fail if it does not come to hold."""
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
+        assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.05)

@@ -191,7 +191,7 @@ def test_a_registered_encoder_is_a_name_and_never_a_path(
         (with_models,) = model_targets(connection, embeddings_of(table))
         assert problems(connection) == {"article": None}
     assert isinstance(refused, Refused)
-    assert "is no name that is looked up" in str(refused.error)
+    assert "is not a name to look up" in str(refused.error)
     assert isinstance(with_models, Target)
     assert opened == []
 
@@ -320,5 +320,5 @@ def test_a_materialized_view_is_no_table_to_fill(engine: Engine) -> None:
         connection.exec_driver_sql(f"COMMENT ON INDEX copied_pending IS $${facts}$$")
         assert problems(connection) == {
             "article": None,
-            "copied": "it is no table, so its rows cannot be filled",
+            "copied": "it is not a table, so its rows cannot be filled",
         }

@@ -111,7 +111,7 @@ def test_encode_what_is_no_text(app: typer.Typer, folder: Path, tmp_path: Path) 
         app, ["encode", "--encoder", str(folder), "--output", str(target)], input=b"fine\n\xff\xfe\n"
     )
     assert isinstance(result.exception, TextError)
-    assert str(result.exception) == "text 1: found the byte 0xff, which is no UTF-8"
+    assert str(result.exception) == "text 1: found the byte 0xff, which is not UTF-8"
     assert list(tmp_path.iterdir()) == []  # nothing half-written
     result = CliRunner().invoke(app, ["encode", "--encoder", "nowhere"], input="x")
     assert isinstance(result.exception, EncoderNotFoundError)

@@ -214,7 +214,7 @@ def test_impossible_options(minilm_folder: Path, option: dict[str, object]) -> N
 
 
 def test_limit_below_the_special_tokens(minilm_folder: Path) -> None:
-    with pytest.raises(EncoderOptionError, match="max_tokens is 1, needed 2 or more, for special tokens"):
+    with pytest.raises(EncoderOptionError, match="max_tokens is 1, expected 2 or more, for special tokens"):
         Encoder(minilm_folder, max_tokens=1).encode_documents(["a text"])
     with Encoder(minilm_folder, max_tokens=2) as encoder:
         assert encoder.encode_counted(["a text"], "document")[1].tolist() == [2]

@@ -130,7 +130,9 @@ async def test_an_encoder_that_runs_an_event_loop_of_its_own_does_not_wait_for_i
 @pytest.mark.parametrize("value", ["0", "-1", "two", "1.5", "²"])
 async def test_a_size_that_is_none(two_threads: None, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv(VARIABLE, value)
-    with pytest.raises(EncoderOptionError, match=rf"{VARIABLE} is .*, needed a number of threads, 1 or more"):
+    with pytest.raises(
+        EncoderOptionError, match=rf"{VARIABLE} is .*, expected a number of threads, 1 or more"
+    ):
         await in_thread(len, "x")
 
 

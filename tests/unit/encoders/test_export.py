@@ -166,7 +166,7 @@ def test_safetensors(tmp_path: Path) -> None:
     with pytest.raises(EncoderFilesError, match="copied in part"):
         SafetensorsFile(path)
     path.write_bytes(b"\x00\x01")
-    with pytest.raises(EncoderFilesError, match="no safetensors"):
+    with pytest.raises(EncoderFilesError, match="not a safetensors"):
         SafetensorsFile(path)
 
 

@@ -98,12 +98,12 @@ def test_an_answer_has_one_deadline_whatever_comes_between(answer: Any) -> None:
         (always(OK, b"A: b\r\n" * 1000), "no answer"),
         (always(b"", MUCH), "no answer"),
         (lambda request: [OK + b"Content-Length: 50\r\n\r\n{}"], "no answer"),
-        (lambda request: [OK + b"Content-Length: -50\r\n\r\n{"], "no JSON"),
+        (lambda request: [OK + b"Content-Length: -50\r\n\r\n{"], "is not JSON"),
         (lambda request: [CHUNKED + b"2\r\n{}\r\n"], "no answer"),
         (lambda request: [], "no answer"),
         (lambda request: [b"\x16\x03\x01\x02\x00\x01\r\n\r\n"], "no answer"),
-        (lambda request: [OK + b"\r\n\xff\xfe\x00"], "no JSON"),
-        (lambda request: [OK + b"\r\n" + b"[" * 10_000], "no JSON"),
+        (lambda request: [OK + b"\r\n\xff\xfe\x00"], "is not JSON"),
+        (lambda request: [OK + b"\r\n" + b"[" * 10_000], "is not JSON"),
         (lambda request: [b"HTTP/1.1 500 No\r\n\r\n" + b"\x1b[31m" * 1000], r"refused with 500:  \[31m"),
         (lambda request: [b'HTTP/1.1 500 No\r\n\r\n{"error": {"message": {"a": "\\u001b"}}}'], "500: {'a'"),
     ],
@@ -225,5 +225,5 @@ def test_where_no_proxy_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:1", "https://127.0.0.1:1"])
 def test_a_proxy_that_speaks_something_else(monkeypatch: pytest.MonkeyPatch, proxy: str) -> None:
     monkeypatch.setenv("http_proxy", proxy)
-    with pytest.raises(EncoderOptionError, match=r"the proxy of http URLs .* needed http://host:port"):
+    with pytest.raises(EncoderOptionError, match=r"the proxy of http URLs .* expected http://host:port"):
         remote("http://embeddings.invalid")

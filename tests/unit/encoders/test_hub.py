@@ -207,7 +207,7 @@ def test_what_is_no_name(tmp_path: Path, model: str, offline: bool) -> None:
     with pytest.raises(DownloadError) as refused:
         pull(model, offline=offline, endpoint="http://127.0.0.1:9", cache=tmp_path, into=tmp_path)
     assert str(refused.value) == (
-        f"cannot fetch {model!r}: that is no name. Check the name: it is OWNER/MODEL, as on the hub"
+        f"cannot fetch {model!r}: that is not a name. Check the name: it is OWNER/MODEL, as on the hub"
     )
 
 

@@ -177,7 +177,7 @@ def test_the_oldest_unfinished_body_gives_way(encoder: Encoder) -> None:
         for _ in range(4):
             wires.append(stack.enter_context(Wire(server)))
             wires[-1].send(HEAD % len(body) + body[:120_000])
-            assert is_answered(server)  # small requests are no matter for it; and what was sent has arrived
+            assert is_answered(server)  # small requests are still answered; and what was sent has arrived
         status, headers, answer = wires[0].answer()
         assert (status, headers["Retry-After"]) == (503, "1")
         assert answer["error"]["message"] == "too much is being received at once"

@@ -82,7 +82,7 @@ def test_modules_for_other_vectors_than_the_text_s(tmp_path: Path, model: str, p
     folder = copied(model, tmp_path)
     edit(folder / place / "config.json", **{key: "token_embeddings"})
     with pytest.raises(
-        EncoderFilesError, match=f"a {place[2:]} for token_embeddings as {key}, needed one for"
+        EncoderFilesError, match=f"a {place[2:]} for token_embeddings as {key}, expected one for"
     ):
         exported(folder)
     edit(folder / place / "config.json", **{key: "sentence_embedding"})
@@ -96,7 +96,7 @@ def test_modules_for_other_vectors_than_the_text_s(tmp_path: Path, model: str, p
         ("activation_function", "torch.nn.modules.activation.Mish", "the activation"),
         ("activation_function", "evil.ReLU", "the activation 'evil.ReLU'"),
         ("activation_function", None, "the activation None"),
-        ("in_features", 24, "in_features = 24, needed 48"),
+        ("in_features", 24, "in_features = 24, expected 48"),
         ("out_features", 21, "of shape"),
         ("bias", False, "bias = False"),
     ],

@@ -51,7 +51,7 @@ def test_two_towers_in_one_folder(tmp_path: Path) -> None:
 
 
 def test_towers_of_other_dimensions(towers: tuple[Path, Path]) -> None:
-    with pytest.raises(EncoderOptionError, match="query_encoder is 'one of 8 dimensions', needed 24"):
+    with pytest.raises(EncoderOptionError, match="query_encoder is 'one of 8 dimensions', expected 24"):
         Encoder(towers[0], query_encoder=Encoder(towers[1], dimensions=8))
 
 

@@ -153,7 +153,7 @@ def test_fixed_sizes(folder: Path, tmp_path: Path) -> None:
 
     edited(folder / "model.onnx", fix)
     with pytest.raises(
-        EncoderFilesError, match=r"'input_ids' of a fixed size \(128\), needed an export for any"
+        EncoderFilesError, match=r"'input_ids' of a fixed size \(128\), expected an export for any"
     ):
         export_onnx(folder, tmp_path / "encoder")
 
@@ -302,7 +302,7 @@ def test_outputs_that_are_no_vectors_of_texts(
 ) -> None:
     (folder / "modules.json").unlink()
     edited(folder / "model.onnx", renamed(*outputs))
-    with pytest.raises(EncoderFilesError, match=f"found the outputs {found}.*needed floats called"):
+    with pytest.raises(EncoderFilesError, match=f"found the outputs {found}.*expected floats called"):
         export_onnx(folder, tmp_path / "encoder")
 
 
@@ -345,7 +345,7 @@ def with_external(folder: Path, **changes: str) -> None:
         ({"location": ""}, "found"),
         ({"location": "pointer"}, "pointer: found a pointer of Git LFS"),
         ({"offset": "-8"}, "from byte -8"),
-        ({"offset": "x"}, "needed a type, an offset and a length"),
+        ({"offset": "x"}, "expected a type, an offset and a length"),
         ({"length": "999999999999"}, "no more than the"),
         ({"length": "4"}, "a damaged graph"),
     ],
@@ -427,7 +427,7 @@ def test_weights_are_preferred(tmp_path: Path) -> None:
     shutil.copyfile(READY, folder / "model.onnx")
     assert Encoder(export_onnx(folder, tmp_path / "encoder")).spec.architecture == "bert"
     (folder / "model.safetensors").write_bytes(b"damaged")  # which is said, not passed over
-    with pytest.raises(EncoderFilesError, match="no safetensors file"):
+    with pytest.raises(EncoderFilesError, match="not a safetensors file"):
         export_onnx(folder, tmp_path / "encoder")
 
 

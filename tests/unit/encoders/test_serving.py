@@ -161,7 +161,7 @@ def test_many_clients(local: Encoder, url: str) -> None:
 @pytest.mark.parametrize(
     ("body", "status", "message"),
     [
-        (b"{", 400, "no JSON"),
+        (b"{", 400, "is not JSON"),
         (b"[]", 400, "JSON object"),
         ({"model": "other", "input": "x"}, 404, "there are tiny"),
         ({"input": 7}, 400, "a text or a list"),
@@ -355,7 +355,7 @@ def item(index: object, *values: object) -> dict[str, object]:
     [
         (data(), "0 vectors for 2 texts"),
         (data(item(0, 1.0), item(1, 1.0)), "1 dimensions, stated were 2"),
-        (lambda body: (200, []), "no JSON object"),
+        (lambda body: (200, []), "is not a JSON object"),
         (lambda body: (200, {"data": None}), "0 vectors for 2 texts"),
         (lambda body: (200, {"data": 3}), "something else than vectors"),
         (data(1, 2), "something else than vectors"),

@@ -150,7 +150,7 @@ def test_paths_that_cannot_be(path: str) -> None:
 def test_names_are_no_paths(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     (folder / "inner").mkdir()
     monkeypatch.setenv("PGEMBED_ENCODERS", str(folder / "inner"))
-    with pytest.raises(EncoderNotFoundError, match="no name of an encoder"):
+    with pytest.raises(EncoderNotFoundError, match="not the name of an encoder"):
         Encoder(name)
     restated(folder, name="../" + folder.name)
     for graph in folder.glob("*.onnx"):
@@ -193,7 +193,7 @@ def test_weights_elsewhere(folder: Path, location: str, nested: bool) -> None:
     content = with_external(folder, location, nested=nested)
     assert external_files(content) == {"weights.bin", location}
     rewritten(folder, "model.onnx", content)
-    refused(folder, r"model\.onnx: found weights in .*, needed all weights in weights\.bin")
+    refused(folder, r"model\.onnx: found weights in .*, expected all weights in weights\.bin")
 
 
 def test_files_that_a_graph_opens(intact: Path) -> None:
@@ -225,7 +225,9 @@ def test_files_without_a_checksum(folder: Path, name: str) -> None:
 @pytest.mark.parametrize("name", ["model.onnx", "weights.bin", "tokenizer.json"])
 def test_pointers_of_git_lfs(folder: Path, name: str) -> None:
     (folder / name).write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
-    refused(folder, f"{name}: found a pointer of Git LFS, needed the file that it points to: `git lfs pull`")
+    refused(
+        folder, f"{name}: found a pointer of Git LFS, expected the file that it points to: `git lfs pull`"
+    )
 
 
 @pytest.mark.parametrize(
@@ -252,7 +254,7 @@ def test_graphs_that_compute_something_else(folder: Path, output: str, shape: li
 
 @pytest.mark.parametrize(
     ("shape", "found"),
-    [([1, 24], "cannot run this graph"), ([400, 24], r"vectors of shape \(\d+, 24\), needed \(1, 24\)")],
+    [([1, 24], "cannot run this graph"), ([400, 24], r"vectors of shape \(\d+, 24\), expected \(1, 24\)")],
 )
 def test_graphs_that_fail_in_use(folder: Path, shape: list[int], found: str) -> None:
     """A table with fewer rows than there are tokens; vectors of tokens in the place of those of texts."""

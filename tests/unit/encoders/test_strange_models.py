@@ -157,7 +157,9 @@ def test_what_is_no_file(folder: Path, name: str, kind: str) -> None:
         (folder / name).mkdir()
     else:
         os.mkfifo(folder / name)
-    refused(folder, f"{name}: found (no list of modules .)?(No such file|a folder|something that is no file)")
+    refused(
+        folder, f"{name}: found (no list of modules .)?(No such file|a folder|something that is not a file)"
+    )
 
 
 @pytest.mark.parametrize(
@@ -303,7 +305,7 @@ def test_values(folder: Path, file: str, key: str, value: object) -> None:
         (DEEP, "nested too deeply|damaged tokenizer"),
         (b"\xff\xfe\x00", "not JSON|damaged tokenizer"),
         (b"", "an empty file"),
-        (LFS_POINTER, r"a pointer of Git LFS.*needed the file that it points to: `git lfs pull`"),
+        (LFS_POINTER, r"a pointer of Git LFS.*expected the file that it points to: `git lfs pull`"),
         (b"<!DOCTYPE html><html><body>Access denied", "a web page"),
         (b"1" * 5000, "not JSON|damaged tokenizer"),
     ],
@@ -333,10 +335,10 @@ def test_places_that_cannot_be_written_to(folder: Path, tmp_path: Path, name: st
 @pytest.mark.parametrize(
     ("content", "found"),
     [
-        (LFS_POINTER, r"model\.safetensors: found a pointer of Git LFS, needed the file .* `git lfs pull`"),
+        (LFS_POINTER, r"model\.safetensors: found a pointer of Git LFS, expected the file .* `git lfs pull`"),
         (b"", "an empty file"),
         (b"<html>404", "a web page"),
-        (b"PK\x03\x04" + bytes(100), "no safetensors file"),
+        (b"PK\x03\x04" + bytes(100), "not a safetensors file"),
     ],
 )
 def test_what_lies_in_the_place_of_weights(folder: Path, content: bytes, found: str) -> None:
@@ -348,7 +350,7 @@ def test_what_lies_in_the_place_of_weights(folder: Path, content: bytes, found: 
 def test_older_weights_alone(folder: Path, pointer: bool) -> None:
     (folder / "model.safetensors").unlink()
     (folder / "pytorch_model.bin").write_bytes(LFS_POINTER if pointer else b"PK\x03\x04")
-    ending = ", a pointer of Git LFS, needed" if pointer else ", needed"
+    ending = ", a pointer of Git LFS, expected" if pointer else ", expected"
     refused(folder, rf"no model\.safetensors, but pytorch_model\.bin{ending} the weights as safetensors")
 
 
@@ -364,11 +366,11 @@ def tensor(kind: object = "F32", shape: object = (2, 3), offsets: object = (0, 2
 @pytest.mark.parametrize(
     ("header", "found"),
     [
-        (b"not JSON", "no safetensors file"),
-        (b"[]", "its header is no JSON object"),
-        (b'"x"', "its header is no JSON object"),
-        (b'{"x": "\xff"}', "no safetensors file"),
-        (DEEP, "no safetensors file"),
+        (b"not JSON", "not a safetensors file"),
+        (b"[]", "its header is not a JSON object"),
+        (b'"x"', "its header is not a JSON object"),
+        (b'{"x": "\xff"}', "not a safetensors file"),
+        (DEEP, "not a safetensors file"),
         (b'{"x": 3}', "lacks dtype, shape or data_offsets"),
         (b'{"x": {"dtype": "F32"}}', "lacks dtype, shape or data_offsets"),
         (tensor()[:-1] + b"," + tensor()[1:], "has a name twice"),
@@ -383,9 +385,9 @@ def tensor(kind: object = "F32", shape: object = (2, 3), offsets: object = (0, 2
         (tensor(offsets=[-24, 0]), "is described by"),
         (tensor(offsets=[24, 0]), "has -24 bytes"),
         (tensor(offsets=[0, 24, 48]), "lacks dtype, shape"),
-        (tensor(offsets=[8, 32]), "needed one from byte 0"),
+        (tensor(offsets=[8, 32]), "expected one from byte 0"),
         (tensor(offsets=[0, 48], shape=[4, 3]), "the file was copied in part"),
-        (tensor(offsets=[0, 12], shape=[3]), "bytes, needed"),
+        (tensor(offsets=[0, 12], shape=[3]), "bytes, expected"),
     ],
 )
 def test_damaged_headers(tmp_path: Path, header: bytes, found: str) -> None:
@@ -402,7 +404,9 @@ def test_headers_longer_than_the_file(tmp_path: Path, length: int) -> None:
 def test_tensors_that_overlap(tmp_path: Path) -> None:
     entry = {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}
     header = json.dumps({"a": entry, "b": entry | {"data_offsets": [12, 36]}}).encode()
-    with pytest.raises(EncoderFilesError, match="tensor 'b' at the bytes 12 to 36, needed one from byte 24"):
+    with pytest.raises(
+        EncoderFilesError, match="tensor 'b' at the bytes 12 to 36, expected one from byte 24"
+    ):
         SafetensorsFile(written(tmp_path / "x.safetensors", header, bytes(36)))
 
 
@@ -414,7 +418,7 @@ def test_tensors_that_overlap(tmp_path: Path) -> None:
         (lambda name, old: old.reshape(-1) if "word_embeddings" in name else old, "of shape"),
         (lambda name, old: old[:9] if "position_embeddings" in name else old, "of shape"),
         (lambda name, old: old[:0] if "token_type" in name else old, "of shape"),
-        (lambda name, old: old.astype(np.int8) if "query" in name else old, "needed floats"),
+        (lambda name, old: old.astype(np.int8) if "query" in name else old, "expected floats"),
         (lambda name, old: np.full_like(old, np.nan) if "query" in name else old, "not finite"),
     ],
 )

@@ -52,10 +52,10 @@ ON_ENGINES = {
 @pytest.mark.parametrize("name", ON_CONNECTIONS)
 def test_a_connection_is_needed(name):
     ways = {
-        ENGINE: r"found Engine\(.*needed is a Connection: with engine.begin\(\) as connection",
-        Session(ENGINE): r"needed is a Connection: session.connection\(\)",
-        create_async_engine(ENGINE.url): "needed is a Connection: await connection.run_sync",
-        "postgresql://": "found 'postgresql://', needed is a Connection",
+        ENGINE: r"expected a Connection, got Engine\(.*: with engine.begin\(\) as connection",
+        Session(ENGINE): r"expected a Connection, got .*: session.connection\(\)",
+        create_async_engine(ENGINE.url): "expected a Connection, got .*: await connection.run_sync",
+        "postgresql://": "expected a Connection, got 'postgresql://'",
     }
     for given, message in ways.items():
         with pytest.raises(DeclarationError, match=message):
@@ -65,7 +65,7 @@ def test_a_connection_is_needed(name):
 @pytest.mark.parametrize("name", ON_ENGINES)
 def test_an_engine_is_needed(name):
     for given in (Session(ENGINE), "postgresql://"):
-        with pytest.raises(DeclarationError, match=r"needed is an Engine.*is connection\.engine"):
+        with pytest.raises(DeclarationError, match=r"expected an Engine, .* got .*is connection\.engine"):
             ON_ENGINES[name](given, Product.embedding)
 
 
@@ -74,7 +74,9 @@ def test_an_engine_is_needed(name):
     ["Product.embedding", Product, Product.__table__, Product.same, Product.embedding == None, Integer(), 1],  # noqa: E711
 )
 def test_an_index_or_a_column_is_needed(target):
-    with pytest.raises(DeclarationError, match="needed is an index, or the column that it is declared on"):
+    with pytest.raises(
+        DeclarationError, match=r"expected an index, or the column that it is declared on .* got"
+    ):
         indexes.drop(ENGINE, target)
 
 

@@ -218,7 +218,7 @@ def test_lists_are_found_when_the_index_is_built() -> None:
 @pytest.mark.parametrize(
     ("declare", "error", "message"),
     [
-        (lambda: table_with(HNSW("v", quantize="quarter")), DeclarationError, 'needed "half" or "bit"'),  # type: ignore[arg-type]
+        (lambda: table_with(HNSW("v", quantize="quarter")), DeclarationError, 'expected "half" or "bit"'),  # type: ignore[arg-type]
         (
             lambda: table_with(HNSW("v", quantize="half"), type_=HALFVEC(8)),
             DeclarationError,
