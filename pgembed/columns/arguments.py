@@ -59,6 +59,13 @@ def check_arguments(
 
 
 def _check_template(template: str, sources: tuple[str, ...]) -> None:
+    if not isinstance(template, str):
+        raise DeclarationError(f"template={template!r}; expected a str")
+    if "\0" in template or any("\ud800" <= each <= "\udfff" for each in template):
+        raise DeclarationError(
+            f"template {template!r} holds a NUL character or half a surrogate pair, which the comment that "
+            "registers the column cannot hold"
+        )
     try:
         fields = [part for part in string.Formatter().parse(template) if part[1] is not None]
     except ValueError as error:

@@ -233,6 +233,26 @@ def _settle(table: Table) -> None:
     _note(table)
 
 
+@event.listens_for(Mapper, "instrument_class")
+def _digest_is_free(mapper: Mapper[Any], owner: type[Any]) -> None:
+    """Before SQLAlchemy maps the digest: it would combine it with another column of the attribute's name."""
+    table = mapper.local_table
+    given = mapper._init_properties
+    placed = {column for prop in given.values() for column in getattr(prop, "columns", (prop,))}
+    for vector in _vectors(table) if isinstance(table, Table) else ():
+        digest = table.c.get(f"{vector.name}_digest")
+        if digest is not None and digest.key in given and digest not in placed:
+            _forget_table(mapper)
+            raise _taken(owner, digest.key, vector.key)
+
+
+def _taken(owner: type[Any], attribute: str, vector: str) -> DeclarationError:
+    return DeclarationError(
+        f"{owner.__name__}.{attribute} is declared as something else, and it is the name of the digest of "
+        f"{vector}: rename one of the two"
+    )
+
+
 @event.listens_for(Mapper, "after_mapper_constructed")
 def _class_mapped(mapper: Mapper[Any], _class: type[Any]) -> None:
     """Resolve sources by the names of attributes, and map the digest as the vector is."""
@@ -275,10 +295,7 @@ def map_embedding(mapper: Mapper[Any], key: str, vector: Column[Any]) -> None:
     if embedding.digest not in mapper.columns.values():
         attribute = f"{key}_digest"
         if attribute in mapper.all_orm_descriptors or hasattr(mapper.class_, attribute):
-            raise DeclarationError(
-                f"{owner}.{attribute} is declared as something else, and it is the name of the digest of "
-                f"{key}: rename one of the two"
-            )
+            raise _taken(mapper.class_, attribute, key)
         mapper.add_property(attribute, ColumnProperty(embedding.digest))
     combined = mapper.get_property_by_column(embedding.digest).columns
     if len(combined) > 1:
@@ -318,6 +335,10 @@ def _forget(mapper: Mapper[Any]) -> None:
     manager = mapper.class_manager
     mapper.registry._dispose_manager_and_mapper(manager)
     mapper.registry._managers.pop(manager, None)
+    _forget_table(mapper)
+
+
+def _forget_table(mapper: Mapper[Any]) -> None:
     table = mapper.local_table
     if isinstance(table, Table) and (mapper.inherits is None or mapper.inherits.local_table is not table):
         table.metadata.remove(table)

@@ -79,10 +79,13 @@ class VectorType(UserDefinedType[Array]):
     def __init__(self, dimensions: int | None = None, storage: Storage = "vector") -> None:
         if storage not in MAX_DIMENSIONS:
             raise DeclarationError(f"storage is {storage!r}, expected one of {', '.join(MAX_DIMENSIONS)}")
-        if dimensions is not None and not 1 <= dimensions <= MAX_DIMENSIONS[storage]:
-            raise DeclarationError(
-                f"{dimensions} dimensions: {storage} holds 1 to {MAX_DIMENSIONS[storage]} of them"
-            )
+        if dimensions is not None:
+            whole = isinstance(dimensions, int | np.integer) and not isinstance(dimensions, bool)
+            if not whole or not 1 <= dimensions <= MAX_DIMENSIONS[storage]:
+                raise DeclarationError(
+                    f"{dimensions!r} dimensions: {storage} holds 1 to {MAX_DIMENSIONS[storage]} of them"
+                )
+            dimensions = int(dimensions)
         self.dimensions = dimensions
         self.storage = storage
 

@@ -52,7 +52,12 @@ def _attached(index: VectorIndex, table: Any) -> None:
     """The table is known, and with it the column's type: check it, choose expression, operators and name."""
     if not isinstance(table, Table):
         return
-    column = next(iter(index.columns))
+    column = next(iter(index.columns), None)
+    if column is None:
+        name = type(index).__name__
+        raise DeclarationError(
+            f'{name}() of {table.name} names no column; expected one, as in {name}("embedding")'
+        )
     metric = index.metric
     index.check(column.type, metric)
     expression = expression_of(column, index.quantize, index.dimensions)

@@ -6,6 +6,7 @@ Each function returns the value as the database gets it (a ``numpy.int64`` as an
 
 from __future__ import annotations
 
+import contextlib
 import math
 import numbers
 import operator
@@ -14,11 +15,13 @@ from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any
 
-from sqlalchemy import Boolean
+from sqlalchemy import BindParameter, Boolean, Cast, SelectBase
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.orm import QueryableAttribute, RelationshipProperty
 from sqlalchemy.sql import coercions, roles
 from sqlalchemy.sql.elements import ColumnClause, ColumnElement
+from sqlalchemy.sql.functions import FunctionElement
+from sqlalchemy.sql.selectable import ScalarSelect
 from sqlalchemy.types import NullType
 
 from pgembed.columns.conditions import condition
@@ -27,6 +30,8 @@ from pgembed.exc import QueryError
 
 _PART = r"(?:\"(?:[^\"]|\"\")+\"|[^\W\d][\w$]*)"
 _NAME = re.compile(rf"{_PART}(?:\.{_PART})?")
+#: Expressions whose type is told, not guessed from an operator's left side.
+_VALUES = (ColumnClause, FunctionElement, BindParameter, ScalarSelect, Cast)
 #: The most rows that are asked for, Postgres's largest ``integer``.
 MOST = 2**31 - 1
 
@@ -54,7 +59,10 @@ def real(name: str, value: Any, expected: str = "a number", *, finite: bool = Fa
     :raises QueryError: it is none, or infinite where it has to be ``finite``.
     """
     is_number = isinstance(value, numbers.Real | Decimal) and not isinstance(value, bool)
-    number = float(value) if is_number else math.nan
+    try:
+        number = float(value) if is_number else math.nan
+    except OverflowError:  # a whole number beyond all floats
+        number = math.nan
     if math.isnan(number) or (finite and math.isinf(number)):
         raise QueryError(f"{name}={value!r}; expected {expected}")
     return number
@@ -110,12 +118,12 @@ def conditions(where: Any) -> list[ColumnElement[bool]]:
 
 
 def _condition(given: Any) -> ColumnElement[bool]:
-    try:
-        found: Any = None if given is None else coercions.expect(roles.WhereHavingRole, given)
-    except (ArgumentError, NotImplementedError):
-        found = None
-    if isinstance(found, ColumnClause) and found.type._type_affinity not in (Boolean, NullType):
-        found = None  # a column by itself, which is not a condition
+    found: Any = None
+    if given is not None and not isinstance(given, SelectBase):
+        with contextlib.suppress(ArgumentError, NotImplementedError):
+            found = coercions.expect(roles.WhereHavingRole, given)
+    if isinstance(found, _VALUES) and found.type._type_affinity not in (Boolean, NullType):
+        found = None  # a value by itself, which is not a condition
     if found is None:
         raise QueryError(
             f"where={given!r}; expected a condition such as Article.section == 'help', or a list of them "

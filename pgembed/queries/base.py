@@ -34,6 +34,7 @@ def _checked(target: Target, base: Select[Any], helper: str) -> Select[Any]:
         "ORDER BY": (base._order_by_clauses, "rows come in the order of the search"),
         "LIMIT": (base._limit_clause is not None or base._fetch_clause is not None, "pass limit= instead"),
         "OFFSET": (base._offset_clause is not None, "pass offset= instead"),
+        "FOR UPDATE": (base._for_update_arg is not None, "call .with_for_update() on the search"),
     }
     for clause, (present, instead) in clauses.items():
         if present:

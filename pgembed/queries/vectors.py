@@ -11,7 +11,28 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import BindParameter, Select, and_, bindparam, inspect, select
+from sqlalchemy import (
+    ARRAY,
+    JSON,
+    BinaryExpression,
+    BindParameter,
+    Boolean,
+    Date,
+    DateTime,
+    Float,
+    Integer,
+    Interval,
+    LargeBinary,
+    Numeric,
+    Select,
+    String,
+    Time,
+    Uuid,
+    and_,
+    bindparam,
+    inspect,
+    select,
+)
 from sqlalchemy.dialects.postgresql import BIT
 from sqlalchemy.engine import Dialect
 from sqlalchemy.orm.state import InstanceState
@@ -31,6 +52,9 @@ from pgembed.queries.target import Target
 Query: TypeAlias = str | list[float] | NDArray[Any] | ColumnElement[Any] | Select[Any] | object
 
 
+#: What types are not, whatever decorates them (of operators, types are guessed).
+_NO_VECTORS = {String, Numeric, Float, Integer, Boolean, DateTime, Date, Time, Interval, LargeBinary, Uuid}
+_NO_VECTORS |= {JSON, ARRAY}
 _NO_DIRECTION = "a vector of zeros has no direction, so no cosine distance to anything"
 
 
@@ -225,9 +249,14 @@ def _expression(query: Any) -> ColumnElement[Any]:
     )
     if not isinstance(expression, ColumnElement) or select(expression).get_final_froms():
         raise QueryError(f"the query {query} is an expression over the rows of a table, and {one}")
+    kind = expression.type
+    if kind._type_affinity in _NO_VECTORS and not isinstance(expression, BinaryExpression):
+        raise QueryError(f"the query {query} is of the type {kind!r}; expected a vector")
     if not isinstance(expression, ScalarSelect):
         return expression
     inner: Any = expression.element
+    if len(inner.selected_columns) > 1:
+        raise QueryError(f"the query is a subquery of {len(inner.selected_columns)} columns, and {one}")
     if getattr(inner, "_correlate", None) or getattr(inner, "_correlate_except", None) is not None:
         raise QueryError(f"the query is a subquery that is correlated to the rows of a table, and {one}")
     # Without this, a subquery over the table that is searched would be correlated to it and lose its FROM.

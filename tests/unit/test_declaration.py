@@ -34,6 +34,7 @@ from sqlalchemy.orm import (
     column_property,
     configure_mappers,
     mapped_column,
+    synonym,
 )
 from sqlalchemy.schema import CreateIndex
 
@@ -181,6 +182,9 @@ def test_dataclasses_need_no_vector_to_be_constructed() -> None:
         ({"template": "{b}"}, "expected plain fields, one for each source: {a}"),
         ({"template": "{a:>10}"}, "plain"),
         ({"template": "{a"}, "template"),
+        ({"template": b"{a}"}, r"template=b'\{a\}'; expected a str"),
+        ({"template": "\0{a}"}, "a NUL character"),
+        ({"template": "{a}\ud800"}, "half a surrogate pair"),
         ({"type": "half"}, 'type=\'half\'; expected "vector" or "halfvec"'),
         ({"index": HNSW}, r"not an index declaration; expected HNSW\(...\)"),
         ({"encoder": HashEncoder}, "not an encoder, it is a class; expected a pgembed.Encoder"),
@@ -396,6 +400,8 @@ def _with(**attributes: Any) -> Any:
         ({"vec_digest": mapped_column(Uuid, nullable=False)}, "NOT NULL"),
         ({"vec_digest": mapped_column(Uuid(as_uuid=False))}, "as_uuid=False"),
         ({"vec_digest": mapped_column(Uuid(native_uuid=False))}, r"Mapped\[uuid.UUID \| None\]"),
+        ({"vec_digest": mapped_column("other", Text)}, "Taken.vec_digest is declared as something else"),
+        ({"vec_digest": synonym("words")}, "Taken.vec_digest is declared as something else"),
         ({"vec_digest": property(lambda _: 1)}, "Taken.vec_digest is declared as something else"),
         (
             {"__table_args__": (Index("ix_taken_vec_pending", "words"),)},

@@ -146,8 +146,8 @@ def test_dimensions_are_checked_and_named() -> None:
     assert (error.value.found, error.value.expected) == (2, 3)
 
 
-@pytest.mark.parametrize("dimensions", [0, -1, 16001])
-def test_types_have_pgvectors_limits(dimensions: int) -> None:
+@pytest.mark.parametrize("dimensions", [0, -1, 16001, 1.5, True, "8"])
+def test_types_have_pgvectors_limits(dimensions: Any) -> None:
     with pytest.raises(DeclarationError, match="1 to 16000"):
         VectorType(dimensions)
 

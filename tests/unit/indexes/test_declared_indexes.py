@@ -233,6 +233,11 @@ def test_lists_are_found_when_the_index_is_built() -> None:
         (lambda: table_with(IVFFlat("v", metric="l1")), MetricNotSupportedError, "IVFFlat on vector"),
         (lambda: table_with(IVFFlat("v"), type_=SPARSEVEC(8)), DeclarationError, "does not index sparsevec"),
         (lambda: table_with(HNSW("v", quantize="half"), type_=VECTOR()), DeclarationError, "fixed number"),
+        (
+            lambda: table_with(HNSW()),
+            DeclarationError,
+            r"HNSW\(\) of item names no column.*as in HNSW",
+        ),
         (lambda: IVFFlat("v", lists="many"), DeclarationError, '1 to 32768, or "auto"'),  # type: ignore[arg-type]
         (lambda: HNSW("v", m="auto"), DeclarationError, "takes 2 to 100"),  # type: ignore[arg-type]
         (lambda: VectorIndex("v", using="btree"), DeclarationError, "no access method 'btree'"),

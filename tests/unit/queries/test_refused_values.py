@@ -11,15 +11,21 @@ import numpy as np
 import pytest
 from pgvector.sqlalchemy import SPARSEVEC
 from sqlalchemy import (
+    JSON,
     Boolean,
     Column,
+    Float,
     ForeignKey,
     Integer,
     MetaData,
     Table,
+    Text,
     bindparam,
+    cast,
     column,
     func,
+    literal,
+    literal_column,
     select,
     text,
 )
@@ -58,6 +64,7 @@ class Item(Base):
     id: Mapped[int] = mapped_column(primary_key=True)
     title: Mapped[str]
     hidden: Mapped[bool]
+    facts: Mapped[Any] = mapped_column(JSON)
     owner_id: Mapped[int | None] = mapped_column(ForeignKey("owner.id"))
     owner: Mapped[Owner | None] = relationship()
     vector: Mapped[Vector | None] = embedding_column("title", encoder=HashEncoder(2), index=HNSW())
@@ -85,8 +92,21 @@ HELPERS: dict[str, Callable[..., Any]] = {
 SEARCHES = ["semantic_search", "hybrid_search", "knn_classify"]
 PAIRS = ["near_duplicates", "duplicate_groups"]
 NOT_WHOLE = [True, 1.5, "5", "", None, float("nan"), float("inf"), 2**40, 2**31, 2**70, -1, [1], b"1", 1j]
-NOT_REAL = [True, "0.5", float("nan"), np.float32("nan"), Decimal("NaN"), [0.5], np.ones(2), 1j, object()]
+NOT_REAL = [
+    True,
+    2**2000,
+    "0.5",
+    float("nan"),
+    np.float32("nan"),
+    Decimal("NaN"),
+    [0.5],
+    np.ones(2),
+    1j,
+    object(),
+]
 NAMES = ["", "fast", None, True, 1, ["auto"], np.array(["auto", "exact"]), b"auto"]
+NO_LABELS = [Item.facts, Item.facts["a"], cast(Item.title, JSON)]
+NO_CONDITIONS = [func.now(), literal(1), select(1), cast(Item.id, Text)]
 BAD: list[tuple[list[str], str, list[Any]]] = [
     (["semantic_search", "hybrid_search"], "limit", [0, *NOT_WHOLE]),
     (["semantic_search", "hybrid_search"], "offset", NOT_WHOLE),
@@ -99,13 +119,17 @@ BAD: list[tuple[list[str], str, list[Any]]] = [
     (SEARCHES + PAIRS, "mode", NAMES),
     (SEARCHES + PAIRS, "stale", NAMES),
     (["knn_classify"], "weights", NAMES),
-    (SEARCHES + PAIRS, "where", ["title", "", 5, object(), Item.title, Item, [None], [Item.hidden, "x"]]),
+    (
+        SEARCHES + PAIRS,
+        "where",
+        ["title", "", 5, object(), Item.title, Item, [None], [Item.hidden, "x"], *NO_CONDITIONS],
+    ),
     (
         ["semantic_search", "hybrid_search"],
         "base",
-        ["x", 5, Item, text("SELECT 1"), Item.id, select(Item).subquery()],
+        ["x", 5, Item, text("SELECT 1"), Item.id, select(Item).subquery(), select(Item).with_for_update()],
     ),
-    (["knn_classify"], "label", ["title", None, 5, Item, Item.owner, Owner.country]),
+    (["knn_classify"], "label", ["title", None, 5, Item, Item.owner, Owner.country, *NO_LABELS]),
     (["hybrid_search"], "text", ["title", None, 5, Item, [], ["title"], Item.owner, Owner.country, Item.id]),
     (["hybrid_search"], "terms", ["a\0b", "\ud800", 5, b"x", ["x"]]),
     (SEARCHES + PAIRS, "metric", ["", "fast", True, 1, ["l2"], b"l2"]),
@@ -156,6 +180,9 @@ def test_the_argument_is_named(helper: str, name: str, value: Any) -> None:
             QueryError,
             "correlated.*LATERAL",
         ),
+        (select(Owner.country).limit(1), QueryError, r"of the type String\(\); expected a vector"),
+        (func.random(type_=Float), QueryError, r"of the type Float\(\); expected a vector"),
+        (select(Owner.vector, Owner.id).limit(1), QueryError, "a subquery of 2 columns"),
         ("half \ud83d of a pair", PgembedError, "lone surrogate"),
         ("", QueryError, "the text is ''"),
     ],
@@ -216,6 +243,14 @@ def test_a_text_with_nul_has_a_vector_but_no_words() -> None:
         ("semantic_search", {"where": column("hidden", Boolean)}),
         ("hybrid_search", {"candidates": np.int64(50), "k": np.float64(3), "weights": np.ones(2)}),
         ("knn_classify", {"k": np.int64(3), "label": Item.double}),
+        ("knn_classify", {"label": Item.facts["a"].as_string(), "where": func.starts_with(Item.title, "x")}),
+        (
+            "knn_classify",
+            {"label": cast(Item.facts, postgresql.JSONB), "where": bindparam("condition", type_=Boolean)},
+        ),
+        ("semantic_search", {"query": select(func.avg(Owner.vector))}),
+        ("semantic_search", {"query": func.public.embed("text")}),
+        ("semantic_search", {"query": literal_column("'[1,2]'::vector")}),
         (
             "knn_classify",
             {"label": select(Owner.country).where(Owner.id == Item.owner_id).scalar_subquery()},
