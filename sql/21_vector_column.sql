@@ -7,7 +7,7 @@ CREATE OR REPLACE FUNCTION pgembed.vector_column(
     OUT op text,            -- the operator of its distance, qualified
     OUT storage text,       -- the column's type, qualified
     OUT dimensions integer, -- NULL where the column takes any number
-    OUT keys name[],        -- the columns of the primary key
+    OUT keys name[],        -- the columns of the primary key; of a materialized view, those of a unique index
     OUT method text,        -- of the index that serves the metric, and the rest of pgembed.vector_indexes
     OUT lists integer,
     OUT indexed text,
@@ -18,6 +18,7 @@ LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
+    is_view boolean := (SELECT relkind = 'm' FROM pg_class WHERE oid = relation); -- with rows of its own
     extension_schema name;
     type_name name;
     candidate record;
@@ -49,11 +50,21 @@ BEGIN
 
     SELECT array_agg(a.attname ORDER BY k.place)
       INTO keys
-      FROM pg_index AS i
+      FROM (SELECT i.indrelid, i.indkey, i.indnkeyatts
+              FROM pg_index AS i
+             WHERE i.indrelid = relation
+               AND (i.indisprimary
+                    OR is_view AND i.indisunique AND i.indisvalid AND i.indpred IS NULL AND i.indexprs IS NULL)
+             ORDER BY i.indexrelid
+             LIMIT 1) AS i
      CROSS JOIN LATERAL unnest(i.indkey::smallint[]) WITH ORDINALITY AS k (attnum, place)
       JOIN pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
-     WHERE i.indrelid = relation AND i.indisprimary AND k.place <= i.indnkeyatts;
-    IF keys IS NULL THEN
+     WHERE k.place <= i.indnkeyatts;
+    IF keys IS NULL AND is_view THEN
+        RAISE EXCEPTION 'materialized view % has no unique index', relation
+            USING ERRCODE = 'invalid_table_definition',
+                  HINT = 'The rows found are told apart by one over columns: CREATE UNIQUE INDEX ON ....';
+    ELSIF keys IS NULL THEN
         RAISE EXCEPTION 'table % has no primary key', relation
             USING ERRCODE = 'invalid_table_definition',
                   HINT = 'The rows found are told apart by it: ALTER TABLE ... ADD PRIMARY KEY.';

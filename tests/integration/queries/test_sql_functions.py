@@ -408,3 +408,36 @@ def test_queries_of_every_type_that_has_a_vector(engine, storage):
         assert session.scalars(comments).all().count(None) == 0
         with pytest.raises(DBAPIError, match="invalid input syntax for type vector"):
             call(session, "SELECT * FROM pgembed.search('item', 'vector', 'a text')")
+
+
+def test_a_materialized_view_needs_a_unique_index(engine):
+    with engine.begin() as connection:
+        connection.execute(
+            text("CREATE TABLE kept (id integer PRIMARY KEY, part integer, label text, v vector(2))")
+        )
+        connection.execute(
+            text("INSERT INTO kept SELECT n, n % 2, 'l' || n % 2, ARRAY[n, 1] FROM generate_series(1, 8) n")
+        )
+        connection.execute(text("CREATE MATERIALIZED VIEW copied AS SELECT * FROM kept"))
+        connection.execute(text("CREATE UNIQUE INDEX ON copied ((-id))"))
+        connection.execute(text("CREATE UNIQUE INDEX ON copied (id) WHERE part = 1"))
+    calls = [
+        "pgembed.search('{}', 'v', '[3,1]', 3)",
+        "pgembed.knn_classify('{}', 'v', 'label', '[3,1]', 3)",
+        "pgembed.near_duplicates('{}', 'v', 0.999)",
+        "pgembed.duplicate_groups('{}', 'v', 0.999)",
+    ]
+    for call in calls:
+        with engine.connect() as connection, pytest.raises(DBAPIError) as caught:
+            connection.execute(text(f"SELECT * FROM {call.format('copied')}"))
+        assert caught.value.orig.diag.message_primary == "materialized view public.copied has no unique index"
+        assert "CREATE UNIQUE INDEX" in caught.value.orig.diag.message_hint
+    with engine.begin() as connection:
+        connection.execute(text("CREATE UNIQUE INDEX ON copied (id) INCLUDE (part)"))
+        for call in calls:
+            of_view, of_table = (
+                connection.execute(text(f"SELECT * FROM {call.format(name)}")).all()
+                for name in ("copied", "kept")
+            )
+            assert of_view == of_table
+            assert of_view
