@@ -76,6 +76,12 @@ BEGIN
     ELSIF coalesce(jsonb_typeof(facts -> 'options'), 'null') NOT IN ('null', 'object') THEN
         RETURN 'options is not an object';
     END IF;
+    FOREACH key IN ARRAY ARRAY['max_tokens', 'query_prompt', 'document_prompt', 'precision'] LOOP
+        kind := CASE key WHEN 'max_tokens' THEN 'number' ELSE 'text' END;
+        IF replace(jsonb_typeof(facts -> 'options' -> key), 'string', 'text') <> kind THEN
+            RETURN format('the option %s of the encoder is not a %s', key, kind);
+        END IF;
+    END LOOP;
     template := facts ->> 'template';
     IF template IS NOT NULL THEN
         bare := regexp_replace(template, '\{\{|\}\}', '', 'g');

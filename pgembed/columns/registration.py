@@ -23,6 +23,9 @@ Facts: TypeAlias = dict[str, Any]
 #: How the comment begins; others are not ours.
 _BEGINNING = '{"pgembed":'
 _LONGEST = 65536
+#: The options of an encoder that this version knows.
+_OPTIONS = {"max_tokens": "number", "query_prompt": "text", "document_prompt": "text", "precision": "text"}
+_KINDS: dict[str, tuple[type, ...]] = {"number": (int, float), "text": (str,)}
 _LINE = re.compile(r"[^\x00-\x1f\x7f]{1,255}")
 
 
@@ -121,6 +124,10 @@ def _problem_of_values(facts: Facts) -> str | None:
         return "fill is not flush or worker"
     if not isinstance(facts.get("options"), dict | None):
         return "options is not an object"
+    options = facts.get("options") or {}
+    for name, kind in _OPTIONS.items():
+        if name in options and type(options[name]) not in _KINDS[kind]:
+            return f"the option {name} of the encoder is not a {kind}"
     return None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import logging
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -359,7 +360,11 @@ def test_a_text_that_is_cut_is_said_once_a_column(
             session.execute(changed.where(article.title == f"old {title}"))
         session.flush()
 
-    with Encoder(minilm_folder, max_tokens=8) as encoder, Session(engine) as session:
+    with (
+        Encoder(minilm_folder, max_tokens=8) as encoder,
+        Session(engine) as session,
+        caplog.at_level(logging.WARNING, logger="pgembed"),
+    ):
         models = Models(encoder=encoder)
         models.base.metadata.create_all(session.connection())
         write(session, models.article, "short")

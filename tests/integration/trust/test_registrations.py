@@ -136,6 +136,25 @@ def test_no_reader_raises(reader: Engine, written: str) -> None:
         assert "cannot be read: " in shown["article"]["problem"]
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("max_tokens", "64", "the option max_tokens of the encoder is not a number"),
+        ("max_tokens", True, "the option max_tokens of the encoder is not a number"),
+        ("query_prompt", None, "the option query_prompt of the encoder is not a text"),
+        ("precision", [], "the option precision of the encoder is not a text"),
+    ],
+)
+def test_options_of_the_encoder_are_of_their_types(reader: Engine, name: str, value: Any, said: str) -> None:
+    written = changed(options={name: value})
+    with reader.connect() as connection:
+        comment(connection, written)
+        shown, _ = read_all(connection)
+        connection.rollback()
+    assert shown["article"]["problem"].endswith(f"cannot be read: {said}")
+    assert read_registration(written) == (None, said)
+
+
 def test_one_comment_stops_no_worker(engine: Engine) -> None:
     good = model("public", "good")
     for table in (good, model("public", "article")):
