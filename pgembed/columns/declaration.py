@@ -238,7 +238,8 @@ def _digest_is_free(mapper: Mapper[Any], owner: type[Any]) -> None:
     """Before SQLAlchemy maps the digest: it would combine it with another column of the attribute's name."""
     table = mapper.local_table
     given = mapper._init_properties
-    placed = {column for prop in given.values() for column in getattr(prop, "columns", (prop,))}
+    listed = (prop if isinstance(prop, list | tuple) else [prop] for prop in given.values())
+    placed = {column for props in listed for prop in props for column in getattr(prop, "columns", (prop,))}
     for vector in _vectors(table) if isinstance(table, Table) else ():
         digest = table.c.get(f"{vector.name}_digest")
         if digest is not None and digest.key in given and digest not in placed:
