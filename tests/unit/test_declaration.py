@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import uuid
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 from sqlalchemy import (
@@ -34,6 +34,7 @@ from sqlalchemy.orm import (
     column_property,
     configure_mappers,
     mapped_column,
+    registry,
     synonym,
 )
 from sqlalchemy.schema import CreateIndex
@@ -423,39 +424,20 @@ def test_a_digest_declared_by_the_user_is_the_digest(kind: Any) -> None:
     assert taken.fingerprint.expression.key == embedding.digest.key
 
 
-def test_attributes_of_subclasses_and_of_several_columns() -> None:
-    class Local(DeclarativeBase):
-        pass
-
-    class Parent(Local):
-        __tablename__ = "parent"
-        id: Mapped[int] = mapped_column(primary_key=True)
-        kind: Mapped[str]
-        words: Mapped[str]
-        vec: Mapped[Vector | None] = embedding_column("words", encoder=ENCODER)
-        __mapper_args__: ClassVar[Any] = {"polymorphic_on": "kind", "polymorphic_identity": "parent"}
-
-    child = Table(
-        "child",
-        Local.metadata,
-        Column("child_id", ForeignKey("parent.id"), primary_key=True),
+def test_an_attribute_may_be_a_list_of_columns() -> None:
+    words = Table(
+        "words",
+        MetaData(),
+        Column("id", Integer, primary_key=True),
         Column("words", Text),
         embedding_column("words", encoder=ENCODER, name="vec").column,
     )
 
-    class Alone:
+    class Words:
         pass
 
-    Local.registry.map_imperatively(Alone, child, properties={"words": [child.c.words], "vec": child.c.vec})
-    assert isinstance(Alone.vec_digest.expression.type, Uuid)  # type: ignore[attr-defined]
-
-    with pytest.raises(DeclarationError, match=r"Other\.vec_digest is declared as something else"):
-
-        class Other(Parent):
-            __mapper_args__: ClassVar[Any] = {"polymorphic_identity": "other"}
-            vec_digest: Mapped[str | None] = mapped_column("other")
-
-    configure_mappers()
+    registry().map_imperatively(Words, words, properties={"words": [words.c.words]})
+    assert isinstance(Words.vec_digest.expression.type, Uuid)  # type: ignore[attr-defined]
 
 
 @pytest.mark.filterwarnings("ignore:Implicitly combining")
