@@ -19,7 +19,14 @@ from pgembed.database.install import require_installed
 from pgembed.exc import DeclarationError, EncoderError
 from pgembed.filling.registry import columns_of
 from pgembed.filling.targets import Refused, Target, find_targets
-from pgembed.indexes import IndexMissingError, IndexNotUsedError, Recall, recall, vector_index_of
+from pgembed.indexes import (
+    IndexMissingError,
+    IndexNotUsedError,
+    NoNeighboursError,
+    Recall,
+    recall,
+    vector_index_of,
+)
 from pgembed.indexes.catalogue import StandingIndex, written
 from pgembed.indexes.forms import declared_as, standing_on
 from pgembed.queries import semantic_search
@@ -231,6 +238,8 @@ def _measure(
         return None, problems  # searches are exact
     try:
         found = recall(connection, declared, queries=queries)
+    except NoNeighboursError:
+        return None, problems  # whatever is asked for, that one row is the answer
     except IndexNotUsedError as error:
         # The planner scans small tables: such searches are exact.
         return None, problems if rows < _SCANNED else [*problems, str(error)]

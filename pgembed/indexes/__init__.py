@@ -24,7 +24,12 @@ from pgembed.indexes.build import create, is_built
 from pgembed.indexes.checking import Finding, check
 from pgembed.indexes.concurrent import create_concurrently, drop, reindex
 from pgembed.indexes.declaration import HNSW, IVFFlat, VectorIndex
-from pgembed.indexes.errors import IndexBuildError, IndexMissingError, IndexNotUsedError
+from pgembed.indexes.errors import (
+    IndexBuildError,
+    IndexMissingError,
+    IndexNotUsedError,
+    NoNeighboursError,
+)
 from pgembed.indexes.explaining import Explanation, explain
 from pgembed.indexes.indexed import Indexed, indexed
 from pgembed.indexes.measuring import Latency, Recall, recall
@@ -47,6 +52,7 @@ __all__ = [
     "IndexNotUsedError",
     "Indexed",
     "Latency",
+    "NoNeighboursError",
     "Parameter",
     "Plan",
     "Progress",

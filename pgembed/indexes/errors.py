@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pgembed.exc import DatabaseError
+from pgembed.exc import DatabaseError, QueryError
 
 
 class IndexBuildError(DatabaseError):
@@ -32,3 +32,10 @@ class IndexNotUsedError(DatabaseError):
         self.index = index
         self.reasons = tuple(reasons)
         super().__init__(f"the planner does not use {index}: {'; '.join(reasons)}")
+
+
+class NoNeighboursError(QueryError):
+    """There is no recall to measure: no query has a neighbour."""
+
+    def __init__(self) -> None:
+        super().__init__("no query has a neighbour: the table has fewer than two vectors")

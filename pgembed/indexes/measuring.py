@@ -16,7 +16,7 @@ from sqlalchemy.sql.elements import ColumnElement
 from pgembed.exc import DeclarationError, QueryError, need_connection
 from pgembed.indexes.asking import Key, Queries, ask, keys_of
 from pgembed.indexes.catalogue import StandingIndex, require
-from pgembed.indexes.errors import IndexNotUsedError
+from pgembed.indexes.errors import IndexNotUsedError, NoNeighboursError
 from pgembed.indexes.explaining import plan_of, reasons, uses
 from pgembed.indexes.indexed import Indexed
 from pgembed.indexes.methods import ACCESS_METHODS, Search
@@ -280,10 +280,10 @@ def share_found(found: Sequence[float], exact: Sequence[float]) -> float:
 def interval(shares: Sequence[float], k: int) -> tuple[float, float, float]:
     """Mean of the shares of all queries, with its 95 % interval.
 
-    :raises QueryError: there are none.
+    :raises NoNeighboursError: there are none.
     """
     if not shares:
-        raise QueryError("no query has a neighbour: the table has fewer than two vectors")
+        raise NoNeighboursError
     queries = len(shares)
     mean = float(np.mean(shares))
     variance = float(np.var(shares, ddof=1)) / queries if queries > 1 else 0.0

@@ -136,6 +136,16 @@ def test_the_gate_says_that_few_rows_are_scanned(underway: Migrations) -> None:
     assert (found["exact"], found["recall"], found["ready"]) == (True, None, True)
 
 
+@pytest.mark.parametrize("rows", [0, 1])
+def test_the_gate_opens_for_a_row_without_neighbours(underway: Migrations, rows: int) -> None:
+    with underway.engine.begin() as connection:
+        connection.execute(text("DELETE FROM article WHERE id > :rows"), {"rows": rows})
+    fill(underway, AFTER)
+    underway.upgrade()
+    (found,) = json.loads(run(underway, "status", *MODELS, "--gate", "0.95", "--json"))
+    assert (found["recall"], found["ready"]) == (None, True)
+
+
 def test_the_gate_opens_for_rows_of_blanks(underway: Migrations) -> None:
     """A text for the encoder, and none that can be searched for."""
     with underway.engine.begin() as connection:
