@@ -28,9 +28,9 @@ import numpy as np
 from contestants import Encode, fastembed, graph_for_fastembed, sentence_transformers
 
 from pgembed.encoders import Encoder, export_onnx
-from pgembed.encoders.feeds import fresh
+from pgembed.encoders.onnx.feeds import fresh
+from pgembed.encoders.text.tokenizer import TOKENIZER_FILE, Tokenizer
 from pgembed.encoders.threads import available_threads
-from pgembed.encoders.tokens import TOKENIZER_FILE, Tokenizer
 
 KINDS = ("short", "mixed", "256 tokens")
 

@@ -10,7 +10,8 @@ import typer
 from rich.table import Table
 
 from pgembed.cli.options import print_table, say
-from pgembed.encoders import EncoderSpec, lookup
+from pgembed.encoders import EncoderSpec
+from pgembed.encoders.sources import lookup
 from pgembed.encoders.spec import SPEC_FILE
 from pgembed.exc import EncoderFilesError
 

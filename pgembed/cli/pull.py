@@ -28,7 +28,7 @@ def pull(
 ) -> None:
     """Fetch a model and make an encoder of it."""
     from pgembed.encoders import EncoderSpec
-    from pgembed.encoders.hub import pull as fetch
+    from pgembed.encoders.sources.hub import pull as fetch
     from pgembed.encoders.spec import SPEC_FILE
 
     folder = fetch(model_id, revision=revision, name=name, into=into, offline=offline)

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pgembed.encoders.spec import EncoderSpec
-from pgembed.encoders.tokenizing import AnyTokenizer
+from pgembed.encoders.text.tokenizing import AnyTokenizer
 
 Kind = Literal["document", "query"]
 Vectors = npt.NDArray[np.float32]

@@ -11,15 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from pgembed.encoders import device as devices
-from pgembed.encoders import lookup
 from pgembed.encoders.backend import Backend, Counts, Kind, Source, Vectors
 from pgembed.encoders.executor import in_thread
-from pgembed.encoders.local import Local
-from pgembed.encoders.recent import RecentVectors
+from pgembed.encoders.onnx import device as devices
+from pgembed.encoders.sources import lookup
+from pgembed.encoders.sources.local import Local
 from pgembed.encoders.spec import EncoderSpec
-from pgembed.encoders.texts import checked, checked_ids, distinct, repeated
-from pgembed.encoders.tokenizing import AnyTokenizer
+from pgembed.encoders.text.recent import RecentVectors
+from pgembed.encoders.text.texts import checked, checked_ids, distinct, repeated
+from pgembed.encoders.text.tokenizing import AnyTokenizer
 from pgembed.exc import EncoderError, EncoderOptionError, encoder_errors
 
 PRECISIONS = ("auto", "fp32", "fp16", "int8")
@@ -136,7 +136,7 @@ class Encoder:
         :param query_cache: how many vectors of queries are remembered.
         :raises EncoderOptionError: the URL is none.
         """
-        from pgembed.encoders.remote import Remote
+        from pgembed.encoders.sources.remote import Remote
 
         source = Remote(
             url,

@@ -25,7 +25,7 @@ from sqlalchemy.sql.selectable import ScalarSelect
 from sqlalchemy.types import NullType
 
 from pgembed.columns.conditions import condition
-from pgembed.encoders.texts import checked
+from pgembed.encoders.text.texts import checked
 from pgembed.exc import QueryError
 
 _PART = r"(?:\"(?:[^\"]|\"\")+\"|[^\W\d][\w$]*)"

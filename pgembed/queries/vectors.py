@@ -44,7 +44,7 @@ from pgembed.columns import Array, Embedding, TextEncoder, VectorType, answered,
 from pgembed.columns.concurrency import off_event_loop
 from pgembed.columns.types import is_postgres
 from pgembed.columns.values import Storage, as_bits, as_sparse
-from pgembed.encoders.texts import checked
+from pgembed.encoders.text.texts import checked
 from pgembed.exc import QueryError, UnsupportedDialectError, encoder_errors
 from pgembed.queries.target import Target
 

@@ -13,7 +13,7 @@ from pgembed.encoders.export.int8 import Int8Graph
 from pgembed.encoders.export.packed import PackedGraph
 from pgembed.encoders.export.pipeline import Pipeline
 from pgembed.encoders.export.weights import Weights, weight_files
-from pgembed.encoders.graphs import CUDA_FILE, INT8_FILE, MODEL_FILE, WEIGHTS_FILE
+from pgembed.encoders.onnx.graph_files import CUDA_FILE, INT8_FILE, MODEL_FILE, WEIGHTS_FILE
 
 _GRAPHS: dict[str, type[Graph]] = {MODEL_FILE: Graph}
 # All share the weights in 32 bit; only those in 8 bit are stored a second time.

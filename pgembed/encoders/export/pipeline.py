@@ -10,8 +10,8 @@ from pathlib import Path
 from pgembed.encoders.files import Folder, is_name, shown
 from pgembed.encoders.settings import Settings, read_json
 from pgembed.encoders.spec import SPEC_FILE
-from pgembed.encoders.tokens import TOKENIZER_FILE
-from pgembed.encoders.words import WORDS_FILE
+from pgembed.encoders.text.tokenizer import TOKENIZER_FILE
+from pgembed.encoders.text.words import WORDS_FILE
 from pgembed.exc import EncoderFilesError
 
 # The order in which several flags of the older format are concatenated.

@@ -5,7 +5,7 @@
 lists the encoders with their specs, ``GET /health`` answers while the server lives.
 """
 
+from pgembed.encoders.serving.endpoints import Server
 from pgembed.encoders.serving.limits import Limits
-from pgembed.encoders.serving.server import Server
 
 __all__ = ["Limits", "Server"]

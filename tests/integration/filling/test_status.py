@@ -12,7 +12,7 @@ from sqlalchemy import Column, Engine, Integer, MetaData, Table, Text, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from pgembed import HNSW, Encoder, Vector, embedding_column, indexes
-from pgembed.encoders.graphs import MODEL_FILE
+from pgembed.encoders.onnx.graph_files import MODEL_FILE
 from pgembed.exc import EncoderFilesError
 from pgembed.filling import backfill
 from pgembed.filling.cuts import Cuts, count_cuts

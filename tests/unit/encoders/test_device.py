@@ -14,9 +14,10 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from pgembed.encoders import Encoder, device, lanes, runtime
-from pgembed.encoders.device import CPU_PROVIDER, CUDA_PROVIDER, Device
-from pgembed.encoders.runtime import plan
+from pgembed.encoders import Encoder
+from pgembed.encoders.onnx import device, lanes, runtime
+from pgembed.encoders.onnx.device import CPU_PROVIDER, CUDA_PROVIDER, Device
+from pgembed.encoders.onnx.runtime import plan
 from pgembed.exc import DeviceError, EncoderFilesError, EncoderOptionError
 
 
@@ -74,7 +75,7 @@ def test_auto_does_without_a_gpu_that_cannot_be_used(
 
     monkeypatch.setattr(device, "_logged", set())
     monkeypatch.setattr(device, "choose", lambda name: Device("cpu" if name == "cpu" else "cuda"))
-    monkeypatch.setattr("pgembed.encoders.runtime._open", opened_on_cpu(fell_back))
+    monkeypatch.setattr("pgembed.encoders.onnx.runtime._open", opened_on_cpu(fell_back))
     with pytest.raises(DeviceError, match="no libraries"):
         Encoder(minilm_folder, device="cuda").encode_documents(["x"])
     vectors = Encoder(minilm_folder).encode_documents(["x"])
@@ -283,5 +284,5 @@ def test_memory_does_not_grow_with_the_number_of_texts(minilm_folder: Path) -> N
     texts = ["a", "b"] * 10 + [str(i) for i in range(50)]
     with Encoder(minilm_folder) as encoder, pytest.MonkeyPatch.context() as patch:
         whole = encoder.encode_documents(texts)
-        patch.setattr("pgembed.encoders.runtime._WINDOW", 16)
+        patch.setattr("pgembed.encoders.onnx.runtime._WINDOW", 16)
         assert np.abs(encoder.encode_documents(texts) - whole).max() < 1e-6

@@ -169,7 +169,8 @@ def asked(port: int) -> str:
 CUDA = """
 import os, sys
 import onnxruntime
-from pgembed.encoders import Encoder, device
+from pgembed.encoders import Encoder
+from pgembed.encoders.onnx import device
 from pgembed.exc import DeviceError
 
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"

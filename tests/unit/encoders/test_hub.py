@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from pgembed.encoders import Encoder
-from pgembed.encoders.hub import pull
+from pgembed.encoders.sources.hub import pull
 from pgembed.exc import DownloadError, EncoderFilesError, EncoderOptionError, UnsupportedArchitectureError
 
 ROOT = Path(__file__).parents[3]
@@ -317,7 +317,7 @@ def test_names_of_folders(tmp_path: Path, name: str) -> None:
 def test_without_the_package_that_writes_graphs(tmp_path: Path) -> None:
     code = (
         "import sys; sys.modules['onnx'] = None\n"
-        "from pgembed.encoders.hub import pull\n"
+        "from pgembed.encoders.sources.hub import pull\n"
         "from pgembed.exc import MissingExtraError\n"
         "try: pull('org/tiny')\n"
         "except MissingExtraError as error: print(error)"

@@ -31,5 +31,5 @@ def test_no_circles() -> None:
         }
         for name, path in files.items()
     }
-    assert "pgembed.encoders.remote" in graph["pgembed.encoders.encoder"]
+    assert "pgembed.encoders.sources.remote" in graph["pgembed.encoders.encoder"]
     assert len(list(graphlib.TopologicalSorter(graph).static_order())) == len(files)

@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pgembed.encoders import Encoder, export_onnx, lanes, runtime
-from pgembed.encoders.device import Device
-from pgembed.encoders.feeds import packed, padded, without_prompt
-from pgembed.encoders.tokens import Tokens
+from pgembed.encoders import Encoder, export_onnx
+from pgembed.encoders.onnx import lanes, runtime
+from pgembed.encoders.onnx.device import Device
+from pgembed.encoders.onnx.feeds import packed, padded, without_prompt
+from pgembed.encoders.text.tokenizer import Tokens
 
 MODELS = Path(__file__).parents[2] / "golden" / "models"
 PLAN = runtime.plan

@@ -19,9 +19,9 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
 from pgembed.encoders import Encoder, export_onnx
-from pgembed.encoders.feeds import packed
-from pgembed.encoders.tokenizing import open_tokenizer
-from pgembed.encoders.tokens import Tokens
+from pgembed.encoders.onnx.feeds import packed
+from pgembed.encoders.text.tokenizer import Tokens
+from pgembed.encoders.text.tokenizing import open_tokenizer
 
 MODELS = Path(__file__).parents[2] / "golden" / "models"
 TEXTS: list[str] = json.loads((MODELS / "texts.json").read_text())["texts"]

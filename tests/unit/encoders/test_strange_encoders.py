@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from pgembed.encoders import Encoder, EncoderSpec, export_onnx
-from pgembed.encoders.graphs import external_files
+from pgembed.encoders.onnx.graph_files import external_files
 from pgembed.exc import (
     EncoderError,
     EncoderFilesError,

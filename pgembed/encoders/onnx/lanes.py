@@ -21,8 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pgembed.encoders.backend import Vectors
-from pgembed.encoders.device import Device
-from pgembed.encoders.feeds import Feed
+from pgembed.encoders.onnx.device import Device
+from pgembed.encoders.onnx.feeds import Feed
 
 _RUNTIMES = ("libcudart.so.13", "libcudart.so.12")
 _PORTABLE = 1  # cudaHostRegisterPortable

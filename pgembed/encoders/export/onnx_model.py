@@ -19,7 +19,7 @@ from pgembed.encoders.export.graph import OPSET, Graph, WeightFile
 from pgembed.encoders.export.pipeline import Pipeline
 from pgembed.encoders.export.weights import Weights, weight_files
 from pgembed.encoders.files import Folder, check_file, shown
-from pgembed.encoders.graphs import MODEL_FILE, WEIGHTS_FILE
+from pgembed.encoders.onnx.graph_files import MODEL_FILE, WEIGHTS_FILE
 from pgembed.exc import EncoderFilesError
 
 PLACES = ("model.onnx", "onnx/model.onnx")

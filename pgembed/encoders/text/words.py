@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pgembed.encoders.settings import Settings
-from pgembed.encoders.tokens import Tokens
+from pgembed.encoders.text.tokenizer import Tokens
 from pgembed.exc import EncoderFilesError
 
 WORDS_FILE = "whitespacetokenizer_config.json"

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Protocol
 
 from pgembed.encoders.spec import EncoderSpec
-from pgembed.encoders.tokens import TOKENIZER_FILE, Tokenizer, Tokens
-from pgembed.encoders.words import WORDS_FILE, WordTokenizer
+from pgembed.encoders.text.tokenizer import TOKENIZER_FILE, Tokenizer, Tokens
+from pgembed.encoders.text.words import WORDS_FILE, WordTokenizer
 
 
 class AnyTokenizer(Protocol):

@@ -13,20 +13,20 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from pgembed.encoders import device as devices
 from pgembed.encoders import forks
 from pgembed.encoders.backend import Encoded, Kind, Vectors
-from pgembed.encoders.batching import batches
-from pgembed.encoders.device import CPU_PROVIDER, CUDA_PROVIDER, Device
-from pgembed.encoders.feeds import Allocate, Batch, Feed, Feeder, fresh, packed, padded, without_prompt
 from pgembed.encoders.files import check_file, shown
-from pgembed.encoders.graphs import CUDA_FILE, INT8_FILE, MODEL_FILE, WEIGHTS_FILE, external_files
-from pgembed.encoders.lanes import Lanes
+from pgembed.encoders.onnx import device as devices
+from pgembed.encoders.onnx.batching import batches
+from pgembed.encoders.onnx.device import CPU_PROVIDER, CUDA_PROVIDER, Device
+from pgembed.encoders.onnx.feeds import Allocate, Batch, Feed, Feeder, fresh, packed, padded, without_prompt
+from pgembed.encoders.onnx.graph_files import CUDA_FILE, INT8_FILE, MODEL_FILE, WEIGHTS_FILE, external_files
+from pgembed.encoders.onnx.lanes import Lanes
 from pgembed.encoders.spec import SPEC_FILE, EncoderSpec
+from pgembed.encoders.text.tokenizer import TOKENIZER_FILE, Tokens
+from pgembed.encoders.text.tokenizing import tokenizer_of
+from pgembed.encoders.text.words import WORDS_FILE
 from pgembed.encoders.threads import available_threads
-from pgembed.encoders.tokenizing import tokenizer_of
-from pgembed.encoders.tokens import TOKENIZER_FILE, Tokens
-from pgembed.encoders.words import WORDS_FILE
 from pgembed.exc import DeviceError, EncoderError, EncoderFilesError, EncoderOptionError
 
 Job = TypeVar("Job")

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from pgembed.encoders.backend import Encoded, Kind, Vectors
-from pgembed.encoders.client import Client
+from pgembed.encoders.sources.client import Client
 from pgembed.encoders.spec import EncoderSpec
 from pgembed.exc import EncoderError, EncoderOptionError, EncoderServerError, FingerprintMismatchError
 

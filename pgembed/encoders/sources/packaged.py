@@ -6,8 +6,8 @@ import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
-from pgembed.encoders import lookup
 from pgembed.encoders.export import export_onnx
+from pgembed.encoders.sources import lookup
 from pgembed.encoders.spec import SPEC_FILE, EncoderSpec
 from pgembed.exc import EncoderFilesError, EncoderNotFoundError, EncoderOptionError
 

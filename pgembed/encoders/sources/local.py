@@ -6,11 +6,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pgembed.encoders import forks, lookup
-from pgembed.encoders.graphs import MODEL_FILE, QUERY_FOLDER, WEIGHTS_FILE
-from pgembed.encoders.runtime import OnnxRuntime
+from pgembed.encoders import forks
+from pgembed.encoders.onnx.graph_files import MODEL_FILE, QUERY_FOLDER, WEIGHTS_FILE
+from pgembed.encoders.onnx.runtime import OnnxRuntime
+from pgembed.encoders.sources import lookup
 from pgembed.encoders.spec import SPEC_FILE, EncoderSpec
-from pgembed.encoders.tokenizing import AnyTokenizer, tokenizer_of
+from pgembed.encoders.text.tokenizing import AnyTokenizer, tokenizer_of
 from pgembed.exc import EncoderFilesError, EncoderNotFoundError, FingerprintMismatchError
 
 

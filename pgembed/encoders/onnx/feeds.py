@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from pgembed.encoders.tokens import Tokens
+from pgembed.encoders.text.tokenizer import Tokens
 
 Feed = dict[str, npt.NDArray[Any]]
 Batch = npt.NDArray[np.intp]

@@ -11,14 +11,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pgembed.encoders import lookup
 from pgembed.encoders.export import export_onnx, pipeline, require_onnx
 from pgembed.encoders.export.pipeline import ROUTER_FILE, SETTINGS_FILES
 from pgembed.encoders.export.weights import INDEX_FILE, SINGLE_FILE, file_digest, shards
 from pgembed.encoders.files import Folder, is_name, shown, stand_in
+from pgembed.encoders.sources import lookup
 from pgembed.encoders.spec import SPEC_FILE, EncoderSpec
-from pgembed.encoders.tokens import TOKENIZER_FILE
-from pgembed.encoders.words import WORDS_FILE
+from pgembed.encoders.text.tokenizer import TOKENIZER_FILE
+from pgembed.encoders.text.words import WORDS_FILE
 from pgembed.exc import DownloadError, EncoderFilesError, EncoderOptionError
 
 _SETTINGS = (

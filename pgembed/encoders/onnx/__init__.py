@@ -1,0 +1,1 @@
+"""Running an encoder's graph with ONNX Runtime: devices, batches, memory, sessions."""
