@@ -31,6 +31,7 @@ VERSION = text("SHOW server_version")
 USER = """
 import os, signal, sys, time
 from pgembed.database import embedded
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored
 with embedded(sys.argv[1]) as url:
     print(url, flush=True)
     {then}
