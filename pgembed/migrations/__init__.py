@@ -10,7 +10,7 @@ From there on ``alembic revision --autogenerate`` and ``alembic check`` compare,
 anyway: pgembed's SQL objects and the extension; type and dimensions of vector columns; vector indexes by
 access method, operator class, parameters, expression, predicate and validity; pending indexes by predicate
 and registration. A changed encoder becomes a series of revisions that keeps the old vectors in use until the
-new ones are there (:mod:`pgembed.migrations.series`). Migrations may use the operations of
+new ones are there (:mod:`pgembed.migrations.compare.encoder_series`). Migrations may use the operations of
 :mod:`pgembed.migrations.operations`.
 
 The files that are generated import neither models nor encoders.
@@ -25,7 +25,7 @@ try:
 except ImportError as error:
     raise MissingExtraError("alembic", "migrations", needed_for="pgembed.migrations") from error
 
-from pgembed.migrations.errors import MigrationError
+from pgembed.migrations.definitions import MigrationError
 from pgembed.migrations.setup import setup
 
 __all__ = ["MigrationError", "setup"]

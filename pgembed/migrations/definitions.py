@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
+from alembic.util import CommandError
 from sqlalchemy import Column, Index, MetaData, Table, literal_column
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import conv
@@ -14,6 +15,7 @@ from sqlalchemy.types import NullType
 
 from pgembed.columns import PendingIndex
 from pgembed.database.schema_events import RegisterEmbedding
+from pgembed.exc import PgembedError
 from pgembed.indexes import ACCESS_METHODS, access_method_of
 from pgembed.indexes.indexed import bare
 from pgembed.indexes.methods import AUTO
@@ -24,6 +26,13 @@ Facts = dict[str, Any]
 _DIALECT: Any = postgresql.dialect(paramstyle="named")  # type: ignore[no-untyped-call]
 # SQLAlchemy 2.0 doubles backslashes until a connection says that the server takes them as they are.
 _DIALECT._backslash_escapes = False
+
+
+class MigrationError(PgembedError, CommandError):
+    """A migration cannot do what it says, in this environment or with the rows as they are.
+
+    The command line of Alembic prints it as one line.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)

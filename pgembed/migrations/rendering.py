@@ -18,15 +18,15 @@ from pgembed.migrations.definitions import (
     PendingIndexDefinition,
     VectorIndexDefinition,
 )
+from pgembed.migrations.operations.base import NextRevisionOp, NothingOp
 from pgembed.migrations.operations.installation import InstallPgembedOp, UninstallPgembedOp
-from pgembed.migrations.operations.locking import LockTableOp, SetNotNullOp
-from pgembed.migrations.operations.nothing import NextRevisionOp, NothingOp
 from pgembed.migrations.operations.pending_index import (
     CreatePendingIndexOp,
     DropPendingIndexOp,
     RegisterEmbeddingOp,
     ReplacePendingIndexOp,
 )
+from pgembed.migrations.operations.table_locks import LockTableOp, SetNotNullOp
 from pgembed.migrations.operations.vector_column import AlterVectorColumnOp, AssertBackfilledOp
 from pgembed.migrations.operations.vector_index import (
     CreateVectorIndexOp,

@@ -13,7 +13,7 @@ from alembic.operations import MigrateOperation, ops
 from alembic.util import rev_id
 
 from pgembed.database.scripts import REVISION
-from pgembed.migrations.operations.nothing import NextRevisionOp
+from pgembed.migrations.operations.base import NextRevisionOp
 
 #: What the revisions of a series are called after the first: by the places between :class:`NextRevisionOp`.
 _SUFFIXES = ("", "drop", "add", "index", "not null")

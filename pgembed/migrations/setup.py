@@ -8,16 +8,15 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
-from alembic.autogenerate import comparators, renderers
+from alembic.autogenerate import renderers
 from alembic.operations import MigrateOperation, Operations
-from alembic.util import DispatchPriority
 
-from pgembed.migrations import comparison, index_comparison, others, rendering, series
+from pgembed.migrations import compare, rendering
 from pgembed.migrations.operations import (
+    base,
     installation,
-    locking,
-    nothing,
     pending_index,
+    table_locks,
     vector_column,
     vector_index,
 )
@@ -39,10 +38,10 @@ _OPERATIONS: tuple[tuple[type[MigrateOperation], str | None, _Run, _Render], ...
         installation.run_uninstall,
         rendering.uninstall_pgembed,
     ),
-    (nothing.NothingOp, None, nothing.run_nothing, rendering.nothing),
-    (nothing.NextRevisionOp, None, nothing.run_nothing, rendering.next_revision),
-    (locking.LockTableOp, "lock_table", locking.run_lock, rendering.lock_table),
-    (locking.SetNotNullOp, "set_not_null", locking.run_set_not_null, rendering.set_not_null),
+    (base.NothingOp, None, base.run_nothing, rendering.nothing),
+    (base.NextRevisionOp, None, base.run_nothing, rendering.next_revision),
+    (table_locks.LockTableOp, "lock_table", table_locks.run_lock, rendering.lock_table),
+    (table_locks.SetNotNullOp, "set_not_null", table_locks.run_set_not_null, rendering.set_not_null),
     (
         vector_index.CreateVectorIndexOp,
         "create_vector_index",
@@ -104,7 +103,8 @@ def setup() -> None:
 
     ``context.configure(..., pgembed_concurrently=True)`` has autogenerate write ``concurrently=True`` for
     indexes of tables that are there already. ``pgembed_reembed="in_place"`` has it change the encoder of a
-    column where it is, instead of writing the series of :mod:`pgembed.migrations.series`; for one run,
+    column where it is, instead of writing the series of
+    :mod:`pgembed.migrations.compare.encoder_series`; for one run,
     ``alembic -x reembed=in_place revision --autogenerate``.
     """
     # Reflection knows the types vector and halfvec once this is imported.
@@ -116,18 +116,7 @@ def setup() -> None:
         Operations.implementation_for(operation)(_translated(run))
         renderers.dispatch_for(operation)(render)
 
-    # A subgroup of its own keeps what one comparator returns from stopping others. "types" is Alembic's: a
-    # vector column that was compared here is not compared again there.
-    for target, priority, subgroup, comparator in (
-        ("schema", DispatchPriority.FIRST, "pgembed.installation", comparison.compare_installation),
-        ("column", DispatchPriority.FIRST, "types", comparison.compare_vector_type),
-        ("table", DispatchPriority.LAST, "pgembed.indexes", index_comparison.compare_indexes),
-        ("schema", DispatchPriority.LAST, "pgembed.series", series.settle_drops),
-        ("schema", DispatchPriority.LAST, "pgembed.others", others.settle_entities),
-    ):
-        comparators.dispatch_for(target, priority=priority, qualifier="postgresql", subgroup=subgroup)(
-            comparator
-        )
+    compare.setup()
 
 
 def _translated(run: _Run) -> _Run:

@@ -14,8 +14,8 @@ from pgembed.indexes.catalogue import name_of, relation_of
 from pgembed.indexes.locks import turn
 from pgembed.indexes.partitions import is_partitioned
 from pgembed.indexes.settings import unlimited
-from pgembed.migrations.errors import MigrationError
-from pgembed.migrations.operations.quoting import qualified_name
+from pgembed.migrations.definitions import MigrationError
+from pgembed.migrations.operations.base import qualified_name
 
 
 class RenameIndex(DDLElement):

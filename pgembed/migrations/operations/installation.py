@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from alembic.operations import MigrateOperation, Operations
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import DropSchema
 
 from pgembed.database.install import install
-from pgembed.database.scripts import REVISION
+from pgembed.database.scripts import REVISION, installation
 from pgembed.database.server import require_visible
-from pgembed.migrations.errors import MigrationError
-from pgembed.migrations.operations.nothing import NothingOp
-from pgembed.migrations.operations.scripts import installation_script
+from pgembed.migrations.definitions import MigrationError
+from pgembed.migrations.operations.base import NothingOp
 
 
 class InstallPgembedOp(MigrateOperation):
@@ -127,3 +127,14 @@ def run_uninstall(operations: Operations, operation: UninstallPgembedOp) -> None
     operations.execute(DropSchema("pgembed", cascade=True, if_exists=True))
     if operation.extension:
         operations.execute("DROP EXTENSION IF EXISTS vector")
+
+
+def installation_script(extension_schema: str) -> list[str]:
+    """The statements that :func:`pgembed.database.install` runs, without their final semicolons.
+
+    :param extension_schema: the quoted name of the schema where the extension ``vector`` is.
+    """
+    scripts = installation(extension_schema)
+    dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
+    record = scripts.record().compile(dialect=dialect, compile_kwargs={"literal_binds": True})
+    return [*(statement.removesuffix(";") for statement in scripts.statements), str(record)]

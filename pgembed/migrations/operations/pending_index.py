@@ -12,13 +12,13 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.schema import DDLElement, conv
 
 from pgembed.migrations.definitions import Facts, PendingIndexDefinition
+from pgembed.migrations.operations.base import literal, qualified_name
 from pgembed.migrations.operations.concurrency import (
     RenameIndex,
     create_index,
     drop_index,
     temporary_name,
 )
-from pgembed.migrations.operations.quoting import literal, qualified_name
 
 
 class CreatePendingIndexOp(MigrateOperation):

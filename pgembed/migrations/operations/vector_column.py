@@ -16,11 +16,9 @@ from pgembed.columns.digest import digest_sql, pending_sql, recipe
 from pgembed.columns.types import shape_of
 from pgembed.exc import DeclarationError
 from pgembed.indexes.catalogue import written
-from pgembed.migrations.catalogue import indexes_of
-from pgembed.migrations.definitions import Facts, PendingIndexDefinition, sql
-from pgembed.migrations.errors import MigrationError
-from pgembed.migrations.operations.nothing import NothingOp
-from pgembed.migrations.operations.quoting import literal
+from pgembed.migrations.definitions import Facts, MigrationError, PendingIndexDefinition, sql
+from pgembed.migrations.operations.base import NothingOp, literal
+from pgembed.migrations.reflection import indexes_of
 
 
 class AlterVectorColumnOp(MigrateOperation):

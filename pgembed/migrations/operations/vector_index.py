@@ -9,8 +9,7 @@ from alembic.operations import MigrateOperation, Operations
 from sqlalchemy import func, select
 
 from pgembed.indexes.indexed import bare
-from pgembed.migrations.definitions import VectorIndexDefinition
-from pgembed.migrations.errors import MigrationError
+from pgembed.migrations.definitions import MigrationError, VectorIndexDefinition
 from pgembed.migrations.operations.concurrency import (
     RenameIndex,
     create_index,

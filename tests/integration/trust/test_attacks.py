@@ -20,7 +20,7 @@ from pgembed.exc import MissingPrivilegeError, NotTrustedError
 from pgembed.filling import Worker, backfill
 from pgembed.filling.cycle import Settings
 from pgembed.filling.targets import Refused, Target, model_targets, registered_targets
-from pgembed.migrations.catalogue import indexes_of
+from pgembed.migrations.reflection import indexes_of
 from pgembed.testing import HashEncoder
 
 from .conftest import Mallory, problems

@@ -21,7 +21,7 @@ from pgembed.filling.cycle import Settings
 from pgembed.filling.reembedding import changes
 from pgembed.filling.targets import Refused, Target, model_targets, registered_targets
 from pgembed.indexes import check
-from pgembed.migrations.catalogue import indexes_of
+from pgembed.migrations.reflection import indexes_of
 from pgembed.testing import HashEncoder
 
 from .test_attacks import model

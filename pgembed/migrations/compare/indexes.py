@@ -1,43 +1,62 @@
 """What autogenerate compares of a table's indexes: vector indexes and pending indexes.
 
-:mod:`pgembed.migrations.series` says which columns take the place of others; here it is put into operations.
+:mod:`pgembed.migrations.compare.encoder_series` says which columns take the place of others; here it is put
+into operations.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
+from alembic.autogenerate import comparators
 from alembic.autogenerate.api import AutogenContext
 from alembic.operations import MigrateOperation, ops
-from alembic.util import PriorityDispatchResult
-from sqlalchemy import Connection, Index, Table
+from alembic.util import DispatchPriority, PriorityDispatchResult
+from sqlalchemy import Connection, Index, Table, literal_column, select
+from sqlalchemy.exc import DBAPIError
 
 from pgembed.columns import PendingIndex, embeddings_of
+from pgembed.indexes import ACCESS_METHODS, access_method_of
 from pgembed.indexes.catalogue import name_of, written
+from pgembed.indexes.explaining import plan_of
 from pgembed.indexes.partitions import is_partitioned
-from pgembed.migrations.catalogue import indexes_of
-from pgembed.migrations.column_changes import convert_not_null, convert_vector_types
+from pgembed.migrations.compare.columns import convert_not_null, convert_vector_types
+from pgembed.migrations.compare.encoder_series import Series, dependent, find_series, in_place, settle
+from pgembed.migrations.compare.refusals import check_renamed
 from pgembed.migrations.definitions import (
     Definition,
+    MigrationError,
     PendingIndexDefinition,
     VectorIndexDefinition,
 )
-from pgembed.migrations.errors import MigrationError
-from pgembed.migrations.index_operations import create_op, drop_op, registration_ops, replace_op, same
-from pgembed.migrations.operations.locking import LockTableOp
+from pgembed.migrations.operations.pending_index import (
+    CreatePendingIndexOp,
+    DropPendingIndexOp,
+    RegisterEmbeddingOp,
+    ReplacePendingIndexOp,
+)
+from pgembed.migrations.operations.table_locks import LockTableOp
 from pgembed.migrations.operations.vector_column import AlterVectorColumnOp, AssertBackfilledOp
 from pgembed.migrations.operations.vector_index import (
     CreateVectorIndexOp,
+    DropVectorIndexOp,
     ReplaceVectorIndexOp,
 )
-from pgembed.migrations.our_indexes import declared_indexes, definition_of, in_both, take_over
-from pgembed.migrations.refusals import check_renamed
+from pgembed.migrations.reflection import indexes_of
 from pgembed.migrations.revisions import in_parts
-from pgembed.migrations.series import Series, dependent, find_series, in_place, settle
 
 log = logging.getLogger(__name__)
+
+
+def setup() -> None:
+    """Register the comparator, which runs after all others of a table."""
+    comparators.dispatch_for(
+        "table", priority=DispatchPriority.LAST, qualifier="postgresql", subgroup="pgembed.indexes"
+    )(compare_indexes)
 
 
 def compare_indexes(
@@ -94,7 +113,7 @@ class _Comparison:
     :ivar before: operations that go before those on columns, and ``after``, those that go after them.
     :ivar before_drop: what is checked before old columns are dropped.
     :ivar before_return: what a downgrade checks before old columns are ``NOT NULL`` again.
-    :ivar drop_old: the parts of a series; see :mod:`pgembed.migrations.series`.
+    :ivar drop_old: the parts of a series; see :mod:`pgembed.migrations.compare.encoder_series`.
     :ivar series_of: the index names of new columns, with the column.
     :ivar old_indexes: the index names of columns whose place was taken.
     :ivar filled_first: the index names of columns that a table in use gets, with the column.
@@ -322,3 +341,138 @@ def _replaced_by(definition: Definition | None) -> str | None:
     if not isinstance(definition, PendingIndexDefinition):
         return None
     return (definition.registration or {}).get("replaces")
+
+
+def declared_indexes(table: Table | None, schema: str | None) -> dict[str, Definition]:
+    """The vector and pending indexes of a model's table, by the names that they get in the database."""
+    found: dict[str, Definition] = {}
+    for index in table.indexes if table is not None else ():
+        name = name_of(index)
+        definition = definition_of(index, name, schema)
+        if definition is not None:
+            found[name] = definition
+    return found
+
+
+def definition_of(index: Index, name: str, schema: str | None) -> Definition | None:
+    """What an index is, if it is one of ours."""
+    if isinstance(index, PendingIndex):
+        return PendingIndexDefinition.of(index, name, schema)
+    if access_method_of(index) in ACCESS_METHODS:
+        return VectorIndexDefinition.of(index, name, schema)
+    return None
+
+
+def take_over(
+    modify_ops: ops.ModifyTableOps, declared: dict[str, Definition], existing: dict[str, Definition]
+) -> tuple[set[str], set[str]]:
+    """Remove Alembic's operations on our indexes; the names that it would create, and drop."""
+    created: set[str] = set()
+    dropped: set[str] = set()
+    kept: list[MigrateOperation] = []
+    for operation in modify_ops.ops:
+        if isinstance(operation, ops.CreateIndexOp) and operation.index_name in declared:
+            created.add(str(operation.index_name))
+        elif isinstance(operation, ops.DropIndexOp) and operation.index_name in existing:
+            dropped.add(str(operation.index_name))
+        else:
+            if isinstance(operation, ops.DropIndexOp) and operation.index_name in declared:
+                dropped.add(str(operation.index_name))
+            kept.append(operation)
+    modify_ops.ops[:] = kept
+    return created, dropped
+
+
+def in_both(context: AutogenContext, conn_table: Table | None, metadata_table: Table | None) -> set[str]:
+    """The names of indexes that are on both sides and that the filters of ``env.py`` let through."""
+    if conn_table is None or metadata_table is None:
+        return set()
+    found = {str(index.name): index for index in conn_table.indexes}
+    parents: Any = {"table_name": str(conn_table.name), "schema_name": conn_table.schema}
+    names = set()
+    for index in metadata_table.indexes:
+        name = name_of(index)
+        if (
+            name in found
+            and context.run_name_filters(name, "index", dict(parents))
+            and context.run_object_filters(index, name, "index", False, found[name])
+        ):
+            names.add(name)
+    return names
+
+
+def same(connection: Connection, table: Table, old: Definition, new: Definition) -> bool:
+    """Whether an index stands as it is declared, its registration apart."""
+    if (old.where is None) != (new.where is None):
+        return False
+    pairs = [] if old.where is None or new.where is None else [(old.where, new.where)]
+    if isinstance(old, PendingIndexDefinition) and isinstance(new, PendingIndexDefinition):
+        if not old.same_settings(new):
+            return False
+    elif isinstance(old, VectorIndexDefinition) and isinstance(new, VectorIndexDefinition):
+        if old.column != new.column or not old.same_settings(new):
+            return False
+        if old.expression is not None and new.expression is not None:
+            pairs.append((old.expression, new.expression))
+    else:
+        return False
+    return same_in_database(connection, table, pairs)
+
+
+def registration_ops(old: Definition, new: Definition) -> list[MigrateOperation]:
+    if not isinstance(old, PendingIndexDefinition) or not isinstance(new, PendingIndexDefinition):
+        return []
+    if old.registration == new.registration:
+        return []
+    return [RegisterEmbeddingOp(new.name, new.registration, existing=old.registration, schema=new.schema)]
+
+
+def create_op(definition: Definition, concurrently: bool) -> MigrateOperation:
+    if isinstance(definition, VectorIndexDefinition):
+        return CreateVectorIndexOp(definition, concurrently=concurrently)
+    return CreatePendingIndexOp(definition, concurrently=concurrently)
+
+
+def replace_op(old: Definition, new: Definition, concurrently: bool) -> MigrateOperation:
+    if isinstance(old, VectorIndexDefinition) and isinstance(new, VectorIndexDefinition):
+        return ReplaceVectorIndexOp(new, old, concurrently=concurrently)
+    assert isinstance(old, PendingIndexDefinition)
+    assert isinstance(new, PendingIndexDefinition)
+    return ReplacePendingIndexOp(new, old, concurrently=concurrently)
+
+
+def drop_op(definition: Definition, concurrently: bool) -> MigrateOperation:
+    if isinstance(definition, VectorIndexDefinition):
+        return DropVectorIndexOp(definition, concurrently=concurrently)
+    return DropPendingIndexOp(definition, concurrently=concurrently)
+
+
+def same_in_database(connection: Connection, table: Table, pairs: Sequence[tuple[str, str]]) -> bool:
+    """Whether the two expressions of each pair over a table's columns are the same to Postgres.
+
+    Postgres keeps an expression as a tree and writes it out in a form of its own: both are put into one
+    ``EXPLAIN``, which writes them in the same form. It changes nothing and needs no more than ``SELECT``.
+    An expression that Postgres does not understand (a column that is not there yet) is another one.
+    """
+    pairs = [(left, right) for left, right in pairs if left != right]
+    if not pairs:
+        return True
+    columns: list[Any] = [
+        literal_column(side).label(f"{name}{number}")
+        for number, pair in enumerate(pairs)
+        for name, side in zip(("l", "r"), pair, strict=True)
+    ]
+    try:
+        with _savepoint(connection):
+            output = plan_of(connection, select(*columns).select_from(table))["Output"]
+    except DBAPIError:
+        return False
+    return all(output[2 * number] == output[2 * number + 1] for number in range(len(pairs)))
+
+
+def _savepoint(connection: Connection) -> AbstractContextManager[Any]:
+    """A failed statement spoils the transaction it is in; in autocommit there is none, and no savepoint."""
+    try:
+        return connection.begin_nested()
+    except DBAPIError:
+        return nullcontext()

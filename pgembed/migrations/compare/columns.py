@@ -1,16 +1,32 @@
-"""What Alembic found changed of vector columns, as operations of pgembed."""
+"""Type, dimensions and ``NOT NULL`` of vector columns, as autogenerate compares them."""
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
+from alembic.autogenerate import comparators
+from alembic.autogenerate.api import AutogenContext
 from alembic.operations import MigrateOperation, ops
-from sqlalchemy import Table
+from alembic.util import DispatchPriority, PriorityDispatchResult
+from sqlalchemy import Column, Table
 
 from pgembed.columns.embedding import INFO
+from pgembed.columns.types import shape_of
 from pgembed.exc import DeclarationError
-from pgembed.migrations.operations.locking import SetNotNullOp
+from pgembed.migrations.operations.table_locks import SetNotNullOp
 from pgembed.migrations.operations.vector_column import AlterVectorColumnOp, discards
+
+log = logging.getLogger(__name__)
+
+_Result = PriorityDispatchResult
+
+
+def setup() -> None:
+    """Register the comparator in Alembic's own subgroup: a type compared here is not compared there again."""
+    comparators.dispatch_for(
+        "column", priority=DispatchPriority.FIRST, qualifier="postgresql", subgroup="types"
+    )(compare_vector_type)
 
 
 def convert_not_null(modify_ops: ops.ModifyTableOps, model: Table | None) -> list[MigrateOperation]:
@@ -70,3 +86,28 @@ def convert_vector_types(modify_ops: ops.ModifyTableOps) -> None:
                 continue
         converted.append(operation)
     modify_ops.ops[:] = converted
+
+
+def compare_vector_type(
+    context: AutogenContext,
+    operation: ops.AlterColumnOp,
+    schema: str | None,  # noqa: ARG001
+    table_name: Any,
+    column_name: Any,
+    found: Column[Any],
+    declared: Column[Any],
+) -> PriorityDispatchResult:
+    """Storage and dimensions of a vector column, in place of the comparison by the type's text."""
+    if context.opts.get("compare_type", True) is False:
+        return _Result.CONTINUE
+    try:
+        shapes = shape_of(found.type), shape_of(declared.type)
+    except DeclarationError:  # not a vector on both sides
+        return _Result.CONTINUE
+    if "bit" in (shapes[0][0], shapes[1][0]):  # a type of Postgres's own, which Alembic compares
+        return _Result.CONTINUE
+    operation.existing_type = found.type
+    if shapes[0] != shapes[1]:
+        operation.modify_type = declared.type
+        log.info("Detected vector type change from %s to %s on '%s.%s'", *shapes, table_name, column_name)
+    return _Result.STOP

@@ -1,20 +1,16 @@
-"""What stands in the database, and whether two expressions say the same there."""
+"""The indexes of a table in the database, as definitions."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from sqlalchemy import Connection, Table, literal_column, select, text
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy import Connection, Table, text
 
 from pgembed.columns.registration import read_registration
 from pgembed.columns.trust import require_trust
-from pgembed.database.install import is_installed
 from pgembed.indexes import ACCESS_METHODS
 from pgembed.indexes.catalogue import written
-from pgembed.indexes.explaining import plan_of
 from pgembed.migrations.definitions import (
     Definition,
     PendingIndexDefinition,
@@ -86,50 +82,6 @@ def indexes_of(connection: Connection, table: Table, pending: set[str]) -> dict[
                 valid=row.valid,
             )
     return found
-
-
-def same_in_database(connection: Connection, table: Table, pairs: Sequence[tuple[str, str]]) -> bool:
-    """Whether the two expressions of each pair over a table's columns are the same to Postgres.
-
-    Postgres keeps an expression as a tree and writes it out in a form of its own: both are put into one
-    ``EXPLAIN``, which writes them in the same form. It changes nothing and needs no more than ``SELECT``.
-    An expression that Postgres does not understand (a column that is not there yet) is another one.
-    """
-    pairs = [(left, right) for left, right in pairs if left != right]
-    if not pairs:
-        return True
-    columns: list[Any] = [
-        literal_column(side).label(f"{name}{number}")
-        for number, pair in enumerate(pairs)
-        for name, side in zip(("l", "r"), pair, strict=True)
-    ]
-    try:
-        with _savepoint(connection):
-            output = plan_of(connection, select(*columns).select_from(table))["Output"]
-    except DBAPIError:
-        return False
-    return all(output[2 * number] == output[2 * number + 1] for number in range(len(pairs)))
-
-
-def _savepoint(connection: Connection) -> AbstractContextManager[Any]:
-    """A failed statement spoils the transaction it is in; in autocommit there is none, and no savepoint."""
-    try:
-        return connection.begin_nested()
-    except DBAPIError:
-        return nullcontext()
-
-
-def installed_revision(connection: Connection) -> int | None:
-    """The revision of pgembed's SQL objects that is installed; ``None`` for none."""
-    if not is_installed(connection):
-        return None
-    revision: int | None = connection.scalar(text("SELECT revision FROM pgembed.version"))
-    return revision
-
-
-def has_extension(connection: Connection) -> bool:
-    """Whether the extension ``vector`` is there."""
-    return bool(connection.scalar(text("SELECT true FROM pg_catalog.pg_extension WHERE extname = 'vector'")))
 
 
 def _parameters(options: Sequence[str] | None) -> dict[str, Any]:

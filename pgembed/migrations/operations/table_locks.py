@@ -13,9 +13,9 @@ from sqlalchemy.schema import AddConstraint, DDLElement, conv
 from sqlalchemy.types import NullType, TypeEngine
 
 from pgembed.exc import sqlstate
-from pgembed.migrations.errors import MigrationError
+from pgembed.migrations.definitions import MigrationError
+from pgembed.migrations.operations.base import NothingOp
 from pgembed.migrations.operations.concurrency import autocommit, check_own_transaction, temporary_name
-from pgembed.migrations.operations.nothing import NothingOp
 
 _LOCK_NOT_AVAILABLE = "55P03"
 _CHECK_VIOLATION = "23514"

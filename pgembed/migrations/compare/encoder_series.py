@@ -21,19 +21,17 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from alembic.autogenerate import comparators
 from alembic.autogenerate.api import AutogenContext
 from alembic.operations import MigrateOperation, ops
-from alembic.util import PriorityDispatchResult
+from alembic.util import DispatchPriority, PriorityDispatchResult
 from sqlalchemy import Column, Connection, MetaData, Table, text
 
 from pgembed.columns import EmbeddingColumn, embeddings_of
 from pgembed.columns.embedding import INFO, SOURCES
 from pgembed.filling.reembedding_plan import next_name
 from pgembed.indexes.catalogue import written
-from pgembed.migrations.definitions import Definition, Facts, PendingIndexDefinition
-from pgembed.migrations.errors import MigrationError
-from pgembed.migrations.operations.nothing import NextRevisionOp
-from pgembed.migrations.refusals import (
+from pgembed.migrations.compare.refusals import (
     check_distinct,
     check_one_at_a_time,
     check_replaced,
@@ -41,6 +39,8 @@ from pgembed.migrations.refusals import (
     check_undeclared,
     registrations,
 )
+from pgembed.migrations.definitions import Definition, Facts, MigrationError, PendingIndexDefinition
+from pgembed.migrations.operations.base import NextRevisionOp
 
 _DEPENDENT = text("""
 SELECT c.relname
@@ -50,6 +50,13 @@ SELECT c.relname
  WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.refclassid = 'pg_catalog.pg_class'::regclass
    AND d.refobjid = pg_catalog.to_regclass(:relation) AND a.attname = :column
 """)
+
+
+def setup() -> None:
+    """Register the comparator that runs when all tables are compared."""
+    comparators.dispatch_for(
+        "schema", priority=DispatchPriority.LAST, qualifier="postgresql", subgroup="pgembed.series"
+    )(settle_drops)
 
 
 @dataclass
@@ -207,7 +214,7 @@ def find_series(
     """The columns of a table that take the place of others.
 
     :param compared: names of the indexes that are on both sides and that the filters let through.
-    :raises MigrationError: see :mod:`pgembed.migrations.refusals`.
+    :raises MigrationError: see :mod:`pgembed.migrations.compare.refusals`.
     """
     if table is None or model is None:
         return []

@@ -9,8 +9,7 @@ from sqlalchemy import Table
 from pgembed.columns import EmbeddingColumn, embeddings_of
 from pgembed.columns.types import shape_of
 from pgembed.exc import DeclarationError
-from pgembed.migrations.definitions import Definition, PendingIndexDefinition
-from pgembed.migrations.errors import MigrationError
+from pgembed.migrations.definitions import Definition, MigrationError, PendingIndexDefinition
 
 
 def registrations(existing: Mapping[str, Definition]) -> dict[str, PendingIndexDefinition]:
