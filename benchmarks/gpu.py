@@ -29,7 +29,7 @@ import numpy as np
 from encoder import medians, operations
 
 from pgembed.encoders import Encoder, export_onnx
-from pgembed.encoders.text.tokenizing import open_tokenizer
+from pgembed.encoders.text.tokenizer import open_tokenizer
 
 # layers, width, inner width, heads
 SHAPES = {

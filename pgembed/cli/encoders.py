@@ -11,7 +11,7 @@ from rich.table import Table
 
 from pgembed.cli.options import print_table, say
 from pgembed.encoders import EncoderSpec
-from pgembed.encoders.sources import lookup
+from pgembed.encoders.sources import local
 from pgembed.encoders.spec import SPEC_FILE
 from pgembed.exc import EncoderFilesError
 
@@ -29,8 +29,8 @@ def show(
     as_json: Annotated[bool, typer.Option("--json", help="Print the spec as JSON.")] = False,
 ) -> None:
     """Print what decides an encoder's vectors, and its fingerprint."""
-    path = Path(encoder) if Path(encoder).exists() else lookup.as_path(encoder)
-    file = lookup.spec_file(path.absolute() if path else lookup.find(encoder))
+    path = Path(encoder) if Path(encoder).exists() else local.as_path(encoder)
+    file = local.spec_file(path.absolute() if path else local.find(encoder))
     spec = EncoderSpec.load(file)
     if as_json:
         say(json.dumps(spec.document(), indent=2, ensure_ascii=False))
@@ -67,7 +67,7 @@ def list_() -> None:
     table = Table("name", "dimensions", "tokens")
     for heading in ("fingerprint", "folder"):
         table.add_column(heading, overflow="fold")
-    for folder in lookup.folders():
+    for folder in local.folders():
         for file in sorted(folder.glob(f"*/{SPEC_FILE}")):
             try:
                 spec = EncoderSpec.load(file)

@@ -15,7 +15,7 @@ def off_event_loop(function: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwar
 
     SQLAlchemy's asyncio extension runs its synchronous internals (flushes, bind processors) in a greenlet,
     and lets such code await by switching to the greenlet of the loop. Outside of it, this is a plain call.
-    The thread is one of :mod:`pgembed.encoders.executor`. Errors of ``function`` reach the caller as they
+    The thread is one of :mod:`pgembed.encoders.threads`. Errors of ``function`` reach the caller as they
     are; context variables are those of the caller.
     """
     # Without greenlet nothing runs in one, and SQLAlchemy's own functions raise.
@@ -25,6 +25,6 @@ def off_event_loop(function: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwar
 
     if not in_greenlet():
         return function(*args, **kwargs)
-    from pgembed.encoders.executor import in_thread
+    from pgembed.encoders.threads import in_thread
 
     return await_only(in_thread(function, *args, **kwargs))

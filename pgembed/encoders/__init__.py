@@ -4,22 +4,21 @@
 encoder from a model's weights, :func:`packaged` from an installed package. Importing this package loads
 neither a runtime nor a tokenizer.
 
-===============  ===================================================================================
-file             what it is for
-===============  ===================================================================================
-encoder          the encoder as users hold it
-spec             what decides a vector, and its hash: the fingerprint
-files, settings  files that somebody else wrote: which belong to a folder; JSON read by type
-backend          what the sources of encoders have in common
-threads          the threads that a process may have
-executor         the threads on which programs under asyncio encode
-forks            what a forked child inherits of native libraries
-text             texts checked, and as token ids
-onnx             ONNX Runtime: devices, batches, memory, sessions
-export           models to encoder folders, without torch
-sources          a folder, a package, the Hugging Face hub, a server
-serving          ``pgembed serve``
-===============  ===================================================================================
+=======  ===========================================================================================
+file     what it is for
+=======  ===========================================================================================
+encoder  the encoder as users hold it
+spec     what decides a vector, and its hash: the fingerprint
+backend  what a session of this process and a server have in common
+files    files that somebody else wrote: which belong to a folder, what their JSON says
+threads  how many threads a process may use, and those of programs under asyncio
+forks    what a forked child inherits of native libraries
+text     texts checked, and as token ids
+onnx     ONNX Runtime: devices, batches, memory, sessions
+export   models to encoder folders, without torch
+sources  a folder, a package, the Hugging Face hub, a server
+serving  ``pgembed serve``
+=======  ===========================================================================================
 """
 
 from pgembed.encoders.encoder import Encoder

@@ -11,18 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from pgembed.encoders.backend import Backend, Counts, Kind, Source, Vectors
-from pgembed.encoders.executor import in_thread
-from pgembed.encoders.onnx import device as devices
-from pgembed.encoders.sources import lookup
-from pgembed.encoders.sources.local import Local
+from pgembed.encoders.backend import Backend, Counts, Kind, Vectors
+from pgembed.encoders.sources import Source
+from pgembed.encoders.sources.local import Local, as_path
 from pgembed.encoders.spec import EncoderSpec
-from pgembed.encoders.text.recent import RecentVectors
-from pgembed.encoders.text.texts import checked, checked_ids, distinct, repeated
-from pgembed.encoders.text.tokenizing import AnyTokenizer
+from pgembed.encoders.text.texts import RecentVectors, checked, checked_ids, distinct, repeated
+from pgembed.encoders.text.tokenizer import AnyTokenizer
+from pgembed.encoders.threads import in_thread
 from pgembed.exc import EncoderError, EncoderOptionError, encoder_errors
-
-PRECISIONS = ("auto", "fp32", "fp16", "int8")
 
 
 class Encoder:
@@ -72,14 +68,9 @@ class Encoder:
         query_encoder: str | os.PathLike[str] | Encoder | None = None,
         query_cache: int = 1024,
     ) -> None:
-        devices.check_name(device)
-        if precision not in PRECISIONS:
-            raise EncoderOptionError("precision", precision, needed=" or ".join(PRECISIONS))
-        if threads is not None and threads < 1:
-            raise EncoderOptionError("threads", threads, needed="1 or more")
         source = Local(
             given=str(name_or_path),
-            path=lookup.as_path(name_or_path),
+            path=as_path(name_or_path),
             fingerprint=fingerprint,
             options={
                 "dimensions": dimensions,

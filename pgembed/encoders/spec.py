@@ -20,8 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pgembed.encoders.files import shown
-from pgembed.encoders.settings import Settings, read_json
+from pgembed.encoders.files import Settings, read_json, shown
 from pgembed.exc import EncoderFilesError, EncoderOptionError
 
 SPEC_FILE = "encoder.json"

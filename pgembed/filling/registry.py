@@ -17,7 +17,7 @@ from pgembed.columns.registration import fields_of
 from pgembed.database.install import require_installed
 from pgembed.encoders import Encoder
 from pgembed.encoders.files import is_name
-from pgembed.encoders.sources.lookup import VARIABLE
+from pgembed.encoders.sources.local import VARIABLE
 from pgembed.exc import NotInstalledError, NotTrustedError, RegistrationError
 
 _REGISTERED = """

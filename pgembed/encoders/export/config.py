@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pgembed.encoders.export.graph import ACTIVATIONS
-from pgembed.encoders.settings import Settings
+from pgembed.encoders.files import Settings
 
 _LARGEST = 1_000_000  # of a width or a number of positions, far beyond that of any model
 _DEEPEST = 1000

@@ -15,12 +15,11 @@ from pgembed.encoders.export.onnx_model import Ready, find
 from pgembed.encoders.export.pipeline import Pipeline
 from pgembed.encoders.export.tokenizer_config import copy_tokenizer
 from pgembed.encoders.export.weights import digest, file_digest, has_weights
-from pgembed.encoders.files import Folder
+from pgembed.encoders.files import Folder, read_json
 from pgembed.encoders.onnx.graph_files import QUERY_FOLDER
 from pgembed.encoders.onnx.runtime import OnnxRuntime
-from pgembed.encoders.settings import read_json
 from pgembed.encoders.spec import SPEC_FILE, EncoderSpec
-from pgembed.encoders.text.tokenizing import open_tokenizer
+from pgembed.encoders.text.tokenizer import open_tokenizer
 from pgembed.exc import (
     EncoderFilesError,
     EncoderOptionError,

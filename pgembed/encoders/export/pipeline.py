@@ -7,11 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pgembed.encoders.files import Folder, is_name, shown
-from pgembed.encoders.settings import Settings, read_json
+from pgembed.encoders.files import Folder, Settings, is_name, read_json, shown
 from pgembed.encoders.spec import SPEC_FILE
-from pgembed.encoders.text.tokenizer import TOKENIZER_FILE
-from pgembed.encoders.text.words import WORDS_FILE
+from pgembed.encoders.text.tokenizer import TOKENIZER_FILE, WORDS_FILE
 from pgembed.exc import EncoderFilesError
 
 # The order in which several flags of the older format are concatenated.

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pgembed.encoders.export.pipeline import Pipeline
-from pgembed.encoders.settings import Settings
+from pgembed.encoders.files import Settings
 
 _FAMILIES = {
     "BertTokenizer": "bert",

@@ -11,8 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pgembed.encoders.export.safetensors import SafetensorsFile
-from pgembed.encoders.files import Folder, shown, stand_in
-from pgembed.encoders.settings import Settings
+from pgembed.encoders.files import Folder, Settings, shown, stand_in
 from pgembed.exc import EncoderFilesError
 
 Array = npt.NDArray[np.float32]

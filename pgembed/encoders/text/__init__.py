@@ -1,1 +1,1 @@
-"""Texts on their way in: checked, each different one once, and as token ids."""
+"""Texts on their way in: checked, equal ones once, as token ids."""

@@ -1,14 +1,18 @@
-"""Texts on their way in: checked one by one, and each different text kept once."""
+"""Texts on their way in: checked one by one, equal ones encoded once, and recent queries not again."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
+from pgembed.encoders.backend import Counts, Vectors
 from pgembed.exc import TextError
 
+Encode = Callable[[list[str]], tuple[Vectors, Counts]]
 Indices = npt.NDArray[np.intp]
 
 _ROWS = 4096  # moved at once
@@ -75,7 +79,7 @@ def distinct(texts: Sequence[str]) -> tuple[list[str], Indices]:
     return list(seen), inverse
 
 
-def repeated(vectors: npt.NDArray[np.float32], inverse: Indices) -> npt.NDArray[np.float32]:
+def repeated(vectors: Vectors, inverse: Indices) -> Vectors:
     """``vectors[inverse]`` for the indices of :func:`distinct`, in the place of ``vectors``.
 
     A text's like appears no later than itself, so that rows can be filled from the last to the first, and
@@ -86,3 +90,42 @@ def repeated(vectors: npt.NDArray[np.float32], inverse: Indices) -> npt.NDArray[
         start = max(end - _ROWS, 0)
         vectors[start:end] = vectors[inverse[start:end]]
     return vectors
+
+
+class RecentVectors:
+    """A small memory of text to vector that forgets what was not asked for the longest.
+
+    :param size: how many texts are remembered.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._lock = threading.Lock()
+        self._known: OrderedDict[str, tuple[Vectors, int]] = OrderedDict()
+
+    def through(self, texts: list[str], encode: Encode, dimensions: int) -> tuple[Vectors, Counts]:
+        """Vectors of ``texts`` and their numbers of tokens; only the unknown ones go to ``encode``.
+
+        :returns: float32 of shape (texts, dimensions) and int64 of shape (texts), the caller's own.
+        """
+        if not self._size:
+            return encode(texts)
+        vectors = np.empty((len(texts), dimensions), dtype=np.float32)
+        counts = np.empty(len(texts), dtype=np.int64)
+        missing = []
+        with self._lock:
+            for index, text in enumerate(texts):
+                known = self._known.get(text)
+                if known is None:
+                    missing.append(index)
+                else:
+                    self._known.move_to_end(text)
+                    vectors[index], counts[index] = known
+        if missing:
+            vectors[missing], counts[missing] = encode([texts[index] for index in missing])
+            with self._lock:
+                for index in missing[-self._size :]:
+                    self._known[texts[index]] = vectors[index].copy(), int(counts[index])
+                while len(self._known) > self._size:
+                    self._known.popitem(last=False)
+        return vectors, counts

@@ -1,23 +1,29 @@
-"""Texts to token ids, without padding and cut where the model says, not where ``tokenizer.json`` does."""
+"""Texts to token ids: by a model's ``tokenizer.json``, or by looking up words.
+
+There is no padding, and texts are cut where the spec says, not where ``tokenizer.json`` does.
+"""
 
 from __future__ import annotations
 
 import json
+import string
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from pgembed.encoders import forks
-from pgembed.encoders.files import check_file
+from pgembed.encoders.files import Settings, check_file
+from pgembed.encoders.spec import EncoderSpec
 from pgembed.exc import EncoderFilesError, EncoderOptionError
 
 TOKENIZER_FILE = "tokenizer.json"
+WORDS_FILE = "whitespacetokenizer_config.json"
 
 # Texts handed to the tokenizer at once: enough for its threads, few enough that its bulky results, which are
 # reduced to arrays of ids at once, stay small.
@@ -59,6 +65,58 @@ class Tokens:
     def lengths(self) -> npt.NDArray[np.int64]:
         """Tokens of each text."""
         return np.diff(self.offsets)
+
+
+class AnyTokenizer(Protocol):
+    """What the runtime needs of a tokenizer."""
+
+    @property
+    def highest_id(self) -> int:
+        """The largest token id that it can give."""
+        ...
+
+    def leading(self, prompt: str) -> int:
+        """How many tokens of a text that begins with ``prompt`` are those of the prompt."""
+        ...
+
+    def decode(self, arrays: Sequence[Sequence[int]]) -> list[str]:
+        """The texts that arrays of its ids stand for."""
+        ...
+
+    def __call__(self, texts: Sequence[str]) -> Tokens:
+        """Tokenise ``texts``."""
+        ...
+
+
+def open_tokenizer(
+    folder: Path,
+    *,
+    max_tokens: int,
+    special_tokens: bool = True,
+    lowercase: bool = False,
+    words: bool = False,
+) -> AnyTokenizer:
+    """Open the tokenizer in ``folder``.
+
+    :param words: whether it is a list of words.
+    :raises EncoderFilesError: it is missing or damaged.
+    """
+    if words:
+        return WordTokenizer(folder / WORDS_FILE, max_tokens=max_tokens)
+    return Tokenizer(
+        folder / TOKENIZER_FILE, max_tokens=max_tokens, special_tokens=special_tokens, lowercase=lowercase
+    )
+
+
+def tokenizer_of(folder: Path, spec: EncoderSpec) -> AnyTokenizer:
+    """The tokenizer in ``folder`` with the limit and the habits that the spec states."""
+    return open_tokenizer(
+        folder,
+        max_tokens=spec.max_tokens,
+        special_tokens=spec.special_tokens,
+        lowercase=spec.lowercase,
+        words=WORDS_FILE in spec.files,
+    )
 
 
 class Tokenizer:
@@ -185,3 +243,55 @@ def _splits_at_blanks(tokenizer: Any) -> bool:
         step["type"] in _SPLITTING and step.get("use_regex", True) and step.get("split", True)
         for step in steps
     )
+
+
+class WordTokenizer:
+    """A vocabulary of words: the tokenizer of plain word vectors such as GloVe.
+
+    The rules are those of ``WhitespaceTokenizer`` in sentence-transformers: a word is tried as it is, then
+    without punctuation around it, then in lower case; stop words and unknown words are left out.
+
+    :param path: JSON with ``vocab``, ``stop_words`` and ``do_lower_case``.
+    :param max_tokens: words of a text beyond which it is cut.
+    :raises EncoderFilesError: the file is missing or says something else.
+    """
+
+    def __init__(self, path: Path, *, max_tokens: int) -> None:
+        try:
+            config = Settings.read(path)
+            self._ids = {word: index for index, word in enumerate(config.texts("vocab"))}
+            self._stop_words = frozenset(config.texts("stop_words", []))
+            self._lowercase = config.flag("do_lower_case", False)
+        except EncoderFilesError as error:
+            needed = f"{error.needed}, as a word tokenizer has it"
+            raise EncoderFilesError(path, f"no vocabulary ({error.found})", needed=needed) from error
+        self._max_tokens = max_tokens
+
+    @property
+    def highest_id(self) -> int:
+        """The largest id of a word."""
+        return len(self._ids) - 1
+
+    def decode(self, arrays: Sequence[Sequence[int]]) -> list[str]:
+        """The words of arrays of ids, with blanks between them."""
+        words = list(self._ids)
+        return [" ".join(words[index] for index in ids) for ids in arrays]
+
+    def leading(self, prompt: str) -> int:
+        """How many words of a text that begins with ``prompt`` are those of the prompt."""
+        return len(self._words(prompt))
+
+    def __call__(self, texts: Sequence[str]) -> Tokens:
+        """Look up the words of ``texts``."""
+        return Tokens.of([self._words(text) for text in texts], limit=self._max_tokens)
+
+    def _words(self, text: str) -> list[int]:
+        ids = []
+        for word in (text.lower() if self._lowercase else text).split():
+            for form in (word, word.strip(string.punctuation), word.strip(string.punctuation).lower()):
+                if form in self._stop_words:
+                    break
+                if form in self._ids:
+                    ids.append(self._ids[form])
+                    break
+        return ids

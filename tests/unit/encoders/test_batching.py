@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pgembed.encoders import threads
-from pgembed.encoders.onnx.batching import batches
+from pgembed.encoders.onnx.feeds import batches
 
 
 @given(st.lists(st.integers(0, 300), max_size=200), st.integers(1, 2000), st.sampled_from([0, 16, 5000]))

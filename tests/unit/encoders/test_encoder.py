@@ -59,7 +59,7 @@ def test_spec_file_alone_is_enough_until_something_is_encoded(
     path.parent.mkdir()
     path.write_bytes((minilm_folder / "encoder.json").read_bytes())
     monkeypatch.setenv("PGEMBED_ENCODERS", str(tmp_path / "nothing"))
-    monkeypatch.setattr("pgembed.encoders.sources.lookup.default_folder", lambda: tmp_path / "default")
+    monkeypatch.setattr("pgembed.encoders.sources.local.default_folder", lambda: tmp_path / "default")
     encoder = Encoder(path)
     assert (encoder.fingerprint, encoder.dimensions) == (minilm.fingerprint, 384)
     with pytest.raises(EncoderNotFoundError, match="weights are looked up by its name"):
@@ -72,7 +72,7 @@ def test_stated_fingerprint_needs_no_files(
     minilm_folder: Path, minilm: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PGEMBED_ENCODERS", str(tmp_path))
-    monkeypatch.setattr("pgembed.encoders.sources.lookup.default_folder", lambda: tmp_path / "default")
+    monkeypatch.setattr("pgembed.encoders.sources.local.default_folder", lambda: tmp_path / "default")
     stated = Encoder("all-MiniLM-L6-v2", fingerprint=minilm.fingerprint, dimensions=384)
     other = Encoder("all-MiniLM-L6-v2", fingerprint="0" * 32, dimensions=384)
     assert (stated.name, stated.fingerprint, stated.dimensions) == (
@@ -99,7 +99,7 @@ def test_names_are_never_relative_to_the_working_directory(
 ) -> None:
     monkeypatch.chdir(minilm_folder.parent)
     monkeypatch.setenv("PGEMBED_ENCODERS", "")
-    monkeypatch.setattr("pgembed.encoders.sources.lookup.default_folder", lambda: tmp_path)
+    monkeypatch.setattr("pgembed.encoders.sources.local.default_folder", lambda: tmp_path)
     with pytest.raises(EncoderNotFoundError, match="is a name"):
         Encoder("all-MiniLM-L6-v2")
     relative = Encoder("./all-MiniLM-L6-v2")

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from pgembed.encoders import executor
-from pgembed.encoders.executor import VARIABLE, in_thread
+from pgembed.encoders import threads
+from pgembed.encoders.threads import VARIABLE, in_thread
 from pgembed.exc import EncoderOptionError
 
 PATIENCE = 60.0  # seconds; what takes longer hangs
@@ -25,9 +25,9 @@ PATIENCE = 60.0  # seconds; what takes longer hangs
 def two_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """New ones, two at most."""
     monkeypatch.setenv(VARIABLE, "2")
-    monkeypatch.setattr(executor, "_executor", None)
+    monkeypatch.setattr(threads, "_executor", None)
     yield
-    started: Any = executor._executor
+    started: Any = threads._executor
     if started is not None:
         started.shutdown()
 
@@ -139,7 +139,7 @@ async def test_a_size_that_is_none(two_threads: None, monkeypatch: pytest.Monkey
 def test_the_end_of_a_program_waits_for_what_has_begun_and_for_nothing_else() -> None:
     program = """
 import asyncio, threading
-from pgembed.encoders.executor import in_thread
+from pgembed.encoders.threads import in_thread
 
 begun, ended = threading.Event(), threading.Event()
 

@@ -26,10 +26,29 @@ def test_no_circles() -> None:
         for path in (ROOT / "pgembed" / "encoders").rglob("*.py")
     }
     graph = {
-        name: {  # `from pgembed.encoders import lookup` names a module, not what stands around it
+        name: {  # `from pgembed.encoders import forks` names a module, not what stands around it
             other for other in imported(path) & files.keys() if not f"{name}.".startswith(f"{other}.")
         }
         for name, path in files.items()
     }
     assert "pgembed.encoders.sources.remote" in graph["pgembed.encoders.encoder"]
     assert len(list(graphlib.TopologicalSorter(graph).static_order())) == len(files)
+
+
+#: From the bottom up; the files beside the rooms, but for the encoder, are shared by all.
+ROOMS = ("text", "onnx", "export", "sources", "encoder", "serving")
+
+
+def test_rooms_have_an_order() -> None:
+    seen = set()
+    for path in (ROOT / "pgembed" / "encoders").rglob("*.py"):
+        room = path.relative_to(ROOT / "pgembed" / "encoders").parts[0].removesuffix(".py")
+        if room == "__init__":
+            continue
+        for other in imported(path):
+            needed = other.removeprefix("pgembed.encoders.").split(".")[0]
+            if other.startswith("pgembed.encoders.") and needed in ROOMS and needed != room:
+                seen.add((room, needed))
+                assert room in ROOMS, f"{path} is shared, and needs {needed}"
+                assert ROOMS.index(needed) < ROOMS.index(room), f"{path} needs {needed}"
+    assert ("encoder", "sources") in seen

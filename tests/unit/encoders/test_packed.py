@@ -20,8 +20,7 @@ from onnx.reference.op_run import OpRun
 
 from pgembed.encoders import Encoder, export_onnx
 from pgembed.encoders.onnx.feeds import packed
-from pgembed.encoders.text.tokenizer import Tokens
-from pgembed.encoders.text.tokenizing import open_tokenizer
+from pgembed.encoders.text.tokenizer import Tokens, open_tokenizer
 
 MODELS = Path(__file__).parents[2] / "golden" / "models"
 TEXTS: list[str] = json.loads((MODELS / "texts.json").read_text())["texts"]

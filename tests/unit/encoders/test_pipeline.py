@@ -12,7 +12,7 @@ import pytest
 
 from pgembed.encoders import Encoder, EncoderSpec, export_onnx
 from pgembed.encoders.spec import SPEC_FILE
-from pgembed.encoders.text.tokenizing import tokenizer_of
+from pgembed.encoders.text.tokenizer import tokenizer_of
 from pgembed.exc import EncoderError, EncoderFilesError
 
 MODELS = Path(__file__).parents[2] / "golden" / "models"

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pgembed.encoders import Encoder, export_onnx
-from pgembed.encoders.text.recent import RecentVectors
+from pgembed.encoders.text.texts import RecentVectors
 from pgembed.exc import EncoderError, EncoderOptionError
 
 MODELS = Path(__file__).parents[2] / "golden" / "models"

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 import tokenizers
 
-from pgembed.encoders.text.tokenizer import TOKENIZER_FILE, Tokenizer
-from pgembed.encoders.text.words import WORDS_FILE, WordTokenizer
+from pgembed.encoders.text.tokenizer import TOKENIZER_FILE, WORDS_FILE, Tokenizer, WordTokenizer
 from pgembed.exc import EncoderFilesError
 
 MODELS = Path(__file__).parents[2] / "golden" / "models"
