@@ -6,6 +6,7 @@ one exception is the cache of the Hugging Face hub, whose snapshots consist of l
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -150,6 +151,12 @@ def stand_in(path: Path) -> str | None:
     if head.lstrip()[:9].lower().startswith(_PAGES):
         return "a web page"
     return None
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 (hex) of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_json(path: Path) -> Any:

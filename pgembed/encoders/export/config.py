@@ -47,10 +47,10 @@ class ModelConfig(Settings):
             raise self.wrong(key, needed=" or ".join(ACTIVATIONS))
         return value
 
-    def expect(self, key: str, needed: Any, *, default: Any) -> None:
-        """Refuse a variant of the architecture that is not built.
+    def expect(self, key: str, needed: Any) -> None:
+        """Refuse a variant of the architecture that is not built; a key that is not there is as needed.
 
         :raises EncoderFilesError: the key has another value.
         """
-        if self.get(key, default) != needed:
+        if self.get(key, needed) != needed:
             raise self.wrong(key, needed=repr(needed))

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 
 from pgembed.encoders.export import pipeline as pipelines
-from pgembed.encoders.export.direct import Direct
-from pgembed.encoders.export.folder import written_whole
-from pgembed.encoders.export.onnx_model import Ready, find
+from pgembed.encoders.export.families import BuiltModel
+from pgembed.encoders.export.onnx_model import OnnxModel, find
 from pgembed.encoders.export.pipeline import Pipeline
 from pgembed.encoders.export.tokenizer_config import copy_tokenizer
-from pgembed.encoders.export.weights import digest, file_digest, has_weights
-from pgembed.encoders.files import Folder, read_json
+from pgembed.encoders.export.weights import digest, has_weights
+from pgembed.encoders.files import Folder, file_digest, read_json
 from pgembed.encoders.onnx.graph_files import QUERY_FOLDER
 from pgembed.encoders.onnx.runtime import OnnxRuntime
 from pgembed.encoders.spec import SPEC_FILE, EncoderSpec
@@ -29,6 +31,7 @@ from pgembed.exc import (
 
 _LIMIT_UNSTATED = 512
 _LONGEST_NAME = 200
+_WRITABLE = "a place that an encoder can be written to"
 
 
 def export(
@@ -48,7 +51,7 @@ def export(
         raise EncoderOptionError("name", name, needed=needed)
     documents = pipelines.read(model)
     queries = pipelines.read(model, route="query") if pipelines.has_towers(model) else None
-    with written_whole(target, overwrite=overwrite) as fresh:
+    with _written_whole(target, overwrite=overwrite) as fresh:
         tower = ""
         if queries is not None:
             (fresh / QUERY_FOLDER).mkdir()
@@ -140,17 +143,17 @@ def _write(
     return spec
 
 
-def _model(pipeline: Pipeline) -> Direct | Ready:
+def _model(pipeline: Pipeline) -> BuiltModel | OnnxModel:
     """The model, built from its weights if that is possible, else around a ready ONNX file."""
     ready = find(pipeline.folder)
     if ready is not None and not has_weights(pipeline.folder):
-        return Ready(pipeline, ready)
+        return OnnxModel(pipeline, ready)
     try:
-        return Direct(pipeline)
+        return BuiltModel(pipeline)
     except UnsupportedArchitectureError:
         if ready is None:
             raise
-    return Ready(pipeline, ready)
+    return OnnxModel(pipeline, ready)
 
 
 def _check_vocabulary(pipeline: Pipeline, rows: int) -> None:
@@ -164,3 +167,54 @@ def _check_vocabulary(pipeline: Pipeline, rows: int) -> None:
             f"token ids up to {highest}",
             needed=f"ids below {rows}, the rows of the embedding table, so the tokenizer of this model",
         )
+
+
+@contextmanager
+def _written_whole(target: Path, *, overwrite: bool) -> Iterator[Path]:
+    """A temporary folder beside ``target`` that takes its place at the end of the block.
+
+    An encoder that was there is replaced (or, without ``overwrite``, stays and wins); any other content is
+    left alone.
+
+    :raises EncoderFilesError: ``target`` is something else than an encoder's folder.
+    """
+    try:
+        if b"\0" in os.fsencode(target):
+            raise ValueError("a NUL")
+    except ValueError as error:  # a UnicodeEncodeError is one
+        raise EncoderFilesError(target, f"a path with {error}", needed=_WRITABLE) from error
+    try:
+        if (
+            target.exists()
+            and not (target / SPEC_FILE).is_file()
+            and not (target.is_dir() and not any(target.iterdir()))
+        ):
+            found = "a folder with other files" if target.is_dir() else "a file"
+            needed = "no folder, an empty one, or an encoder to be replaced"
+            raise EncoderFilesError(target, found, needed=needed)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(
+            dir=target.parent, prefix=".export.", ignore_cleanup_errors=True
+        ) as scratch:
+            fresh = Path(scratch) / "new"
+            fresh.mkdir()
+            yield fresh
+            _replace(fresh, target, Path(scratch) / "old", overwrite=overwrite)
+    except OSError as error:
+        raise EncoderFilesError(target, str(error), needed=_WRITABLE) from error
+
+
+def _replace(fresh: Path, target: Path, old: Path, *, overwrite: bool) -> None:
+    """Move ``fresh`` to ``target``; renames are atomic, so readers see the old folder, none, or the new."""
+    while True:
+        try:
+            fresh.rename(target)  # an empty folder gives way
+        except OSError:
+            if not (target / SPEC_FILE).is_file():
+                raise
+        else:
+            return
+        if not overwrite:
+            return
+        with suppress(FileNotFoundError):  # another process may be replacing it as well
+            target.rename(old)

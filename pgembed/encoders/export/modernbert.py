@@ -11,47 +11,51 @@ import numpy as np
 from pgembed.encoders.export.config import ModelConfig
 from pgembed.encoders.export.graph import MASKED, Graph
 
-PREFIXES: tuple[str, ...] = ("model.",)
-ANCHORS: tuple[str, ...] = ("embeddings.tok_embeddings.weight",)
 _THETAS = {"full_attention": 160_000.0, "sliding_attention": 10_000.0}
 _OLDER_KEYS = {"full_attention": "global_rope_theta", "sliding_attention": "local_rope_theta"}
 
 
-def token_limit(config: ModelConfig) -> int:
-    """The longest text in tokens."""
-    return config.size("max_position_embeddings")
+class ModernBert:
+    """As ``modernbert`` in ``config.json``."""
 
+    prefixes: tuple[str, ...] = ("model.",)
+    anchors: tuple[str, ...] = ("embeddings.tok_embeddings.weight",)
 
-def build(graph: Graph, config: ModelConfig) -> str:
-    """The last hidden state, (tokens, width)."""
-    width, inner_width = config.size("hidden_size"), config.size("intermediate_size")
-    epsilon, activation = config.number("norm_eps"), config.activation("hidden_activation")
-    heads = config.heads("num_attention_heads", width)
-    if width // heads % 2:
-        raise config.wrong("num_attention_heads", needed=f"heads of an even width, which share {width}")
-    words = graph.embed(graph.weights.take(ANCHORS[0], None, width))
-    hidden = graph.layer_norm(words, "embeddings.norm", width, epsilon=epsilon)
-    for index, kind in enumerate(_layer_types(config)):
-        layer = f"layers.{index}"
-        # The first layer follows the norm of the embeddings and has none of its own.
-        normed = graph.layer_norm(hidden, f"{layer}.attn_norm", width, epsilon=epsilon) if index else hidden
-        query, key, value = _projections(graph, normed, f"{layer}.attn.Wqkv", width)
-        cosines, sines = _rotation(graph, config, kind, width // heads)
-        attended = graph.attention(
-            graph.rotary(query, cosines, sines, width=width),
-            graph.rotary(key, cosines, sines, width=width),
-            value,
-            heads=heads,
-            width=width,
-            bias=_window(graph, config) if kind == "sliding_attention" else "",
-        )
-        hidden = graph.add(hidden, graph.linear(attended, f"{layer}.attn.Wo", width, width))
-        normed = graph.layer_norm(hidden, f"{layer}.mlp_norm", width, epsilon=epsilon)
-        both = graph.linear(normed, f"{layer}.mlp.Wi", width, 2 * inner_width)
-        inner, gate = graph.ops("Split", both, outputs=2, axis=-1)
-        gated = graph.op("Mul", graph.activation(inner, activation), gate)
-        hidden = graph.add(hidden, graph.linear(gated, f"{layer}.mlp.Wo", inner_width, width))
-    return graph.layer_norm(hidden, "final_norm", width, epsilon=epsilon)
+    def token_limit(self, config: ModelConfig) -> int:
+        """The longest text in tokens."""
+        return config.size("max_position_embeddings")
+
+    def build(self, graph: Graph, config: ModelConfig) -> str:
+        """The last hidden state, (tokens, width)."""
+        width, inner_width = config.size("hidden_size"), config.size("intermediate_size")
+        epsilon, activation = config.number("norm_eps"), config.activation("hidden_activation")
+        heads = config.heads("num_attention_heads", width)
+        if width // heads % 2:
+            raise config.wrong("num_attention_heads", needed=f"heads of an even width, which share {width}")
+        words = graph.embed(graph.weights.take(self.anchors[0], None, width))
+        hidden = graph.layer_norm(words, "embeddings.norm", width, epsilon=epsilon)
+        for index, kind in enumerate(_layer_types(config)):
+            layer = f"layers.{index}"
+            # The first layer follows the norm of the embeddings and has none of its own.
+            name = f"{layer}.attn_norm"
+            normed = graph.layer_norm(hidden, name, width, epsilon=epsilon) if index else hidden
+            query, key, value = _projections(graph, normed, f"{layer}.attn.Wqkv", width)
+            cosines, sines = _rotation(graph, config, kind, width // heads)
+            attended = graph.attention(
+                graph.rotary(query, cosines, sines, width=width),
+                graph.rotary(key, cosines, sines, width=width),
+                value,
+                heads=heads,
+                width=width,
+                bias=_window(graph, config) if kind == "sliding_attention" else "",
+            )
+            hidden = graph.add(hidden, graph.linear(attended, f"{layer}.attn.Wo", width, width))
+            normed = graph.layer_norm(hidden, f"{layer}.mlp_norm", width, epsilon=epsilon)
+            both = graph.linear(normed, f"{layer}.mlp.Wi", width, 2 * inner_width)
+            inner, gate = graph.ops("Split", both, outputs=2, axis=-1)
+            gated = graph.op("Mul", graph.activation(inner, activation), gate)
+            hidden = graph.add(hidden, graph.linear(gated, f"{layer}.mlp.Wo", inner_width, width))
+        return graph.layer_norm(hidden, "final_norm", width, epsilon=epsilon)
 
 
 def _layer_types(config: ModelConfig) -> list[str]:
@@ -83,7 +87,9 @@ def _rotation(graph: Graph, config: ModelConfig, kind: str, head_width: int) -> 
         raise stated.wrong("rope_type", needed="'default'")
     theta = stated.number("rope_theta", config.number(_OLDER_KEYS[kind], _THETAS[kind]))
     frequencies = 1.0 / theta ** (np.arange(0, head_width, 2, dtype=np.float32) / np.float32(head_width))
-    angles = np.outer(np.arange(token_limit(config), dtype=np.float32), frequencies.astype(np.float32))
+    angles = np.outer(
+        np.arange(config.size("max_position_embeddings"), dtype=np.float32), frequencies.astype(np.float32)
+    )
     return (
         graph.initializer(f"rotation.{kind}.cosines", np.cos(angles).astype(np.float32)),
         graph.initializer(f"rotation.{kind}.sines", np.sin(angles).astype(np.float32)),
@@ -92,7 +98,7 @@ def _rotation(graph: Graph, config: ModelConfig, kind: str, head_width: int) -> 
 
 def _window(graph: Graph, config: ModelConfig) -> str:
     """Local attention: tokens further away than half the window are out of sight."""
-    limit = token_limit(config)
+    limit = config.size("max_position_embeddings")
     reach = config.integer("local_attention") // 2
     table = np.where(np.abs(np.arange(1 - limit, limit)) <= reach, 0.0, MASKED).astype(np.float32)
     return graph.bias_by_distance("window", table[None])

@@ -6,18 +6,29 @@ here. Fusing is left to ONNX Runtime, which does it when the graph is opened, wi
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 import onnx
-from onnx import TensorProto, compose, helper, numpy_helper, version_converter
+from onnx import (
+    AttributeProto,
+    GraphProto,
+    ModelProto,
+    NodeProto,
+    SparseTensorProto,
+    TensorProto,
+    compose,
+    helper,
+    numpy_helper,
+    version_converter,
+)
 
 from pgembed.encoders.export import pooling
 from pgembed.encoders.export.config import ModelConfig
-from pgembed.encoders.export.external import read_external
 from pgembed.encoders.export.graph import OPSET, Graph, WeightFile
 from pgembed.encoders.export.pipeline import Pipeline
-from pgembed.encoders.export.weights import Weights, weight_files
 from pgembed.encoders.files import Folder, check_file, shown
 from pgembed.encoders.onnx.graph_files import MODEL_FILE, WEIGHTS_FILE
 from pgembed.exc import EncoderFilesError
@@ -39,8 +50,8 @@ def find(folder: Folder) -> str | None:
     return next((place for place in PLACES if folder.has(place)), None)
 
 
-class Ready:
-    """A graph that somebody else exported; the attributes are those of :class:`Direct`."""
+class OnnxModel:
+    """A graph that somebody else exported; the attributes are those of :class:`BuiltModel`."""
 
     architecture = "onnx"
 
@@ -56,7 +67,7 @@ class Ready:
         folder = pipeline.folder.subfolder(
             PurePosixPath(name).parent.as_posix().strip("."), stated_in=self._path
         )
-        external = read_external(model, self._path, folder)
+        external = _read_external(model, self._path, folder)
         self._inputs = self._checked_inputs(model)
         self._output, self._pooled = self._choose(model)
         versions = [entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")]
@@ -70,19 +81,15 @@ class Ready:
         except Exception as error:  # of many kinds
             raise self._wrong(f"a damaged graph ({error})", needed="a whole ONNX file") from error
         self.pooling = pipeline.pooling or (() if self._pooled else ("mean",))
-        self._steps = [
-            (step, None if step.kind == "Normalize" else Weights(weight_files(step.folder)))
-            for step in pipeline.steps
-            if not self._pooled or step.kind == "Normalize"
-        ]
-        later = [file for step, weights in self._steps if weights for file in weight_files(step.folder)]
+        steps = [step for step in pipeline.steps if not self._pooled or step.kind == "Normalize"]
+        self._steps, later = pooling.opened(steps)
         self.files = [self._path, *external, *later]
         self.token_limit, self.vocabulary = self._limits()
 
     def _wrong(self, found: str, *, needed: str) -> EncoderFilesError:
         return EncoderFilesError(self._path, found, needed=needed)
 
-    def _checked_inputs(self, model: onnx.ModelProto) -> dict[str, int]:
+    def _checked_inputs(self, model: ModelProto) -> dict[str, int]:
         """The types of the inputs by their names.
 
         :raises EncoderFilesError: they are not those of a text encoder for any number of texts and tokens.
@@ -102,7 +109,7 @@ class Ready:
             raise self._wrong("no input 'input_ids'", needed="the inputs of a text encoder")
         return {value.name: value.type.tensor_type.elem_type for value in inputs}
 
-    def _converted(self, model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
+    def _converted(self, model: ModelProto, opset: int) -> ModelProto:
         """The same graph with operators of a version that what is added can stand beside."""
         try:
             return version_converter.convert_version(model, OPSET)
@@ -113,7 +120,7 @@ class Ready:
                 needed=f"an export with opset {_LEAST_OPSET} or newer",
             ) from error
 
-    def _choose(self, model: onnx.ModelProto) -> tuple[str, bool]:
+    def _choose(self, model: ModelProto) -> tuple[str, bool]:
         """The output to take, and whether it is one vector a text already.
 
         Where the folder states how to pool, that is done with the vectors of the tokens; where it does not,
@@ -227,3 +234,80 @@ class Ready:
 def _type_name(kind: int) -> str:
     """The name of a tensor's type."""
     return TensorProto.DataType.Name(kind) if kind in TensorProto.DataType.values() else str(kind)
+
+
+def _read_external(model: ModelProto, path: Path, folder: Folder) -> list[Path]:
+    """Put the data of external tensors into the model; returns the files that they were in.
+
+    ``onnx`` can do this too, but refuses symbolic links, of which the cache of the Hugging Face hub consists.
+
+    :param path: the model's file.
+    :param folder: the folder of that file.
+    :raises EncoderFilesError: a tensor names no file of the folder, or has other data than it should.
+    """
+    files: dict[str, Path] = {}
+    for tensor in _tensors(model):
+        if tensor.data_location == TensorProto.EXTERNAL:
+            stated = {entry.key: entry.value for entry in tensor.external_data}
+            location = stated.get("location", "")
+            files[location] = folder.file(location, stated_in=path)
+            _fill(tensor, stated, files[location], path)
+    return [files[location] for location in sorted(files)]
+
+
+def _fill(tensor: TensorProto, stated: dict[str, str], source: Path, path: Path) -> None:
+    """Read a tensor's data."""
+    size = check_file(source, needed=f"the weights of {path.name}")
+    if any(axis < 0 for axis in tensor.dims):
+        raise EncoderFilesError(
+            path, f"tensor {shown(tensor.name)} of shape {shown(list(tensor.dims))}", needed="sizes"
+        )
+    try:
+        width = helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+        length = int(stated.get("length", math.prod(tensor.dims) * width))
+        offset = int(stated.get("offset", 0))
+    except (ValueError, KeyError, TypeError) as error:
+        found = f"tensor {shown(tensor.name)} with the data {shown(stated)}"
+        raise EncoderFilesError(path, found, needed="a type, an offset and a length") from error
+    if offset < 0 or length < 0 or offset + length > size:
+        found = f"tensor {shown(tensor.name)} with {length} bytes from byte {offset} of {source.name}"
+        raise EncoderFilesError(path, found, needed=f"no more than the {size} bytes that are there")
+    with source.open("rb") as file:
+        file.seek(offset)
+        tensor.raw_data = file.read(length)
+    tensor.data_location = TensorProto.DEFAULT
+    del tensor.external_data[:]
+
+
+def _tensors(model: ModelProto) -> Iterator[TensorProto]:
+    """All tensors, wherever they stand."""
+    yield from _of_graph(model.graph)
+    for function in model.functions:
+        yield from _of_nodes(function.node)
+
+
+def _of_graph(graph: GraphProto) -> Iterator[TensorProto]:
+    yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield from _of_sparse(sparse)
+    yield from _of_nodes(graph.node)
+
+
+def _of_nodes(nodes: Iterable[NodeProto]) -> Iterator[TensorProto]:
+    for node in nodes:
+        for attribute in node.attribute:
+            yield from _of_attribute(attribute)
+
+
+def _of_attribute(attribute: AttributeProto) -> Iterator[TensorProto]:
+    yield attribute.t
+    yield from attribute.tensors
+    for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
+        yield from _of_sparse(sparse)
+    for graph in (attribute.g, *attribute.graphs):
+        yield from _of_graph(graph)
+
+
+def _of_sparse(sparse: SparseTensorProto) -> Iterator[TensorProto]:
+    yield sparse.values
+    yield sparse.indices

@@ -6,16 +6,19 @@ The modes and their formulas are those of sentence-transformers
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 from onnx import TensorProto
 
 from pgembed.encoders.export.graph import ACTIVATIONS, Graph
 from pgembed.encoders.export.pipeline import Step
-from pgembed.encoders.export.weights import Weights
+from pgembed.encoders.export.weights import Weights, weight_files
 from pgembed.encoders.files import shown
 from pgembed.exc import EncoderFilesError, EncoderOptionError
+
+Steps = Sequence[tuple[Step, Weights | None]]
 
 _LEAST = np.float32(1e-9)  # keeps a text without tokens from dividing by zero
 
@@ -38,9 +41,18 @@ def normalize(graph: Graph, vectors: str) -> str:
     return graph.op("Div", vectors, graph.op("Max", norm, graph.constant(np.float32(1e-12))))
 
 
-def follow(
-    graph: Graph, vectors: str, steps: Sequence[tuple[Step, Weights | None]], width: int
-) -> tuple[str, int]:
+def opened(steps: Iterable[Step]) -> tuple[Steps, list[Path]]:
+    """The modules behind the pooling with their weights, and the files of these.
+
+    :raises EncoderFilesError: weights are missing or damaged.
+    """
+    found = [
+        (step, None if step.kind == "Normalize" else Weights(weight_files(step.folder))) for step in steps
+    ]
+    return found, [path for _, weights in found if weights is not None for path in weights.files]
+
+
+def follow(graph: Graph, vectors: str, steps: Steps, width: int) -> tuple[str, int]:
     """Add the modules behind the pooling; returns the vectors and their width."""
     for index, (step, weights) in enumerate(steps):
         label = f"step.{index}."

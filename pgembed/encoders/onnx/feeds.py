@@ -89,7 +89,7 @@ def padded(tokens: Tokens, batch: Batch, new: Allocate = fresh) -> Feed:
 
 
 def packed(tokens: Tokens, batch: Batch, new: Allocate = fresh) -> Feed:
-    """Inputs for :class:`~pgembed.encoders.export.packed.PackedGraph`, in which no token is padding."""
+    """Inputs without padding, for :class:`~pgembed.encoders.export.graph_variants.PackedGraph`."""
     inside = _inside(tokens, batch)
     joined = _joined(tokens, batch)
     feed = {

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from pgembed.encoders.files import check_file, shown
+from pgembed.encoders.files import check_file, file_digest, shown
 from pgembed.encoders.spec import SPEC_FILE, EncoderSpec
 from pgembed.encoders.text.tokenizer import TOKENIZER_FILE, WORDS_FILE
 from pgembed.exc import EncoderFilesError
@@ -46,8 +45,7 @@ def check_files(folder: Path, spec: EncoderSpec, graph: str) -> None:
                 folder / SPEC_FILE, f"no checksum of {name}", needed="one: export it again"
             )
         try:
-            with path.open("rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
+            found = file_digest(path)
         except OSError as error:
             raise EncoderFilesError(path, error.strerror or str(error), needed=needed) from error
         if found != spec.files[name]:

@@ -13,8 +13,8 @@ from typing import Any
 
 from pgembed.encoders.export import export_onnx, pipeline, require_onnx
 from pgembed.encoders.export.pipeline import ROUTER_FILE, SETTINGS_FILES
-from pgembed.encoders.export.weights import INDEX_FILE, SINGLE_FILE, file_digest, shards
-from pgembed.encoders.files import Folder, is_name, shown, stand_in
+from pgembed.encoders.export.weights import INDEX_FILE, SINGLE_FILE, shards
+from pgembed.encoders.files import Folder, file_digest, is_name, shown, stand_in
 from pgembed.encoders.sources import local
 from pgembed.encoders.text.tokenizer import TOKENIZER_FILE, WORDS_FILE
 from pgembed.exc import DownloadError, EncoderOptionError

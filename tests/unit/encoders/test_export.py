@@ -15,7 +15,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from pgembed.encoders import Encoder, EncoderSpec, export_onnx, packaged
-from pgembed.encoders.export.safetensors import SafetensorsFile
+from pgembed.encoders.export.weights import SafetensorsFile
 from pgembed.exc import (
     EncoderFilesError,
     EncoderNotFoundError,

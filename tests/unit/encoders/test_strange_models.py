@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from pgembed.encoders import Encoder, export_onnx
-from pgembed.encoders.export.safetensors import SafetensorsFile
+from pgembed.encoders.export.weights import SafetensorsFile
 from pgembed.exc import EncoderFilesError, PgembedError
 
 GOLDEN = Path(__file__).parents[2] / "golden"
