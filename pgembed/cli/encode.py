@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from pgembed.cli.options import say
 from pgembed.encoders import Encoder
-from pgembed.encoders.backend import Vectors
+from pgembed.encoders.text.texts import Vectors
 from pgembed.exc import TextError
 
 # Lines encoded together: enough to find texts of like length among them, little enough to flow.

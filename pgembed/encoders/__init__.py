@@ -9,7 +9,6 @@ file     what it is for
 =======  ===========================================================================================
 encoder  the encoder as users hold it
 spec     what decides a vector, and its hash: the fingerprint
-backend  what a session of this process and a server have in common
 files    files that somebody else wrote: which belong to a folder, what their JSON says
 threads  how many threads a process may use, and those of programs under asyncio
 forks    what a forked child inherits of native libraries

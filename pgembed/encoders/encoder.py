@@ -11,11 +11,19 @@ from typing import Any
 
 import numpy as np
 
-from pgembed.encoders.backend import Backend, Counts, Kind, Vectors
-from pgembed.encoders.sources import Source
+from pgembed.encoders.sources import Backend, Source
 from pgembed.encoders.sources.local import Local, as_path
 from pgembed.encoders.spec import EncoderSpec
-from pgembed.encoders.text.texts import RecentVectors, checked, checked_ids, distinct, repeated
+from pgembed.encoders.text.texts import (
+    Counts,
+    Kind,
+    RecentVectors,
+    Vectors,
+    checked,
+    checked_ids,
+    distinct,
+    repeated,
+)
 from pgembed.encoders.text.tokenizer import AnyTokenizer
 from pgembed.encoders.threads import in_thread
 from pgembed.exc import EncoderError, EncoderOptionError, encoder_errors

@@ -264,6 +264,14 @@ class Settings(Mapping[str, Any]):
             raise self.wrong(key, needed="a list of strings")
         return value
 
+    def expect(self, key: str, needed: object) -> None:
+        """Refuse another value than ``needed``, where there is one.
+
+        :raises EncoderFilesError: the key has another value.
+        """
+        if self._values.get(key) not in (None, needed):
+            raise self.wrong(key, needed=repr(needed))
+
     def all_texts(self) -> dict[str, str]:
         """All members, which must be strings."""
         return {key: self.text(key) for key in self._values}

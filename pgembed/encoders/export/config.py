@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from pgembed.encoders.export.graph import ACTIVATIONS
 from pgembed.encoders.files import Settings
 
@@ -46,11 +44,3 @@ class ModelConfig(Settings):
         if not isinstance(value, str) or value not in ACTIVATIONS:
             raise self.wrong(key, needed=" or ".join(ACTIVATIONS))
         return value
-
-    def expect(self, key: str, needed: Any) -> None:
-        """Refuse a variant of the architecture that is not built; a key that is not there is as needed.
-
-        :raises EncoderFilesError: the key has another value.
-        """
-        if self.get(key, needed) != needed:
-            raise self.wrong(key, needed=repr(needed))

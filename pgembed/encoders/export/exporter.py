@@ -29,7 +29,6 @@ from pgembed.exc import (
     UnsupportedArchitectureError,
 )
 
-_LIMIT_UNSTATED = 512
 _LONGEST_NAME = 200
 _WRITABLE = "a place that an encoder can be written to"
 
@@ -109,7 +108,7 @@ def _write(
     checksum = digest(model.files)
     if expected is not None and checksum != expected:
         raise EncoderFilesError(pipeline.folder.path, f"weights with SHA-256 {checksum}", needed=expected)
-    unstated = _LIMIT_UNSTATED if pipeline.first == "Transformer" else model.token_limit
+    unstated = pipelines.LIMIT_UNSTATED if pipeline.first == "Transformer" else model.token_limit
     _check_vocabulary(pipeline, model.vocabulary)
     width = model.write(folder)
     copy_tokenizer(pipeline, folder / pipeline.tokenizer.name)

@@ -83,8 +83,7 @@ def _projections(graph: Graph, hidden: str, name: str, hidden_width: int) -> lis
 def _rotation(graph: Graph, config: ModelConfig, kind: str, head_width: int) -> tuple[str, str]:
     """Tables of cosines and sines, (positions, head width / 2)."""
     stated = config.table("rope_parameters").table(kind)
-    if stated.text("rope_type", "default") != "default":
-        raise stated.wrong("rope_type", needed="'default'")
+    stated.expect("rope_type", "default")
     theta = stated.number("rope_theta", config.number(_OLDER_KEYS[kind], _THETAS[kind]))
     frequencies = 1.0 / theta ** (np.arange(0, head_width, 2, dtype=np.float32) / np.float32(head_width))
     angles = np.outer(

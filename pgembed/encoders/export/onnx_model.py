@@ -28,7 +28,7 @@ from onnx import (
 from pgembed.encoders.export import pooling
 from pgembed.encoders.export.config import ModelConfig
 from pgembed.encoders.export.graph import OPSET, Graph, WeightFile
-from pgembed.encoders.export.pipeline import Pipeline
+from pgembed.encoders.export.pipeline import LIMIT_UNSTATED, Pipeline
 from pgembed.encoders.files import Folder, check_file, shown
 from pgembed.encoders.onnx.graph_files import MODEL_FILE, WEIGHTS_FILE
 from pgembed.exc import EncoderFilesError
@@ -42,7 +42,6 @@ _INPUT_TYPES = (TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL, *_FLOATS
 _TOKEN_OUTPUTS = ("last_hidden_state", "token_embeddings")
 _TEXT_OUTPUTS = ("sentence_embedding", "sentence_embeddings", "text_embeds", "embedding")
 _OTHER_OUTPUTS = ("pooler_output", "logits")  # which are made for other purposes than comparing texts
-_LIMIT_UNSTATED = 512
 
 
 def find(folder: Folder) -> str | None:
@@ -161,7 +160,7 @@ class OnnxModel:
     def _limits(self) -> tuple[int, int]:
         config = ModelConfig.optional(self._pipeline.folder.file("config.json"))
         stated = config.integer("max_position_embeddings", 0)
-        positions = stated or self._pipeline.max_tokens or _LIMIT_UNSTATED
+        positions = stated or self._pipeline.max_tokens or LIMIT_UNSTATED
         if config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet"):
             # their positions begin behind the padding index
             self._first_position = config.integer("pad_token_id", 1) + 1

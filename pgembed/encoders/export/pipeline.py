@@ -21,6 +21,7 @@ _LEGACY_MODES = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
+LIMIT_UNSTATED = 512  # tokens, of a transformer for which nothing states how many it takes
 MODULES_FILE = "modules.json"
 PROMPTS_FILE = "config_sentence_transformers.json"
 ROUTER_FILE = "router_config.json"
@@ -291,18 +292,14 @@ def _transformer_settings(place: Folder) -> Settings:
     """
     found = (Settings.optional(place.file(name)) for name in SETTINGS_FILES)
     settings = next(filter(len, found), Settings(place.file(SETTINGS_FILES[0]), {}))
-    if settings.text("transformer_task", "feature-extraction") != "feature-extraction":
-        raise settings.wrong("transformer_task", needed="'feature-extraction'")
-    if settings.text("module_output_name", "token_embeddings") != "token_embeddings":
-        raise settings.wrong("module_output_name", needed="'token_embeddings'")
+    settings.expect("transformer_task", "feature-extraction")
+    settings.expect("module_output_name", "token_embeddings")
     modalities = settings.table("modality_config")
     if modalities and "text" not in modalities:
         raise settings.wrong("modality_config", needed="one for text")
     text = modalities.table("text")
-    if text.text("method", "forward") != "forward":
-        raise text.wrong("method", needed="'forward'")
-    if text.text("method_output_name", "last_hidden_state") != "last_hidden_state":
-        raise text.wrong("method_output_name", needed="'last_hidden_state'")
+    text.expect("method", "forward")
+    text.expect("method_output_name", "last_hidden_state")
     for key, harmless in _OVERRIDES.items():
         table = settings.table(key)
         for name in table:

@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pgembed.encoders.backend import Vectors
 from pgembed.encoders.onnx.device import Device
 from pgembed.encoders.onnx.feeds import Feed
+from pgembed.encoders.text.texts import Vectors
 
 _RUNTIMES = ("libcudart.so.13", "libcudart.so.12")
 _PORTABLE = 1  # cudaHostRegisterPortable

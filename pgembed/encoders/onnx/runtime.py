@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 import numpy as np
 
 from pgembed.encoders import forks
-from pgembed.encoders.backend import Encoded, Kind, Vectors
 from pgembed.encoders.onnx import device as devices
 from pgembed.encoders.onnx.device import CPU_PROVIDER, CUDA_PROVIDER, Device
 from pgembed.encoders.onnx.feeds import (
@@ -30,6 +29,7 @@ from pgembed.encoders.onnx.feeds import (
 from pgembed.encoders.onnx.graph_files import CUDA_FILE, INT8_FILE, MODEL_FILE, check_files
 from pgembed.encoders.onnx.lanes import Lanes
 from pgembed.encoders.spec import EncoderSpec
+from pgembed.encoders.text.texts import Encoded, Kind, Vectors
 from pgembed.encoders.text.tokenizer import Tokens, tokenizer_of
 from pgembed.encoders.threads import available_threads
 from pgembed.exc import DeviceError, EncoderError, EncoderFilesError, EncoderOptionError

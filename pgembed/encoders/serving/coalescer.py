@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pgembed.encoders.backend import Counts, Kind, Vectors
 from pgembed.encoders.encoder import Encoder
+from pgembed.encoders.text.texts import Counts, Kind, Vectors, pieces
 
 Result = tuple[Vectors, Counts] | BaseException
 
@@ -148,15 +148,10 @@ class Coalescer:
 
     def _cut(self, texts: list[str]) -> Iterator[Piece]:
         """Pieces of which several fit into a pass."""
+        costs = [self._cost(text) for text in texts]
         room = self._speed * self._pass_seconds / _PIECES
-        start = cost = 0
-        for index, text in enumerate(texts):
-            its_cost = self._cost(text)
-            if index > start and (cost + its_cost > room or index - start == self._most):
-                yield Piece(texts[start:index], cost)
-                start, cost = index, 0
-            cost += its_cost
-        yield Piece(texts[start:], cost)
+        for start, end in pieces(costs, count=self._most, room=room):
+            yield Piece(texts[start:end], sum(costs[start:end]))
 
     def _work(self) -> None:
         while True:

@@ -8,10 +8,9 @@ import re
 from dataclasses import dataclass
 from typing import Any, NoReturn, cast
 
-from pgembed.encoders.backend import Counts, Kind, Vectors
 from pgembed.encoders.encoder import Encoder
 from pgembed.encoders.serving.limits import RefusalError
-from pgembed.encoders.text.texts import checked
+from pgembed.encoders.text.texts import Counts, Kind, Vectors, checked
 from pgembed.exc import TextError
 
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)

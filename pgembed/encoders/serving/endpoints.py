@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import ipaddress
 import json
 import logging
 import socket
@@ -15,12 +14,13 @@ from functools import partial
 from typing import Any
 from urllib.parse import unquote
 
-from pgembed.encoders.backend import Counts, Vectors
 from pgembed.encoders.encoder import Encoder
 from pgembed.encoders.serving import embeddings
 from pgembed.encoders.serving.coalescer import Answers, BusyError, Coalescer, Job, Result
 from pgembed.encoders.serving.http import HEAD, Connection, Head
 from pgembed.encoders.serving.limits import Arriving, Held, Limits, RefusalError, overloaded
+from pgembed.encoders.sources.client import is_loopback
+from pgembed.encoders.text.texts import Counts, Vectors
 from pgembed.exc import EncoderOptionError
 
 _logger = logging.getLogger("pgembed.serve")
@@ -56,7 +56,7 @@ class Server:
     ) -> None:
         if not encoders:
             raise EncoderOptionError("encoders", encoders, needed="at least one")
-        if not token and not _is_loopback(host):
+        if not token and not is_loopback(host):
             needed = "a token, because others can reach that address (or 127.0.0.1)"
             raise EncoderOptionError("host", host, needed=needed)
         self.limits = limits or Limits()
@@ -308,10 +308,3 @@ def _open_files() -> int:
         return sys.maxsize
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return sys.maxsize if soft == resource.RLIM_INFINITY else soft
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

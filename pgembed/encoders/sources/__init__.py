@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from pgembed.encoders.backend import Backend
 from pgembed.encoders.spec import EncoderSpec
+from pgembed.encoders.text.texts import Encoded, Kind
 from pgembed.encoders.text.tokenizer import AnyTokenizer
+
+
+class Backend(Protocol):
+    """A session of this process, or a server."""
+
+    def encode(self, texts: list[str], kind: Kind) -> Encoded:
+        """Vectors of different texts, prompts not yet included."""
+        ...
 
 
 class Source(Protocol):

@@ -235,17 +235,21 @@ def _response(
     return http.client.HTTPResponse(incoming, **options)
 
 
+def is_loopback(host: str) -> bool:
+    """Whether ``host``, an address or a name, is this machine for itself."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 def _proxy(parts: SplitResult) -> SplitResult | None:
     """The proxy that leads to a server, if there is one.
 
     :raises EncoderOptionError: one that is not spoken to over HTTP.
     """
     host = parts.hostname or ""
-    try:
-        near = ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        near = host == "localhost"
-    given = None if near else getproxies().get(parts.scheme)
+    given = None if is_loopback(host) else getproxies().get(parts.scheme)
     if not given or proxy_bypass(host):
         return None
     proxy = urlsplit(given if "://" in given else f"http://{given}")

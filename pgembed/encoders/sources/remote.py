@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 
-from pgembed.encoders.backend import Encoded, Kind, Vectors
 from pgembed.encoders.sources.client import Client
 from pgembed.encoders.spec import EncoderSpec
+from pgembed.encoders.text.texts import Encoded, Kind, Vectors, pieces
 from pgembed.exc import EncoderError, EncoderOptionError, EncoderServerError, FingerprintMismatchError
 
 _MOST_DIMENSIONS = 2**16
@@ -156,7 +155,8 @@ class _RemoteBackend:
     def encode(self, texts: list[str], kind: Kind) -> Encoded:
         """Vectors of ``texts``; how many tokens they have and what was cut only the server knows."""
         vectors = np.empty((len(texts), self._dimensions), dtype=np.float32)
-        for start, end in self._parts(texts):
+        lengths = [len(text) for text in texts]
+        for start, end in pieces(lengths, count=self._batch, room=_CHARACTERS):
             body: dict[str, Any] = {"input": texts[start:end], "encoding_format": "base64"}
             if self._model is not None:
                 body["model"] = self._model
@@ -167,16 +167,6 @@ class _RemoteBackend:
             most = (end - start) * (self._dimensions * _NUMBER + _TEXT) + _ANSWER
             self._read(self._client.ask("POST", "/v1/embeddings", body, most=most), vectors[start:end])
         return Encoded(vectors, np.zeros(len(texts), dtype=np.int64), 0)
-
-    def _parts(self, texts: list[str]) -> Iterator[tuple[int, int]]:
-        """Where the texts of each request begin and end."""
-        start = characters = 0
-        for index, text in enumerate(texts):
-            characters += len(text)
-            if index > start and (index - start == self._batch or characters > _CHARACTERS):
-                yield start, index
-                start, characters = index, len(text)
-        yield start, len(texts)
 
     def _read(self, answer: dict[str, Any], vectors: Vectors) -> None:
         """Put the vectors of an answer where they belong."""

@@ -1,21 +1,37 @@
-"""Texts on their way in: checked one by one, equal ones encoded once, and recent queries not again."""
+"""Texts on their way in: checked, cut into pieces, equal ones encoded once; and types for their vectors."""
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from pgembed.encoders.backend import Counts, Vectors
 from pgembed.exc import TextError
 
+Kind = Literal["document", "query"]
+Vectors = npt.NDArray[np.float32]
+Counts = npt.NDArray[np.int64]
 Encode = Callable[[list[str]], tuple[Vectors, Counts]]
 Indices = npt.NDArray[np.intp]
 
 _ROWS = 4096  # moved at once
+
+
+class Encoded(NamedTuple):
+    """Vectors of texts.
+
+    :ivar vectors: float32 of shape (texts, dimensions).
+    :ivar counts: tokens of each text, as many as were computed with; 0 where only a server knows.
+    :ivar cut: how many texts were longer than the limit.
+    """
+
+    vectors: Vectors
+    counts: Counts
+    cut: int
 
 
 def checked(texts: Iterable[str]) -> list[str]:
@@ -68,6 +84,20 @@ def checked_ids(arrays: Iterable[Sequence[int]], highest: int) -> list[list[int]
                 raise TextError(found, position=position)
         checked.append(list(ids))
     return checked
+
+
+def pieces(sizes: Sequence[int], *, count: int, room: float) -> Iterator[tuple[int, int]]:
+    """Where to cut a list: each piece has ``count`` items at most, of sizes that sum up to ``room`` at most.
+
+    An item that is larger than ``room`` is a piece of its own.
+    """
+    start, total = 0, 0.0
+    for index, size in enumerate(sizes):
+        total += size
+        if index > start and (index - start == count or total > room):
+            yield start, index
+            start, total = index, size
+    yield start, len(sizes)
 
 
 def distinct(texts: Sequence[str]) -> tuple[list[str], Indices]:

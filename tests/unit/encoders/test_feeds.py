@@ -1,17 +1,13 @@
-"""Batches of like lengths under a budget, and the number of threads."""
+"""Batches of similar lengths under a budget."""
 
 from __future__ import annotations
 
 import itertools
-import os
-from pathlib import Path
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pgembed.encoders import threads
 from pgembed.encoders.onnx.feeds import batches
 
 
@@ -41,31 +37,3 @@ def test_no_cheaper_division(lengths: list[int], overhead: int) -> None:
 
 def test_equal_lengths_fill_the_budget() -> None:
     assert [len(batch) for batch in batches(np.full(10, 100), budget=400, overhead=16)] == [4, 4, 2]
-
-
-@pytest.fixture
-def cgroup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Eight cores to run on, and control files that the test may write."""
-    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
-    monkeypatch.setattr(threads, "_CGROUP_V2", tmp_path / "cpu.max")
-    monkeypatch.setattr(threads, "_CGROUP_V1_QUOTA", tmp_path / "quota")
-    monkeypatch.setattr(threads, "_CGROUP_V1_PERIOD", tmp_path / "period")
-    return tmp_path
-
-
-@pytest.mark.parametrize(
-    ("files", "expected"),
-    [
-        ({}, 8),
-        ({"cpu.max": "max 100000\n"}, 8),
-        ({"cpu.max": "250000 100000\n"}, 2),
-        ({"cpu.max": "10000 100000\n"}, 1),
-        ({"cpu.max": "3200000 100000\n"}, 8),
-        ({"quota": "300000\n", "period": "100000\n"}, 3),
-        ({"quota": "-1\n", "period": "100000\n"}, 8),
-    ],
-)
-def test_threads_of_a_container(cgroup: Path, files: dict[str, str], expected: int) -> None:
-    for name, content in files.items():
-        (cgroup / name).write_text(content)
-    assert threads.available_threads() == expected

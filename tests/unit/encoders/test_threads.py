@@ -1,15 +1,17 @@
-"""The threads on which programs under asyncio encode: their own, bounded, in turn."""
+"""The threads that a process may use, and those on which programs under asyncio encode."""
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
+import os
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -167,3 +169,31 @@ ended.set()
     )
     assert done.stdout.split("\n") == ["end", "done 0", ""]
     assert done.stderr == ""
+
+
+@pytest.fixture
+def cgroup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Eight cores to run on, and control files that the test may write."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
+    monkeypatch.setattr(threads, "_CGROUP_V2", tmp_path / "cpu.max")
+    monkeypatch.setattr(threads, "_CGROUP_V1_QUOTA", tmp_path / "quota")
+    monkeypatch.setattr(threads, "_CGROUP_V1_PERIOD", tmp_path / "period")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, 8),
+        ({"cpu.max": "max 100000\n"}, 8),
+        ({"cpu.max": "250000 100000\n"}, 2),
+        ({"cpu.max": "10000 100000\n"}, 1),
+        ({"cpu.max": "3200000 100000\n"}, 8),
+        ({"quota": "300000\n", "period": "100000\n"}, 3),
+        ({"quota": "-1\n", "period": "100000\n"}, 8),
+    ],
+)
+def test_threads_of_a_container(cgroup: Path, files: dict[str, str], expected: int) -> None:
+    for name, content in files.items():
+        (cgroup / name).write_text(content)
+    assert threads.available_threads() == expected
