@@ -8,11 +8,12 @@ hybrid, fulltext              ``hybrid_search``, and its full-text leg
 classify                      ``knn_classify``
 duplicates                    ``near_duplicates``, ``duplicate_groups``
 pairs, components             pairs of near rows; the groups that they make
-target, vectors               what is searched, and what for: a text, a vector, a row
+subject, vectors              what is searched, and what for: a text, a vector, a row
 arguments                     what the arguments of the helpers may be
 nearest                       the nearest rows as a subquery, exact or through an index
-choosing, standing, settings  which index can be used, what is known of it, and its search settings
-statement, base, ctes         selects that refuse late clauses; rows joined back to what the caller selects
+eligibility, readiness        which declared index can be used, and whether the database has it
+settings                      pgvector's search settings, asked for within the statement
+statement                     selects that refuse late clauses; rows joined back to what the caller selects
 ============================  =============================================================================
 """
 

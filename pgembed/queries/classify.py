@@ -14,7 +14,7 @@ from pgembed.queries.arguments import choice, expression, whole
 from pgembed.queries.nearest import Mode, Nearest, Stale
 from pgembed.queries.settings import SearchSettings
 from pgembed.queries.statement import Votes
-from pgembed.queries.target import VectorColumn, resolve
+from pgembed.queries.subject import VectorColumn, resolve
 from pgembed.queries.vectors import Query, query_sql
 
 _T = TypeVar("_T")
@@ -62,14 +62,14 @@ def knn_classify(
     """
     choice("weights", weights, ("distance", "uniform"))
     k = whole("k", k, 1)
-    target = resolve(column, metric)
+    subject = resolve(column, metric)
     labelled = _label(label).is_not(None)
-    target.check_own(labelled, "label=")
-    vector, conditions = query_sql(target, query)
+    subject.check_own(labelled, "label=")
+    vector, conditions = query_sql(subject, query)
     nearest = Nearest(
-        target,
+        subject,
         vector,
-        [labelled, *target.conditions(where, stale), *conditions],
+        [labelled, *subject.conditions(where, stale), *conditions],
         k,
         0,
         max_distance,
@@ -77,7 +77,7 @@ def knn_classify(
         SearchSettings(ef_search, probes),
     ).subquery(label)  # type: ignore[arg-type]
     distance = nearest.c.distance
-    weight = target.metric.weight(distance) if weights == "distance" else literal_column("1.0::float8")
+    weight = subject.metric.weight(distance) if weights == "distance" else literal_column("1.0::float8")
     voters = select(
         nearest.c.payload_1.label("label"), distance, type_coerce(weight, Float(53)).label("weight")
     ).subquery()

@@ -6,7 +6,7 @@ from sqlalchemy import Integer, cast, column, func, select, true, union, union_a
 from sqlalchemy.dialects.postgresql import ARRAY, aggregate_order_by, array
 from sqlalchemy.sql.selectable import CTE, FromClause, Subquery
 
-from pgembed.queries.ctes import materialized
+from pgembed.queries.statement import materialized
 
 _POINTERS = ARRAY(Integer)
 

@@ -17,7 +17,7 @@ from pgembed.queries.nearest import MODES, Mode, Stale
 from pgembed.queries.pairs import Pairs
 from pgembed.queries.settings import SearchSettings
 from pgembed.queries.statement import DuplicateGroups, DuplicatePairs, Entity
-from pgembed.queries.target import Target, VectorColumn, resolve
+from pgembed.queries.subject import Subject, VectorColumn, resolve
 
 
 def near_duplicates(
@@ -56,16 +56,16 @@ def near_duplicates(
         index whatever the number of rows (when there is none, that is a scan of the table for each row).
     :raises QueryError: at construction, for whatever cannot give the right rows.
     """
-    target = resolve(column, metric)
-    pairs = _pairs(target, min_score, where, k, mode, SearchSettings(ef_search, probes), stale)
+    subject = resolve(column, metric)
+    pairs = _pairs(subject, min_score, where, k, mode, SearchSettings(ef_search, probes), stale)
     numbered = pairs.numbered()
     found = pairs.of(numbered)
     left, right = numbered.alias(), numbered.alias()
     return DuplicatePairs.sealing(
         select(
-            _key(target, left).label("left_key"),
-            _key(target, right).label("right_key"),
-            target.metric.score(found.c.distance).label("score"),
+            _key(subject, left).label("left_key"),
+            _key(subject, right).label("right_key"),
+            subject.metric.score(found.c.distance).label("score"),
         )
         .select_from(found)
         .join(left, left.c.n == found.c.a)
@@ -102,8 +102,8 @@ def duplicate_groups(
 
     :raises QueryError: at construction, for whatever cannot give the right rows.
     """
-    target = resolve(column, metric)
-    pairs = _pairs(target, min_score, where, k, mode, SearchSettings(ef_search, probes), stale)
+    subject = resolve(column, metric)
+    pairs = _pairs(subject, min_score, where, k, mode, SearchSettings(ef_search, probes), stale)
     numbered = pairs.numbered()
     member = components(pairs.of(numbered))
     sized = select(
@@ -111,7 +111,7 @@ def duplicate_groups(
     ).subquery()
     group_id = func.dense_rank().over(order_by=(sized.c.size.desc(), sized.c.root)).label("group_id")
     return DuplicateGroups.sealing(
-        select(group_id, _key(target, numbered).label("key"))
+        select(group_id, _key(subject, numbered).label("key"))
         .select_from(sized)
         .join(numbered, numbered.c.n == sized.c.n)
         .order_by(group_id, sized.c.n)
@@ -119,7 +119,7 @@ def duplicate_groups(
 
 
 def _pairs(
-    target: Target,
+    subject: Subject,
     min_score: float,
     where: Any,
     k: int,
@@ -129,13 +129,14 @@ def _pairs(
 ) -> Pairs:
     choice("mode", mode, MODES)
     k = whole("k", k, 1, 1000)
-    distance = target.metric.distance(_score(target.metric, min_score))
-    pairs = Pairs(target, target.conditions(where, stale), distance, k, mode, settings)
+    distance = subject.metric.distance(_score(subject.metric, min_score))
+    pairs = Pairs(subject, subject.conditions(where, stale), distance, k, mode, settings)
     if mode == "exact":
         settings.refuse('mode="exact" uses no index')
     elif mode == "auto" and pairs.index is None:
         settings.refuse(
-            f"{target} has no index declared for {target.metric.name} and these rows: all pairs are compared"
+            f"{subject} has no index declared for {subject.metric.name} and these rows: "
+            "all pairs are compared"
         )
     return pairs
 
@@ -149,6 +150,6 @@ def _score(metric: Metric, given: Any) -> float:
     return score
 
 
-def _key(target: Target, numbered: FromClause) -> ColumnElement[Any]:
-    keys = [numbered.c[f"key_{n}"] for n in range(1, len(target.keys) + 1)]
+def _key(subject: Subject, numbered: FromClause) -> ColumnElement[Any]:
+    keys = [numbered.c[f"key_{n}"] for n in range(1, len(subject.keys) + 1)]
     return keys[0] if len(keys) == 1 else func.jsonb_build_array(*keys, type_=JSONB)

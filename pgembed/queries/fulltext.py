@@ -28,10 +28,10 @@ from sqlalchemy.sql.visitors import iterate
 
 from pgembed.exc import QueryError
 from pgembed.queries.arguments import configuration, expression, words
-from pgembed.queries.choosing import sql_of
-from pgembed.queries.nearest import keys_of, literal_rows
-from pgembed.queries.standing import holds
-from pgembed.queries.target import Target
+from pgembed.queries.eligibility import sql_of
+from pgembed.queries.nearest import literal_rows
+from pgembed.queries.readiness import holds
+from pgembed.queries.subject import Subject, keys_of
 from pgembed.queries.vectors import typed
 
 #: A column of the type tsvector, a text column, or several text columns.
@@ -59,7 +59,7 @@ class QuestionType(TypeDecorator[str]):
 
 
 def matching(
-    target: Target,
+    subject: Subject,
     text: TextColumns,
     terms: str | ColumnElement[Any],
     config: str,
@@ -87,13 +87,13 @@ def matching(
     question = _any_of(terms, named)
     legs = [
         select(
-            *(key.label(f"key_{n}") for n, key in enumerate(target.keys, 1)),
+            *(key.label(f"key_{n}") for n, key in enumerate(subject.keys, 1)),
             func.ts_rank_cd(vector, question).label("rank"),
         ).where(vector.op("@@", is_comparison=True)(question), *gate, *conditions)
-        for vector, gate in _vectors(_columns(target, text), name, named)
+        for vector, gate in _vectors(_columns(subject, text), name, named)
     ]
     matches = (legs[0] if len(legs) == 1 else union_all(*legs)).subquery()
-    keys = keys_of(target, matches)
+    keys = keys_of(subject, matches)
     rank = func.row_number().over(order_by=(matches.c.rank.desc(), *keys))
     return (
         select(*keys, rank.label("text_rank"))
@@ -103,13 +103,13 @@ def matching(
     )
 
 
-def _columns(target: Target, text: TextColumns) -> list[Any]:
+def _columns(subject: Subject, text: TextColumns) -> list[Any]:
     """:raises QueryError: no columns of text, or of another table."""
     columns: list[Any] = list(text) if isinstance(text, list | tuple) else [text]
     if not columns:
         raise QueryError("text= is empty; expected a tsvector column, or text columns")
     for column in columns:
-        target.check_own(expression("text", column, "Article.title").is_not(None), "text=")
+        subject.check_own(expression("text", column, "Article.title").is_not(None), "text=")
         is_vector = isinstance(column.type, TSVECTOR)
         if column.type._type_affinity is not String and not is_vector:
             raise QueryError(

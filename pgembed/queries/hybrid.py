@@ -12,12 +12,11 @@ from sqlalchemy.sql.selectable import Subquery
 
 from pgembed.exc import QueryError
 from pgembed.queries.arguments import MOST, real, whole, words
-from pgembed.queries.base import selecting
 from pgembed.queries.fulltext import TextColumns, matching
-from pgembed.queries.nearest import Mode, Nearest, Stale, keys_of
+from pgembed.queries.nearest import Mode, Nearest, Stale
 from pgembed.queries.settings import SearchSettings
-from pgembed.queries.statement import Entity, Hybrid
-from pgembed.queries.target import Target, VectorColumn, resolve
+from pgembed.queries.statement import Entity, Hybrid, selecting
+from pgembed.queries.subject import Subject, VectorColumn, keys_of, resolve
 from pgembed.queries.vectors import Query, query_sql
 
 _Ts = TypeVarTuple("_Ts")
@@ -146,23 +145,25 @@ def hybrid_search(
     :raises QueryError: at construction, for whatever cannot give the right rows.
     :raises DimensionMismatchError: the vector is of other dimensions than the column.
     """
-    target = resolve(column, metric)
+    subject = resolve(column, metric)
     looked_for = _terms(query, terms)
-    vector, also = query_sql(target, query)
-    conditions = [*target.conditions(where, stale), *also]
-    wanted = Nearest(target, vector, conditions, limit, offset, None, mode, SearchSettings(ef_search, probes))
+    vector, also = query_sql(subject, query)
+    conditions = [*subject.conditions(where, stale), *also]
+    wanted = Nearest(
+        subject, vector, conditions, limit, offset, None, mode, SearchSettings(ef_search, probes)
+    )
     if candidates is None:
         candidates = min(max(4 * wanted.rows, 50), MOST)
     candidates = whole("candidates", candidates, 1)
     if candidates < wanted.rows:
         raise QueryError(f"candidates={candidates}; expected at least limit + offset = {wanted.rows}")
-    nearest = Nearest(target, vector, conditions, candidates, 0, None, mode, wanted.settings).subquery()
-    matches = matching(target, text, looked_for, config, conditions, candidates)
-    found = _fused(target, nearest, matches, *_fusion(k, weights), wanted.limit, wanted.offset)
-    statement = selecting(target, base, found, helper="hybrid_search")
+    nearest = Nearest(subject, vector, conditions, candidates, 0, None, mode, wanted.settings).subquery()
+    matches = matching(subject, text, looked_for, config, conditions, candidates)
+    found = _fused(subject, nearest, matches, *_fusion(k, weights), wanted.limit, wanted.offset)
+    statement = selecting(subject, base, found, helper="hybrid_search")
     return Hybrid.sealing(
-        statement.order_by(found.c.score.desc(), *target.keys),
-        target.entity,
+        statement.order_by(found.c.score.desc(), *subject.keys),
+        subject.entity,
         score=found.c.score,
         vector_rank=found.c.vector_rank,
         text_rank=found.c.text_rank,
@@ -170,7 +171,7 @@ def hybrid_search(
 
 
 def _fused(
-    target: Target,
+    subject: Subject,
     nearest: Subquery,
     matches: Subquery,
     k: float,
@@ -178,12 +179,12 @@ def _fused(
     limit: int,
     offset: int,
 ) -> Subquery:
-    near_keys = keys_of(target, nearest)
+    near_keys = keys_of(subject, nearest)
     ranked = select(
         *near_keys,
         func.row_number().over(order_by=(nearest.c.distance, *near_keys)).label("vector_rank"),
     ).subquery()
-    pairs = list(zip(keys_of(target, ranked), keys_of(target, matches), strict=True))
+    pairs = list(zip(keys_of(subject, ranked), keys_of(subject, matches), strict=True))
     keys = [func.coalesce(left, right).label(left.key) for left, right in pairs]
     shares = (
         func.coalesce(literal(weight, Float(53)) / (literal(k, Float(53)) + rank), 0.0)

@@ -13,10 +13,10 @@ from sqlalchemy.sql.selectable import CTE, FromClause, Select, Subquery
 
 from pgembed.indexes import Indexed
 from pgembed.queries.arguments import choice, real, whole
-from pgembed.queries.choosing import choose, is_implied
-from pgembed.queries.ctes import materialized
+from pgembed.queries.eligibility import choose, is_implied
 from pgembed.queries.settings import SearchSettings
-from pgembed.queries.target import Target
+from pgembed.queries.statement import materialized
+from pgembed.queries.subject import Subject, keys_of
 
 Mode: TypeAlias = Literal["auto", "approximate", "exact"]
 Stale: TypeAlias = Literal["include", "exclude"]
@@ -41,7 +41,7 @@ class Nearest:
     :ivar rows: how many rows the search itself returns, those that ``offset`` skips included.
     """
 
-    target: Target
+    subject: Subject
     query: ColumnElement[Any]
     conditions: Sequence[ColumnElement[bool]]
     limit: int
@@ -61,9 +61,9 @@ class Nearest:
             self.settings.refuse('mode="exact" uses no index')
         elif not self.approximate:
             self.settings.refuse(
-                f"{self.target} has no index declared for {self.target.metric.name} and these rows, so that "
-                'it is searched exactly. Declare one (index=HNSW()), or say mode="approximate" if there is '
-                "one in the database"
+                f"{self.subject} has no index declared for {self.subject.metric.name} and these rows, so "
+                "that it is searched exactly. Declare one (index=HNSW()), or pass "
+                'mode="approximate" if there is one in the database'
             )
 
     @property
@@ -78,7 +78,7 @@ class Nearest:
     @cached_property
     def index(self) -> Indexed | None:
         """The declared index that serves this search."""
-        return choose(self.target.indexes, self.conditions)
+        return choose(self.subject.indexes, self.conditions)
 
     def subquery(self, *payload: ColumnElement[Any]) -> Subquery:
         """The rows found: columns ``key_1``, ..., ``payload_1``, ..., ``distance``; nearest first.
@@ -133,21 +133,21 @@ class Nearest:
         hits = select(*found.c).where(found.c.distance < NAN)
         if self.max_distance is not None:
             hits = hits.where(found.c.distance <= self.max_distance)
-        hits = hits.order_by(found.c.distance, *keys_of(self.target, found)).limit(self.limit)
+        hits = hits.order_by(found.c.distance, *keys_of(self.subject, found)).limit(self.limit)
         return (hits.offset(self.offset) if self.offset else hits).subquery()
 
     def _columns(self, payload: Sequence[ColumnElement[Any]]) -> list[ColumnElement[Any]]:
         return [
-            *(key.label(f"key_{n}") for n, key in enumerate(self.target.keys, 1)),
+            *(key.label(f"key_{n}") for n, key in enumerate(self.subject.keys, 1)),
             *(extra.label(f"payload_{n}") for n, extra in enumerate(payload, 1)),
         ]
 
     def _ann(self, payload: Sequence[ColumnElement[Any]]) -> CTE:
         index = self.index
         settings = self.settings.cte(index, self.rows)
-        distance = self.target.distance(self.query)
+        distance = self.subject.distance(self.query)
         # Different bits are at equal distances all the time: only equal bits are alike.
-        alike = [self.target.vector.label("alike")] if self.target.storage == "bit" else []
+        alike = [self.subject.vector.label("alike")] if self.subject.storage == "bit" else []
         candidates = (
             select(*self._columns(payload), distance.label("distance"), *alike)
             .where(settings.c.applied.is_not(None), *self.conditions)
@@ -155,11 +155,11 @@ class Nearest:
         )
         if index is not None and index.where is not None and is_implied(index, self.conditions):
             # Said once more without parameters, of which a generic plan knows nothing.
-            predicate = index.predicate(self.target.selectable)
+            predicate = index.predicate(self.subject.selectable)
             candidates = candidates if predicate is None else candidates.where(predicate)
         order, wanted = distance, self.rows
         if index is not None and not index.whole:
-            order = index.distance(self.target.vector, self.query)
+            order = index.distance(self.subject.vector, self.query)
             wanted = index.candidates(self.rows, self.settings.ef_search)
         nearest = candidates.order_by(order).fetch(literal_rows(wanted), with_ties=True).lateral()
         found = select(
@@ -169,18 +169,13 @@ class Nearest:
         return materialized(found.where(nearest.c.distance < NAN), "ann")
 
     def _exact(self, payload: Sequence[ColumnElement[Any]], *gate: ColumnElement[bool]) -> Select[Any]:
-        distance = self.target.distance(self.query) + _ZERO
+        distance = self.subject.distance(self.query) + _ZERO
         return (
             select(*self._columns(payload), distance.label("distance"))
-            .where(self.target.vector.is_not(None), *self.conditions, *gate)
-            .order_by(distance, *self.target.keys)
+            .where(self.subject.vector.is_not(None), *self.conditions, *gate)
+            .order_by(distance, *self.subject.keys)
             .limit(literal_rows(self.rows))
         )
-
-
-def keys_of(target: Target, found: FromClause) -> list[ColumnElement[Any]]:
-    """The columns of a result that hold the key of the entity."""
-    return [found.c[f"key_{n}"] for n in range(1, len(target.keys) + 1)]
 
 
 def literal_rows(rows: int) -> ColumnElement[int]:

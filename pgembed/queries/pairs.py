@@ -26,12 +26,12 @@ from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.sql.selectable import CTE, FromClause, Select, SelectBase, Subquery
 
 from pgembed.indexes import Indexed
-from pgembed.queries.choosing import choose, is_implied
-from pgembed.queries.ctes import materialized
+from pgembed.queries.eligibility import choose, is_implied
 from pgembed.queries.nearest import Mode, literal_rows
+from pgembed.queries.readiness import is_ready
 from pgembed.queries.settings import SearchSettings
-from pgembed.queries.standing import is_ready
-from pgembed.queries.target import Target
+from pgembed.queries.statement import materialized
+from pgembed.queries.subject import Subject
 
 #: Up to so many rows, comparing all pairs is about as fast as looking up the neighbours of each.
 EXACT_UP_TO = 5_000
@@ -50,7 +50,7 @@ class Pairs:
     :ivar neighbours: how many neighbours of a row the index is asked for.
     """
 
-    target: Target
+    subject: Subject
     conditions: Sequence[ColumnElement[bool]]
     max_distance: float
     neighbours: int
@@ -60,7 +60,7 @@ class Pairs:
     @property
     def index(self) -> Indexed | None:
         """The declared index that serves all rows that take part."""
-        index = choose(self.target.indexes, self.conditions)
+        index = choose(self.subject.indexes, self.conditions)
         unsure = index is not None and index.where is not None and not is_implied(index, self.conditions)
         return None if unsure and self.mode == "auto" else index
 
@@ -69,13 +69,13 @@ class Pairs:
 
         Vectors of zeros pair with nothing: their cosine distances are NaN, which is within no distance.
         """
-        target = self.target
+        subject = self.subject
         numbered = select(
-            cast(func.row_number().over(order_by=target.keys), Integer).label("n"),
-            *(key.label(f"key_{n}") for n, key in enumerate(target.keys, 1)),
-            target.vector.label("vector"),
+            cast(func.row_number().over(order_by=subject.keys), Integer).label("n"),
+            *(key.label(f"key_{n}") for n, key in enumerate(subject.keys, 1)),
+            subject.vector.label("vector"),
         )
-        return materialized(numbered.where(target.vector.is_not(None), *self.conditions), "numbered")
+        return materialized(numbered.where(subject.vector.is_not(None), *self.conditions), "numbered")
 
     def of(self, numbered: CTE) -> CTE:
         """The pairs as a CTE with the columns ``a``, ``b`` (row numbers, a < b) and ``distance``."""
@@ -124,7 +124,7 @@ class Pairs:
         )
         a = _unpacked(met, met.c.a_numbers, met.c.a_vectors)
         b = _unpacked(met, met.c.b_numbers, met.c.b_vectors)
-        distance = self.target.metric.between(a.c.vector, b.c.vector)
+        distance = self.subject.metric.between(a.c.vector, b.c.vector)
         near = and_(order(a.c.number, b.c.number), distance <= self.max_distance)
         return select(
             func.least(a.c.number, b.c.number).label("a"),
@@ -159,10 +159,10 @@ class Pairs:
         )
 
     def _neighbours(self, numbered: CTE, gate: Sequence[ColumnElement[bool]]) -> CTE:
-        target, index = self.target, self.index
+        subject, index = self.subject, self.index
         settings = self.settings.cte(index, self.neighbours)
-        distance = target.distance(numbered.c.vector)
-        keys = list(zip(target.keys, self._key_names, strict=True))
+        distance = subject.distance(numbered.c.vector)
+        keys = list(zip(subject.keys, self._key_names, strict=True))
         itself = and_(*(key == numbered.c[name] for key, name in keys))
         found_by = (
             select(
@@ -175,7 +175,7 @@ class Pairs:
         if index is None or index.whole:
             nearest = found_by.order_by(distance).limit(literal_rows(self.neighbours)).lateral()
         else:  # what the index holds gives candidates, the nearest of which are the neighbours
-            coarse = index.distance(target.vector, numbered.c.vector)
+            coarse = index.distance(subject.vector, numbered.c.vector)
             wanted = index.candidates(self.neighbours, self.settings.ef_search)
             candidates = found_by.order_by(coarse).limit(literal_rows(wanted)).lateral()
             nearest = (
@@ -212,7 +212,7 @@ class Pairs:
 
     @property
     def _key_names(self) -> list[str]:
-        return [f"key_{n}" for n in range(1, len(self.target.keys) + 1)]
+        return [f"key_{n}" for n in range(1, len(self.subject.keys) + 1)]
 
 
 def _blocks(numbered: CTE) -> CTE:

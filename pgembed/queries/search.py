@@ -7,11 +7,10 @@ from typing import Any, TypeVarTuple, overload
 from sqlalchemy import ColumnElement, Select
 from sqlalchemy.orm import Mapped
 
-from pgembed.queries.base import selecting
 from pgembed.queries.nearest import Mode, Nearest, Stale
 from pgembed.queries.settings import SearchSettings
-from pgembed.queries.statement import Entity, Search
-from pgembed.queries.target import VectorColumn, resolve
+from pgembed.queries.statement import Entity, SearchSelect, selecting
+from pgembed.queries.subject import VectorColumn, resolve
 from pgembed.queries.vectors import Query, query_sql
 
 _Ts = TypeVarTuple("_Ts")
@@ -32,7 +31,7 @@ def semantic_search(
     probes: int | None = ...,
     stale: Stale = ...,
     metric: str | None = ...,
-) -> Search[Entity, float, float]: ...
+) -> SearchSelect[Entity, float, float]: ...
 
 
 @overload
@@ -50,7 +49,7 @@ def semantic_search(
     probes: int | None = ...,
     stale: Stale = ...,
     metric: str | None = ...,
-) -> Search[*tuple[Any, ...]]: ...
+) -> SearchSelect[*tuple[Any, ...]]: ...
 
 
 @overload
@@ -68,7 +67,7 @@ def semantic_search(
     probes: int | None = ...,
     stale: Stale = ...,
     metric: str | None = ...,
-) -> Search[*_Ts, float, float]: ...
+) -> SearchSelect[*_Ts, float, float]: ...
 
 
 def semantic_search(
@@ -85,7 +84,7 @@ def semantic_search(
     probes: int | None = None,
     stale: Stale = "include",
     metric: str | None = None,
-) -> Search[*tuple[Any, ...]]:
+) -> SearchSelect[*tuple[Any, ...]]:
     """The rows whose vectors are nearest to ``query``: rows ``(Entity, distance, score)``, as a statement.
 
     ::
@@ -124,12 +123,12 @@ def semantic_search(
         that is bound to a column without an encoder.
     :raises DimensionMismatchError: the vector is of other dimensions than the column.
     """
-    target = resolve(column, metric)
-    vector, conditions = query_sql(target, query)
+    subject = resolve(column, metric)
+    vector, conditions = query_sql(subject, query)
     nearest = Nearest(
-        target,
+        subject,
         vector,
-        [*target.conditions(where, stale), *conditions],
+        [*subject.conditions(where, stale), *conditions],
         limit,
         offset,
         max_distance,
@@ -138,5 +137,7 @@ def semantic_search(
     )
     hits = nearest.subquery()
     distance = hits.c.distance
-    statement = selecting(target, base, hits, helper="semantic_search").order_by(distance, *target.keys)
-    return Search.sealing(statement, target.entity, distance=distance, score=target.metric.score(distance))
+    statement = selecting(subject, base, hits, helper="semantic_search").order_by(distance, *subject.keys)
+    return SearchSelect.sealing(
+        statement, subject.entity, distance=distance, score=subject.metric.score(distance)
+    )

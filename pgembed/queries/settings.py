@@ -19,8 +19,8 @@ from pgembed.exc import QueryError
 from pgembed.indexes import ACCESS_METHODS, Indexed, access_method_of
 from pgembed.indexes.methods import AUTO
 from pgembed.queries.arguments import whole
-from pgembed.queries.ctes import materialized
-from pgembed.queries.standing import is_ready, parameter
+from pgembed.queries.readiness import is_ready, parameter
+from pgembed.queries.statement import materialized
 
 #: What pgvector takes (https://github.com/pgvector/pgvector#query-options).
 _RANGES = {"ef_search": (1, 1000), "probes": (1, 32768)}

@@ -6,11 +6,13 @@ import itertools
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVarTuple, cast
 
-from sqlalchemy import Label, Select, select
-from sqlalchemy.sql.elements import ColumnElement
+from sqlalchemy import Label, Select, and_, select
+from sqlalchemy.sql.elements import ColumnElement, _anonymous_label
 from sqlalchemy.sql.functions import FunctionElement
+from sqlalchemy.sql.selectable import CTE, FromClause, Join, SelectBase
 
-from pgembed.exc import LateClauseError
+from pgembed.exc import LateClauseError, QueryError
+from pgembed.queries.subject import Subject, keys_of
 
 _Ts = TypeVarTuple("_Ts")
 
@@ -39,7 +41,7 @@ else:
 
 
 def _refused(method: str, reason: str) -> Any:
-    def refuse(self: Search[*tuple[Any, ...]], *_: Any, **__: Any) -> NoReturn:
+    def refuse(self: SearchSelect[*tuple[Any, ...]], *_: Any, **__: Any) -> NoReturn:
         raise LateClauseError(method, reason.format(helper=self.helper))
 
     refuse.__name__ = method
@@ -68,7 +70,7 @@ class OwnLabel(Label[Any]):
 def _as_from(method: str) -> Any:
     build = getattr(Select, method)
 
-    def as_from(self: Search[*tuple[Any, ...]], *args: Any, **kwargs: Any) -> Any:
+    def as_from(self: SearchSelect[*tuple[Any, ...]], *args: Any, **kwargs: Any) -> Any:
         return build(self._unambiguous(), *args, **kwargs)
 
     as_from.__name__ = method
@@ -76,7 +78,7 @@ def _as_from(method: str) -> Any:
     return as_from
 
 
-class Search(_Select[*_Ts]):
+class SearchSelect(_Select[*_Ts]):
     """A ``Select`` whose LIMIT has been decided within.
 
     It is executed, joined, extended by columns and loader options, and made a subquery like any other. What
@@ -165,7 +167,7 @@ def _free(name: str, taken: Collection[str]) -> str:
     return next(free for free in names if free not in taken)
 
 
-class Votes(Search[*_Ts]):
+class Votes(SearchSelect[*_Ts]):
     """The statement of ``knn_classify``: its rows may be cut, as in ``.limit(1)``, for the voting is over."""
 
     inherit_cache = True
@@ -209,8 +211,59 @@ class DuplicateGroups(DuplicatePairs[*_Ts]):
     helper = "duplicate_groups"
 
 
-class Hybrid(Search[*_Ts]):
+class Hybrid(SearchSelect[*_Ts]):
     """The statement of ``hybrid_search``."""
 
     inherit_cache = True
     helper = "hybrid_search"
+
+
+def selecting(subject: Subject, base: Select[Any] | None, found: FromClause, *, helper: str) -> Select[Any]:
+    """``base``, or a select of the entity, of the rows whose keys are in ``found``.
+
+    :raises QueryError: the base filters or sorts by itself, or does not select from the entity.
+    """
+    same = and_(*(key == other for key, other in zip(subject.keys, keys_of(subject, found), strict=True)))
+    selected = select(subject.entity) if base is None else _checked(subject, base, helper)
+    return selected.join_from(subject.entity, found, same)
+
+
+def _checked(subject: Subject, base: Select[Any], helper: str) -> Select[Any]:
+    """:raises QueryError: not a select, filters or sorts by itself, or does not select from the entity."""
+    if not isinstance(base, Select):
+        raise QueryError(f"base={base!r}; expected a select, as in select(Article.id, Article.title)")
+    clauses = {
+        "WHERE": (base._where_criteria, f"pass where= to {helper}()"),
+        "GROUP BY": (base._group_by_clauses, "group a select from the search's .subquery()"),
+        "HAVING": (base._having_criteria, "group a select from the search's .subquery()"),
+        "DISTINCT": (base._distinct, "select from the search's .subquery()"),
+        "ORDER BY": (base._order_by_clauses, "rows come in the order of the search"),
+        "LIMIT": (base._limit_clause is not None or base._fetch_clause is not None, "pass limit= instead"),
+        "OFFSET": (base._offset_clause is not None, "pass offset= instead"),
+        "FOR UPDATE": (base._for_update_arg is not None, "call .with_for_update() on the search"),
+    }
+    for clause, (present, instead) in clauses.items():
+        if present:
+            raise QueryError(f"base= has a {clause} of its own, which would act on the rows found: {instead}")
+    froms = {table for found in base.get_final_froms() for table in _tables(found)}
+    if not froms & set(_tables(subject.selectable)):
+        raise QueryError(
+            f"base= does not select from {subject.selectable}, whose rows are searched: start it with "
+            "select(...) of the searched entity, or .select_from() it"
+        )
+    return base
+
+
+def _tables(found: FromClause) -> list[FromClause]:
+    return [*_tables(found.left), *_tables(found.right)] if isinstance(found, Join) else [found]
+
+
+def materialized(statement: SelectBase, name: str) -> CTE:
+    """``pgembed_<name>_1 AS MATERIALIZED (statement)``: a name that no table of the user's has.
+
+    The number is given when the statement is compiled, so that several searches can meet in one statement.
+    (``statement.cte().prefix_with(...)`` would be called after an object that is gone by then, whose place
+    in memory, and thereby its name, may be taken over by another one.)
+    """
+    label = _anonymous_label.safe_construct(id(statement), f"pgembed_{name}")
+    return statement.cte(label).prefix_with("MATERIALIZED")

@@ -46,7 +46,7 @@ from pgembed.columns.types import is_postgres
 from pgembed.columns.values import Storage, as_bits, as_sparse
 from pgembed.encoders.text.texts import checked
 from pgembed.exc import QueryError, UnsupportedDialectError, encoder_errors
-from pgembed.queries.target import Target
+from pgembed.queries.subject import Subject
 
 #: What a search is for: text, a vector, ``bindparam("q")``, an entity, or a scalar subquery.
 Query: TypeAlias = str | list[float] | NDArray[Any] | ColumnElement[Any] | Select[Any] | object
@@ -183,18 +183,18 @@ class QuerySparseType(UserDefinedType[Any]):
         return sparse
 
 
-def query_sql(target: Target, query: Query) -> tuple[ColumnElement[Any], list[ColumnElement[bool]]]:
+def query_sql(subject: Subject, query: Query) -> tuple[ColumnElement[Any], list[ColumnElement[bool]]]:
     """The vector that is searched for as SQL, and what must hold for rows beside the search's own conditions.
 
     :raises QueryError: ``query`` is nothing that can be searched for, such as a blank text.
     :raises VectorValueError: a sequence that is not a vector of numbers, or of bits.
     :raises DimensionMismatchError: a vector of other dimensions than the column's.
     """
-    kind = _kind(target)
+    kind = _kind(subject)
     if isinstance(query, str) and isinstance(kind, QueryVectorType):
-        if target.declaration is None:
+        if subject.declaration is None:
             raise QueryError(
-                f"a text needs an encoder, and {target} is not declared with embedding_column(): "
+                f"a text needs an encoder, and {subject} is not declared with embedding_column(): "
                 "search for a vector"
             )
         return bindparam("query", QueryText(query), type_=kind, unique=True), []
@@ -206,7 +206,7 @@ def query_sql(target: Target, query: Query) -> tuple[ColumnElement[Any], list[Co
         return _expression(query), []
     state = inspect(query, raiseerr=False)
     if isinstance(state, InstanceState):
-        return _row(target, state)
+        return _row(subject, state)
     if query is None:
         raise QueryError(
             "the query is None; expected a text, a vector, bindparam(...), an entity or a subquery"
@@ -221,17 +221,17 @@ def query_sql(target: Target, query: Query) -> tuple[ColumnElement[Any], list[Co
     return bindparam("query", value, type_=kind, unique=True), []
 
 
-def _kind(target: Target) -> TypeEngine[Any]:
+def _kind(subject: Subject) -> TypeEngine[Any]:
     """The type of a query parameter."""
-    if target.storage == "bit" and target.dimensions is not None:
-        return QueryBitsType(target.dimensions)
-    directed = target.metric.name == "cosine"
-    if target.storage == "sparsevec":
-        return QuerySparseType(target.dimensions, directed)
-    if target.storage not in ("vector", "halfvec"):
-        return target.column.type
-    storage: Any = target.storage
-    return QueryVectorType(target.dimensions, storage, target.declaration, directed, str(target))
+    if subject.storage == "bit" and subject.dimensions is not None:
+        return QueryBitsType(subject.dimensions)
+    directed = subject.metric.name == "cosine"
+    if subject.storage == "sparsevec":
+        return QuerySparseType(subject.dimensions, directed)
+    if subject.storage not in ("vector", "halfvec"):
+        return subject.column.type
+    storage: Any = subject.storage
+    return QueryVectorType(subject.dimensions, storage, subject.declaration, directed, str(subject))
 
 
 def typed(parameter: BindParameter[Any], kind: TypeEngine[Any]) -> BindParameter[Any]:
@@ -263,15 +263,15 @@ def _expression(query: Any) -> ColumnElement[Any]:
     return expression.correlate(None)
 
 
-def _row(target: Target, state: InstanceState[Any]) -> tuple[ColumnElement[Any], list[ColumnElement[bool]]]:
+def _row(subject: Subject, state: InstanceState[Any]) -> tuple[ColumnElement[Any], list[ColumnElement[bool]]]:
     """The stored vector of an entity, which is not a neighbour of itself."""
-    mapper = inspect(target.entity, raiseerr=False)
+    mapper = inspect(subject.entity, raiseerr=False)
     searched: Any = getattr(mapper, "mapper", None)
     # Classes of one hierarchy share the columns of the tables that they share.
     related = searched is not None and searched.base_mapper is state.mapper.base_mapper
-    if not related or target.column.table not in state.mapper.tables:
+    if not related or subject.column.table not in state.mapper.tables:
         raise QueryError(
-            f"the query is a {state.class_.__name__}, and {target} is searched. For the vector of another "
+            f"the query is a {state.class_.__name__}, and {subject} is searched. For the vector of another "
             "class, pass select(...).scalar_subquery()"
         )
     if state.identity is None:
@@ -279,10 +279,10 @@ def _row(target: Target, state: InstanceState[Any]) -> tuple[ColumnElement[Any],
             f"the query is a {state.class_.__name__} that is not stored yet: flush the session first"
         )
     # A Core alias, so that criteria for the entity (with_loader_criteria) do not hide the row asked about.
-    stored = target.column.table.alias()
-    columns = searched.primary_key if target.column.table is searched.primary_key[0].table else None
-    keys = columns or tuple(target.column.table.primary_key)  # the table of a base class has its own key
+    stored = subject.column.table.alias()
+    columns = searched.primary_key if subject.column.table is searched.primary_key[0].table else None
+    keys = columns or tuple(subject.column.table.primary_key)  # the table of a base class has its own key
     own = and_(*(stored.c[key.key] == value for key, value in zip(keys, state.identity, strict=True)))
-    vector = select(stored.c[target.column.key]).where(own).scalar_subquery()
-    another = ~and_(*(key == value for key, value in zip(target.keys, state.identity, strict=True)))
+    vector = select(stored.c[subject.column.key]).where(own).scalar_subquery()
+    another = ~and_(*(key == value for key, value in zip(subject.keys, state.identity, strict=True)))
     return vector, [another]

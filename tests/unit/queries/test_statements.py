@@ -33,7 +33,7 @@ from pgembed.exc import (
     VectorValueError,
 )
 from pgembed.queries import duplicate_groups, hybrid_search, knn_classify, near_duplicates, semantic_search
-from pgembed.queries.target import resolve
+from pgembed.queries.subject import resolve
 from pgembed.queries.vectors import QueryText
 from pgembed.testing import HashEncoder
 

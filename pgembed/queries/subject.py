@@ -26,7 +26,7 @@ VectorColumn: TypeAlias = Mapped[Any] | ColumnElement[Any]
 
 
 @dataclass(frozen=True)
-class Target:
+class Subject:
     """A vector column, ready to be searched.
 
     :ivar entity: what ``select()`` takes: a mapped class, an alias of one, a table or an alias of one.
@@ -106,7 +106,7 @@ class Target:
         return ClauseAdapter(self.selectable).traverse(pending)
 
 
-def resolve(column: VectorColumn, metric: str | None = None) -> Target:
+def resolve(column: VectorColumn, metric: str | None = None) -> Subject:
     """Find out what ``column`` is a column of.
 
     :param metric: how to measure; ``None`` for the column's own metric (that of its embedding, else that of
@@ -144,7 +144,7 @@ def resolve(column: VectorColumn, metric: str | None = None) -> Target:
         chosen = of_index or metric_named(metrics_of(storage)[0])
     if chosen.name not in metrics_of(storage):
         raise MetricNotSupportedError(chosen.name, metrics_of(storage), by=f"{base}, a {storage} column,")
-    return Target(
+    return Subject(
         entity=entity,
         selectable=selectable,
         vector=found,
@@ -156,6 +156,11 @@ def resolve(column: VectorColumn, metric: str | None = None) -> Target:
         embedding=embedding,
         indexes=tuple(each for each in candidates if each.serves(chosen)),
     )
+
+
+def keys_of(subject: Subject, found: FromClause) -> list[ColumnElement[Any]]:
+    """The columns of a result that hold the key of the entity."""
+    return [found.c[f"key_{n}"] for n in range(1, len(subject.keys) + 1)]
 
 
 def _mapped(attribute: Any) -> tuple[Any, FromClause, Column[Any], tuple[ColumnElement[Any], ...]]:
