@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from alembic.util import CommandError
 from sqlalchemy import Column, Index, MetaData, Table, literal_column
@@ -19,6 +21,7 @@ from pgembed.exc import PgembedError
 from pgembed.indexes import ACCESS_METHODS, access_method_of
 from pgembed.indexes.indexed import bare
 from pgembed.indexes.methods import AUTO
+from pgembed.migrations.rendering import Code
 
 Facts = dict[str, Any]
 
@@ -36,24 +39,73 @@ class MigrationError(PgembedError, CommandError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class VectorIndexDefinition:
+class IndexDefinition(ABC):
+    """What both kinds of index have.
+
+    :cvar kind: what it is called in the names of operations.
+    :ivar where: the SQL predicate of a partial index.
+    :ivar valid: false for what a failed ``CREATE INDEX CONCURRENTLY`` left.
+    """
+
+    kind: ClassVar[str]
+
+    name: str
+    table: str
+    where: str | None = None
+    schema: str | None = None
+    valid: bool = True
+
+    def renamed(self, name: str) -> Self:
+        """The same index under another name."""
+        return replace(self, name=name)
+
+    @abstractmethod
+    def index(self) -> Index:
+        """As an SQLAlchemy index, on a table that holds nothing else."""
+
+    @abstractmethod
+    def arguments(self, concurrently: bool | None) -> tuple[list[Any], dict[str, Any]]:
+        """The arguments of the operation that creates it, as they are written into a migration."""
+
+    @abstractmethod
+    def same_settings(self, declared: Any) -> bool:
+        """Whether what is compared by value is as declared."""
+
+    @property
+    def expressions(self) -> tuple[str | None, ...]:
+        """What Postgres compares, since it writes expressions in a form of its own."""
+        return (self.where,)
+
+    @property
+    def comment(self) -> str | None:
+        """The comment on the index."""
+        return None
+
+    def reason(self, old: Any) -> str:  # noqa: ARG002
+        """Why it takes the place of another, for whoever reviews the migration."""
+        return ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VectorIndexDefinition(IndexDefinition):
     """One vector index.
 
     :ivar column: the indexed column; ``None`` for an index on an expression.
     :ivar expression: the indexed SQL expression; ``None`` for an index on a column.
-    :ivar valid: false for what a failed ``CREATE INDEX CONCURRENTLY`` left.
+    :raises MigrationError: neither or both of them.
     """
 
-    name: str
-    table: str
+    kind = "vector_index"
+
     column: str | None = None
     expression: str | None = None
     using: str
     opclass: str | None = None
     parameters: Mapping[str, Any] = field(default_factory=dict)
-    where: str | None = None
-    schema: str | None = None
-    valid: bool = True
+
+    def __post_init__(self) -> None:
+        if (self.column is None) == (self.expression is None):
+            raise MigrationError(f"index {self.name!r} needs either a column or an expression")
 
     @classmethod
     def of(cls, index: Index, name: str, schema: str | None) -> Self:
@@ -77,12 +129,7 @@ class VectorIndexDefinition:
             schema=schema,
         )
 
-    def renamed(self, name: str) -> Self:
-        """The same index under another name."""
-        return replace(self, name=name)
-
     def index(self) -> Index:
-        """As an SQLAlchemy index, on a table that holds nothing else."""
         element: Any = self.column
         columns = [] if self.column is None else [Column(self.column, NullType())]
         if self.expression is not None:
@@ -99,6 +146,22 @@ class VectorIndexDefinition:
         Table(self.table, MetaData(), *columns, index, schema=self.schema)
         return index
 
+    def arguments(self, concurrently: bool | None) -> tuple[list[Any], dict[str, Any]]:
+        positional = [self.name, self.table, *([] if self.column is None else [self.column])]
+        return positional, {
+            "expression": self.expression,
+            "using": self.using,
+            "opclass": self.opclass,
+            "parameters": dict(self.parameters) or None,
+            "where": self.where,
+            "schema": self.schema,
+            "concurrently": concurrently,
+        }
+
+    @property
+    def expressions(self) -> tuple[str | None, ...]:
+        return (self.where, self.expression)
+
     @property
     def counts_rows(self) -> bool:
         """Whether a parameter is found from the number of rows, when the index is built."""
@@ -113,6 +176,7 @@ class VectorIndexDefinition:
         method = ACCESS_METHODS[self.using]
         parameters = {**method.defaults, **self.parameters}
         return (
+            self.column,
             self.using,
             self.opclass or method.default_opclass,
             {key: str(value) for key, value in parameters.items() if key not in free},
@@ -126,7 +190,7 @@ class VectorIndexDefinition:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PendingIndexDefinition:
+class PendingIndexDefinition(IndexDefinition):
     """The index of the pending rows of an embedding column.
 
     :ivar columns: the primary key.
@@ -134,13 +198,11 @@ class PendingIndexDefinition:
     :ivar registration: what its comment says of the column; ``None`` where there is none.
     """
 
-    name: str
-    table: str
+    kind = "pending_index"
+
     columns: tuple[str, ...]
     where: str
     registration: Facts | None = None
-    schema: str | None = None
-    valid: bool = True
 
     @classmethod
     def of(cls, index: PendingIndex, name: str, schema: str | None) -> Self:
@@ -154,23 +216,47 @@ class PendingIndexDefinition:
             schema=schema,
         )
 
-    def renamed(self, name: str) -> Self:
-        """The same index under another name."""
-        return replace(self, name=name)
-
     def index(self) -> Index:
-        """As an SQLAlchemy index, on a table that holds nothing else."""
         index = Index(conv(self.name), *self.columns, postgresql_where=literal_column(self.where))
         columns = [Column(name, NullType()) for name in self.columns]
         Table(self.table, MetaData(), *columns, index, schema=self.schema)
         return index
 
+    def arguments(self, concurrently: bool | None) -> tuple[list[Any], dict[str, Any]]:
+        return [self.name, self.table, list(self.columns)], {
+            "where": self.where,
+            "schema": self.schema,
+            "concurrently": concurrently,
+            "registration": Code("None") if self.registration is None else self.registration,
+        }
+
+    @property
+    def comment(self) -> str | None:
+        return None if self.registration is None else json.dumps(self.registration)
+
+    def reason(self, old: PendingIndexDefinition) -> str:
+        before, after = old.registration, self.registration
+        if before is None or after is None:
+            return f"The pending index of {self.table} is made anew."
+        name = f"{self.table}.{after['column']}"
+        if before["fingerprint"] != after["fingerprint"]:
+            change = (
+                f"The encoder of {name} changes from {_encoder(before)} to {_encoder(after)}: every row is "
+                "pending"
+            )
+            if before["dimensions"] != after["dimensions"]:
+                return f"{change} until it is embedded again."
+            return (
+                f"{change} until it is embedded again, in place. Until then old vectors are compared with "
+                "new queries; a second embedding column keeps the two apart."
+            )
+        if (before["template"], before["sources"]) != (after["template"], after["sources"]):
+            return f"What {name} is made from changes: every row is pending until it is embedded again."
+        return f"The pending index of {name} changes."
+
     def same_settings(self, declared: PendingIndexDefinition) -> bool:
-        """Whether this index stands with the keys that are declared, and valid."""
+        """Whether keys and validity are as declared."""
         return (self.columns, self.valid) == (declared.columns, declared.valid)
-
-
-Definition = VectorIndexDefinition | PendingIndexDefinition
 
 
 def sql(element: ClauseElement) -> str:
@@ -178,3 +264,7 @@ def sql(element: ClauseElement) -> str:
     return str(
         element.compile(dialect=_DIALECT, compile_kwargs={"literal_binds": True, "include_table": False})
     )
+
+
+def _encoder(facts: Facts) -> str:
+    return f"{facts['encoder']!r} ({facts['fingerprint'][:8]})"

@@ -12,7 +12,7 @@ from pgembed.columns.trust import require_trust
 from pgembed.indexes import ACCESS_METHODS
 from pgembed.indexes.catalogue import written
 from pgembed.migrations.definitions import (
-    Definition,
+    IndexDefinition,
     PendingIndexDefinition,
     VectorIndexDefinition,
 )
@@ -41,7 +41,7 @@ SELECT c.relname AS name,
 """)
 
 
-def indexes_of(connection: Connection, table: Table, pending: set[str]) -> dict[str, Definition]:
+def indexes_of(connection: Connection, table: Table, pending: set[str]) -> dict[str, IndexDefinition]:
     """The vector indexes and pending indexes that stand on a table, by name.
 
     :param pending: names of partial indexes that count as pending indexes even if they carry no registration,
@@ -50,7 +50,7 @@ def indexes_of(connection: Connection, table: Table, pending: set[str]) -> dict[
         their expressions is to run what they name.
     """
     relation = written(table)
-    found: dict[str, Definition] = {}
+    found: dict[str, IndexDefinition] = {}
     trusted = False
     for row in connection.execute(_INDEXES, {"relation": relation}):
         registration, problem = read_registration(row.comment)

@@ -9,14 +9,30 @@ from pathlib import Path
 from typing import Any
 
 from alembic.autogenerate.api import AutogenContext
-from alembic.operations import MigrateOperation, ops
+from alembic.operations import MigrateOperation, Operations, ops
 from alembic.util import rev_id
 
 from pgembed.database.scripts import REVISION
-from pgembed.migrations.operations.base import NextRevisionOp
+from pgembed.migrations.operations.base import PgembedOp
 
 #: What the revisions of a series are called after the first: by the places between :class:`NextRevisionOp`.
 _SUFFIXES = ("", "drop", "add", "index", "not null")
+
+
+class NextRevisionOp(PgembedOp):
+    """What comes after it belongs in a revision of its own: a part of a series."""
+
+    def run(self, operations: Operations) -> None:
+        """Nothing to do."""
+
+    def render(self, context: AutogenContext) -> list[str]:  # noqa: ARG002
+        return []
+
+    def reverse(self) -> MigrateOperation:
+        return self
+
+    def to_diff_tuple(self) -> tuple[Any, ...]:
+        return ("next_revision",)
 
 
 def in_parts(*parts: Iterable[MigrateOperation]) -> list[MigrateOperation]:

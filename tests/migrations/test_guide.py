@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from pgembed import embedding_column
-from pgembed.migrations.setup import _OPERATIONS
+from pgembed.migrations.setup import OPERATIONS
 
 GUIDE = (Path(__file__).parents[2] / "docs" / "migrations.md").read_text()
 
@@ -23,15 +23,15 @@ def calls(function: str) -> list[ast.Call]:
     ]
 
 
-OPERATIONS = {name: getattr(operation, name) for operation, name, _, _ in _OPERATIONS if name is not None}
+CALLED = {name: getattr(operation, name) for operation in OPERATIONS for name in operation.names}
 
 
 def test_operations_take_the_arguments_that_the_guide_gives_them() -> None:
     found = calls("op.")
-    assert {ast.unparse(call.func).removeprefix("op.") for call in found} == OPERATIONS.keys()
+    assert {ast.unparse(call.func).removeprefix("op.") for call in found} == CALLED.keys()
     for call in found:
         if not ast.unparse(call).endswith("(...)"):
-            operation = OPERATIONS[ast.unparse(call.func).removeprefix("op.")]
+            operation = CALLED[ast.unparse(call.func).removeprefix("op.")]
             given = {str(keyword.arg): keyword.value for keyword in call.keywords}
             inspect.signature(operation).bind(None, *call.args, **given)
 

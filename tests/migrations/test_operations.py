@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
+from typing import Any
 
 import pytest
 from alembic.util import CommandError
-from sqlalchemy import Column, Integer, MetaData, Table, Text, inspect, text
+from sqlalchemy import Column, Integer, MetaData, Table, Text, event, inspect, text
 from sqlalchemy.exc import DBAPIError
 
 from pgembed import HNSW
@@ -58,6 +59,68 @@ def test_what_a_failed_build_left_is_dropped_first(migrations: Migrations) -> No
 
     with migrations.engine.connect() as connection:
         assert connection.scalar(text("SELECT indisvalid FROM pg_index WHERE indexrelid = 'near'::regclass"))
+
+
+REPLACE = BUILD.replace("create", "replace")
+
+
+@pytest.mark.parametrize("name", ["near_new", "near_old"])
+def test_a_replacement_leaves_indexes_of_its_temporary_names_alone(migrations: Migrations, name: str) -> None:
+    article(encoder=ENCODER, index=HNSW(name="near", build="immediate")).create_all(migrations.engine)
+    with migrations.engine.begin() as connection:
+        connection.execute(text(f"CREATE INDEX {name} ON article (title)"))
+    migrations.write(REPLACE)
+
+    with pytest.raises(MigrationError, match=rf"'{name}': there is one, which pgembed did not leave"):
+        migrations.upgrade()
+
+    assert sorted(indexes(migrations)) == ["near", name]
+
+
+def test_a_replacement_takes_no_index_of_another_table(migrations: Migrations) -> None:
+    metadata = article(encoder=ENCODER, index=HNSW(name="near", build="immediate"))
+    Table("other", metadata, Column("near_new", Integer, primary_key=True))
+    metadata.create_all(migrations.engine)
+    with migrations.engine.begin() as connection:
+        connection.execute(text("CREATE INDEX near_new ON other (near_new)"))
+    migrations.write(REPLACE)
+
+    with pytest.raises(
+        MigrationError, match="'near_new': there is one, and it does not belong to this table"
+    ):
+        migrations.upgrade()
+
+    assert indexes(migrations) == ["near"]
+    assert [index["name"] for index in inspect(migrations.engine).get_indexes("other")] == ["near_new"]
+
+
+@pytest.mark.parametrize(("failing", "left"), [("ALTER INDEX", "near_new"), ("DROP INDEX", "near_old")])
+def test_a_replacement_that_failed_is_run_again(migrations: Migrations, failing: str, left: str) -> None:
+    article(encoder=ENCODER, index=HNSW(name="near", build="immediate")).create_all(migrations.engine)
+    migrations.write(REPLACE)
+
+    def fail(*arguments: Any) -> None:
+        if failing in arguments[2]:
+            raise RuntimeError("the connection is lost")
+
+    event.listen(migrations.engine, "before_cursor_execute", fail)
+    with pytest.raises(RuntimeError):
+        migrations.upgrade()
+    event.remove(migrations.engine, "before_cursor_execute", fail)
+    assert sorted(indexes(migrations)) == ["near", left]
+
+    migrations.upgrade()
+    assert indexes(migrations) == ["near"]
+    with migrations.engine.connect() as connection:
+        found = text("SELECT reloptions::text, obj_description(oid) FROM pg_class WHERE relname = 'near'")
+        assert connection.execute(found).one() == ("{m=8}", None)
+
+
+def test_a_replacement_builds_an_index_that_is_missing(migrations: Migrations) -> None:
+    article(encoder=ENCODER).create_all(migrations.engine)
+    migrations.write(REPLACE)
+    migrations.upgrade()
+    assert indexes(migrations) == ["near"]
 
 
 def test_concurrently_is_refused_inside_a_transaction_of_others(migrations: Migrations) -> None:

@@ -3,19 +3,21 @@
 =================  ===============================================================================
 installation       the extension ``vector`` and pgembed's SQL objects
 columns            type, dimensions and ``NOT NULL`` of vector columns
+tables             one table after Alembic's own comparison: its subjects in their order
 indexes            vector indexes and pending indexes, with their registrations
 encoder_series     changes of encoder, as a series of revisions
 refusals           changes of encoder that are not written into migrations
 =================  ===============================================================================
 
-Each of the first four has a ``setup()`` that registers its comparators with Alembic. A comparator has a
-subgroup of its own, so that what it returns does not stop others.
+Each of the first three has a ``setup()`` that registers its comparators with Alembic. A comparator has a
+subgroup of its own, so that what it returns does not stop others. The others are functions of what the model
+and the database have, which ``tables`` calls.
 """
 
-from pgembed.migrations.compare import columns, encoder_series, indexes, installation
+from pgembed.migrations.compare import columns, installation, tables
 
 
 def setup() -> None:
     """Register all comparators."""
-    for subject in (installation, columns, indexes, encoder_series):
+    for subject in (installation, columns, tables):
         subject.setup()

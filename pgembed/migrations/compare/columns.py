@@ -16,6 +16,7 @@ from pgembed.columns.types import shape_of
 from pgembed.exc import DeclarationError
 from pgembed.migrations.operations.table_locks import SetNotNullOp
 from pgembed.migrations.operations.vector_column import AlterVectorColumnOp, discards
+from pgembed.migrations.revisions import NextRevisionOp
 
 log = logging.getLogger(__name__)
 
@@ -23,10 +24,16 @@ _Result = PriorityDispatchResult
 
 
 def setup() -> None:
-    """Register the comparator in Alembic's own subgroup: a type compared here is not compared there again."""
+    """Register the comparators.
+
+    That of types is in Alembic's own subgroup: a type that is compared here is not compared there again.
+    """
     comparators.dispatch_for(
         "column", priority=DispatchPriority.FIRST, qualifier="postgresql", subgroup="types"
     )(compare_vector_type)
+    comparators.dispatch_for(
+        "schema", priority=DispatchPriority.LAST, qualifier="postgresql", subgroup="pgembed.series"
+    )(settle_drops)
 
 
 def convert_not_null(modify_ops: ops.ModifyTableOps, model: Table | None) -> list[MigrateOperation]:
@@ -111,3 +118,33 @@ def compare_vector_type(
         operation.modify_type = declared.type
         log.info("Detected vector type change from %s to %s on '%s.%s'", *shapes, table_name, column_name)
     return _Result.STOP
+
+
+def settle(modify_ops: ops.ModifyTableOps, columns: set[str]) -> None:
+    """Have :func:`settle_drops` take back what Alembic drops of these columns."""
+    settled: set[str] = getattr(modify_ops, "pgembed_columns", set())
+    modify_ops.pgembed_columns = settled | columns  # type: ignore[attr-defined]
+
+
+def settle_drops(
+    _context: AutogenContext, upgrade_ops: ops.UpgradeOps, _schemas: set[str | None]
+) -> PriorityDispatchResult:
+    """The comparator that runs when Alembic is through with a table: it drops columns after all else."""
+    kept: list[MigrateOperation] = []
+    for operation in upgrade_ops.ops:
+        if isinstance(operation, ops.ModifyTableOps) and hasattr(operation, "pgembed_columns"):
+            theirs = [
+                each for each in operation.ops if isinstance(each, ops.DropColumnOp) and not each.if_exists
+            ]
+            others = [each for each in operation.ops if each not in theirs]
+            first = next(
+                (place for place, each in enumerate(others) if isinstance(each, NextRevisionOp)), len(others)
+            )
+            settled: set[str] = operation.pgembed_columns
+            others[first:first] = [each for each in theirs if each.column_name not in settled]
+            operation.ops[:] = others
+            if operation.is_empty():
+                continue
+        kept.append(operation)
+    upgrade_ops.ops[:] = kept
+    return PriorityDispatchResult.CONTINUE

@@ -18,29 +18,34 @@ new column is given a name here, which the first revision asks to be written int
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import logging
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from alembic.autogenerate import comparators
 from alembic.autogenerate.api import AutogenContext
 from alembic.operations import MigrateOperation, ops
-from alembic.util import DispatchPriority, PriorityDispatchResult
-from sqlalchemy import Column, Connection, MetaData, Table, text
+from sqlalchemy import Column, Connection, Index, MetaData, Table, text
 
-from pgembed.columns import EmbeddingColumn, embeddings_of
+from pgembed.columns import EmbeddingColumn, PendingIndex, embeddings_of
 from pgembed.columns.embedding import INFO, SOURCES
 from pgembed.filling.reembedding_plan import next_name
 from pgembed.indexes.catalogue import written
+from pgembed.migrations.compare.columns import settle
+from pgembed.migrations.compare.indexes import TableIndexes, definition_of
 from pgembed.migrations.compare.refusals import (
     check_distinct,
     check_one_at_a_time,
+    check_renamed,
     check_replaced,
     check_same_encoder,
     check_undeclared,
     registrations,
 )
-from pgembed.migrations.definitions import Definition, Facts, MigrationError, PendingIndexDefinition
-from pgembed.migrations.operations.base import NextRevisionOp
+from pgembed.migrations.definitions import Facts, IndexDefinition, MigrationError, PendingIndexDefinition
+from pgembed.migrations.operations.table_locks import LockTableOp
+from pgembed.migrations.operations.vector_column import AssertBackfilledOp
+
+log = logging.getLogger(__name__)
 
 _DEPENDENT = text("""
 SELECT c.relname
@@ -52,14 +57,7 @@ SELECT c.relname
 """)
 
 
-def setup() -> None:
-    """Register the comparator that runs when all tables are compared."""
-    comparators.dispatch_for(
-        "schema", priority=DispatchPriority.LAST, qualifier="postgresql", subgroup="pgembed.series"
-    )(settle_drops)
-
-
-@dataclass
+@dataclass(frozen=True)
 class Series:
     """One column that takes the place of another.
 
@@ -83,17 +81,12 @@ class Series:
         return str(self.new.vector.name)
 
     @property
-    def standing(self) -> bool:
-        """Whether the new column is there."""
-        return self.name in self.table.c
-
-    @property
     def columns(self) -> set[str]:
         """The names of the columns that are there until the end, of both vectors and both digests."""
         digest = {str(self.facts["digest"])} if self.facts else set()
         return {self.old, self.name, str(self.new.digest.name)} | digest
 
-    def settle_columns(self, modify_ops: ops.ModifyTableOps, model: Table) -> list[MigrateOperation]:
+    def add_columns(self, modify_ops: ops.ModifyTableOps, model: Table) -> list[MigrateOperation]:
         """Take over what Alembic would add and change; the operations that add the new columns."""
         new = {self.name: self.new.vector, str(self.new.digest.name): self.new.digest}
         remaining: list[MigrateOperation] = []
@@ -109,29 +102,69 @@ class Series:
                         continue
             remaining.append(operation)
         modify_ops.ops[:] = remaining
+        settle(modify_ops, self.columns)
+        name, schema = modify_ops.table_name, modify_ops.schema
         found: list[MigrateOperation] = []
-        for name, column in new.items():
-            if name not in self.table.c:
+        for column in new.values():
+            if column.name not in self.table.c:
                 # Rows of processes that don't know it have none.
                 added = column._copy()
                 added.nullable = True
-                found.append(
-                    ops.AddColumnOp(
-                        modify_ops.table_name, added, schema=modify_ops.schema, if_not_exists=True
-                    )
-                )
-        if not self.table.c[self.old].nullable and (self.proposed or self.old not in model.c):
+                found.append(ops.AddColumnOp(name, added, schema=schema, if_not_exists=True))
+        if self.frees_old(model):
+            type_ = self.table.c[self.old].type
             found.append(
                 ops.AlterColumnOp(
-                    modify_ops.table_name,
+                    name,
                     self.old,
-                    schema=modify_ops.schema,
-                    existing_type=self.table.c[self.old].type,
+                    schema=schema,
+                    existing_type=type_,
                     existing_nullable=False,
                     modify_nullable=True,
                 )
             )
-        return found
+        return locked(modify_ops, found, self.reason)
+
+    def frees_old(self, model: Table) -> bool:
+        """Whether the old column may be NULL from now on: the new application does not write it."""
+        return not self.table.c[self.old].nullable and (self.proposed or self.old not in model.c)
+
+    def indexes_beside(self, indexes: TableIndexes, schema: str | None) -> tuple[TableIndexes, list[str]]:
+        """The indexes that are compared while both columns are there, and the names of those of the new one.
+
+        :raises MigrationError: an index of the new column has the name of one that the old column keeps.
+        """
+        kept = self.indexes & indexes.existing.keys()
+        wanted: dict[str, IndexDefinition] = {}
+        for index in self.new.table.indexes:
+            definition = definition_of(index, schema)
+            if definition is None or not self._has(index):
+                continue
+            name = definition.name
+            if name in kept and not self.proposed:
+                raise MigrationError(
+                    f"{self.new}: its index {name!r} has the name of the index of {self.old!r}, whose "
+                    "place it takes while that is still in use: give it another name, or none"
+                )
+            name += self.name.removeprefix(self.old) if name in kept else ""
+            wanted[name] = definition.renamed(name)
+        existing = {name: each for name, each in indexes.existing.items() if name not in kept}
+        if not self.proposed:
+            return replace(indexes, declared={**indexes.declared, **wanted}, existing=existing), [*wanted]
+        declared = {name: each for name, each in indexes.declared.items() if name not in kept}
+        return TableIndexes(
+            declared=declared | wanted,
+            existing=existing,
+            created=indexes.created - kept | (wanted.keys() - existing.keys()),
+            dropped=indexes.dropped - wanted.keys(),
+            compared=indexes.compared - kept | (wanted.keys() & existing.keys()),
+        ), [*wanted]
+
+    def _has(self, index: Index) -> bool:
+        """Whether an index is one of the new column."""
+        if isinstance(index, PendingIndex):
+            return index.embedding is self.new
+        return self.new.vector in index.columns.values()
 
     @property
     def reason(self) -> tuple[str, ...]:
@@ -157,34 +190,120 @@ class Series:
         )
 
 
-def settle(modify_ops: ops.ModifyTableOps, columns: set[str]) -> None:
-    """Have :func:`settle_drops` take back what Alembic drops of these columns."""
-    settled: set[str] = getattr(modify_ops, "pgembed_columns", set())
-    modify_ops.pgembed_columns = settled | columns  # type: ignore[attr-defined]
+@dataclass(frozen=True)
+class SeriesParts:
+    """What the changes of encoder of one table put into the parts of a series.
+
+    :ivar indexes: the indexes that are compared.
+    :ivar add: operations that add new columns, and ``back`` what a downgrade checks before it.
+    :ivar drop: operations that drop old columns, and ``checks`` what is checked before them.
+    :ivar waiting: the names of the indexes of new columns, with the column.
+    :ivar ended: the names of the indexes of columns whose place was taken.
+    """
+
+    indexes: TableIndexes
+    add: list[MigrateOperation] = field(default_factory=list)
+    back: list[MigrateOperation] = field(default_factory=list)
+    drop: list[MigrateOperation] = field(default_factory=list)
+    checks: list[MigrateOperation] = field(default_factory=list)
+    waiting: dict[str, str] = field(default_factory=dict)
+    ended: set[str] = field(default_factory=set)
 
 
-def settle_drops(
-    _context: AutogenContext, upgrade_ops: ops.UpgradeOps, _schemas: set[str | None]
-) -> PriorityDispatchResult:
-    """The comparator that runs when Alembic is through with a table: it drops columns after all else."""
-    kept: list[MigrateOperation] = []
-    for operation in upgrade_ops.ops:
-        if isinstance(operation, ops.ModifyTableOps) and hasattr(operation, "pgembed_columns"):
-            theirs = [
-                each for each in operation.ops if isinstance(each, ops.DropColumnOp) and not each.if_exists
-            ]
-            others = [each for each in operation.ops if each not in theirs]
-            first = next(
-                (place for place, each in enumerate(others) if isinstance(each, NextRevisionOp)), len(others)
+def compare_encoders(
+    context: AutogenContext,
+    modify_ops: ops.ModifyTableOps,
+    table: Table,
+    model: Table,
+    indexes: TableIndexes,
+) -> SeriesParts:
+    """Columns that take, or have taken, the place of others."""
+    assert context.connection is not None
+    if not in_place(context):
+        check_renamed(model, indexes)
+    begun = find_series(context, context.connection, table, model, indexes)
+    parts = SeriesParts(indexes)
+    for series in begun:
+        added = series.add_columns(modify_ops, model)
+        parts.add.extend(added)
+        if added and series.facts and series.frees_old(model):
+            parts.back.append(backfilled(modify_ops, series.old, "the column again", 1.0).reverse())
+        elif not added and series.proposed:
+            log.warning(
+                "%s.%s is being replaced: write name=%r, replaces=%r into its embedding_column()",
+                *(modify_ops.table_name, series.old, series.name, series.old),
             )
-            settled: set[str] = operation.pgembed_columns
-            others[first:first] = [each for each in theirs if each.column_name not in settled]
-            operation.ops[:] = others
-            if operation.is_empty():
-                continue
-        kept.append(operation)
-    upgrade_ops.ops[:] = kept
-    return PriorityDispatchResult.CONTINUE
+        indexes, names = series.indexes_beside(indexes, modify_ops.schema)
+        parts.waiting.update(dict.fromkeys(names, series.name))
+    registered = registrations(indexes.existing)
+    for new, definition in registered.items():
+        old = replaced_by(definition)
+        if (
+            old is None
+            or old in {series.old for series in begun}
+            or replaced_by(indexes.declared.get(definition.name)) is not None
+            or old not in table.c
+            or old in model.c
+        ):
+            continue
+        dropped = drop_columns(context, modify_ops, table, old, registered.get(old))
+        parts.drop.extend(dropped)
+        if dropped:
+            parts.ended.update(dependent(context.connection, table, old))
+            if new in model.c:
+                parts.checks.append(backfilled(modify_ops, new, "the column that takes its place"))
+    return replace(parts, indexes=indexes)
+
+
+def drop_columns(
+    context: AutogenContext,
+    modify_ops: ops.ModifyTableOps,
+    table: Table,
+    old: str,
+    registered: PendingIndexDefinition | None,
+) -> list[MigrateOperation]:
+    """The operations that drop a column that nobody uses any more, and its digest, as the filters allow."""
+    gone = {old} | ({str((registered.registration or {})["digest"])} if registered else set())
+    columns: list[MigrateOperation] = []
+    for name in sorted(gone):
+        column = table.c.get(name)
+        if column is not None and context.run_object_filters(column, name, "column", True, None):
+            drop = ops.DropColumnOp.from_column_and_tablename(
+                modify_ops.schema, modify_ops.table_name, column
+            )
+            drop.if_exists = True
+            columns.append(drop)
+    if columns:
+        settle(modify_ops, gone)
+    return locked(modify_ops, columns)
+
+
+def locked(
+    modify_ops: ops.ModifyTableOps, operations: list[MigrateOperation], reason: tuple[str, ...] = ()
+) -> list[MigrateOperation]:
+    """Operations with the lock of their table, on the way up as on the way down."""
+    lock = LockTableOp(modify_ops.table_name, schema=modify_ops.schema, reason=reason)
+    return [lock, *operations, lock.reverse()] if operations else []
+
+
+def backfilled(
+    modify_ops: ops.ModifyTableOps, column: str, what: str, share: float = 0.99
+) -> AssertBackfilledOp:
+    """The operation that waits for a column: an index is built faster over vectors that are there."""
+    return AssertBackfilledOp(
+        modify_ops.table_name,
+        column,
+        share=share,
+        schema=modify_ops.schema,
+        reason=f"The migration stops here until workers, or `pgembed backfill`, have filled {what}.",
+    )
+
+
+def replaced_by(definition: IndexDefinition | None) -> str | None:
+    """The column whose place an embedding column takes."""
+    if not isinstance(definition, PendingIndexDefinition):
+        return None
+    return (definition.registration or {}).get("replaces")
 
 
 def in_place(context: AutogenContext) -> bool:
@@ -206,19 +325,15 @@ def in_place(context: AutogenContext) -> bool:
 def find_series(
     context: AutogenContext,
     connection: Connection,
-    table: Table | None,
-    model: Table | None,
-    existing: dict[str, Definition],
-    compared: set[str],
+    table: Table,
+    model: Table,
+    indexes: TableIndexes,
 ) -> list[Series]:
     """The columns of a table that take the place of others.
 
-    :param compared: names of the indexes that are on both sides and that the filters let through.
     :raises MigrationError: see :mod:`pgembed.migrations.compare.refusals`.
     """
-    if table is None or model is None:
-        return []
-    pending = registrations(existing)
+    pending = registrations(indexes.existing)
     found = []
     replaced = []
     for embedding in embeddings_of(model):
@@ -227,7 +342,7 @@ def find_series(
         if not in_place(context):
             check_same_encoder(embedding, table, pending)
         old, new, proposed = declaration.replaces, embedding, False
-        if old is None and name in pending and pending[name].name in compared:
+        if old is None and name in pending and pending[name].name in indexes.compared:
             facts = pending[name].registration or {}
             proposed = facts["fingerprint"] != declaration.encoder.fingerprint and not in_place(context)
             old = name if proposed else None

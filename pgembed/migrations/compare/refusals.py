@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
 from sqlalchemy import Table
 
 from pgembed.columns import EmbeddingColumn, embeddings_of
 from pgembed.columns.types import shape_of
 from pgembed.exc import DeclarationError
-from pgembed.migrations.definitions import Definition, MigrationError, PendingIndexDefinition
+from pgembed.migrations.compare.indexes import TableIndexes
+from pgembed.migrations.definitions import IndexDefinition, MigrationError, PendingIndexDefinition
 
 
-def registrations(existing: Mapping[str, Definition]) -> dict[str, PendingIndexDefinition]:
+def registrations(existing: Mapping[str, IndexDefinition]) -> dict[str, PendingIndexDefinition]:
     """The pending indexes that stand on a table and register a column, by that column."""
     return {
         definition.registration["column"]: definition
@@ -107,21 +108,19 @@ def check_distinct(found: Iterable[tuple[EmbeddingColumn, str]]) -> None:
         taken[old] = embedding
 
 
-def check_renamed(
-    model: Table, existing: Mapping[str, Definition], declared: Collection[str], dropped: Collection[str]
-) -> None:
+def check_renamed(model: Table, indexes: TableIndexes) -> None:
     """An encoder does not change in the revision in which a table, and so its pending index, is renamed.
 
     :raises MigrationError: it does; the vectors would be changed in place.
     """
-    registered = registrations(existing)
+    registered = registrations(indexes.existing)
     for embedding in embeddings_of(model):
         definition = registered.get(str(embedding.vector.name))
         facts = (definition.registration if definition else None) or {}
         if (
             definition is not None
-            and definition.name in dropped
-            and definition.name not in declared
+            and definition.name in indexes.dropped
+            and definition.name not in indexes.declared
             and facts["fingerprint"] != embedding.declaration.encoder.fingerprint
         ):
             raise MigrationError(

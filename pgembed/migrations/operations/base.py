@@ -1,14 +1,46 @@
-"""What operations share: those that do nothing, and names and texts in statements without parameters."""
+"""What operations share: a base class, and statements without parameters."""
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from collections.abc import Mapping
+from copy import copy
+from typing import Any, ClassVar, Self
 
+from alembic.autogenerate.api import AutogenContext
 from alembic.operations import MigrateOperation, Operations
-from sqlalchemy import Index
+from sqlalchemy import Index, Table
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.schema import DDLElement
+
+from pgembed.migrations.rendering import comment
 
 
-class NothingOp(MigrateOperation):
+class PgembedOp(MigrateOperation):
+    """An operation that says how it is carried out, and how it is written into a migration.
+
+    :cvar names: what it is called in ``op``, each a class method; none for what autogenerate alone emits.
+    """
+
+    names: ClassVar[tuple[str, ...]] = ()
+
+    def run(self, operations: Operations) -> None:
+        """Carry it out."""
+        raise NotImplementedError
+
+    def render(self, context: AutogenContext) -> list[str]:
+        """Write it into a migration: comments and a call."""
+        raise NotImplementedError
+
+    def in_schema(self, schemas: Mapping[str | None, str | None]) -> Self:
+        """The same in the schema that a ``schema_translate_map`` has for the one it names."""
+        operation: Any = copy(self)
+        if hasattr(operation, "schema"):
+            operation.schema = schemas.get(operation.schema, operation.schema)
+        return operation  # type: ignore[no-any-return]
+
+
+class NothingOp(PgembedOp):
     """The opposite of an operation whose opposite does nothing.
 
     :ivar comment: why, for whoever reads the migration; without one it leaves no trace there.
@@ -18,6 +50,12 @@ class NothingOp(MigrateOperation):
         self._reverse = reverse
         self.comment = comment
 
+    def run(self, operations: Operations) -> None:
+        """Nothing to do."""
+
+    def render(self, context: AutogenContext) -> list[str]:  # noqa: ARG002
+        return [*comment(self.comment), "pass"] if self.comment else []
+
     def reverse(self) -> MigrateOperation:
         return self._reverse
 
@@ -25,30 +63,46 @@ class NothingOp(MigrateOperation):
         return ("nothing",)
 
 
-class NextRevisionOp(MigrateOperation):
-    """What comes after it belongs in a revision of its own: a part of a series."""
+class Identifier(str):
+    """A name in a statement."""
 
-    def reverse(self) -> MigrateOperation:
-        return self
-
-    def to_diff_tuple(self) -> tuple[Any, ...]:
-        return ("next_revision",)
+    __slots__ = ()
 
 
-def run_nothing(operations: Operations, operation: NothingOp | NextRevisionOp) -> None:
-    """Carry out :class:`NothingOp` or :class:`NextRevisionOp`."""
+class Statement(DDLElement):
+    """SQL that takes no parameters, with names and values in place of ``:name``.
+
+    :param values: tables, indexes (with their schema), identifiers, texts, numbers and ``None``.
+    """
+
+    def __init__(self, sql: str, **values: Table | Index | Identifier | str | float | None) -> None:
+        self.sql = sql
+        self.values = values
 
 
-def qualified_name(preparer: Any, index: Index) -> str:
-    """The name of an index with its schema, quoted."""
-    name: str = preparer.format_index(index)
-    assert index.table is not None
-    if index.table.schema is not None:
-        name = f"{preparer.quote_schema(index.table.schema)}.{name}"
-    return name
+@compiles(Statement)
+def _statement(element: Statement, compiler: Any, **_: Any) -> str:
+    written = {name: _written(compiler.preparer, value) for name, value in element.values.items()}
+    return re.sub(r":(\w+)", lambda found: written.get(found[1], found[0]), element.sql)
 
 
-def literal(preparer: Any, text: str) -> str:
+def _written(preparer: Any, value: Table | Index | Identifier | str | float | None) -> str:
+    if value is None:
+        return "NULL"
+    if isinstance(value, Table):
+        return str(preparer.format_table(value))
+    if isinstance(value, Index):
+        assert value.table is not None
+        schema = value.table.schema
+        return (
+            f"{'' if schema is None else preparer.quote_schema(schema) + '.'}{preparer.format_index(value)}"
+        )
+    if isinstance(value, Identifier):
+        return str(preparer.quote(value))
+    return _literal(preparer, value) if isinstance(value, str) else repr(value)
+
+
+def _literal(preparer: Any, text: str) -> str:
     """A text as an SQL literal.
 
     Offline there is no connection that could say how the server reads backslashes, and SQLAlchemy 2.0 then

@@ -4,32 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from alembic.operations import Operations
-from sqlalchemy import Index, text
-from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.schema import DDLElement
+from sqlalchemy import Index, Row, text
 
 from pgembed.indexes.catalogue import name_of, relation_of
 from pgembed.indexes.locks import turn
 from pgembed.indexes.partitions import is_partitioned
 from pgembed.indexes.settings import unlimited
 from pgembed.migrations.definitions import MigrationError
-from pgembed.migrations.operations.base import qualified_name
+from pgembed.migrations.operations.base import Identifier, Statement
 
+#: The comment on an index of a temporary name, by which a later attempt knows what this one left.
+TEMPORARY = "pgembed replaces an index, and drops this one"
 
-class RenameIndex(DDLElement):
-    """``ALTER INDEX <index> RENAME TO <name>``"""
-
-    def __init__(self, index: Index, name: str) -> None:
-        self.index = index
-        self.name = name
-
-
-@compiles(RenameIndex)
-def _rename_index(element: RenameIndex, compiler: object, **_: object) -> str:
-    preparer = compiler.preparer  # type: ignore[attr-defined]
-    return f"ALTER INDEX {qualified_name(preparer, element.index)} RENAME TO {preparer.quote(element.name)}"
+_FOUND = text("""
+SELECT i.indrelid = t.oid AS own,
+       i.indisvalid AS valid,
+       pg_catalog.obj_description(c.oid, 'pg_class') AS comment
+  FROM pg_catalog.pg_class AS t
+  JOIN pg_catalog.pg_class AS c ON c.relnamespace = t.relnamespace AND c.relname = :name
+  LEFT JOIN pg_catalog.pg_index AS i ON i.indexrelid = c.oid
+ WHERE t.oid = pg_catalog.to_regclass(:relation)
+""")
 
 
 def temporary_name(name: str, suffix: str) -> str:
@@ -42,10 +40,10 @@ def create_index(
 ) -> None:
     """``CREATE INDEX [CONCURRENTLY]``, which drops first what a failed attempt left.
 
-    Concurrently it does nothing where the index stands, so that a migration that failed behind it can be run
+    Concurrently it does nothing where the index exists, so that a migration that failed behind it can be run
     again.
 
-    :param temporary: the name is a temporary one, and whatever has it is a leftover.
+    :param temporary: the name is a temporary one.
     """
     if not concurrently:
         with in_turn(operations, index):
@@ -53,8 +51,20 @@ def create_index(
         return
     index.dialect_kwargs["postgresql_concurrently"] = True
     with outside_transaction(operations, index), in_turn(operations, index):
-        _drop_leftover(operations, index, valid=temporary)
-        operations.impl.create_index(index, if_not_exists=True)
+        _drop_leftover(operations, index, temporary=temporary)
+        operations.impl.create_index(index, if_not_exists=not temporary)
+        if temporary:
+            comment_on(operations, index, TEMPORARY)
+
+
+def drop_leftover(operations: Operations, index: Index) -> None:
+    """Drop what a failed attempt left under a temporary name.
+
+    :raises MigrationError: the index that has this name is not one.
+    """
+    index.dialect_kwargs["postgresql_concurrently"] = True
+    with outside_transaction(operations, index), in_turn(operations, index):
+        _drop_leftover(operations, index, temporary=True)
 
 
 def drop_index(operations: Operations, index: Index, *, concurrently: bool) -> None:
@@ -125,16 +135,37 @@ def check_own_transaction(operations: Operations, what: str) -> None:
         )
 
 
-def _drop_leftover(operations: Operations, index: Index, *, valid: bool) -> None:
-    if operations.get_context().as_sql:
+def comment_on(operations: Operations, index: Index, comment: str | None) -> None:
+    """``COMMENT ON INDEX <index> IS '<comment>'``"""
+    operations.execute(Statement("COMMENT ON INDEX :index IS :comment", index=index, comment=comment))
+
+
+def rename(operations: Operations, index: Index, other: Index) -> None:
+    """``ALTER INDEX <index> RENAME TO <the name of the other>``"""
+    name = Identifier(other.name)
+    operations.execute(Statement("ALTER INDEX :index RENAME TO :name", index=index, name=name))
+
+
+def exists(operations: Operations, index: Index) -> bool:
+    """Whether an index is there; offline it is taken to be."""
+    return operations.get_context().as_sql or _found(operations, index) is not None
+
+
+def _drop_leftover(operations: Operations, index: Index, *, temporary: bool) -> None:
+    found = None if operations.get_context().as_sql else _found(operations, index)
+    if found is None:
         return
-    connection = operations.get_bind()
-    if connection.scalar(
-        text(
-            "SELECT true FROM pg_catalog.pg_index AS i JOIN pg_catalog.pg_class AS c ON c.oid = i.indexrelid "
-            "WHERE i.indrelid = pg_catalog.to_regclass(:relation) "
-            "AND c.relname = :name AND (:valid OR NOT i.indisvalid)"
-        ),
-        {"relation": relation_of(index), "name": name_of(index), "valid": valid},
-    ):
+    if found.own and (not found.valid or (temporary and found.comment == TEMPORARY)):
         operations.impl.drop_index(index, if_exists=True)
+    elif temporary or not found.own:
+        raise MigrationError(
+            f"cannot build an index under the name {index.name!r}: there is one, "
+            + ("which pgembed did not leave there" if found.own else "and it does not belong to this table")
+            + ". Rename or drop it, then run the migration again"
+        )
+
+
+def _found(operations: Operations, index: Index) -> Row[Any] | None:
+    """Whether a relation of this name is an index of this table and valid, and its comment."""
+    names = {"relation": relation_of(index), "name": name_of(index)}
+    return operations.get_bind().execute(_FOUND, names).one_or_none()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from alembic.autogenerate.api import AutogenContext
 from alembic.operations import MigrateOperation, Operations
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import DropSchema
@@ -12,15 +13,18 @@ from pgembed.database.install import install
 from pgembed.database.scripts import REVISION, installation
 from pgembed.database.server import require_visible
 from pgembed.migrations.definitions import MigrationError
-from pgembed.migrations.operations.base import NothingOp
+from pgembed.migrations.operations.base import NothingOp, PgembedOp
+from pgembed.migrations.rendering import call
 
 
-class InstallPgembedOp(MigrateOperation):
+class InstallPgembedOp(PgembedOp):
     """The extension ``vector`` and pgembed's SQL objects.
 
     :ivar existing: the revision that autogenerate found installed.
     :ivar had_extension: whether autogenerate found the extension.
     """
+
+    names = ("install_pgembed",)
 
     def __init__(
         self,
@@ -64,6 +68,26 @@ class InstallPgembedOp(MigrateOperation):
         """
         operations.invoke(cls(revision, extension=extension, extension_schema=extension_schema))
 
+    def run(self, operations: Operations) -> None:
+        if self.revision > REVISION:
+            raise MigrationError(
+                f"this migration needs revision {self.revision} of pgembed's SQL objects, the installed "
+                f"package has revision {REVISION}: upgrade the package"
+            )
+        context = operations.get_context()
+        if not context.as_sql:
+            install(operations.get_bind(), extension=self.extension)
+            require_visible(operations.get_bind())
+            return
+        schema = context.dialect.identifier_preparer.quote_schema(self.extension_schema)
+        if self.extension:
+            operations.execute(f"CREATE EXTENSION IF NOT EXISTS vector SCHEMA {schema}")
+        for statement in installation_script(schema):
+            context.impl.static_output(statement + context.impl.command_terminator)
+
+    def render(self, context: AutogenContext) -> list[str]:
+        return [call(context, "install_pgembed", [], revision=self.revision)]
+
     def reverse(self) -> MigrateOperation:
         if self.existing is not None:
             # Newer objects serve older models.
@@ -76,8 +100,10 @@ class InstallPgembedOp(MigrateOperation):
         return ("install_pgembed", self.existing, self.revision)
 
 
-class UninstallPgembedOp(MigrateOperation):
+class UninstallPgembedOp(PgembedOp):
     """The opposite of :class:`InstallPgembedOp`."""
+
+    names = ("uninstall_pgembed",)
 
     def __init__(self, *, extension: bool = False, reverse: InstallPgembedOp | None = None) -> None:
         self.extension = extension
@@ -96,37 +122,19 @@ class UninstallPgembedOp(MigrateOperation):
         """
         operations.invoke(cls(extension=extension))
 
+    def run(self, operations: Operations) -> None:
+        operations.execute(DropSchema("pgembed", cascade=True, if_exists=True))
+        if self.extension:
+            operations.execute("DROP EXTENSION IF EXISTS vector")
+
+    def render(self, context: AutogenContext) -> list[str]:
+        return [call(context, "uninstall_pgembed", [], extension=self.extension or None)]
+
     def reverse(self) -> MigrateOperation:
         return self._reverse or InstallPgembedOp()
 
     def to_diff_tuple(self) -> tuple[Any, ...]:
         return ("uninstall_pgembed", self.extension)
-
-
-def run_install(operations: Operations, operation: InstallPgembedOp) -> None:
-    """Carry out :class:`InstallPgembedOp`."""
-    if operation.revision > REVISION:
-        raise MigrationError(
-            f"this migration needs revision {operation.revision} of pgembed's SQL objects, the installed "
-            f"package has revision {REVISION}: upgrade the package"
-        )
-    context = operations.get_context()
-    if not context.as_sql:
-        install(operations.get_bind(), extension=operation.extension)
-        require_visible(operations.get_bind())
-        return
-    schema = context.dialect.identifier_preparer.quote_schema(operation.extension_schema)
-    if operation.extension:
-        operations.execute(f"CREATE EXTENSION IF NOT EXISTS vector SCHEMA {schema}")
-    for statement in installation_script(schema):
-        context.impl.static_output(statement + context.impl.command_terminator)
-
-
-def run_uninstall(operations: Operations, operation: UninstallPgembedOp) -> None:
-    """Carry out :class:`UninstallPgembedOp`."""
-    operations.execute(DropSchema("pgembed", cascade=True, if_exists=True))
-    if operation.extension:
-        operations.execute("DROP EXTENSION IF EXISTS vector")
 
 
 def installation_script(extension_schema: str) -> list[str]:

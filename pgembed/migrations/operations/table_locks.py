@@ -2,30 +2,54 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
+from alembic.autogenerate.api import AutogenContext
 from alembic.operations import MigrateOperation, Operations, ops
 from sqlalchemy import CheckConstraint, Column, MetaData, Table
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.schema import AddConstraint, DDLElement, conv
+from sqlalchemy.schema import AddConstraint, conv
 from sqlalchemy.types import NullType, TypeEngine
 
 from pgembed.exc import sqlstate
 from pgembed.migrations.definitions import MigrationError
-from pgembed.migrations.operations.base import NothingOp
+from pgembed.migrations.operations.base import Identifier, NothingOp, PgembedOp, Statement
 from pgembed.migrations.operations.concurrency import autocommit, check_own_transaction, temporary_name
+from pgembed.migrations.rendering import call, comment
 
 _LOCK_NOT_AVAILABLE = "55P03"
 _CHECK_VIOLATION = "23514"
 
 
-class LockTableOp(MigrateOperation):
+# A block with an exception clause is a savepoint: what it had locked is free again while it sleeps.
+_LOCK = """DO $pgembed$
+DECLARE
+    given text := current_setting('lock_timeout');
+BEGIN
+    FOR attempt IN 1 .. :attempts LOOP
+        BEGIN
+            PERFORM set_config('lock_timeout', :milliseconds || 'ms', true);
+            LOCK TABLE :table IN ACCESS EXCLUSIVE MODE;
+            PERFORM set_config('lock_timeout', given, true);
+            RETURN;
+        EXCEPTION WHEN lock_not_available THEN
+            IF attempt = :attempts THEN
+                RAISE;
+            END IF;
+            PERFORM pg_sleep(:milliseconds / 1000.0);
+        END;
+    END LOOP;
+END
+$pgembed$"""
+
+
+class LockTableOp(PgembedOp):
     """Take the lock that the statements after it need, without having others wait behind it.
 
     :ivar reason: why, for whoever reviews the migration.
     """
+
+    names = ("lock_table",)
 
     def __init__(
         self,
@@ -69,6 +93,26 @@ class LockTableOp(MigrateOperation):
         """
         operations.invoke(cls(table_name, timeout=timeout, attempts=attempts, schema=schema))
 
+    def run(self, operations: Operations) -> None:
+        table = Table(self.table_name, MetaData(), schema=self.schema)
+        milliseconds = round(self.timeout * 1000)
+        try:
+            operations.execute(
+                Statement(_LOCK, table=table, milliseconds=milliseconds, attempts=int(self.attempts))
+            )
+        except DBAPIError as error:
+            if sqlstate(error) != _LOCK_NOT_AVAILABLE:
+                raise
+            raise MigrationError(
+                f"other sessions have kept {table.fullname} locked, {self.attempts} times for "
+                f"{self.timeout:g} s: look for long transactions in pg_stat_activity, then run the "
+                "migration again"
+            ) from error
+
+    def render(self, context: AutogenContext) -> list[str]:
+        reason = [line for paragraph in self.reason for line in comment(paragraph)]
+        return [*reason, call(context, "lock_table", [self.table_name], schema=self.schema)]
+
     def reverse(self) -> MigrateOperation:
         return NothingOp(LockTableOp(self.table_name, schema=self.schema))
 
@@ -76,8 +120,10 @@ class LockTableOp(MigrateOperation):
         return ("lock_table", self.schema, self.table_name)
 
 
-class SetNotNullOp(MigrateOperation):
+class SetNotNullOp(PgembedOp):
     """``SET NOT NULL`` without keeping anybody out for the time it takes to read the table."""
+
+    names = ("set_not_null",)
 
     def __init__(
         self,
@@ -114,6 +160,38 @@ class SetNotNullOp(MigrateOperation):
         """
         operations.invoke(cls(table_name, column_name, schema=schema))
 
+    def run(self, operations: Operations) -> None:
+        column: Column[Any] = Column(self.column_name, NullType())
+        table = Table(self.table_name, MetaData(), column, schema=self.schema)
+        name = conv(temporary_name(self.column_name, "not_null"))
+        check = CheckConstraint(column.is_not(None), name=name, postgresql_not_valid=True)
+        table.append_constraint(check)
+        lock = LockTableOp(self.table_name, schema=self.schema)
+        names: dict[str, Any] = {"table": table, "name": Identifier(name)}
+        drop = Statement("ALTER TABLE :table DROP CONSTRAINT IF EXISTS :name", **names)
+        check_own_transaction(operations, f"{table.fullname}.{column.name} is to be NOT NULL by steps")
+
+        lock.run(operations)
+        operations.execute(drop)
+        operations.execute(AddConstraint(check))
+        with autocommit(operations):
+            try:
+                operations.execute(Statement("ALTER TABLE :table VALIDATE CONSTRAINT :name", **names))
+            except DBAPIError as error:
+                if sqlstate(error) != _CHECK_VIOLATION:
+                    raise
+                operations.execute(drop)
+                raise MigrationError(
+                    f"{table.fullname}.{column.name}: there are rows with NULL, pending ones or ones without "
+                    "text; fill them, or declare the column nullable"
+                ) from error
+        lock.run(operations)
+        operations.alter_column(self.table_name, self.column_name, nullable=False, schema=self.schema)
+        operations.execute(drop)
+
+    def render(self, context: AutogenContext) -> list[str]:
+        return [call(context, "set_not_null", [self.table_name, self.column_name], schema=self.schema)]
+
     def reverse(self) -> MigrateOperation:
         return ops.AlterColumnOp(
             self.table_name,
@@ -126,109 +204,3 @@ class SetNotNullOp(MigrateOperation):
 
     def to_diff_tuple(self) -> tuple[Any, ...]:
         return ("set_not_null", self.schema, self.table_name, self.column_name)
-
-
-class LockPatiently(DDLElement):
-    """The ``DO`` block of :class:`LockTableOp`."""
-
-    def __init__(self, table: Table, timeout: float, attempts: int) -> None:
-        self.table = table
-        self.timeout = timeout
-        self.attempts = attempts
-
-
-# A block with an exception clause is a savepoint: what it had locked is free again while it sleeps.
-_LOCK = """DO $pgembed$
-DECLARE
-    given text := current_setting('lock_timeout');
-BEGIN
-    FOR attempt IN 1 .. :attempts LOOP
-        BEGIN
-            PERFORM set_config('lock_timeout', :milliseconds || 'ms', true);
-            LOCK TABLE :table IN ACCESS EXCLUSIVE MODE;
-            PERFORM set_config('lock_timeout', given, true);
-            RETURN;
-        EXCEPTION WHEN lock_not_available THEN
-            IF attempt = :attempts THEN
-                RAISE;
-            END IF;
-            PERFORM pg_sleep(:milliseconds / 1000.0);
-        END;
-    END LOOP;
-END
-$pgembed$"""
-
-
-@compiles(LockPatiently)
-def _lock_patiently(element: LockPatiently, compiler: Any, **_: Any) -> str:
-    values = {
-        "table": compiler.preparer.format_table(element.table),
-        "milliseconds": str(round(element.timeout * 1000)),
-        "attempts": str(int(element.attempts)),
-    }
-    return re.sub(r":(table|milliseconds|attempts)\b", lambda found: values[found[1]], _LOCK)
-
-
-def run_lock(operations: Operations, operation: LockTableOp) -> None:
-    """Carry out :class:`LockTableOp`."""
-    _lock(operations, Table(operation.table_name, MetaData(), schema=operation.schema), operation)
-
-
-def _lock(operations: Operations, table: Table, operation: LockTableOp) -> None:
-    try:
-        operations.execute(LockPatiently(table, operation.timeout, operation.attempts))
-    except DBAPIError as error:
-        if sqlstate(error) != _LOCK_NOT_AVAILABLE:
-            raise
-        raise MigrationError(
-            f"other sessions have kept {table.fullname} locked, {operation.attempts} times for "
-            f"{operation.timeout:g} s: look for long transactions in pg_stat_activity, then run the "
-            "migration again"
-        ) from error
-
-
-class ValidateConstraint(DDLElement):
-    """``ALTER TABLE <table> VALIDATE CONSTRAINT <name>``, or ``DROP CONSTRAINT IF EXISTS <name>``"""
-
-    def __init__(self, table: Table, name: str, *, drop: bool = False) -> None:
-        self.table = table
-        self.name = name
-        self.drop = drop
-
-
-@compiles(ValidateConstraint)
-def _validate(element: ValidateConstraint, compiler: Any, **_: Any) -> str:
-    preparer = compiler.preparer
-    action = "DROP CONSTRAINT IF EXISTS" if element.drop else "VALIDATE CONSTRAINT"
-    return f"ALTER TABLE {preparer.format_table(element.table)} {action} {preparer.quote(element.name)}"
-
-
-def run_set_not_null(operations: Operations, operation: SetNotNullOp) -> None:
-    """Carry out :class:`SetNotNullOp`."""
-    column: Column[Any] = Column(operation.column_name, NullType())
-    table = Table(operation.table_name, MetaData(), column, schema=operation.schema)
-    name = conv(temporary_name(operation.column_name, "not_null"))
-    check = CheckConstraint(column.is_not(None), name=name, postgresql_not_valid=True)
-    table.append_constraint(check)
-    lock = LockTableOp(operation.table_name, schema=operation.schema)
-    check_own_transaction(operations, f"{table.fullname}.{column.name} is to be NOT NULL by steps")
-
-    _lock(operations, table, lock)
-    operations.execute(ValidateConstraint(table, name, drop=True))
-    operations.execute(AddConstraint(check))
-    with autocommit(operations):
-        try:
-            operations.execute(ValidateConstraint(table, name))
-        except DBAPIError as error:
-            if sqlstate(error) != _CHECK_VIOLATION:
-                raise
-            operations.execute(ValidateConstraint(table, name, drop=True))
-            raise MigrationError(
-                f"{table.fullname}.{column.name}: there are rows with NULL, pending ones or ones without "
-                "text; fill them, or declare the column nullable"
-            ) from error
-    _lock(operations, table, lock)
-    operations.alter_column(
-        operation.table_name, operation.column_name, nullable=False, schema=operation.schema
-    )
-    operations.execute(ValidateConstraint(table, name, drop=True))

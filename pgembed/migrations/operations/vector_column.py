@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-import re
 from typing import Any
 
+from alembic.autogenerate.api import AutogenContext
 from alembic.operations import MigrateOperation, Operations
 from sqlalchemy import Column, ColumnElement, MetaData, Table, cast, column, func, null, select
-from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.schema import DDLElement
 from sqlalchemy.types import NullType, TypeEngine
 
 from pgembed.columns.digest import digest_sql, pending_sql, recipe
@@ -17,12 +15,42 @@ from pgembed.columns.types import shape_of
 from pgembed.exc import DeclarationError
 from pgembed.indexes.catalogue import written
 from pgembed.migrations.definitions import Facts, MigrationError, PendingIndexDefinition, sql
-from pgembed.migrations.operations.base import NothingOp, literal
+from pgembed.migrations.operations.base import NothingOp, PgembedOp, Statement
 from pgembed.migrations.reflection import indexes_of
+from pgembed.migrations.rendering import call, comment, vector_type
+
+_CHECK_BACKFILLED = """DO $pgembed$
+DECLARE
+    relation regclass := :relation;
+    predicate text;
+    problem text;
+    pending bigint;
+    allowed bigint := :allowed;
+BEGIN
+    SELECT r.problem, pgembed.pending_predicate(r.facts) INTO problem, predicate
+      FROM pgembed.registrations AS r
+     WHERE r.relation = CAST(:relation AS regclass) AND r.column_name = :column;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'table % has no embedding column %', relation, quote_ident(:column);
+    ELSIF problem IS NOT NULL THEN
+        RAISE EXCEPTION '%.%: %', relation, quote_ident(:column), problem;
+    END IF;
+    EXECUTE format('SELECT count(*) FROM %s WHERE %s', relation, predicate) INTO pending;
+    IF :share < 1 AND pending > allowed THEN
+        EXECUTE format('SELECT floor((1 - :share) * count(*)) FROM %s WHERE %I IS NOT NULL OR (%s)',
+                       relation, :column, predicate) INTO allowed;
+    END IF;
+    IF pending > greatest(allowed, :allowed) THEN
+        RAISE EXCEPTION '%.%: % rows are pending', relation, quote_ident(:column), pending;
+    END IF;
+END
+$pgembed$"""
 
 
-class AlterVectorColumnOp(MigrateOperation):
+class AlterVectorColumnOp(PgembedOp):
     """Change dimensions or storage of a vector column."""
+
+    names = ("alter_vector_column",)
 
     def __init__(
         self,
@@ -79,6 +107,46 @@ class AlterVectorColumnOp(MigrateOperation):
             )
         )
 
+    def run(self, operations: Operations) -> None:
+        existing, wanted = self.existing_type, self.type_
+        if discards(existing, wanted) and not self.discard:
+            raise MigrationError(
+                f"{self.table_name}.{self.column_name}: vectors of {shape_of(existing)[1]} dimensions "
+                f"cannot become vectors of {shape_of(wanted)[1]}. discard=True gives them up, and their "
+                "rows are filled again; a second embedding column keeps searches going meanwhile"
+            )
+        using: Any = None
+        if self.discard:
+            using = cast(null(), wanted)
+        elif shape_of(existing)[0] != shape_of(wanted)[0]:
+            using = cast(column(self.column_name), wanted)
+        operations.alter_column(
+            self.table_name,
+            self.column_name,
+            type_=wanted,
+            existing_type=existing,
+            schema=self.schema,
+            postgresql_using=None if using is None else sql(using),
+        )
+
+    def render(self, context: AutogenContext) -> list[str]:
+        text = call(
+            context,
+            "alter_vector_column",
+            [self.table_name, self.column_name, vector_type(self.type_, context)],
+            existing_type=vector_type(self.existing_type, context),
+            discard=self.discard or None,
+            schema=self.schema,
+        )
+        if not self.discard:
+            return [text]
+        reason = (
+            f"Vectors of other dimensions cannot be converted: those in {self.table_name}."
+            f"{self.column_name} are set to NULL, and searches find nothing until their rows are filled "
+            "again. The table is rewritten, and nobody reads it meanwhile."
+        )
+        return [*comment(reason), text]
+
     def reverse(self) -> MigrateOperation:
         return AlterVectorColumnOp(
             self.table_name,
@@ -100,8 +168,10 @@ class AlterVectorColumnOp(MigrateOperation):
         )
 
 
-class AssertBackfilledOp(MigrateOperation):
+class AssertBackfilledOp(PgembedOp):
     """Stop while rows of an embedding column are pending."""
+
+    names = ("assert_backfilled",)
 
     def __init__(
         self,
@@ -149,6 +219,54 @@ class AssertBackfilledOp(MigrateOperation):
         """
         operations.invoke(cls(table_name, column_name, allowed=allowed, share=share, schema=schema))
 
+    def run(self, operations: Operations) -> None:
+        table = Table(self.table_name, MetaData(), Column(self.column_name, NullType()), schema=self.schema)
+        if operations.get_context().as_sql:
+            values: dict[str, Any] = {"relation": written(table), "column": str(self.column_name)}
+            values |= {"allowed": int(self.allowed), "share": float(self.share)}
+            operations.execute(Statement(_CHECK_BACKFILLED, **values))
+            return
+        connection = operations.get_bind()
+        facts: Facts | None = next(
+            (
+                definition.registration
+                for definition in indexes_of(connection, table, set()).values()
+                if isinstance(definition, PendingIndexDefinition)
+                and (definition.registration or {}).get("column") == self.column_name
+            ),
+            None,
+        )
+        name = f"{table.fullname}.{self.column_name}"
+        if facts is None:
+            raise MigrationError(f"{name} is not an embedding column: it has no registered pending index")
+        # Of the registration, not the predicate of the index, which is not run as it is found.
+        sources: list[ColumnElement[Any]] = [column(source) for source in facts["sources"]]
+        wanted = digest_sql(recipe(facts["fingerprint"], facts.get("template")), sources)
+        is_pending = pending_sql(column(facts["column"]), column(facts["digest"]), wanted)
+        pending = connection.scalar(select(func.count()).select_from(table).where(is_pending)) or 0
+        allowed = self.allowed
+        if pending > allowed and self.share < 1:
+            filled = table.c[self.column_name].is_not(None)
+            counted = select(func.count()).select_from(table)
+            rows = connection.scalar(counted.where(filled | is_pending)) or 0
+            allowed = max(allowed, math.floor((1 - self.share) * rows + 1e-9))
+        if pending > allowed:
+            raise MigrationError(
+                f"{name}: {pending} rows are pending, allowed are {allowed}. Let a worker or "
+                "`pgembed backfill` fill them, then run the migration again"
+            )
+
+    def render(self, context: AutogenContext) -> list[str]:
+        text = call(
+            context,
+            "assert_backfilled",
+            [self.table_name, self.column_name],
+            allowed=self.allowed or None,
+            share=self.share if self.share < 1 else None,
+            schema=self.schema,
+        )
+        return [*comment(self.reason), text]
+
     def reverse(self) -> MigrateOperation:
         return NothingOp(self)
 
@@ -162,113 +280,3 @@ def discards(existing: TypeEngine[Any], wanted: TypeEngine[Any]) -> bool:
     if "bit" in (storage, wanted_storage):
         raise DeclarationError("bits are a type of Postgres, changed by op.alter_column()")
     return before is not None and after is not None and before != after
-
-
-def run_alter(operations: Operations, operation: AlterVectorColumnOp) -> None:
-    """Carry out :class:`AlterVectorColumnOp`."""
-    existing, wanted = operation.existing_type, operation.type_
-    if discards(existing, wanted) and not operation.discard:
-        raise MigrationError(
-            f"{operation.table_name}.{operation.column_name}: vectors of {shape_of(existing)[1]} dimensions "
-            f"cannot become vectors of {shape_of(wanted)[1]}. discard=True gives them up, and their rows are "
-            "filled again; a second embedding column keeps searches going meanwhile"
-        )
-    using: Any = None
-    if operation.discard:
-        using = cast(null(), wanted)
-    elif shape_of(existing)[0] != shape_of(wanted)[0]:
-        using = cast(column(operation.column_name), wanted)
-    operations.alter_column(
-        operation.table_name,
-        operation.column_name,
-        type_=wanted,
-        existing_type=existing,
-        schema=operation.schema,
-        postgresql_using=None if using is None else sql(using),
-    )
-
-
-class CheckBackfilled(DDLElement):
-    """The offline form of :class:`AssertBackfilledOp`."""
-
-    def __init__(self, table: Table, operation: AssertBackfilledOp) -> None:
-        self.table = table
-        self.operation = operation
-
-
-_CHECK_BACKFILLED = """DO $pgembed$
-DECLARE
-    relation regclass := :relation;
-    predicate text;
-    problem text;
-    pending bigint;
-    allowed bigint := :allowed;
-BEGIN
-    SELECT r.problem, pgembed.pending_predicate(r.facts) INTO problem, predicate
-      FROM pgembed.registrations AS r
-     WHERE r.relation = CAST(:relation AS regclass) AND r.column_name = :column;
-    IF NOT FOUND THEN
-        RAISE EXCEPTION 'table % has no embedding column %', relation, quote_ident(:column);
-    ELSIF problem IS NOT NULL THEN
-        RAISE EXCEPTION '%.%: %', relation, quote_ident(:column), problem;
-    END IF;
-    EXECUTE format('SELECT count(*) FROM %s WHERE %s', relation, predicate) INTO pending;
-    IF :share < 1 AND pending > allowed THEN
-        EXECUTE format('SELECT floor((1 - :share) * count(*)) FROM %s WHERE %I IS NOT NULL OR (%s)',
-                       relation, :column, predicate) INTO allowed;
-    END IF;
-    IF pending > greatest(allowed, :allowed) THEN
-        RAISE EXCEPTION '%.%: % rows are pending', relation, quote_ident(:column), pending;
-    END IF;
-END
-$pgembed$"""
-
-
-@compiles(CheckBackfilled)
-def _check_backfilled(element: CheckBackfilled, compiler: Any, **_: Any) -> str:
-    values = {
-        "relation": literal(compiler.preparer, written(element.table)),
-        "column": literal(compiler.preparer, element.operation.column_name),
-        "allowed": str(int(element.operation.allowed)),
-        "share": repr(float(element.operation.share)),
-    }
-    return re.sub(r":(relation|column|allowed|share)\b", lambda found: values[found[1]], _CHECK_BACKFILLED)
-
-
-def run_assert(operations: Operations, operation: AssertBackfilledOp) -> None:
-    """Carry out :class:`AssertBackfilledOp`."""
-    table = Table(
-        operation.table_name, MetaData(), Column(operation.column_name, NullType()), schema=operation.schema
-    )
-    if operations.get_context().as_sql:
-        operations.execute(CheckBackfilled(table, operation))
-        return
-    connection = operations.get_bind()
-    facts: Facts | None = next(
-        (
-            definition.registration
-            for definition in indexes_of(connection, table, set()).values()
-            if isinstance(definition, PendingIndexDefinition)
-            and (definition.registration or {}).get("column") == operation.column_name
-        ),
-        None,
-    )
-    name = f"{table.fullname}.{operation.column_name}"
-    if facts is None:
-        raise MigrationError(f"{name} is not an embedding column: it has no registered pending index")
-    # Of the registration, not the predicate of the index, which is not run as it is found.
-    sources: list[ColumnElement[Any]] = [column(source) for source in facts["sources"]]
-    wanted = digest_sql(recipe(facts["fingerprint"], facts.get("template")), sources)
-    is_pending = pending_sql(column(facts["column"]), column(facts["digest"]), wanted)
-    pending = connection.scalar(select(func.count()).select_from(table).where(is_pending)) or 0
-    allowed = operation.allowed
-    if pending > allowed and operation.share < 1:
-        filled = table.c[operation.column_name].is_not(None)
-        counted = select(func.count()).select_from(table)
-        rows = connection.scalar(counted.where(filled | is_pending)) or 0
-        allowed = max(allowed, math.floor((1 - operation.share) * rows + 1e-9))
-    if pending > allowed:
-        raise MigrationError(
-            f"{name}: {pending} rows are pending, allowed are {allowed}. Let a worker or "
-            "`pgembed backfill` fill them, then run the migration again"
-        )
