@@ -116,11 +116,11 @@ class Encoder:
     ) -> Encoder:
         """An encoder whose vectors a server computes: ``pgembed serve``, or any with OpenAI's embeddings API.
 
-        A ``pgembed serve`` tells the encoder's spec, so nothing has to be stated; it is asked at the first
-        use, never here. With ``fingerprint`` and ``dimensions`` stated, declaring models and migrating need
-        no server at all; the fingerprint is compared with the server's before the first vector. Other servers
-        report no fingerprint: state one (any string of your own; change it when the server's model changes)
-        and the dimensions, and put in the prompts here.
+        ``pgembed serve`` reports the encoder's spec, so a URL is enough; the server is asked at the first
+        use, never here. With ``fingerprint`` and ``dimensions``, declaring models and migrating need no
+        server at all; the fingerprint is compared with the server's before the first vector. Other servers
+        report no fingerprint: pass one (any string of your own; change it when the server's model changes),
+        the dimensions, and the prompts.
 
         :param url: such as ``http://127.0.0.1:8817``, with or without ``/v1``.
         :param model: the model's name on the server; the first one by default.
@@ -129,11 +129,11 @@ class Encoder:
         :param query_prompt: put before queries, for servers that put nothing there themselves.
         :param document_prompt: put before documents, for such servers.
         :param token: sent as ``Authorization: Bearer``.
-        :param timeout: seconds for a whole answer, each time that it is asked for.
+        :param timeout: seconds for a whole answer, at each attempt.
         :param retries: how often a request is repeated when the server is not there, or busy.
         :param batch: texts of one request.
         :param query_cache: how many vectors of queries are remembered.
-        :raises EncoderOptionError: the URL is none.
+        :raises EncoderOptionError: the URL is not one.
         """
         from pgembed.encoders.sources.remote import Remote
 
@@ -151,7 +151,7 @@ class Encoder:
         return _made(cls, source, None, query_cache)
 
     def _start(self, source: Source, query_encoder: Encoder | None, query_cache: int) -> None:
-        """Take what an encoder is described by; nothing else of it is copied or pickled."""
+        """Set what describes an encoder; nothing else of it is copied or pickled."""
         if query_cache < 0:
             raise EncoderOptionError("query_cache", query_cache, needed="0 or more")
         self._source = source
@@ -171,7 +171,7 @@ class Encoder:
 
     @property
     def name(self) -> str:
-        """The name in the spec, or the one that was given while no spec has been read."""
+        """The name in the spec, or the given one as long as no spec has been read."""
         return self._source.name if self._spec is None else self._spec.name
 
     @property
@@ -198,7 +198,7 @@ class Encoder:
 
     @property
     def options(self) -> dict[str, Any]:
-        """The arguments that were given and decide vectors: ``max_tokens``, prompts, ``precision="int8"``.
+        """The given arguments that decide vectors: ``max_tokens``, prompts, ``precision="int8"``.
 
         With :attr:`name`, :attr:`fingerprint` and :attr:`dimensions` they make the same encoder elsewhere.
         """
@@ -238,7 +238,7 @@ class Encoder:
         return self.encode_counted(texts, "document")[0]
 
     def encode_queries(self, texts: Iterable[str]) -> Vectors:
-        """As :meth:`encode_documents`, for texts that are searched with: the prompt is that of queries.
+        """As :meth:`encode_documents`, for texts to search with: the prompt is that of queries.
 
         The vectors of recent queries are remembered.
         """
@@ -247,8 +247,8 @@ class Encoder:
     def encode_counted(self, texts: Iterable[str], kind: Kind) -> tuple[Vectors, Counts]:
         """The vectors of documents or queries, and the number of tokens of each text.
 
-        Counted is what was computed with: prompt and special tokens included, nothing beyond the limit. Of a
-        remote encoder's texts only the server knows, and 0 is said.
+        Tokens are counted as they were encoded: with prompt and special tokens, and nothing beyond the limit.
+        A remote encoder counts 0, since only the server knows.
         """
         wanted = checked(texts)
         if not wanted:
@@ -265,20 +265,20 @@ class Encoder:
 
         :raises TextError: something is not a string.
         :raises EncoderNotFoundError: the tokenizer is not on this machine.
-        :raises EncoderOptionError: the encoder is a server's.
+        :raises EncoderOptionError: the encoder is remote.
         """
         prompt = self.spec.document_prompt
         return self._source.tokenizer()([prompt + text for text in checked(texts)]).cut
 
     def decode(self, ids: Iterable[Sequence[int]]) -> list[str]:
-        """The texts that tokens of this encoder stand for: opens the tokenizer, no weights.
+        """The texts that tokens of this encoder mean: opens the tokenizer, no weights.
 
         Special tokens are left out, and what a tokenizer does not keep (case, blanks) does not come back.
 
         :param ids: a list of token ids for each text.
-        :raises TextError: something is not a list of ids, or there is no such id; it names the position.
+        :raises TextError: something is not a list of ids, or an id does not exist; it names the position.
         :raises EncoderNotFoundError: the tokenizer is not on this machine.
-        :raises EncoderOptionError: the encoder is a server's.
+        :raises EncoderOptionError: the encoder is remote.
         """
         with self._lock:
             if self._tokenizer is None:
@@ -286,7 +286,7 @@ class Encoder:
         return self._tokenizer.decode(checked_ids(ids, self._tokenizer.highest_id))
 
     def _seek_tower(self) -> Encoder | None:
-        """The encoder for queries: the one that was given, or that comes with this one, or none."""
+        """The encoder for queries: the given one, or one that comes with this encoder, or none."""
         with self._lock:
             self._check_open()
             source = None if self._query_encoder is not None else self._source.tower()
@@ -296,11 +296,11 @@ class Encoder:
             return self._query_encoder
 
     async def aencode_documents(self, texts: Iterable[str]) -> Vectors:
-        """As :meth:`encode_documents`, on another thread, so that the event loop goes on."""
+        """As :meth:`encode_documents`, on another thread, so that the event loop keeps running."""
         return await in_thread(self.encode_documents, list(texts))
 
     async def aencode_queries(self, texts: Iterable[str]) -> Vectors:
-        """As :meth:`encode_queries`, on another thread, so that the event loop goes on."""
+        """As :meth:`encode_queries`, on another thread, so that the event loop keeps running."""
         return await in_thread(self.encode_queries, list(texts))
 
     def _encode(self, wanted: list[str], kind: Kind) -> tuple[Vectors, Counts]:
@@ -313,7 +313,7 @@ class Encoder:
             return encoded.vectors, encoded.counts
         return repeated(encoded.vectors, inverse), encoded.counts[inverse]
 
-    # --- life -------------------------------------------------------------------------------------
+    # --- open and closed ------------------------------------------------------------------------------
 
     def open(self) -> None:
         """Open the weights now instead of at the first use."""
@@ -321,7 +321,7 @@ class Encoder:
             self._opened()
 
     def close(self) -> None:
-        """Give back the memory of the weights; a closed encoder encodes no more."""
+        """Free the memory of the weights; a closed encoder cannot encode."""
         with self._lock:
             self._closed = True
             self._backend = None

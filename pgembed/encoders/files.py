@@ -1,7 +1,7 @@
 """Files of folders that somebody else wrote: which belong to a folder, what they are, what their JSON says.
 
-Names that stand in a folder's settings are followed only inside the folder, and so are symbolic links; the
-one exception is the cache of the Hugging Face hub, whose snapshots consist of links to the blobs beside them.
+Names in a folder's settings are followed only inside the folder, and so are symbolic links; the one
+exception is the cache of the Hugging Face hub, whose snapshots consist of links to the blobs beside them.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ def is_name(name: object) -> bool:
 class Folder:
     """A folder whose files are read by name.
 
-    :ivar root: the folder that all files must lie in.
-    :ivar place: the subfolder of it that is meant.
+    :ivar root: the folder that must contain all files.
+    :ivar place: the subfolder.
     """
 
     root: Path
@@ -69,7 +69,7 @@ class Folder:
 
     @cached_property
     def _homes(self) -> tuple[Path, ...]:
-        """The folders that its files may lie in."""
+        """The folders that may contain its files."""
         real = self.root.resolve()
         if real.parent.name == "snapshots" and real.parents[1].name.startswith("models--"):
             return real, real.parents[1] / "blobs"
@@ -84,10 +84,10 @@ class Folder:
         return Folder(self.root, str(PurePosixPath(self.place, str(place))))
 
     def file(self, name: object, *, stated_in: Path | None = None) -> Path:
-        """The path of a file, which need not be there.
+        """The path of a file, which need not exist.
 
         :param stated_in: the file that names it, for the error.
-        :raises EncoderFilesError: the name, or a link in its place, leads out of the folder.
+        :raises EncoderFilesError: the name, or a link of that name, leads out of the folder.
         """
         needed = f"names of files in {self.root}, separated by /"
         if not isinstance(name, str) or (name and not self._is_inside(name)):
@@ -98,7 +98,7 @@ class Folder:
         except (OSError, RuntimeError) as error:  # a loop of links is a RuntimeError before Python 3.13
             raise EncoderFilesError(path, f"a link that leads nowhere ({error})", needed="a file") from error
         if not any(real.is_relative_to(home) for home in self._homes):
-            raise EncoderFilesError(path, f"a link to {real}", needed=f"a file inside of {self.root}")
+            raise EncoderFilesError(path, f"a link to {real}", needed=f"a file inside {self.root}")
         return path
 
     @staticmethod
@@ -110,7 +110,7 @@ class Folder:
         return all(is_name(part) for part in parts)
 
     def has(self, name: object, *, stated_in: Path | None = None) -> bool:
-        """Whether there is something of that name, even a link to what was never fetched.
+        """Whether there is something of that name, even a link to a file that was never fetched.
 
         :raises EncoderFilesError: as :meth:`file`.
         """
@@ -118,10 +118,10 @@ class Folder:
 
 
 def check_file(path: Path, *, needed: str) -> int:
-    """Refuse what is not a file, and what often lies in a file's place instead of it; returns the size.
+    """Refuse what is not a file, and what is often found in place of one; returns the size.
 
-    :raises EncoderFilesError: nothing there, something else than a file, an empty file, a pointer of Git LFS,
-        or a web page.
+    :raises EncoderFilesError: nothing there, no regular file, an empty file, a pointer of Git LFS, or a
+        web page.
     """
     found = stand_in(path)
     if found is None:
@@ -135,7 +135,7 @@ def check_file(path: Path, *, needed: str) -> int:
 
 
 def stand_in(path: Path) -> str | None:
-    """What lies at ``path`` in the place of a file with content, in words; ``None`` if one is there."""
+    """What is at ``path`` instead of a file with content, in words; ``None`` if there is such a file."""
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
@@ -162,7 +162,7 @@ def file_digest(path: Path) -> str:
 def read_json(path: Path) -> Any:
     """The JSON in ``path``.
 
-    :raises EncoderFilesError: the file is missing, something else, too large, or nested too deeply.
+    :raises EncoderFilesError: the file is missing, not JSON, too large, or nested too deeply.
     """
     needed = "a JSON file"
     try:
@@ -201,7 +201,7 @@ class Settings(Mapping[str, Any]):
 
     @classmethod
     def optional(cls, path: Path) -> Self:
-        """The settings in a file; none where there is nothing of that name."""
+        """The settings in a file; empty if there is no such file."""
         return cls.read(path) if os.path.lexists(path) else cls(path, {})
 
     def __getitem__(self, key: str) -> Any:
@@ -214,7 +214,7 @@ class Settings(Mapping[str, Any]):
         return len(self._values)
 
     def wrong(self, key: str, *, needed: str) -> EncoderFilesError:
-        """The error for a value that cannot be taken."""
+        """The error for a value that is refused."""
         return EncoderFilesError(
             self.path, f"{self._within}{key} = {shown(self._values.get(key))}", needed=needed
         )
@@ -277,7 +277,7 @@ class Settings(Mapping[str, Any]):
         return {key: self.text(key) for key in self._values}
 
     def table(self, key: str) -> Settings:
-        """An object inside of this one; an empty one where there is none."""
+        """An object inside this one; empty if there is none."""
         return Settings(self.path, self._typed(key, dict, {}, "an object"), within=self._within + key)
 
 

@@ -1,4 +1,4 @@
-"""What a forked child inherits of native libraries, and how it works and ends all the same.
+"""What a forked child inherits of native libraries, and how it still works and ends.
 
 The threads of the parent do not exist in a child, but the objects that count on them do. On Linux a child
 that ends normally would hang in ``pthread_cond_destroy`` twice: in the destructor of an inherited session, at
@@ -8,17 +8,17 @@ for the latter it is enough that the parent has imported the package. So in a ch
 - what holds an inherited session is never destroyed, and
 - libc's first exit handler ends the process, with the status that it was given.
 
-By that time Python is gone: its own ``atexit`` handlers have run and its files are flushed. libc's streams,
-which C extensions may write to, are flushed by the handler. Passed over in such a child are the exit handlers
-and static destructors that libraries registered before the fork, in the parent, as with ``os._exit``;
-those that are registered in the child run. Death by a signal, ``os._exit`` and ``exec`` are as ever.
+By that time Python has finished: its own ``atexit`` handlers have run and its files are flushed. The handler
+flushes libc's streams, to which C extensions may write. Such a child skips the exit handlers and static
+destructors that libraries registered before the fork, in the parent, as ``os._exit`` does; those that are
+registered in the child run. Death by a signal, ``os._exit`` and ``exec`` work as usual.
 
 The threads of the package ``tokenizers`` are missing too; see :func:`inherited`. And locks that a thread of
 the parent holds while it loads a library or opens a session would never be released in the child, those of
 Python's imports among them: a fork waits until that is done; see :func:`opening`.
 
-``on_exit`` is a function of glibc. Elsewhere (macOS, musl) nothing like it hands over the exit status: there
-a child says in the log that it may hang.
+``on_exit`` is a function of glibc. Elsewhere (macOS, musl) no function passes the exit status to a handler:
+there a child logs that it may hang.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _holders: weakref.WeakSet[Any] = weakref.WeakSet()
 _inherited: frozenset[str] = frozenset()
 _opening = threading.RLock()
 _here = threading.local()
-_PATIENCE = 60.0  # seconds after which a fork goes on all the same
+_PATIENCE = 60.0  # seconds after which a fork proceeds anyway
 
 
 def inherited(package: str) -> bool:
@@ -55,7 +55,7 @@ def inherit(holder: object) -> None:
 
 @contextmanager
 def opening() -> Iterator[None]:
-    """Libraries are loaded and sessions opened: no fork meanwhile, by another thread."""
+    """While libraries are loaded and sessions opened: no fork by another thread."""
     with _opening:
         yield
 

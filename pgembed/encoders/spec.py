@@ -1,11 +1,11 @@
 """What decides a vector, in one small file, and its hash: the fingerprint.
 
-The file is called ``encoder.json`` and lies beside the weights; alone, without them, it is enough to declare
+The file is called ``encoder.json`` and is kept beside the weights; without them, it is enough to declare
 columns, to migrate and to query with vectors.
 
-A fingerprint stands for the vectors that are *stored*: everything on the side of the documents is part of it,
-and nothing else. Device, threads, batch size, the version of the exporter and the query prompt are no part of
-it, because none of them makes a stored vector stale. 32 and 16 bit floats are one precision class (their
+A fingerprint identifies the vectors that are *stored*: everything on the side of the documents is part of it,
+and nothing else. Device, threads, batch size, the version of the exporter and the query prompt are not,
+because none of them makes a stored vector stale. 32 and 16 bit floats are one precision class (their
 vectors agree within 1e-3 in cosine), int8 is another. :attr:`EncoderSpec.query_fingerprint` tells query
 vectors apart in the same way.
 """
@@ -73,12 +73,12 @@ class EncoderSpec:
     :ivar normalize: whether vectors have length 1.
     :ivar query_prompt: put before every query.
     :ivar document_prompt: put before every document.
-    :ivar query_tower: fingerprint of the encoder that queries have for themselves, empty without one.
+    :ivar query_tower: fingerprint of the separate encoder for queries, empty without one.
     :ivar include_prompt: whether the tokens of the prompt take part in the pooling.
-    :ivar lowercase: whether texts are lowered before they are tokenised.
+    :ivar lowercase: whether texts are lowercased before they are tokenised.
     :ivar special_tokens: whether the tokenizer adds its special tokens.
     :ivar precision: precision class, ``"float"`` or ``"int8"``.
-    :ivar vocabulary: rows of the embedding table, 0 where it is not known.
+    :ivar vocabulary: rows of the embedding table, 0 if unknown.
     :ivar files: SHA-256 (hex) of each file of the encoder's folder, to find damaged ones.
     :ivar source: where the model came from, for people.
     """

@@ -5,8 +5,8 @@ blocks, and encoding would wait behind it. All event loops of a process share th
 ``PGEMBED_ASYNC_THREADS`` bounds how many calls encode at once: by default 4 more than the process may use
 cores, since some only wait for a server.
 
-The threads start when they are needed. The end of a process waits for what has begun; what is queued by a
-task that is cancelled, as ``asyncio.run`` does with all at its end, never begins. A forked child starts
+The threads start when they are needed. At its end, a process waits for the calls that have begun; those that
+a cancelled task has queued never begin (``asyncio.run`` cancels all tasks at its end). A forked child starts
 threads of its own.
 """
 
@@ -64,15 +64,15 @@ def _quota() -> float | None:
 async def in_thread(function: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R:
     """Call ``function`` on one of the threads; its context variables are those of the caller.
 
-    Whoever is cancelled before it has begun leaves the queue. Afterwards it is finished for nothing: threads
-    cannot be stopped.
+    A call that is cancelled before it begins leaves the queue. One that has begun runs to its end, since
+    threads cannot be stopped; its result is dropped.
 
     :raises EncoderOptionError: ``PGEMBED_ASYNC_THREADS`` is not a number of threads.
     """
     call = partial(contextvars.copy_context().run, function, *args, **kwargs)
     if getattr(_here, "is_ours", False):
-        # An encoder that runs an event loop of its own, on one of the threads, would wait for another one,
-        # and all of them for ever for each other.
+        # An encoder that runs an event loop of its own, on one of the threads, would wait for another thread:
+        # a deadlock when all of them do.
         return call()
     return await asyncio.get_running_loop().run_in_executor(_started(), call)
 
@@ -99,7 +99,7 @@ def _size() -> int:
 
 
 def _after_fork() -> None:
-    """Forget, in the child, the parent's threads, and what it has asked of them."""
+    """Forget, in the child, the parent's threads and their queue."""
     global _lock, _executor
     _lock, _executor = threading.Lock(), None
     _here.is_ours = False

@@ -24,14 +24,14 @@ def export_onnx(
 
     The transformer, the pooling and the normalisation become one ONNX graph (opset 17 and the contrib
     operators of ONNX Runtime); tokenizer and configuration are copied, and ``encoder.json`` records what
-    decides the vectors. The folder appears as a whole or not at all.
+    decides the vectors. The folder appears complete or not at all.
 
     :param model_dir: the model's folder: ``config.json``, ``tokenizer.json``, ``model.safetensors`` and, from
         sentence-transformers, ``modules.json`` with its subfolders.
-    :param out_dir: the folder to write; an encoder that is there is replaced.
+    :param out_dir: the folder to write; an encoder in it is replaced.
     :param name: the encoder's name; that of the folder by default.
-    :param source: where the model came from, a note for people.
-    :param overwrite: whether an encoder that is already there is replaced or kept.
+    :param source: where the model came from, as a note.
+    :param overwrite: whether an existing encoder is replaced or kept.
     :param weights: the SHA-256 (hex) that the weights must have.
     :returns: ``out_dir``, absolute.
     :raises EncoderFilesError: files are missing, damaged, or do not belong together.

@@ -98,7 +98,7 @@ class Roberta(Bert):
     prefixes = ("roberta.",)
 
     def first_position(self, config: ModelConfig) -> int:
-        """Behind the padding index."""
+        """After the padding index."""
         return config.integer("pad_token_id", most=config.size("max_position_embeddings") - 2) + 1
 
 
@@ -149,7 +149,7 @@ class Mpnet(Bert):
         return config.integer("max_position_embeddings", least=first + 1) - first
 
     def first_position(self, config: ModelConfig) -> int:  # noqa: ARG002
-        """Behind the padding index, which is fixed in the model's code."""
+        """After the padding index, which is fixed in the model's code."""
         return 2
 
     def bias(self, graph: Graph, config: ModelConfig, heads: int) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pgembed.encoders.export.graph import ACTIVATIONS
 from pgembed.encoders.files import Settings
 
-_LARGEST = 1_000_000  # of a width or a number of positions, far beyond that of any model
+_LARGEST = 1_000_000  # of a width or a number of positions, far above that of any model
 _DEEPEST = 1000
 
 
@@ -28,7 +28,7 @@ class ModelConfig(Settings):
     def heads(self, key: str, width: int) -> int:
         """The number of heads that share ``width``.
 
-        :raises EncoderFilesError: they cannot do so evenly.
+        :raises EncoderFilesError: they cannot share it evenly.
         """
         heads = self.integer(key, least=1)
         if width % heads:
@@ -38,7 +38,7 @@ class ModelConfig(Settings):
     def activation(self, key: str) -> str:
         """The name of an activation.
 
-        :raises EncoderFilesError: it is not one that the graph knows.
+        :raises EncoderFilesError: the graph does not have it.
         """
         value = self.get(key)
         if not isinstance(value, str) or value not in ACTIVATIONS:

@@ -79,14 +79,14 @@ def _absolute(path: str | os.PathLike[str]) -> Path:
 def _try_out(folder: Path, spec: EncoderSpec, model: Path) -> None:
     """Encode a text with what was written, where ONNX Runtime is installed.
 
-    :raises EncoderFilesError: the graph cannot be run, or computes something else than numbers.
+    :raises EncoderFilesError: the graph cannot be run, or computes something other than numbers.
     """
     try:
         runtime = OnnxRuntime(folder, spec, device="cpu")
         vectors = runtime.encode(["text"], "document").vectors
     except MissingExtraError:
         return
-    except Exception as error:  # those of onnxruntime share no other base
+    except Exception as error:  # onnxruntime's errors share no other base
         raise EncoderFilesError(
             model, f"a model that cannot be run ({error})", needed="an intact one"
         ) from error
@@ -114,7 +114,7 @@ def _write(
     copy_tokenizer(pipeline, folder / pipeline.tokenizer.name)
     if pipeline.folder.has("config.json"):
         config = pipeline.folder.file("config.json")
-        read_json(config)  # nothing else is taken along under that name
+        read_json(config)  # nothing but JSON is copied under that name
         shutil.copyfile(config, folder / "config.json")
     spec = EncoderSpec(
         name=name,
@@ -172,10 +172,9 @@ def _check_vocabulary(pipeline: Pipeline, rows: int) -> None:
 def _written_whole(target: Path, *, overwrite: bool) -> Iterator[Path]:
     """A temporary folder beside ``target`` that takes its place at the end of the block.
 
-    An encoder that was there is replaced (or, without ``overwrite``, stays and wins); any other content is
-    left alone.
+    An existing encoder is replaced (or, without ``overwrite``, kept); any other content is left alone.
 
-    :raises EncoderFilesError: ``target`` is something else than an encoder's folder.
+    :raises EncoderFilesError: ``target`` is something other than an encoder's folder.
     """
     try:
         if b"\0" in os.fsencode(target):
@@ -207,7 +206,7 @@ def _replace(fresh: Path, target: Path, old: Path, *, overwrite: bool) -> None:
     """Move ``fresh`` to ``target``; renames are atomic, so readers see the old folder, none, or the new."""
     while True:
         try:
-            fresh.rename(target)  # an empty folder gives way
+            fresh.rename(target)  # an empty folder is replaced
         except OSError:
             if not (target / SPEC_FILE).is_file():
                 raise

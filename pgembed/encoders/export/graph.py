@@ -1,10 +1,10 @@
 """An ONNX graph under construction.
 
-Families (``bert.py``, ...) say what a model computes with the verbs of this class: linear layers, layer
-norms, attention. What operators that becomes is decided here, once for all families.
+Families (``bert.py``, ...) describe what a model computes with the methods of this class: linear layers,
+layer norms, attention. The operators are chosen here, once for all families.
 
-Weights of some size are written to one file beside the graph, from where ONNX Runtime maps them into memory;
-graphs for other devices share that file.
+All but the smallest weights are written to one file beside the graph, from which ONNX Runtime maps them into
+memory; graphs for other devices share that file.
 """
 
 from __future__ import annotations
@@ -62,12 +62,12 @@ class Graph:
     linear layers are single matrix products with their bias; attention alone sees ``(texts, tokens, width)``.
 
     Inputs: ``input_ids`` and ``attention_mask``, both int64 of shape (texts, tokens); texts are padded on the
-    right. Where prompts stay out of the pooling there is ``pooling_mask`` as well. Output: ``embedding``,
+    right. If prompts are not pooled, there is ``pooling_mask`` as well. Output: ``embedding``,
     float32 of shape (texts, width).
 
     :param weights: the model's weights; none for a graph around a ready one.
     :param file: where large initializers go.
-    :param include_prompt: whether all tokens take part in the pooling.
+    :param include_prompt: whether the tokens of the prompt are pooled.
     :param opset: the version of the operators, 15 or newer.
     :ivar pooled: whether the transformer is complete and what follows is added.
     """
@@ -128,13 +128,13 @@ class Graph:
         return name
 
     def reduce(self, kind: str, tensor: str, axis: int, *, keep: bool) -> str:
-        """Reduce over one axis; where the axis goes has changed with the versions of the operators."""
+        """Reduce over one axis; how the axis is passed depends on the version of the operators."""
         if kind == "ReduceSum" or self._opset >= 18:
             return self.op(kind, tensor, self.constant([axis]), keepdims=int(keep))
         return self.op(kind, tensor, axes=[axis], keepdims=int(keep))
 
     def once(self, key: str, make: Callable[[], str]) -> str:
-        """What ``make`` adds to the graph, added only the first time that ``key`` is asked for."""
+        """What ``make`` adds to the graph, added only at the first call with ``key``."""
         if key not in self._shared:
             self._shared[key] = make()
         return self._shared[key]
@@ -173,11 +173,11 @@ class Graph:
         weights: Weights | None = None,
         label: str = "",
     ) -> str:
-        """``hidden @ weight.T + bias``; the bias is left out where the model has none.
+        """``hidden @ weight.T + bias``; without the bias where the model has none.
 
         :param inputs: the width of ``hidden``.
         :param outputs: the width of the result.
-        :param weights: where they are, if not among the model's; ``label`` then tells them apart.
+        :param weights: where they are, if not among the model's; ``label`` then distinguishes them.
         """
         source = self.weights if weights is None else weights
         matrix = source.take(f"{name}.weight", outputs, inputs)
@@ -214,7 +214,7 @@ class Graph:
         return self.op("Add", left, right)
 
     def activation(self, hidden: str, name: str) -> str:
-        """One of the activations that ``config.json`` may name."""
+        """One of :data:`ACTIVATIONS`."""
         return ACTIVATIONS[name](self, hidden)
 
     def rotary(self, projection: str, cosines: str, sines: str, *, width: int) -> str:
@@ -281,12 +281,12 @@ class Graph:
     # --- result -----------------------------------------------------------------------------------
 
     def to_pool(self, hidden: str, width: int) -> str:
-        """The last hidden state as the pooling takes it: float32 of shape (texts, tokens, width)."""
+        """The last hidden state as the pooling expects it: float32 of shape (texts, tokens, width)."""
         self.pooled = True
         return self.unflatten(hidden, width)
 
     def splice(self, ready: onnx.GraphProto) -> None:
-        """Put in the nodes and initializers of another graph, whose inputs have been made before."""
+        """Add the nodes and initializers of another graph, whose inputs have been made before."""
         self._nodes.extend(ready.node)
         for tensor in ready.initializer:
             self.initializer(tensor.name, numpy_helper.to_array(tensor))

@@ -96,7 +96,7 @@ def _rotation(graph: Graph, config: ModelConfig, kind: str, head_width: int) -> 
 
 
 def _window(graph: Graph, config: ModelConfig) -> str:
-    """Local attention: tokens further away than half the window are out of sight."""
+    """Local attention: tokens further away than half the window are masked."""
     limit = config.size("max_position_embeddings")
     reach = config.integer("local_attention") // 2
     table = np.where(np.abs(np.arange(1 - limit, limit)) <= reach, 0.0, MASKED).astype(np.float32)

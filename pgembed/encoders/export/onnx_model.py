@@ -1,6 +1,6 @@
 """Ready ONNX files, as found on the Hugging Face hub: pooling and what follows are added to the graph.
 
-What such a file calls its inputs and outputs differs; the encoder's graph has those of one that was built
+Such files name their inputs and outputs differently; the encoder's graph has those of one that was built
 here. Fusing is left to ONNX Runtime, which does it when the graph is opened, with exact patterns only.
 """
 
@@ -41,7 +41,7 @@ _INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
 _INPUT_TYPES = (TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL, *_FLOATS)
 _TOKEN_OUTPUTS = ("last_hidden_state", "token_embeddings")
 _TEXT_OUTPUTS = ("sentence_embedding", "sentence_embeddings", "text_embeds", "embedding")
-_OTHER_OUTPUTS = ("pooler_output", "logits")  # which are made for other purposes than comparing texts
+_OTHER_OUTPUTS = ("pooler_output", "logits")  # made for other purposes than comparing texts
 
 
 def find(folder: Folder) -> str | None:
@@ -62,7 +62,9 @@ class OnnxModel:
         try:
             model = onnx.load(self._path, load_external_data=False)
         except Exception as error:  # protobuf's errors share no base with onnx's
-            raise self._wrong(f"no ONNX model ({error})", needed="a whole ONNX file") from error
+            raise self._wrong(
+                f"something that is not an ONNX model ({error})", needed="a whole ONNX file"
+            ) from error
         folder = pipeline.folder.subfolder(
             PurePosixPath(name).parent.as_posix().strip("."), stated_in=self._path
         )
@@ -109,7 +111,7 @@ class OnnxModel:
         return {value.name: value.type.tensor_type.elem_type for value in inputs}
 
     def _converted(self, model: ModelProto, opset: int) -> ModelProto:
-        """The same graph with operators of a version that what is added can stand beside."""
+        """The same graph, with operators of the version of what is added."""
         try:
             return version_converter.convert_version(model, OPSET)
         except Exception as error:  # of many kinds, whose messages name the converter's source
@@ -120,10 +122,10 @@ class OnnxModel:
             ) from error
 
     def _choose(self, model: ModelProto) -> tuple[str, bool]:
-        """The output to take, and whether it is one vector a text already.
+        """The output to take, and whether it already is one vector a text.
 
-        Where the folder states how to pool, that is done with the vectors of the tokens; where it does not,
-        the graph's own vector of a text is what was meant.
+        If the folder states how to pool, the vectors of the tokens are pooled so; if not, the graph's own
+        vector of a text is taken.
         """
         tensors = {value.name: value.type.tensor_type for value in model.graph.output}
         floats = {
@@ -153,7 +155,7 @@ class OnnxModel:
     def _taken(self, name: str, rank: int) -> tuple[str, bool]:
         pipeline = self._pipeline
         if rank == 2 and not pipeline.include_prompt and (pipeline.query_prompt or pipeline.document_prompt):
-            found = f"{name!r}, in whose pooling the prompts have taken part"
+            found = f"{name!r}, in which the prompts are pooled"
             raise self._wrong(found, needed="vectors of tokens, since include_prompt is false")
         return name, rank == 2
 
@@ -162,7 +164,7 @@ class OnnxModel:
         stated = config.integer("max_position_embeddings", 0)
         positions = stated or self._pipeline.max_tokens or LIMIT_UNSTATED
         if config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet"):
-            # their positions begin behind the padding index
+            # their positions begin after the padding index
             self._first_position = config.integer("pad_token_id", 1) + 1
         if positions <= self._first_position:
             raise config.wrong("max_position_embeddings", needed=f"more than {self._first_position}")
@@ -172,7 +174,7 @@ class OnnxModel:
         """Write graph and weights into ``folder``; returns the width of the vectors."""
         try:
             return self._write(folder)
-        except (ValueError, TypeError, KeyError, StopIteration) as error:  # tensors that are none
+        except (ValueError, TypeError, KeyError, StopIteration) as error:  # invalid tensors
             raise self._wrong(f"a damaged graph ({error})", needed="a whole ONNX file") from error
 
     def _write(self, folder: Path) -> int:
@@ -204,7 +206,7 @@ class OnnxModel:
         return width
 
     def _connect(self, graph: Graph) -> None:
-        """Feed the graph's own inputs from those that every encoder has."""
+        """Compute the graph's own inputs from those that every encoder has."""
         for name, kind in self._inputs.items():
             if name in ("input_ids", "attention_mask"):
                 value = name
@@ -242,7 +244,7 @@ def _read_external(model: ModelProto, path: Path, folder: Folder) -> list[Path]:
 
     :param path: the model's file.
     :param folder: the folder of that file.
-    :raises EncoderFilesError: a tensor names no file of the folder, or has other data than it should.
+    :raises EncoderFilesError: a tensor names no file of the folder, or has other data than expected.
     """
     files: dict[str, Path] = {}
     for tensor in _tensors(model):
@@ -270,7 +272,7 @@ def _fill(tensor: TensorProto, stated: dict[str, str], source: Path, path: Path)
         raise EncoderFilesError(path, found, needed="a type, an offset and a length") from error
     if offset < 0 or length < 0 or offset + length > size:
         found = f"tensor {shown(tensor.name)} with {length} bytes from byte {offset} of {source.name}"
-        raise EncoderFilesError(path, found, needed=f"no more than the {size} bytes that are there")
+        raise EncoderFilesError(path, found, needed=f"at most the {size} bytes of that file")
     with source.open("rb") as file:
         file.seek(offset)
         tensor.raw_data = file.read(length)
@@ -279,7 +281,7 @@ def _fill(tensor: TensorProto, stated: dict[str, str], source: Path, path: Path)
 
 
 def _tensors(model: ModelProto) -> Iterator[TensorProto]:
-    """All tensors, wherever they stand."""
+    """All tensors, wherever they are."""
     yield from _of_graph(model.graph)
     for function in model.functions:
         yield from _of_nodes(function.node)

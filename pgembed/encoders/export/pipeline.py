@@ -1,4 +1,4 @@
-"""What a sentence-transformers folder says is done to a text."""
+"""What a sentence-transformers folder says about turning a text into a vector."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pgembed.encoders.spec import SPEC_FILE
 from pgembed.encoders.text.tokenizer import TOKENIZER_FILE, WORDS_FILE
 from pgembed.exc import EncoderFilesError
 
-# The order in which several flags of the older format are concatenated.
+# In the order in which several flags of the older format are concatenated.
 _LEGACY_MODES = {
     "pooling_mode_cls_token": "cls",
     "pooling_mode_max_tokens": "max",
@@ -32,12 +32,12 @@ SETTINGS_FILES = tuple(
 )
 FIRST_MODULES = ("Transformer", "StaticEmbedding", "WordEmbeddings")
 LATER_MODULES = ("Pooling", "Dense", "LayerNorm", "Normalize", "Dropout")
-_CONFIGURED = ("Pooling", "Dense", "LayerNorm")  # of which none has only default values
+_CONFIGURED = ("Pooling", "Dense", "LayerNorm")  # they need settings
 _OF_QUERIES = ("query",)
 _OF_DOCUMENTS = ("document", "passage", "corpus")
 _TEXT_VECTOR = "sentence_embedding"
-# What the settings of a transformer may put in the place of what config.json and tokenizer_config.json say,
-# with those keys that change no vector.
+# Settings of a transformer that replace those of config.json and tokenizer_config.json, with the keys that
+# change no vector.
 _MODEL_OVERRIDES = frozenset(
     {
         "add_pooling_layer",
@@ -62,7 +62,7 @@ _OVERRIDES = {
 
 @dataclass(frozen=True)
 class Step:
-    """A module behind the pooling.
+    """A module after the pooling.
 
     :ivar kind: ``"Dense"``, ``"LayerNorm"`` or ``"Normalize"``.
     :ivar folder: where its weights are.
@@ -88,9 +88,9 @@ class Pipeline:
 
     :ivar first: the first module, one of ``FIRST_MODULES``.
     :ivar folder: the folder of the first module: configuration, tokenizer, weights.
-    :ivar pooling: pooling modes, concatenated in this order; none where nothing states how to pool.
-    :ivar steps: the modules behind the pooling.
-    :ivar max_tokens: the limit that the folder states, ``None`` where it states none.
+    :ivar pooling: pooling modes, concatenated in this order; empty if nothing states how to pool.
+    :ivar steps: the modules after the pooling.
+    :ivar max_tokens: the limit that the folder states, ``None`` if it states none.
     :ivar dimensions: dimensions to keep, ``None`` for all.
     """
 
@@ -125,7 +125,7 @@ class _Module:
 
 
 def has_towers(folder: Folder) -> bool:
-    """Whether the model has a route of its own for queries."""
+    """Whether the model has a separate route for queries."""
     modules = _listed(folder)
     if not modules or modules[0].kind != "Router":
         return False
@@ -134,7 +134,7 @@ def has_towers(folder: Folder) -> bool:
 
 
 def places(folder: Folder) -> list[str]:
-    """The subfolders of the modules that a model's list names; its own where there is no list."""
+    """The subfolders of the modules in a model's list; the model's own folder if there is no list."""
     modules = _listed(folder)
     if modules == []:
         raise EncoderFilesError(
@@ -144,7 +144,7 @@ def places(folder: Folder) -> list[str]:
 
 
 def places_of_routes(folder: Folder, place: str) -> list[str]:
-    """The subfolders of the modules behind a router in the subfolder ``place``."""
+    """The subfolders of the modules after a router in the subfolder ``place``."""
     path = folder.file(f"{place}/{ROUTER_FILE}".removeprefix("/"))
     found = [f"{place}/{name}".removeprefix("/") for name in Settings.read(path).table("types")]
     for name in found:
@@ -155,10 +155,10 @@ def places_of_routes(folder: Folder, place: str) -> list[str]:
 def read(folder: Folder, *, route: str = "document") -> Pipeline:
     """Read a model folder; one without ``modules.json`` is a bare transformer.
 
-    :param route: which way through a model with two towers, ``"document"`` or ``"query"``.
-    :raises EncoderFilesError: a file is missing or says what cannot be done.
+    :param route: which route of a model with two towers, ``"document"`` or ``"query"``.
+    :raises EncoderFilesError: a file is missing or states something that cannot be done.
     """
-    if not os.path.isdir(folder.path):  # of a path that cannot be, that one says no
+    if not os.path.isdir(folder.path):  # which returns False for invalid paths
         needed = "a folder with config.json and model.safetensors"
         raise EncoderFilesError(folder.path, "no folder", needed=needed)
     if folder.has(SPEC_FILE):
@@ -172,7 +172,7 @@ def read(folder: Folder, *, route: str = "document") -> Pipeline:
         _check_features(module.kind, config)
         if module.kind == "Pooling":
             pooling = config
-        elif module.kind != "Dropout":  # which does nothing outside of training
+        elif module.kind != "Dropout":  # it does nothing outside training
             steps.append(
                 Step(module.kind, folder.subfolder(module.place, stated_in=folder.file(MODULES_FILE)), config)
             )
@@ -195,7 +195,7 @@ def read(folder: Folder, *, route: str = "document") -> Pipeline:
 
 
 def _settings(folder: Folder, name: str) -> Settings:
-    """The settings in a file that need not be there."""
+    """The settings in a file that may be missing."""
     return Settings.optional(folder.file(name.removeprefix("/")))
 
 
@@ -215,16 +215,16 @@ def _modules(folder: Folder, route: str) -> list[_Module]:
         if kind not in LATER_MODULES:
             raise EncoderFilesError(path, f"the module {kind}", needed=" or ".join(LATER_MODULES))
     counted = [kind for kind in later if kind != "Dropout"]
-    is_static = modules[0].kind == "StaticEmbedding"  # which averages by itself
+    is_static = modules[0].kind == "StaticEmbedding"  # it averages by itself
     if counted.count("Pooling") != (not is_static) or (not is_static and counted[0] != "Pooling"):
-        found = f"{' and '.join(later) or 'nothing'} behind the {modules[0].kind}"
+        found = f"{' and '.join(later) or 'nothing'} after the {modules[0].kind}"
         needed = "Pooling first, and once: a model that gives one vector a text"
         raise EncoderFilesError(path, found, needed="no Pooling" if is_static else needed)
     return modules
 
 
 def _listed(folder: Folder) -> list[_Module] | None:
-    """The list of modules, in its order: the numbers in it are not what counts; ``None`` if there is none."""
+    """The list of modules, in its order, whatever the numbers in it; ``None`` if there is no list."""
     path = folder.file(MODULES_FILE)
     if not folder.has(MODULES_FILE):
         return None
@@ -245,7 +245,7 @@ def _listed(folder: Folder) -> list[_Module] | None:
 
 
 def _kind(name: str, path: Path) -> str:
-    """The class of a module, which must be one of sentence-transformers itself: others do what they like."""
+    """The class of a module, which must be one of sentence-transformers: others may do anything."""
     package, _, kind = name.rpartition(".")
     if package.partition(".")[0] != "sentence_transformers" or not is_name(kind):
         found = f"the module {shown(name)}"
@@ -256,7 +256,7 @@ def _kind(name: str, path: Path) -> str:
 
 
 def _route(folder: Folder, place: str, route: str) -> list[_Module]:
-    """The modules of one way through a router."""
+    """The modules of one route of a router."""
     path = folder.subfolder(place, stated_in=folder.file(MODULES_FILE)).file(ROUTER_FILE)
     router = Settings.read(path)
     if not {"structure", "types"} <= router.keys():
@@ -276,7 +276,7 @@ def _route(folder: Folder, place: str, route: str) -> list[_Module]:
 
 
 def _check_features(kind: str, config: Settings) -> None:
-    """Refuse a module that does not turn the text's vector into another one."""
+    """Refuse a module that works on something other than the text's vector."""
     for key in ("module_input_name", "module_output_name"):
         if config.get(key) not in (None, _TEXT_VECTOR):
             feature = config[key] if is_name(config[key]) else shown(config[key])
@@ -285,10 +285,10 @@ def _check_features(kind: str, config: Settings) -> None:
 
 
 def _transformer_settings(place: Folder) -> Settings:
-    """What the folder of a transformer says beside ``config.json``; the first file with content counts.
+    """The settings of a transformer besides ``config.json``; the first file with content counts.
 
-    :raises EncoderFilesError: it is not the last hidden state of a text that is meant, or the model is to be
-        opened with other settings than its files state.
+    :raises EncoderFilesError: the output is not the last hidden state of a text, or the model is to be opened
+        with other settings than its files state.
     """
     found = (Settings.optional(place.file(name)) for name in SETTINGS_FILES)
     settings = next(filter(len, found), Settings(place.file(SETTINGS_FILES[0]), {}))
@@ -319,9 +319,9 @@ def _pooling_modes(config: Settings) -> tuple[str, ...]:
 
 
 def _prompts(config: Settings) -> tuple[str, str]:
-    """The prompts of queries and of documents; what is stated, even as empty, goes before the default.
+    """The prompts of queries and of documents; a stated one, even an empty one, replaces the default.
 
-    A default that is called after one of the two is not meant for the other.
+    A default that is named after one of the two is not used for the other.
     """
     prompts = config.table("prompts")
     default = config.text("default_prompt_name", "")
@@ -336,7 +336,7 @@ def _prompts(config: Settings) -> tuple[str, str]:
 
 
 def _limit(first: str, folder: Folder, settings: Settings) -> int | None:
-    """The limit that the folder states, by the file that the reference takes it from."""
+    """The limit that the folder states, in the file where the reference looks for it."""
     if first == "StaticEmbedding":
         stated, key = _settings(folder, TOKENIZER_FILE).table("truncation"), "max_length"
     elif first == "WordEmbeddings":
@@ -346,7 +346,7 @@ def _limit(first: str, folder: Folder, settings: Settings) -> int | None:
         if not stated.get(key):
             stated, key = _settings(folder, "tokenizer_config.json"), "model_max_length"
     limit = stated.get(key)
-    if isinstance(limit, int | float) and limit >= 10**9:  # which means none
+    if isinstance(limit, int | float) and limit >= 10**9:  # no limit
         return None
     if isinstance(limit, float) and limit >= 1:
         return int(limit)

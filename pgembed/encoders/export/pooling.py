@@ -1,4 +1,4 @@
-"""Token vectors to one vector a text, inside the graph.
+"""Vectors of tokens to one vector a text, inside the graph.
 
 The modes and their formulas are those of sentence-transformers
 (``sentence_transformers.models.Pooling``), including their order when several are concatenated.
@@ -36,13 +36,13 @@ def pool(graph: Graph, hidden: str, modes: Sequence[str]) -> str:
 
 
 def normalize(graph: Graph, vectors: str) -> str:
-    """Scale vectors to length 1; a vector of zeros stays one."""
+    """Scale vectors to length 1; a vector of zeros stays as it is."""
     norm = graph.reduce("ReduceL2", vectors, -1, keep=True)
     return graph.op("Div", vectors, graph.op("Max", norm, graph.constant(np.float32(1e-12))))
 
 
 def opened(steps: Iterable[Step]) -> tuple[Steps, list[Path]]:
-    """The modules behind the pooling with their weights, and the files of these.
+    """The modules after the pooling with their weights, and the files of these.
 
     :raises EncoderFilesError: weights are missing or damaged.
     """
@@ -53,7 +53,7 @@ def opened(steps: Iterable[Step]) -> tuple[Steps, list[Path]]:
 
 
 def follow(graph: Graph, vectors: str, steps: Steps, width: int) -> tuple[str, int]:
-    """Add the modules behind the pooling; returns the vectors and their width."""
+    """Add the modules after the pooling; returns the vectors and their width."""
     for index, (step, weights) in enumerate(steps):
         label = f"step.{index}."
         if weights is None:
@@ -68,7 +68,7 @@ def follow(graph: Graph, vectors: str, steps: Steps, width: int) -> tuple[str, i
 def _dense(
     graph: Graph, vectors: str, step: Step, weights: Weights, width: int, label: str
 ) -> tuple[str, int]:
-    """A dense layer behind the pooling."""
+    """A dense layer after the pooling."""
     config = step.config
     if config.flag("use_residual", False):
         raise EncoderFilesError(step.folder.path, "a dense layer with use_residual", needed="one without")
@@ -138,7 +138,7 @@ def _cls(graph: Graph, hidden: str) -> str:
 
 
 def _last(graph: Graph, hidden: str) -> str:
-    """The last token; zeros for a text of which nothing is pooled, whatever stands in the padding."""
+    """The last token; zeros for a text of which nothing is pooled, whatever the padding holds."""
     mask = _mask(graph)
     last = graph.op("ArgMax", mask, axis=1, keepdims=1, select_last_index=1)
     return graph.op("Mul", _at(graph, hidden, last), graph.reduce("ReduceMax", mask, 1, keep=True))

@@ -1,8 +1,8 @@
-"""The tokenizer's file, with what its configuration says otherwise put into it.
+"""The tokenizer's file, with the settings of ``tokenizer_config.json`` put into it.
 
-``transformers`` lets ``tokenizer_config.json`` go before ``tokenizer.json`` in the side on which texts are
-cut, and in how the tokenizers of BERT and RoBERTa clean and split them; the encoder's folder holds one file
-that says it all.
+In ``transformers``, ``tokenizer_config.json`` takes precedence over ``tokenizer.json`` for the side on which
+texts are cut, and for how the tokenizers of BERT and RoBERTa clean and split them; the encoder's folder holds
+one file with all of it.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ _FAMILIES = {
     "MPNetTokenizer": "bert",
     "RobertaTokenizer": "roberta",
 }
-# The family of a model's tokenizer where no file names a class, by ``model_type``.
+# The family of a model's tokenizer by ``model_type``, if no file names a class.
 _LIKE_BERT = (
     "bert", "convbert", "distilbert", "electra", "ernie", "layoutlm", "megatron-bert", "mobilebert", "mpnet",
     "nezha", "nomic_bert", "qdqbert", "realm", "retribert", "squeezebert",
 )  # fmt: skip
 _LIKE_ROBERTA = ("data2vec-text", "ibert", "longformer", "roberta", "roberta-prelayernorm")
 _FAMILIES_OF_MODELS = dict.fromkeys(_LIKE_BERT, "bert") | dict.fromkeys(_LIKE_ROBERTA, "roberta")
-# Models whose tokenizers are taken as their file has them, whatever class is named.
+# Models whose tokenizers are used as their file describes them, whatever class is named.
 _AS_IT_IS = ("modernbert",)
-# Key in the configuration, key in the file, value where the configuration says nothing.
+# Key in the configuration, key in the file, value if the configuration does not say.
 _CLEANING = (
     ("do_lower_case", "lowercase", True),
     ("strip_accents", "strip_accents", None),
@@ -41,13 +41,13 @@ _TRUNCATION = {"direction": "Right", "max_length": 512, "strategy": "LongestFirs
 
 
 def copy_tokenizer(pipeline: Pipeline, target: Path) -> None:
-    """Write the tokenizer of ``pipeline`` to ``target``; byte by byte, unless its configuration differs."""
+    """Write the tokenizer of ``pipeline`` to ``target``; a plain copy, unless its configuration differs."""
     if pipeline.first == "Transformer":
         stated = Settings.read(pipeline.tokenizer)
         settings = Settings.optional(pipeline.folder.file("tokenizer_config.json"))
         config = Settings.optional(pipeline.folder.file("config.json"))
         family = _family(settings, config)
-        changed = _truncation(stated, settings) | _habits(family, stated, settings)
+        changed = _truncation(stated, settings) | _cleaning_and_splitting(family, stated, settings)
         if changed:
             text = json.dumps(dict(stated) | changed, ensure_ascii=False)
             target.write_text(text, encoding="utf-8")
@@ -65,8 +65,8 @@ def _truncation(tokenizer: Settings, settings: Settings) -> dict[str, Any]:
     return {"truncation": truncation | {"direction": side}}
 
 
-def _habits(family: str, tokenizer: Settings, settings: Settings) -> dict[str, Any]:
-    """How the family's tokenizers clean and split texts, where this one's file says something else."""
+def _cleaning_and_splitting(family: str, tokenizer: Settings, settings: Settings) -> dict[str, Any]:
+    """How the family's tokenizers clean and split texts, if this one's file differs."""
     wanted: dict[str, Any] = {}
     splitting = tokenizer.table("pre_tokenizer")
     if family == "bert" and tokenizer.table("model").get("type", "WordPiece") == "WordPiece":

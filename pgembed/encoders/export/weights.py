@@ -47,7 +47,7 @@ def has_weights(folder: Folder) -> bool:
 def shards(index: Path) -> list[str]:
     """The names of the files that an index of weights names.
 
-    :raises EncoderFilesError: it names none.
+    :raises EncoderFilesError: it names no files.
     """
     settings = Settings.read(index)
     weight_map = settings.table("weight_map").all_texts()
@@ -91,7 +91,7 @@ class _Entry:
 class SafetensorsFile(Mapping[str, npt.NDArray[Any]]):
     """One file's tensors by name; bfloat16 is widened to float32, which loses nothing.
 
-    :raises EncoderFilesError: the file is missing, cut short or no safetensors file.
+    :raises EncoderFilesError: the file is missing, cut short or not a safetensors file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -160,7 +160,7 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _entry(name: str, value: Any) -> _Entry:
     """
-    :raises ValueError: it describes no tensor.
+    :raises ValueError: it does not describe a tensor.
     """
     try:
         kind, shape, (first, last) = value["dtype"], value["shape"], value["data_offsets"]
@@ -183,9 +183,9 @@ class Weights:
     """Weights read by name as float32.
 
     :param files: safetensors files.
-    :param prefixes: prefixes that names may carry (``"bert."``); the one that fits is taken.
-    :param anchors: names of the embedding table; the one that is there gives the prefix.
-    :raises EncoderFilesError: they are damaged, or hold other tensors.
+    :param prefixes: prefixes that names may carry (``"bert."``); the one that fits is used.
+    :param anchors: names of the embedding table; the one that is found tells the prefix.
+    :raises EncoderFilesError: they are damaged, or contain other tensors.
     """
 
     def __init__(
@@ -222,7 +222,7 @@ class Weights:
 
         :param sizes: the shape that it must have; ``None`` for any size.
         :param kinds: numpy's letters for the kinds of numbers that it may hold; ``f`` for floats.
-        :raises EncoderFilesError: it is not there, has another shape, or holds none or infinite numbers.
+        :raises EncoderFilesError: it is missing, has another shape, or contains NaN or infinity.
         """
         tensor = np.ascontiguousarray(self._checked(name, sizes, kinds), dtype=np.float32)
         if not np.isfinite(tensor).all():

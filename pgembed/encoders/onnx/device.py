@@ -1,7 +1,7 @@
-"""Which device computes: what was asked for, or a clear word about why that is impossible.
+"""Which device computes: the one that was asked for, or an error that says why that is impossible.
 
 ONNX Runtime falls back to the CPU silently when CUDA cannot be used. Here a GPU that was asked for is used,
-or the caller hears what is missing.
+or an error says what is missing.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _logged: set[str] = set()
 _NOT_INITIALISED = 3  # what cuInit answers in a child whose parent has initialised CUDA
 # The process in which CUDA was chosen: the driver knows no forked child.
 _chosen_in: int | None = None
-# What kept ONNX Runtime from using CUDA; it holds as long as the process and for its children.
+# Why ONNX Runtime could not use CUDA; true until the process ends, and in its children.
 _fell_back: tuple[str, str] | None = None
 
 
@@ -40,7 +40,7 @@ class Device:
 
 
 def check_name(device: str) -> None:
-    """Refuse what is not a device at all, without looking at the machine.
+    """Refuse what is not a device, without looking at the machine.
 
     :raises EncoderOptionError: it is none of ``auto``, ``cpu``, ``cuda``, ``cuda:N``.
     """
@@ -113,12 +113,12 @@ def _forked(device: str) -> DeviceError:
         device,
         "CUDA was opened before this process was forked, and does not work in a forked child",
         fix="Open encoders after the fork: encode nothing before it, or use multiprocessing's start methods "
-        "spawn or forkserver, or gunicorn without --preload. The CPU does work: device='cpu'",
+        "spawn or forkserver, or gunicorn without --preload. The CPU works: device='cpu'",
     )
 
 
 def _cuda_problem(index: int) -> tuple[str, str] | None:
-    """What keeps CUDA from being used and how to mend it, or ``None``.
+    """Why CUDA cannot be used and how to fix it, or ``None``.
 
     :raises DeviceError: this process was forked from one that had opened CUDA.
     """
@@ -129,7 +129,7 @@ def _cuda_problem(index: int) -> tuple[str, str] | None:
     if CUDA_PROVIDER not in providers:
         return (
             f"onnxruntime {module.__version__} is built without CUDA (it offers {', '.join(providers)})",
-            "Exchange the package: pip uninstall onnxruntime, then pip install 'sqlalchemy-pgembed[gpu]'",
+            "Replace the package: pip uninstall onnxruntime, then pip install 'sqlalchemy-pgembed[gpu]'",
         )
     gpus = _gpus()
     if gpus is None:

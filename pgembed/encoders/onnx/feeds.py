@@ -127,7 +127,7 @@ def _joined(tokens: Tokens, batch: Batch) -> npt.NDArray[np.int32]:
     """The ids of the batch's texts, end to end."""
     lengths = tokens.lengths[batch]
     ends = np.cumsum(lengths)
-    # From where each token stands in the batch to where it stands among all.
+    # From the place of each token in the batch to its place among all.
     shifts = np.repeat(tokens.offsets[batch] - (ends - lengths), lengths)
     joined: npt.NDArray[np.int32] = tokens.ids[np.arange(len(shifts)) + shifts]
     return joined

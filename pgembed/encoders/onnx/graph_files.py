@@ -55,7 +55,9 @@ def check_files(folder: Path, spec: EncoderSpec, graph: str) -> None:
     try:
         others = external_files(path.read_bytes()) - {WEIGHTS_FILE}
     except ValueError as error:
-        raise EncoderFilesError(path, f"no ONNX file ({error})", needed=needed) from error
+        raise EncoderFilesError(
+            path, f"something that is not an ONNX file ({error})", needed=needed
+        ) from error
     if others:
         found = f"weights in {shown(min(others))}"
         raise EncoderFilesError(path, found, needed=f"all weights in {WEIGHTS_FILE}")

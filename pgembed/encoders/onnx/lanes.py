@@ -1,8 +1,8 @@
-"""Runs of a session that share nothing, so that a GPU works on one while others bring and fetch.
+"""Runs of a session that share nothing, so that a GPU computes one while the data of others is copied.
 
-A lane has memory of its own for what goes in and what comes out, filled again for every batch, from which the
-session reads and into which it writes. On CUDA the memory is page-locked: the GPU fetches it by itself. The
-same code runs on the CPU, where there is nothing to lock.
+A lane has memory of its own for inputs and outputs, which the session reads and writes directly, batch after
+batch. On CUDA the memory is page-locked, so that the GPU can copy it by itself. The same code runs on the
+CPU, where there is nothing to lock.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _PORTABLE = 1  # cudaHostRegisterPortable
 
 
 class Buffers:
-    """Arrays by name whose memory is kept and used again; it grows and never shrinks.
+    """Arrays by name whose memory is reused; it grows and never shrinks.
 
     :param device: where the arrays go.
     """
@@ -39,7 +39,7 @@ class Buffers:
         self._held: dict[str, npt.NDArray[np.uint8]] = {}
 
     def array(self, name: str, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-        """The array of that name, with any content; the one asked for before is no longer valid."""
+        """The array of that name, with any content; an earlier array of that name is no longer valid."""
         size = math.prod(shape) * np.dtype(dtype).itemsize
         held = self._held.get(name)
         if held is None or len(held) < size:
@@ -83,7 +83,7 @@ class Lane:
 
 
 class Lanes:
-    """So many lanes of a session; who needs one waits until one is free."""
+    """``count`` lanes of a session; callers wait until one is free."""
 
     def __init__(self, session: Any, device: Device, width: int, *, count: int) -> None:
         self._free: queue.SimpleQueue[Lane] = queue.SimpleQueue()

@@ -36,8 +36,8 @@ from pgembed.exc import DeviceError, EncoderError, EncoderFilesError, EncoderOpt
 
 Job = TypeVar("Job")
 
-# Texts that are tokenised and sorted together: enough to find many of like length, few enough that the memory
-# for their ids stays small, whatever the number of texts.
+# Texts that are tokenised and sorted together: enough to find many of similar length, few enough that the
+# memory for their ids stays small, whatever the number of texts.
 _WINDOW = 16_384
 
 
@@ -49,8 +49,8 @@ class Plan:
     :ivar feeder: makes its inputs.
     :ivar budget: tokens of a batch.
     :ivar overhead: what a batch costs beyond its tokens, as a number of tokens.
-    :ivar runs: batches that are under way at once, each in a lane of its own, so that a GPU need not wait
-        for the next one's inputs.
+    :ivar runs: batches that run at once, each in a lane of its own, so that a GPU need not wait for the
+        next one's inputs.
     """
 
     graph: str
@@ -120,7 +120,7 @@ class OnnxRuntime:
         """Start with the best graph that the device can run.
 
         Not every GPU has kernels for packed texts in 16 bits. Unless those were asked for, padded texts in 32
-        bits take their place, on the same GPU: the vectors are of the same class.
+        bits replace them, on the same GPU: the vectors are of the same class.
         """
         try:
             self._start(folder, device, precision, threads)
@@ -136,8 +136,8 @@ class OnnxRuntime:
         self._plan = plan(device, precision, self._spec)
         self._path = folder / self._plan.graph
         spec = self._spec
-        # Reading all bytes and the tokenizer takes as long as opening the session; at the same time they cost
-        # next to nothing.
+        # Reading all bytes and the tokenizer takes as long as opening the session; in parallel they cost next
+        # to nothing.
         with ThreadPoolExecutor(2) as other_threads:
             intact = other_threads.submit(check_files, folder, spec, self._plan.graph)
             tokenizer = other_threads.submit(tokenizer_of, folder, spec)
@@ -150,12 +150,12 @@ class OnnxRuntime:
                     self._lanes = Lanes(self._session, device, spec.width, count=self._plan.runs)
                 self._tokenizer = tokenizer.result()
             finally:
-                intact.result()  # says best what is wrong with a damaged file
+                intact.result()  # has the best error for a damaged file
         if device.kind == "cuda":
             self._try(spec.fingerprint)
 
     def _try(self, fingerprint: str) -> None:
-        """Compute a little: some kernels that a GPU lacks are missed only by the first run."""
+        """Encode a little: only a run shows that a GPU lacks some of the kernels."""
         try:
             vectors = self.encode(["a", fingerprint], "document").vectors
         except Exception as error:  # onnxruntime's errors share no other base
@@ -164,7 +164,7 @@ class OnnxRuntime:
             raise _refused(self.device, self._plan.graph, "vectors with NaN or infinity")
 
     def encode(self, texts: list[str], kind: Kind) -> Encoded:
-        """Vectors of ``texts``, with the prompt of their kind before them."""
+        """Vectors of ``texts``, each with the prompt of its kind in front."""
         prompt = self._spec.query_prompt if kind == "query" else self._spec.document_prompt
         skipped = self._tokenizer.leading(prompt) if prompt and not self._spec.include_prompt else 0
         vectors = np.empty((len(texts), self._spec.dimensions), dtype=np.float32)
@@ -210,7 +210,7 @@ class OnnxRuntime:
             yield waiting.result()
 
     def _compute(self, tokens: Tokens, batch: Batch, skipped: int, vectors: Vectors) -> None:
-        """Compute a batch, and put its vectors where they belong."""
+        """Compute a batch, and put its vectors into their rows."""
         if self._lanes is None:
             computed = self._run(self._feed(tokens, batch, skipped, fresh))
             if computed.shape != (len(batch), self._spec.width):
@@ -240,7 +240,7 @@ class OnnxRuntime:
         return feed
 
     def _kept(self, vectors: Vectors) -> Vectors:
-        """The first dimensions, where fewer were asked for, scaled again to length 1 if they were before."""
+        """The first dimensions, if fewer were asked for; of length 1 again where those of the model are."""
         if self._spec.dimensions == self._spec.width:
             return vectors
         kept = vectors[:, : self._spec.dimensions]
@@ -250,7 +250,7 @@ class OnnxRuntime:
 
 
 def _all_done(work: Callable[[Job], None], jobs: Iterator[Job], *, threads: int) -> None:
-    """Do the work for all jobs, in turn or on several threads; jobs are asked for only a little ahead."""
+    """Do the work for all jobs, in turn or on several threads; jobs are taken only a little ahead."""
     if threads == 1:
         for job in jobs:
             work(job)
@@ -286,7 +286,7 @@ def _open(path: Path, device: Device, threads: int) -> Any:
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=providers)
     except Exception as error:  # onnxruntime's errors share no other base
-        if device.kind == "cuda":  # whether the file is damaged is found out apart
+        if device.kind == "cuda":  # check_files finds out whether the file is damaged
             raise _refused(device, path.name, error) from error
         raise EncoderFilesError(
             path, f"a graph that cannot be opened ({error})", needed="an intact encoder"
@@ -303,7 +303,7 @@ def _refused(device: Device, graph: str, reason: object) -> DeviceError:
 
 
 def _check_output(session: Any, path: Path, width: int) -> None:
-    """Refuse a graph that computes something else than the spec says."""
+    """Refuse a graph that computes something other than the spec says."""
     outputs = {output.name: output.shape for output in session.get_outputs()}
     if "embedding" not in outputs:
         raise EncoderFilesError(path, "no output 'embedding'", needed="the graph of an encoder")

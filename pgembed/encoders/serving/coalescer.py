@@ -19,9 +19,9 @@ from pgembed.encoders.text.texts import Counts, Kind, Vectors, pieces
 
 Result = tuple[Vectors, Counts] | BaseException
 
-# A text costs its characters, as far as they are encoded, and a little of its own.
+# A text costs the characters that are encoded, and a constant.
 _CHARACTERS = 4  # a token
-_LONGEST = 512  # tokens, of an encoder that does not say
+_LONGEST = 512  # tokens, if the encoder does not say
 _EACH = 16
 _PIECES = 4  # of large requests in one pass
 _SPEED = 20_000.0  # at first, in costs a second
@@ -35,7 +35,7 @@ class BusyError(Exception):
 class Job:
     """Texts of one request.
 
-    :ivar reply: what to do with their vectors and numbers of tokens, or with the error.
+    :ivar reply: called with their vectors and numbers of tokens, or with the error.
     :ivar wanted: whether somebody still waits for them.
     :ivar pieces: what has not been encoded yet; each is encoded as a whole.
     :ivar start: the clock when the next piece begins to wait.
@@ -52,7 +52,7 @@ class Job:
 
     @property
     def due(self) -> float:
-        """The last piece at once; others when their share of the time would have been enough."""
+        """Of the last piece, now; of others, when their share of the time would have been enough."""
         return self.start + (self.pieces[0].cost if len(self.pieces) > 1 else 0.0)
 
 
@@ -70,15 +70,15 @@ Answers = Sequence[tuple[Job, Result]]
 class Coalescer:
     """One encoder and the thread that feeds it.
 
-    Nothing is waited for: a request that finds the encoder idle is encoded at once, those that come meanwhile
-    make up the next pass. So a single client has the latency of one forward pass, and many share theirs.
+    There is no delay: a request that finds the encoder idle is encoded at once, those that come meanwhile are
+    the next pass. So a single client has the latency of one forward pass, and many share theirs.
 
     A pass takes about ``pass_seconds``, by the speed of those before it; larger requests are cut into pieces.
-    The order is that of fair queueing: a request that one piece holds comes before the pieces of larger ones,
+    The order is that of fair queueing: a request of one piece comes before the pieces of larger ones,
     until these have fallen behind their share of the time.
 
     :param encoder: what to feed.
-    :param done: called on the thread with the jobs that are done and what became of each; it replies.
+    :param done: called on the thread with the jobs that are done and their results; it replies.
     :param texts: most texts of a pass.
     :param waiting: most requests that may wait; :meth:`submit` refuses more.
     :param seconds: how long a request may wait before it is given up.
@@ -112,7 +112,7 @@ class Coalescer:
     def submit(self, job: Job) -> None:
         """Queue a job, whose texts have been checked before.
 
-        :raises BusyError: too many requests wait, or the end is near.
+        :raises BusyError: too many requests wait, or the server stops.
         """
         job.pieces = deque(self._cut(job.texts))
         with self._arrived:
@@ -125,9 +125,9 @@ class Coalescer:
             self._arrived.notify()
 
     def close(self, seconds: float | None = None) -> bool:
-        """Finish what waits, then stop; return after so many seconds in any case.
+        """Finish what waits, then stop; return after ``seconds`` at the latest.
 
-        :returns: whether the encoder has come to rest.
+        :returns: whether the encoder is idle.
         """
         with self._arrived:
             self._closed = True
@@ -170,7 +170,7 @@ class Coalescer:
             self._done(answers)
 
     def _given_up(self) -> list[tuple[Job, Result]]:
-        """Take out what nobody waits for any more, and what has waited for too long."""
+        """Take out the jobs that nobody waits for any more, and those that have waited for too long."""
         late = time.monotonic() - self._seconds
         answers: list[tuple[Job, Result]] = []
         for job in self._waiting:
@@ -183,7 +183,7 @@ class Coalescer:
         return answers
 
     def _next_pass(self) -> tuple[Pass, bool]:
-        """What is encoded next, all of one kind, and whether something was left for want of room."""
+        """What is encoded next, all of one kind, and whether something did not fit."""
         queue = [(job.due, number, job) for number, job in enumerate(self._waiting)]
         queue = [entry for entry in queue if entry[2].kind == min(queue)[2].kind]
         heapq.heapify(queue)
@@ -206,11 +206,11 @@ class Coalescer:
         return together, full
 
     def _encoded(self, together: Pass) -> list[tuple[Job, Result]]:
-        """Encode; returns the jobs that are done with, and what became of each."""
+        """Encode; returns the jobs that are done, and their results."""
         texts = [text for _, piece in together for text in piece.texts]
         try:
             vectors, counts = self.encoder.encode_counted(texts, together[0][0].kind)
-        except BaseException as error:  # a panic of a library too is the answer to a request, not the end
+        except BaseException as error:  # even a panic of a library fails a request, not the server
             return self._failed(together, error)
         start = 0
         for job, piece in together:
@@ -221,7 +221,7 @@ class Coalescer:
         return [(job, _joined(job.encoded)) for job in jobs if not job.pieces]
 
     def _failed(self, together: Pass, error: BaseException) -> list[tuple[Job, Result]]:
-        """Try each job by itself, so that none fails for another's texts."""
+        """Try each job by itself, so that none fails because of another's texts."""
         jobs = list(dict.fromkeys(job for job, _ in together))
         if len(jobs) > 1:
             each = ([entry for entry in together if entry[0] is job] for job in jobs)

@@ -1,4 +1,4 @@
-"""``POST /v1/embeddings``: what a request asks for, and the document that answers it."""
+"""``POST /v1/embeddings``: what a request asks for, and the document that is the answer."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _NUMBER = 16  # bytes that one number of an answer takes, as a float and as text
 class Wish:
     """What a request asks for.
 
-    :ivar texts: the texts; where tokens were given, those that they stand for.
+    :ivar texts: the texts, also where tokens were sent.
     """
 
     texts: list[str]
@@ -35,10 +35,10 @@ class Wish:
 
 
 def parsed(content: bytearray, texts: int) -> dict[str, Any]:
-    """The object in a body; fields that are null are as good as not there, since some clients name all.
+    """The object in a body; fields that are null count as missing, since some clients send all.
 
-    :param texts: how many lists a request may have need of: others would take 30 times their bytes of memory.
-    :raises RefusalError: it holds none, or far more than is asked for.
+    :param texts: how many texts a request may have; far more lists would take 30 times their bytes of memory.
+    :raises RefusalError: there is none, or far more than a request needs.
     """
     if _parts(content) > texts + _FIELDS and _parts(_STRING.sub(b"", content)) > texts + _FIELDS:
         raise RefusalError(400, "the body holds more lists and fields than any request for embeddings")
@@ -62,8 +62,8 @@ def _refused_constant(name: str) -> NoReturn:
 def wished(body: dict[str, Any], encoder: Encoder, most: int) -> Wish:
     """What a body asks of an encoder.
 
-    :param most: texts that are taken.
-    :raises RefusalError: a field has a value that it cannot have.
+    :param most: texts that are allowed.
+    :raises RefusalError: a field has a wrong value.
     """
     kind, encoding = body.get("input_type", "document"), body.get("encoding_format", "float")
     if kind not in ("document", "query"):
@@ -78,7 +78,7 @@ def wished(body: dict[str, Any], encoder: Encoder, most: int) -> Wish:
 
 
 def _texts(body: dict[str, Any], encoder: Encoder, most: int) -> list[str]:
-    """The texts of ``input``, which may be one or several, as they are or as tokens."""
+    """The texts of ``input``: one or several, as texts or as tokens."""
     given = body.get("input")
     if isinstance(given, list) and given and all(type(item) is int for item in given):
         given = [given]
@@ -88,7 +88,7 @@ def _texts(body: dict[str, Any], encoder: Encoder, most: int) -> list[str]:
     if not listed:
         raise _wrong("input", "input must hold at least one text: it is empty")
     if len(listed) > most:
-        message = f"{len(listed)} texts in one request; at most {most} are taken"
+        message = f"{len(listed)} texts in one request; at most {most} are allowed"
         raise RefusalError(413, message, param="input")
     try:
         if any(isinstance(item, list) for item in listed):
@@ -99,16 +99,16 @@ def _texts(body: dict[str, Any], encoder: Encoder, most: int) -> list[str]:
 
 
 def _decoded(arrays: list[Any], tokenizer: Any, encoder: Encoder) -> list[str]:
-    """The texts that arrays of token ids stand for, where it is stated whose tokens they are.
+    """The texts that arrays of token ids mean, if the request names the tokenizer.
 
-    Numbers do not tell whose they are: by default, LangChain sends those of OpenAI's tokenizer to any server.
+    Numbers do not say whose they are: by default, LangChain sends those of OpenAI's tokenizer to any server.
     """
     if tokenizer is None:
         raise _wrong(
             "input",
-            "input holds token ids, and nothing says of which tokenizer: send texts, with LangChain by "
-            "OpenAIEmbeddings(check_embedding_ctx_length=False); ids of this model's own tokenizer are taken "
-            f'with "input_tokenizer": {json.dumps(encoder.name)}',
+            "input holds token ids of an unknown tokenizer: send texts, with LangChain by "
+            "OpenAIEmbeddings(check_embedding_ctx_length=False); ids of this model's own tokenizer are "
+            f'accepted with "input_tokenizer": {json.dumps(encoder.name)}',
         )
     if tokenizer != encoder.name:
         message = f"input_tokenizer must be {encoder.name}: ids of another tokenizer mean other texts here"

@@ -1,4 +1,4 @@
-"""The server of ``pgembed serve``: what requests ask for, and what they are answered."""
+"""The server of ``pgembed serve``: its connections and its endpoints."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from pgembed.exc import EncoderOptionError
 
 _logger = logging.getLogger("pgembed.serve")
 
-_BACKLOG = 100  # connections that may be accepted at once, before any of them is counted
-_FILES = 64  # that the process needs beside its connections
-_LARGE = 2**20  # bytes of an answer that are not written on the event loop's time
-_SHOWN = 100  # characters of what a client sent, in what it is told
+_BACKLOG = 100  # connections that may be accepted at once, before they are counted
+_FILES = 64  # that the process needs besides its connections
+_LARGE = 2**20  # bytes of an answer that is written on another thread than the event loop's
+_SHOWN = 100  # characters of what a client sent, in the answer
 _PATHS = {"/health": "GET", "/v1/models": "GET", "/v1/embeddings": "POST"}
 
 
@@ -63,7 +63,7 @@ class Server:
         self._encoders = {encoder.name: encoder for encoder in encoders}
         if len(self._encoders) < len(encoders):
             names = ", ".join(encoder.name for encoder in encoders)
-            raise EncoderOptionError("encoders", names, needed="another name for each")
+            raise EncoderOptionError("encoders", names, needed="different names")
         self._token = token.encode() if token else b""
         self._made = int(time.time())
         self._most = min(self.limits.connections, max(_open_files() - _BACKLOG - _FILES, 1))
@@ -85,7 +85,7 @@ class Server:
         That takes no longer than ``limits.stop_seconds``, and a second.
 
         :returns: whether all encoders have come to rest. One that still computes would abort the process at
-            its end: leave by :func:`os._exit`.
+            its end: leave with :func:`os._exit`.
         """
         try:
             return asyncio.run(self._serve())
@@ -128,7 +128,7 @@ class Server:
         return await self._finish()
 
     async def _finish(self) -> bool:
-        """Answer what has arrived; what is not done in time is broken off."""
+        """Answer what has arrived; what is not done in time is cancelled."""
         loop = asyncio.get_running_loop()
         end = loop.time() + self.limits.stop_seconds
         for connection in list(self._connections):
@@ -162,7 +162,7 @@ class Server:
             writer.close()
 
     def _make_room(self) -> bool:
-        """Close the connection that has been of no use for longest, where there are too many."""
+        """Close the connection that has been idle for longest, if there are too many."""
         if len(self._connections) < self._most:
             return True
         useless = (connection for connection in self._connections if connection.state != "waiting")

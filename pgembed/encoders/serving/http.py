@@ -1,7 +1,7 @@
-"""HTTP/1.1 for JSON documents on asyncio: a coroutine for each connection, a deadline for all it waits for.
+"""HTTP/1.1 for JSON documents on asyncio: a coroutine for each connection, a deadline for each wait.
 
-Heads of requests are parsed and judged by llhttp, the parser of Node.js, by way of the package httptools.
-Bodies need a Content-Length. The requests of one connection are answered one after the other.
+llhttp, the parser of Node.js, parses and checks the heads of requests, through the package httptools. Bodies
+need a Content-Length. The requests of one connection are answered one after the other.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from pgembed.encoders.serving.limits import Arriving, Limits, RefusalError
 
 HEAD = 64 * 1024  # bytes
 _FIELDS = 256
-_PIECE = 64 * 1024  # bytes of a body that are read at once
-_LINGER = 2.0  # seconds in which a client that was refused may go on sending
+_PIECE = 64 * 1024  # bytes of a body in one read
+_LINGER = 2.0  # seconds for which a refused client may keep sending
 _ONCE = ("authorization", "host")
 
 
@@ -29,7 +29,7 @@ class Head:
 
     :param content: all of it, with the blank line.
     :param most: bytes that the body may have.
-    :raises RefusalError: it is none, or announces a body that is not taken.
+    :raises RefusalError: it is not one, or announces a body that is refused.
     """
 
     def __init__(self, content: bytes, most: int) -> None:
@@ -45,11 +45,11 @@ class Head:
             raise RefusalError(411, "a body needs the header Content-Length")
         self.length = int(given or 0)
         if self.length > most:
-            raise RefusalError(413, f"a body of {self.length} bytes; at most {most} are taken")
+            raise RefusalError(413, f"a body of {self.length} bytes; at most {most} are allowed")
 
     def _parse(self, content: bytes, most: int) -> None:
         try:
-            # What a client would rather speak need not be spoken: Java and curl offer HTTP/2 in this way.
+            # An offer to upgrade may be ignored: Java and curl offer HTTP/2 in this way.
             with suppress(httptools.HttpParserUpgrade):
                 self._parser.feed_data(content)
         except httptools.HttpParserCallbackError as error:
@@ -58,20 +58,20 @@ class Head:
             raise
         except httptools.HttpParserError as error:
             if "Content-Length overflow" in str(error):
-                raise RefusalError(413, f"a body of very many bytes; at most {most} are taken") from None
-            raise RefusalError(400, f"no request of HTTP/1.1: {error}") from None
+                raise RefusalError(413, f"a body of too many bytes; at most {most} are allowed") from None
+            raise RefusalError(400, f"not an HTTP/1.1 request: {error}") from None
         if self._parser.get_http_version() not in ("1.0", "1.1"):
-            raise RefusalError(400, "no request of HTTP/1.1: no version")
+            raise RefusalError(400, "not an HTTP/1.1 request: no version")
 
     # --- called by the parser -----------------------------------------------------------------------
 
     def on_url(self, url: bytes) -> None:
-        """Take the path, without the host that clients of proxies name, and without the query."""
+        """Take the path, without the host that clients of proxies send, and without the query."""
         path = url.decode("latin-1").partition("?")[0]
         self.path = "/" + path.split("/", 3)[-1] if "://" in path else path
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Take a header; of several with one name the last counts, where that does no harm."""
+        """Take a header; of several with one name the last counts, where that is harmless."""
         key = name.decode("latin-1").lower()
         if key in _ONCE and key in self.headers:
             raise RefusalError(400, f"two headers {name.decode('latin-1')}")
@@ -80,7 +80,7 @@ class Head:
         self.headers[key] = value.decode("latin-1").strip()
 
     def on_headers_complete(self) -> None:
-        """Take what the parser says of the whole."""
+        """Take what the parser has found."""
         self.method = self._parser.get_method().decode()
         self.keep_alive = self._parser.should_keep_alive()
 
@@ -88,8 +88,8 @@ class Head:
 class Connection:
     """One client.
 
-    :ivar since: when what it is doing now began: a request to arrive, or an answer to be sent, or nothing.
-    :ivar state: what it is doing: nothing, sending a request, waiting for the answer, or taking it.
+    :ivar since: when its present state began.
+    :ivar state: what the client is doing: nothing, sending a request, waiting for the answer, or taking it.
     """
 
     def __init__(
@@ -114,11 +114,11 @@ class Connection:
         return not self._writer.transport.is_closing()
 
     def abort(self) -> None:
-        """Close at once, whatever has not been sent."""
+        """Close at once, even if something has not been sent."""
         self._writer.transport.abort()
 
     def give_way(self, refusal: RefusalError) -> None:
-        """Refuse the request that is arriving, or close where there is none; answers go their way."""
+        """Refuse the request that is arriving, or close if there is none; answers are sent all the same."""
         if self.state == "idle":
             self.abort()
         elif self.state == "sending" and not self._deadline.expired():
@@ -131,7 +131,7 @@ class Connection:
         """The next request, or ``None`` when the client has left or has been idle for too long.
 
         :param admit: called with the head, before the body is read; it may refuse.
-        :raises RefusalError: such a request is not taken, and the connection is of no more use.
+        :raises RefusalError: the request is refused, and the connection cannot be used any more.
         """
         self.state, self._head, self._refusal = "idle", None, None
         try:
@@ -162,7 +162,7 @@ class Connection:
     async def _blank_line(self, begin: bytes) -> bytes:
         """What there is up to the blank line that ends a head."""
         if not (begin.isalpha() or begin in b"\r\n"):
-            raise RefusalError(400, "no request of HTTP/1.1")
+            raise RefusalError(400, "not an HTTP/1.1 request")
         try:
             return await self._reader.readuntil(b"\r\n\r\n")
         except asyncio.LimitOverrunError:
@@ -180,7 +180,7 @@ class Connection:
                 body += piece
                 self._arriving.add(self, len(piece))
         except BaseException:
-            body.clear()  # errors keep it alive, and the client may yet have to be told
+            body.clear()  # errors keep it alive, and the client may still have to be answered
             raise
         finally:
             self._arriving.drop(self)
@@ -189,19 +189,19 @@ class Connection:
     # --- answers ------------------------------------------------------------------------------------
 
     async def answer(self, body: bytes, *, last: bool = False) -> None:
-        """Answer the present request with a JSON document.
+        """Answer the current request with a JSON document.
 
         :param last: whether the connection is closed then.
-        :raises ConnectionError: the client did not take it.
+        :raises ConnectionError: the client did not read it.
         """
         await self._send(200, body, "", last=last)
 
     async def refuse(self, refusal: RefusalError, *, last: bool = False) -> None:
-        """Answer the present request with an error."""
+        """Answer the current request with an error."""
         await self._send(refusal.status, refusal.body(), refusal.headers, last=last)
 
     async def dismiss(self, refusal: RefusalError) -> None:
-        """Refuse, and close when the client has read it: what it still sends would reset the connection."""
+        """Refuse, and close when the client has read that: unread data would reset the connection."""
         await self.refuse(refusal, last=True)
         self._writer.write_eof()
         with suppress(TimeoutError):

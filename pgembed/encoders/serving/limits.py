@@ -1,4 +1,4 @@
-"""What clients may take of a server, the two sums of bytes that are kept, and how it says no."""
+"""What clients may ask of a server, the bytes that it counts, and its refusals."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from pgembed.exc import EncoderOptionError
 class RefusalError(Exception):
     """An answer other than 200, in the shape of OpenAI's errors.
 
-    :param kind: OpenAI's ``type``; by default what the status says.
+    :param kind: OpenAI's ``type``; derived from the status by default.
     :param param: the field of the request that is wrong.
-    :param code: what programs tell errors apart by.
+    :param code: a name of the error for programs.
     :param headers: further lines of the answer's head.
     """
 
@@ -42,7 +42,7 @@ class RefusalError(Exception):
 
 
 def overloaded(reason: str) -> RefusalError:
-    """The refusal of what might be answered a little later."""
+    """The refusal of a request that may be repeated a little later."""
     return RefusalError(503, reason, code="overloaded", headers="Retry-After: 1\r\n")
 
 
@@ -52,20 +52,20 @@ class Limits:
 
     :ivar body: bytes of a request's body.
     :ivar texts: texts of a request.
-    :ivar batch: texts of one pass of an encoder, whosever they are.
-    :ivar pass_seconds: how long a pass should take: a larger request is cut into several, and others come in
-        between.
+    :ivar batch: texts of one pass of an encoder, of all requests together.
+    :ivar pass_seconds: how long a pass should take: a larger request is cut into several, and others get
+        their turn in between.
     :ivar waiting: requests that may wait for an encoder; more are answered with 503.
     :ivar seconds: how long a request may wait before its turn.
-    :ivar connections: clients at once; beyond that, the one that has been of no use for longest gives way.
-    :ivar arriving: bytes of all bodies that have not arrived whole; beyond that, the oldest gives way.
+    :ivar connections: clients at once; beyond that, the one that has been idle for longest is closed.
+    :ivar arriving: bytes of all bodies that have not arrived whole; beyond that, the oldest is refused.
     :ivar held: bytes of all requests that wait or are being answered, their answers included. A request that
-        wants more than half of what is left is answered with 503, so that small ones always find room.
-    :ivar idle: seconds that a connection is kept on which nothing is asked.
-    :ivar header_seconds: in which the whole head of a request must arrive.
-    :ivar body_seconds: in which the whole body must arrive.
-    :ivar answer_seconds: in which a client must have taken its whole answer.
-    :ivar stop_seconds: in which a server that is being stopped finishes what it has begun.
+        needs more than half of what is left is answered with 503, so that small ones always have room.
+    :ivar idle: seconds for which a connection without requests is kept.
+    :ivar header_seconds: seconds in which the whole head of a request must arrive.
+    :ivar body_seconds: seconds in which the whole body must arrive.
+    :ivar answer_seconds: seconds in which a client must have read its whole answer.
+    :ivar stop_seconds: seconds in which a server that is being stopped finishes what it has begun.
     :raises EncoderOptionError: a limit that is not above 0.
     """
 
@@ -97,14 +97,14 @@ class Sender(Protocol):
     since: float
 
     def give_way(self, refusal: RefusalError) -> None:
-        """Be refused."""
+        """Refuse it."""
         ...
 
 
 class Arriving:
     """The bytes of bodies that have not arrived whole, counted as they come.
 
-    What clients promise does not count: somebody who announces much and sends nothing takes nothing.
+    Announced sizes do not count: who announces much and sends nothing takes no memory.
     """
 
     def __init__(self, most: int) -> None:
@@ -113,16 +113,16 @@ class Arriving:
         self._bytes: dict[Sender, int] = {}
 
     def add(self, sender: Sender, count: int) -> None:
-        """Count what has come; those who began first give way while there is too much."""
+        """Count what has come; while that is too much, refuse those who began first."""
         self._bytes[sender] = self._bytes.get(sender, 0) + count
         self._sum += count
         while self._sum > self._most:
             oldest = min(self._bytes, key=lambda other: other.since)
             self.drop(oldest)
-            oldest.give_way(overloaded("too much is being received at once"))
+            oldest.give_way(overloaded("too many bytes are being received at once"))
 
     def drop(self, sender: Sender) -> None:
-        """Forget a body: it is whole, or given up."""
+        """Forget a body that is whole, or given up."""
         self._sum -= self._bytes.pop(sender, 0)
 
 
@@ -135,12 +135,12 @@ class Held:
 
     @contextmanager
     def taken(self, size: int) -> Iterator[None]:
-        """Hold so many bytes for a while.
+        """Hold ``size`` bytes for the time of the block.
 
         :raises RefusalError: that is more than half of what is left, while others hold something.
         """
         if self._sum and size > (self._most - self._sum) / 2:
-            raise overloaded("requests that wait take too much memory")
+            raise overloaded("waiting requests take too much memory")
         self._sum += size
         try:
             yield

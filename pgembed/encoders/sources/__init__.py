@@ -22,7 +22,7 @@ class Source(Protocol):
 
     @property
     def name(self) -> str:
-        """What to call the encoder while no spec has been read."""
+        """What to call the encoder before its spec is read."""
         ...
 
     @property
@@ -32,21 +32,21 @@ class Source(Protocol):
 
     @property
     def fingerprint(self) -> str | None:
-        """The fingerprint, where one was stated."""
+        """The stated fingerprint, if any."""
         ...
 
     @property
     def dimensions(self) -> int | None:
-        """The dimensions, where they were stated."""
+        """The stated dimensions, if any."""
         ...
 
     @property
     def stated(self) -> dict[str, Any]:
-        """What was stated that decides vectors, dimensions apart: arguments of the encoder."""
+        """The stated arguments that decide vectors, except the dimensions."""
         ...
 
     def early_spec(self) -> EncoderSpec | None:
-        """The spec, where it can be read at once and has to be."""
+        """The spec, if it has to be read when the encoder is made."""
         ...
 
     def spec(self) -> EncoderSpec:
@@ -62,5 +62,5 @@ class Source(Protocol):
         ...
 
     def tower(self) -> Source | None:
-        """The encoder that queries have for themselves, if there is one here."""
+        """The separate encoder for queries, if there is one here."""
         ...

@@ -1,4 +1,4 @@
-"""Asking a server for JSON: connections that are kept and reused, patience, and limits to it."""
+"""A client that asks a server for JSON: connections are reused, and answers limited in time and size."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SHOWN = 300  # characters of what a server says
 
 
 class _Incoming(io.RawIOBase):
-    """What a server sends: until a deadline, and up to a number of bytes, however it comes."""
+    """What a server sends, until a deadline and up to a number of bytes."""
 
     def __init__(self, connected: socket.socket, deadline: float, most: int) -> None:
         self._socket = connected
@@ -52,12 +52,12 @@ class _Incoming(io.RawIOBase):
 
 
 class _TooMuchError(Exception):
-    """An answer is larger than any that was asked for."""
+    """An answer is larger than it may be."""
 
 
 def _remaining(deadline: float) -> float:
     """
-    :raises TimeoutError: nothing remains.
+    :raises TimeoutError: no time remains.
     """
     left = deadline - time.monotonic()
     if left <= 0:
@@ -75,7 +75,7 @@ class Client:
     :param token: sent as ``Authorization: Bearer``.
     :param timeout: seconds for a whole answer, and the longest pause that a busy server may ask for.
     :param retries: how often a request is repeated when the server is not there, or busy.
-    :raises EncoderOptionError: a value that no connection can be made with.
+    :raises EncoderOptionError: a value with which no connection can be made.
     """
 
     def __init__(self, url: str, *, token: str | None, timeout: float, retries: int) -> None:
@@ -88,7 +88,7 @@ class Client:
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise EncoderOptionError("url", url, needed="http://host:port or https://host:port")
         if token and not (token.isascii() and token.isprintable()):
-            raise EncoderOptionError("token", "another character", needed="printable characters of ASCII")
+            raise EncoderOptionError("token", "other characters", needed="printable ASCII characters")
         if not timeout > 0:
             raise EncoderOptionError("timeout", timeout, needed="more than 0 seconds")
         if retries < 0:
@@ -131,13 +131,13 @@ class Client:
     def ask(
         self, method: str, path: str, body: Any = None, *, missing_allowed: bool = False, most: int = _USUAL
     ) -> dict[str, Any]:
-        """Send a request, again if need be; returns the JSON object of the answer.
+        """Send a request, again if necessary; returns the JSON object of the answer.
 
-        Nothing is sent anywhere else than to the server, whatever it answers.
+        Nothing is sent anywhere but to the server, whatever it answers.
 
-        :param missing_allowed: whether an unknown path is an empty answer.
+        :param missing_allowed: whether an unknown path counts as an empty answer.
         :param most: bytes that the answer may have.
-        :raises EncoderServerError: no answer, none of that size, or a refusal.
+        :raises EncoderServerError: no answer, one that is too large, or a refusal.
         """
         content = None if body is None else json.dumps(body).encode()
         for attempt in range(self._retries + 1):
@@ -168,7 +168,7 @@ class Client:
     def _once(
         self, method: str, path: str, content: bytes | None, most: int
     ) -> tuple[int, bytes, http.client.HTTPMessage]:
-        """One try; that a server has closed an idle connection meanwhile, or was started anew, is none."""
+        """One attempt; an idle connection that the server has closed meanwhile does not count as one."""
         while True:
             try:
                 idle = self._idle.pop()
@@ -195,7 +195,7 @@ class Client:
                     raise http.client.IncompleteRead(b"", response.length)
             if len(answer) > most:
                 raise _TooMuchError
-        except ValueError as error:  # of http.client, on lengths that are none
+        except ValueError as error:  # of http.client, for invalid lengths
             connection.close()
             raise http.client.HTTPException(str(error)) from error
         except BaseException:
@@ -221,16 +221,16 @@ class Client:
         message = "".join(character if character.isprintable() else " " for character in message[:_SHOWN])
         fix = ""
         if status in (401, 403):
-            fix = "Give the token: Encoder.remote(url, token='...')"
+            fix = "Pass the token: Encoder.remote(url, token='...')"
         elif "Location" in headers:
-            fix = f"It names another place, {headers['Location'][:_SHOWN]}: give that URL"
+            fix = f"It redirects to {headers['Location'][:_SHOWN]}: pass that URL"
         return EncoderServerError(self.url, f"refused with {status}: {message}", status=status, fix=fix)
 
 
 def _response(
     deadline: float, most: int, connected: socket.socket, **options: Any
 ) -> http.client.HTTPResponse:
-    """An answer that comes within limits; what frames it (headers, chunks) may be as large as itself."""
+    """An answer within limits; its framing (headers, chunks) may be as large as itself."""
     incoming: Any = _Incoming(connected, deadline, 2 * most + 2**18)
     return http.client.HTTPResponse(incoming, **options)
 
@@ -244,9 +244,9 @@ def is_loopback(host: str) -> bool:
 
 
 def _proxy(parts: SplitResult) -> SplitResult | None:
-    """The proxy that leads to a server, if there is one.
+    """The proxy for a server, if there is one.
 
-    :raises EncoderOptionError: one that is not spoken to over HTTP.
+    :raises EncoderOptionError: one that does not use HTTP.
     """
     host = parts.hostname or ""
     given = None if is_loopback(host) else getproxies().get(parts.scheme)

@@ -47,14 +47,14 @@ def pull(
 
     :param model_id: such as ``"BAAI/bge-small-en-v1.5"``.
     :param revision: a branch, a tag, or (to pin it) the hash of a commit.
-    :param name: the encoder's name; by default the part of ``model_id`` behind the slash.
+    :param name: the encoder's name; by default the part of ``model_id`` after the slash.
     :param into: folder of encoders; by default the first of ``PGEMBED_ENCODERS`` or the user's data folder.
     :param offline: use what is in the cache, ask no server.
     :param endpoint: URL of a mirror.
     :param cache: folder of the cache.
     :returns: the encoder's folder.
-    :raises EncoderOptionError: the name is none.
-    :raises DownloadError: no network, no such model or revision, or what arrived is not what was announced.
+    :raises EncoderOptionError: it is not a name.
+    :raises DownloadError: no network, no such model or revision, or files other than the server announced.
     :raises EncoderFilesError: the model lacks files that an encoder needs.
     :raises MissingExtraError: ``onnx`` is not installed.
     """
@@ -73,13 +73,13 @@ def pull(
 class _Repository:
     """The files of one revision of a model.
 
-    :ivar commit: hash of the commit that the revision stands for.
+    :ivar commit: hash of the revision's commit.
     """
 
     def __init__(
         self, model_id: str, revision: str, *, offline: bool, endpoint: str | None, cache: Path | None
     ) -> None:
-        import huggingface_hub  # half a second, for those who pull
+        import huggingface_hub  # takes half a second
         import huggingface_hub.constants
         import huggingface_hub.errors
 
@@ -100,7 +100,7 @@ class _Repository:
             )
         except Exception as error:
             raise self._error(error) from error
-        if not re.fullmatch("[0-9a-f]{40,64}", str(info.sha)):  # which names a folder of the cache
+        if not re.fullmatch("[0-9a-f]{40,64}", str(info.sha)):  # it names a folder of the cache
             raise DownloadError(
                 model_id, f"the server names the commit {shown(info.sha)}", fix="Set HF_ENDPOINT"
             )
@@ -121,7 +121,7 @@ class _Repository:
             if built or not self._fetch_ready(start):
                 self._fetch_weights(model, start)
         if not self._offline and self._asked != self.commit:
-            # Notes in the cache what the branch or tag stands for, so that it is found offline.
+            # Notes in the cache which commit the branch or tag means, so that it is found offline.
             self._hub.hf_hub_download(
                 self._id, next(folder.glob("*.json")).name, revision=self._asked, **self._options
             )
@@ -137,7 +137,7 @@ class _Repository:
 
     @staticmethod
     def _is_built(path: Path) -> bool:
-        """Whether the model needs its weights: all do but those of an architecture that no family builds."""
+        """Whether the model needs its weights: all do, except those that no family builds."""
         from pgembed.encoders.export.config import ModelConfig
         from pgembed.encoders.export.families import FAMILIES
 
@@ -164,7 +164,7 @@ class _Repository:
         return False
 
     def _fetch(self, name: str, *, required: bool = False) -> Path:
-        """The path of a file in the cache, fetched if need be; empty if the model has no such file."""
+        """The path of a file in the cache, fetched if necessary; empty if the model has no such file."""
         if self._announced and name not in self._announced and not required:
             return Path()
         try:
@@ -181,7 +181,7 @@ class _Repository:
         return path
 
     def _damage(self, name: str, path: Path) -> str:
-        """What is wrong with a file that was fetched, in words; nothing for an intact one."""
+        """What is wrong with a file that was fetched, in words; empty for an intact one."""
         announced = self._announced.get(name)
         lfs = announced.lfs if announced else None
         if lfs and file_digest(path) != lfs.sha256:
@@ -194,7 +194,7 @@ class _Repository:
 
     @property
     def _absent(self) -> tuple[type[Exception], ...]:
-        """Errors that mean that a file is not there, which is the answer for the optional ones."""
+        """Errors that mean that there is no such file, which is fine for the optional ones."""
         errors = self._hub.errors
         return (errors.EntryNotFoundError, *((errors.LocalEntryNotFoundError,) if self._offline else ()))
 

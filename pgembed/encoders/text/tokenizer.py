@@ -25,11 +25,11 @@ from pgembed.exc import EncoderFilesError, EncoderOptionError
 TOKENIZER_FILE = "tokenizer.json"
 WORDS_FILE = "whitespacetokenizer_config.json"
 
-# Texts handed to the tokenizer at once: enough for its threads, few enough that its bulky results, which are
-# reduced to arrays of ids at once, stay small.
+# Texts for one call of the tokenizer: enough for its threads, few enough that its bulky results stay small,
+# of which only arrays of ids are kept.
 _CHUNK = 1024
-# Of a text with far more characters than this for each token that counts, only the beginning is tokenised; if
-# that turns out to have fewer than so many tokens beyond the limit, the whole text is.
+# Of a text with more characters than this for each token of the limit, only the beginning is tokenised; if
+# that turns out to be less than _MARGIN tokens over the limit, the whole text is.
 _CHARACTERS = 32
 _MARGIN = 16
 _SPLITTING = ("BertPreTokenizer", "Whitespace", "WhitespaceSplit", "ByteLevel", "Metaspace")
@@ -80,7 +80,7 @@ class AnyTokenizer(Protocol):
         ...
 
     def decode(self, arrays: Sequence[Sequence[int]]) -> list[str]:
-        """The texts that arrays of its ids stand for."""
+        """The texts that arrays of its ids mean."""
         ...
 
     def __call__(self, texts: Sequence[str]) -> Tokens:
@@ -109,7 +109,7 @@ def open_tokenizer(
 
 
 def tokenizer_of(folder: Path, spec: EncoderSpec) -> AnyTokenizer:
-    """The tokenizer in ``folder`` with the limit and the habits that the spec states."""
+    """The tokenizer in ``folder`` with the limit and the options of the spec."""
     return open_tokenizer(
         folder,
         max_tokens=spec.max_tokens,
@@ -120,14 +120,14 @@ def tokenizer_of(folder: Path, spec: EncoderSpec) -> AnyTokenizer:
 
 
 class Tokenizer:
-    """A ``tokenizer.json`` with its own padding and limit taken off; what it says of the side to cut stays.
+    """A ``tokenizer.json`` without its own padding and limit; the side on which it cuts is kept.
 
     :param path: the file.
     :param max_tokens: where texts are cut, special tokens included.
     :param special_tokens: whether to add them.
-    :param lowercase: whether to lower texts first.
-    :raises EncoderFilesError: the file is missing or no tokenizer.
-    :raises EncoderOptionError: the special tokens alone are more than the limit.
+    :param lowercase: whether to lowercase texts first.
+    :raises EncoderFilesError: the file is missing or not a tokenizer.
+    :raises EncoderOptionError: the special tokens alone exceed the limit.
     """
 
     def __init__(
@@ -179,8 +179,8 @@ class Tokenizer:
     def _encode(self, texts: Sequence[str]) -> list[Any]:
         with self._named_errors():
             if forks.inherited("tokenizers"):
-                # Its threads were left behind. It would go on without them by itself, but for a process that
-                # has TOKENIZERS_PARALLELISM=true in its environment, which would wait for them for ever.
+                # Its threads were left behind. By itself it would go on without them, except in a process
+                # with TOKENIZERS_PARALLELISM=true in its environment, which would wait for them forever.
                 return [
                     self._tokenizer.encode(text, add_special_tokens=self._special_tokens) for text in texts
                 ]
@@ -191,7 +191,7 @@ class Tokenizer:
 
     @contextmanager
     def _named_errors(self) -> Iterator[None]:
-        """Name the errors of the package: a bare Exception, or a panic, which is none."""
+        """Name the errors of the package: a bare Exception, or a panic, which is a BaseException."""
         try:
             yield
         except BaseException as error:
@@ -203,7 +203,7 @@ class Tokenizer:
     def _begin(self, text: str) -> str:
         """As much of a long text as should be enough to reach the limit, up to a blank.
 
-        Of a word that is longer than all that, the beginning is taken, and as much again of what follows it:
+        If a single word is longer than that, its beginning is taken, and as much again of what follows it:
         some models make one token of a long word.
         """
         most = self._beginning
@@ -217,7 +217,7 @@ class Tokenizer:
         return text[:most] + text[rest : rest + most]
 
     def decode(self, arrays: Sequence[Sequence[int]]) -> list[str]:
-        """The texts that arrays of ids stand for, without special tokens."""
+        """The texts that arrays of ids mean, without special tokens."""
         texts: list[str] = self._tokenizer.decode_batch(arrays, skip_special_tokens=True)
         return texts
 
@@ -234,7 +234,7 @@ def _overflow(encoding: Any) -> int:
 
 
 def _splits_at_blanks(tokenizer: Any) -> bool:
-    """Whether what follows a blank has no part in the tokens before it."""
+    """Whether what follows a blank does not change the tokens before it."""
     if tokenizer.pre_tokenizer is None:
         return False
     state = json.loads(tokenizer.pre_tokenizer.__getstate__())
@@ -252,8 +252,8 @@ class WordTokenizer:
     without punctuation around it, then in lower case; stop words and unknown words are left out.
 
     :param path: JSON with ``vocab``, ``stop_words`` and ``do_lower_case``.
-    :param max_tokens: words of a text beyond which it is cut.
-    :raises EncoderFilesError: the file is missing or says something else.
+    :param max_tokens: where texts are cut, in words.
+    :raises EncoderFilesError: the file is missing or damaged.
     """
 
     def __init__(self, path: Path, *, max_tokens: int) -> None:

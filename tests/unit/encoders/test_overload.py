@@ -180,7 +180,7 @@ def test_the_oldest_unfinished_body_gives_way(encoder: Encoder) -> None:
             assert is_answered(server)  # small requests are still answered; and what was sent has arrived
         status, headers, answer = wires[0].answer()
         assert (status, headers["Retry-After"]) == (503, "1")
-        assert answer["error"]["message"] == "too much is being received at once"
+        assert answer["error"]["message"] == "too many bytes are being received at once"
         for wire in wires[1:]:
             wire.send(body[120_000:])
             assert wire.answer()[0] == 200

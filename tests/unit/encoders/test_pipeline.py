@@ -62,8 +62,8 @@ def test_modules_are_in_the_order_of_the_list(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "found"),
     [
-        (modules("Transformer"), "nothing behind the Transformer"),
-        (modules("Transformer", "Normalize", "Pooling"), "Normalize and Pooling behind the Transformer"),
+        (modules("Transformer"), "nothing after the Transformer"),
+        (modules("Transformer", "Normalize", "Pooling"), "Normalize and Pooling after the Transformer"),
         ("{}", "no module as the first"),
         ("[1]", "no list of modules"),
         ('[{"type": "a.Transformer"}]', "no list of modules"),

@@ -180,7 +180,7 @@ def test_refusals(url: str, body: bytes | dict[str, Any], status: int, message: 
 
 
 def test_what_is_cut_a_server_does_not_tell(url: str) -> None:
-    with pytest.raises(EncoderOptionError, match="tells what it cuts"):
+    with pytest.raises(EncoderOptionError, match="reports what it cuts"):
         Encoder.remote(url).count_cut(["a text"])
 
 
@@ -215,7 +215,7 @@ def test_token(local: Encoder) -> None:
         connection.request("GET", "/health")
         assert connection.getresponse().read() == b'{"status": "ok"}'
         connection.close()
-        with pytest.raises(EncoderServerError, match="Give the token") as caught:
+        with pytest.raises(EncoderServerError, match="Pass the token") as caught:
             Encoder.remote(url, token="wrong").encode_documents(["x"])
         assert caught.value.status == 401
         assert Encoder.remote(url, token="secret").encode_documents(["x"]).shape == (1, 24)
@@ -320,7 +320,7 @@ def test_other_server(openai: Any) -> None:
 
 def test_other_server_tells_nothing(openai: Any) -> None:
     remote = Encoder.remote(openai[0])
-    with pytest.raises(EncoderError, match="state them"):
+    with pytest.raises(EncoderError, match="pass them"):
         remote.encode_documents(["x"])
 
 
@@ -354,21 +354,21 @@ def item(index: object, *values: object) -> dict[str, object]:
     ("answer", "reason"),
     [
         (data(), "0 vectors for 2 texts"),
-        (data(item(0, 1.0), item(1, 1.0)), "1 dimensions, stated were 2"),
+        (data(item(0, 1.0), item(1, 1.0)), "1 dimensions, expected 2"),
         (lambda body: (200, []), "is not a JSON object"),
         (lambda body: (200, {"data": None}), "0 vectors for 2 texts"),
-        (lambda body: (200, {"data": 3}), "something else than vectors"),
-        (data(1, 2), "something else than vectors"),
-        (data({"index": 0}, {"index": 1}), "something else than vectors"),
-        (data({"embedding": [1.0, 2.0]}), "something else than vectors"),
+        (lambda body: (200, {"data": 3}), "something other than vectors"),
+        (data(1, 2), "something other than vectors"),
+        (data({"index": 0}, {"index": 1}), "something other than vectors"),
+        (data({"embedding": [1.0, 2.0]}), "something other than vectors"),
         (data(item(0, 1.0, 2.0), item(0, 1.0, 2.0)), "1 vectors for 2 texts"),
         (data(item(1, 1.0, 2.0), item(2, 1.0, 2.0)), "numbered 1 to 2"),
         (data(item(-1, 1.0, 2.0), item(0, 1.0, 2.0)), "numbered -1 to 0"),
-        (data(item("x", 1.0, 2.0), item(0, 1.0, 2.0)), "something else than vectors"),
+        (data(item("x", 1.0, 2.0), item(0, 1.0, 2.0)), "something other than vectors"),
         (data(item(0, float("nan"), 2.0), item(1, 1.0, 2.0)), "NaN"),
         (data(item(0, None, 2.0), item(1, 1.0, 2.0)), "NaN"),
         (data(item(0, [1.0], [2.0]), item(1, 1.0, 2.0)), "dimensions"),
-        (data({"index": 0, "embedding": "AAAA"}, item(1, 1.0, 2.0)), "something else than vectors"),
+        (data({"index": 0, "embedding": "AAAA"}, item(1, 1.0, 2.0)), "something other than vectors"),
         (data({"index": 0, "embedding": "~"}, item(1, 1.0, 2.0)), "0 dimensions"),
     ],
 )
@@ -411,7 +411,7 @@ def test_pause_that_a_server_asks_for(openai: Any, monkeypatch: pytest.MonkeyPat
 def test_place_that_a_server_names(openai: Any) -> None:
     url, _, answers, _ = openai
     answers.append(lambda body: (307, {}, {"Location": "https://elsewhere/v1/embeddings"}))
-    with pytest.raises(EncoderServerError, match=r"refused with 307.*another place, https://else"):
+    with pytest.raises(EncoderServerError, match=r"refused with 307.*It redirects to https://else"):
         Encoder.remote(url, fingerprint="mine-1", dimensions=2).encode_documents(["abc"])
 
 
@@ -446,7 +446,10 @@ def test_server_with_another_encoder_by_now(local: Encoder, tmp_path: Path) -> N
     with serving(server) as url:
         remote = Encoder.remote(url)
         remote.encode_documents(["x"])
-    with serving(Server([other], port=port)), pytest.raises(FingerprintMismatchError, match="that is now at"):
+    with (
+        serving(Server([other], port=port)),
+        pytest.raises(FingerprintMismatchError, match="the encoder now at"),
+    ):
         remote.encode_documents(["y"])
 
 

@@ -289,7 +289,7 @@ def test_a_tower_that_is_the_encoder_itself(folder: Path) -> None:
     """It would have a tower too, and so on."""
     shutil.rmtree(folder / "query")
     (folder / "query").symlink_to(".")
-    with pytest.raises(EncoderFilesError, match="a tower of its own"):
+    with pytest.raises(EncoderFilesError, match="an encoder for queries that has one of its own"):
         Encoder(folder).encode_queries(["text"])
 
 

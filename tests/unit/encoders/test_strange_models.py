@@ -209,7 +209,7 @@ def test_the_cache_of_the_hub(tmp_path: Path, ready: bool) -> None:
 @pytest.mark.parametrize(
     ("kinds", "found"),
     [
-        (["Transformer", "Pooling", "Pooling"], "Pooling and Pooling behind"),
+        (["Transformer", "Pooling", "Pooling"], "Pooling and Pooling after"),
         (["Transformer", "Pooling", "Transformer"], "the module Transformer"),
         (["Transformer", "Pooling", "CNN"], "the module CNN"),
         (["Transformer", "WeightedLayerPooling", "Pooling"], "the module WeightedLayerPooling"),
@@ -217,7 +217,7 @@ def test_the_cache_of_the_hub(tmp_path: Path, ready: bool) -> None:
         (["BoW"], "BoW as the first module"),
         (["CLIPModel"], "CLIPModel as the first module"),
         (["Router"], "no router|router_config.json"),
-        (["StaticEmbedding", "Pooling"], "Pooling behind the StaticEmbedding"),
+        (["StaticEmbedding", "Pooling"], "Pooling after the StaticEmbedding"),
     ],
 )
 def test_other_modules(folder: Path, kinds: list[str], found: str) -> None:
