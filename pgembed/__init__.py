@@ -30,7 +30,7 @@ else:
     def __getattr__(name):
         if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        import_module("pgembed.filling")  # with it, the hooks of sessions begin to listen
+        import_module("pgembed.filling")
         for part in ("columns", "indexes", "queries"):
             module = import_module(f"pgembed.{part}")
             globals().update((each, getattr(module, each)) for each in __all__ if hasattr(module, each))

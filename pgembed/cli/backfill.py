@@ -17,7 +17,7 @@ from pgembed.columns import EmbeddingColumn
 from pgembed.exc import EncoderError
 from pgembed.filling.backfill import backfill as fill
 from pgembed.filling.backfill import estimate, pending
-from pgembed.filling.batches import Counts
+from pgembed.filling.claims import Counts
 from pgembed.filling.targets import Target, embeddings_in, find_targets, split
 
 Models = Annotated[

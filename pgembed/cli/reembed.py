@@ -10,9 +10,9 @@ import typer
 
 from pgembed.cli.backfill import Models, columns_of
 from pgembed.cli.options import AsJson, ColumnName, DatabaseUrl, TableName, connect, open_encoder, say
-from pgembed.filling.reembedding import Change, changes
-from pgembed.filling.reembedding_plan import plan_reembedding
 from pgembed.indexes.sizes import readable
+from pgembed.reembedding.change import Change, changes
+from pgembed.reembedding.costs import plan_reembedding
 
 group = typer.Typer(no_args_is_help=True, help="Change the encoder of a column, without downtime.")
 

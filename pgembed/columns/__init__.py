@@ -1,6 +1,9 @@
 """Embedding columns: declaration, type, digest and the predicate of pending rows."""
 
-import pgembed.columns.dialects  # noqa: F401
+import pgembed.columns.dialects
+import pgembed.columns.extension
+import pgembed.columns.hooks
+import pgembed.columns.registration  # noqa: F401  (all four listen on import)
 from pgembed.columns.declaration import embedding_column
 from pgembed.columns.embedding import (
     Embedding,

@@ -9,7 +9,6 @@ indexes on the table; the :class:`PendingIndex` holds the bound :class:`Embeddin
 from __future__ import annotations
 
 from difflib import get_close_matches
-from importlib import import_module
 from typing import Any
 from weakref import WeakSet
 
@@ -92,9 +91,6 @@ def embedding_column(
     """
     check_arguments(sources, encoder, template, index, fill, on_error, type)
     check_options(embedding_column, options)
-    # A column without the hooks of sessions would wait for a worker; whoever imports only this part of the
-    # package gets them here. The one call upward: nothing of theirs is used.
-    import_module("pgembed.filling")
     declaration = Embedding(
         sources=sources,
         encoder=encoder,

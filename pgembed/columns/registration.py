@@ -1,8 +1,9 @@
-"""The registration of an embedding column: the JSON in the comment on its pending index, read strictly.
+"""The registration of an embedding column: the JSON in the comment on its pending index.
 
-Whoever owns a table can write such comments, so nothing is taken as it is found. The same rules in SQL are
-``pgembed.registration_problem()``, in ``sql/10_embedding_columns.sql``; a test compares the two. Keys that
-are not known here are of newer versions, and no fault.
+It is written when the index is created, and read strictly. Whoever owns a table can write such comments, so
+nothing is taken as it is found. The same rules in SQL are ``pgembed.registration_problem()``, in
+``sql/10_embedding_columns.sql``; a test compares the two. Keys that are not known here are of newer versions,
+and no fault.
 """
 
 from __future__ import annotations
@@ -14,8 +15,14 @@ import string
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
+from sqlalchemy import String, event
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.schema import DDLElement
+
+from pgembed.columns.embedding import PendingIndex
 from pgembed.columns.names import LONGEST_NAME
-from pgembed.columns.types import MAX_DIMENSIONS
+from pgembed.columns.types import MAX_DIMENSIONS, is_postgres
+from pgembed.encoders import Encoder
 from pgembed.metrics import metrics_of
 
 Facts: TypeAlias = dict[str, Any]
@@ -27,6 +34,58 @@ _LONGEST = 65536
 _OPTIONS = {"max_tokens": "number", "query_prompt": "text", "document_prompt": "text", "precision": "text"}
 _KINDS: dict[str, tuple[type, ...]] = {"number": (int, float), "text": (str,)}
 _LINE = re.compile(r"[^\x00-\x1f\x7f]{1,255}")
+
+
+class RegisterEmbedding(DDLElement):
+    """``COMMENT ON INDEX ix_article_embedding_pending IS '{"pgembed": 1, ...}'``
+
+    The comment says what the column is filled with; the view ``pgembed.embedding_columns`` reads it.
+    """
+
+    def __init__(self, index: PendingIndex) -> None:
+        self.index = index
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the comment holds."""
+        embedding = self.index.embedding
+        declaration = embedding.declaration
+        facts: dict[str, Any] = {
+            "pgembed": 1,
+            "column": embedding.vector.name,
+            "digest": embedding.digest.name,
+            "sources": [source.name for source in embedding.sources],
+            "template": declaration.template,
+            "encoder": declaration.encoder.name,
+            "fingerprint": declaration.encoder.fingerprint,
+            "dimensions": declaration.encoder.dimensions,
+            "metric": declaration.metric.name,
+            "fill": declaration.fill,
+        }
+        if declaration.sources != tuple(facts["sources"]):  # what the template calls them
+            facts["fields"] = list(declaration.sources)
+        if isinstance(declaration.encoder, Encoder) and declaration.encoder.options:
+            facts["options"] = declaration.encoder.options
+        if declaration.replaces is not None:
+            facts["replaces"] = declaration.replaces
+        return facts
+
+
+@compiles(RegisterEmbedding)
+def _compile(element: RegisterEmbedding, compiler: Any, **_: Any) -> str:
+    table = element.index.embedding.table
+    name = compiler.preparer.format_index(element.index)
+    schema = compiler.preparer.schema_for_object(table)  # through schema_translate_map
+    if schema is not None:
+        name = f"{compiler.preparer.quote_schema(schema)}.{name}"
+    comment = compiler.sql_compiler.render_literal_value(json.dumps(element.facts), String())
+    return f"COMMENT ON INDEX {name} IS {comment}"
+
+
+@event.listens_for(PendingIndex, "after_create")
+def _after_index(index: PendingIndex, connection: Any, **_: Any) -> None:
+    if is_postgres(connection.dialect):
+        connection.execute(RegisterEmbedding(index))
 
 
 def read_registration(comment: str | None) -> tuple[Facts | None, str | None]:

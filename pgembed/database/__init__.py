@@ -1,8 +1,7 @@
-"""The database's side: SQL objects, what ``create_all`` adds, and the embedded development server."""
+"""The database's side: installing the SQL objects, and the embedded development server."""
 
-from pgembed.database import schema_events as _schema_events  # noqa: F401  (listens on import)
+from pgembed.columns.extension import ensure_extension
 from pgembed.database.embedded import embedded
-from pgembed.database.install import install
-from pgembed.database.server import check_server, ensure_extension
+from pgembed.database.install import check_server, install
 
 __all__ = ["check_server", "embedded", "ensure_extension", "install"]

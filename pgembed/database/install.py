@@ -1,14 +1,58 @@
-"""Installing the SQL objects of the folder ``sql/`` into a database."""
+"""Installing the SQL objects of the folder ``sql/`` into a database, on a server that they work on."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from sqlalchemy import Connection, text
+from sqlalchemy.exc import DBAPIError
 
+from pgembed.columns.extension import ensure_extension, lock_installation
 from pgembed.database.scripts import REVISION, Installation, installation
-from pgembed.database.server import check_server, ensure_extension, lock_installation
-from pgembed.exc import DatabaseError, MissingPrivilegeError, NotInstalledError
+from pgembed.exc import (
+    DatabaseEncodingError,
+    DatabaseError,
+    DigestUnavailableError,
+    MissingPrivilegeError,
+    NotInstalledError,
+    UnsupportedServerError,
+    need_connection,
+    sqlstate,
+)
+
+MIN_POSTGRES = 15
+#: What a Postgres whose OpenSSL forbids MD5 answers: "could not compute MD5 hash: unsupported".
+_INTERNAL_ERROR = "XX000"
+
+
+def check_server(connection: Connection) -> None:
+    """Refuse a server or database that vectors cannot be kept right on.
+
+    :raises UnsupportedServerError: older than Postgres 15.
+    :raises DatabaseEncodingError: the database is not UTF8.
+    :raises DigestUnavailableError: ``md5()`` is refused, as on FIPS builds.
+    """
+    need_connection(connection)
+    number, name = connection.execute(
+        text(
+            "SELECT pg_catalog.current_setting('server_version_num')::int, "
+            "pg_catalog.current_setting('server_version')"
+        )
+    ).one()
+    if number < MIN_POSTGRES * 10000:
+        raise UnsupportedServerError(name, str(MIN_POSTGRES))
+    encoding = connection.scalar(text("SELECT pg_catalog.current_setting('server_encoding')"))
+    if encoding != "UTF8":
+        raise DatabaseEncodingError(str(encoding))
+    try:
+        connection.scalar(text("SELECT md5('')"))
+    except DBAPIError as error:
+        if sqlstate(error) != _INTERNAL_ERROR:
+            raise
+        raise DigestUnavailableError(
+            f"the server refuses md5(), which digests of texts are made with: {error.orig}. "
+            "FIPS mode forbids it; use a server without FIPS mode"
+        ) from error
 
 
 def install(connection: Connection, *, extension: bool = True, trust: Sequence[str] = ()) -> bool:

@@ -20,15 +20,15 @@ import numpy as np
 from sqlalchemy import ColumnElement, Engine
 
 from pgembed.filling import failures
-from pgembed.filling.batches import Counter, Counts, Encoded, Row
+from pgembed.filling.bisection import Encoding
 from pgembed.filling.channel import Channel, Closed
-from pgembed.filling.encoding import Encoding
+from pgembed.filling.claims import Counter, Counts, Encoded, Row
 from pgembed.filling.leases import Leases
 from pgembed.filling.pace import Pace
 from pgembed.filling.statements import Statements
 from pgembed.filling.targets import Target
 from pgembed.filling.transactions import Transactions
-from pgembed.filling.writing import Writing
+from pgembed.filling.writes import Writing
 
 logger = logging.getLogger(__name__)
 

@@ -23,9 +23,9 @@ from sqlalchemy import ColumnElement, Connection, Executable, delete, func, lite
 from sqlalchemy.dialects.postgresql import INTERVAL, insert
 from sqlalchemy.exc import DBAPIError
 
-from pgembed.database.server import LOCK_NOT_AVAILABLE, lock_within
+from pgembed.columns.extension import LOCK_NOT_AVAILABLE, lock_within
 from pgembed.exc import sqlstate
-from pgembed.filling.batches import Row
+from pgembed.filling.claims import Row
 from pgembed.filling.statements import Statements, lines, text_array
 from pgembed.filling.tables import lease
 from pgembed.filling.targets import Target

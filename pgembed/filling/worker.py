@@ -20,14 +20,14 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
 from pgembed.columns import EmbeddingColumn
-from pgembed.database.server import LOCK_NOT_AVAILABLE
+from pgembed.columns.extension import LOCK_NOT_AVAILABLE
 from pgembed.exc import PgembedError, sqlstate
 from pgembed.filling import failures
 from pgembed.filling.backfill import pending
-from pgembed.filling.batches import Counts
+from pgembed.filling.claims import Counts
 from pgembed.filling.cycle import Cycle, Settings
 from pgembed.filling.heartbeat import Heartbeat, State
-from pgembed.filling.listening import Listener
+from pgembed.filling.listener import Listener
 from pgembed.filling.targets import Refused, Target, find_targets
 from pgembed.filling.transactions import Transactions, is_lost, warn_superuser
 

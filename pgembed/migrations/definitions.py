@@ -16,7 +16,7 @@ from sqlalchemy.sql.elements import ClauseElement, Grouping
 from sqlalchemy.types import NullType
 
 from pgembed.columns import PendingIndex
-from pgembed.database.schema_events import RegisterEmbedding
+from pgembed.columns.registration import RegisterEmbedding
 from pgembed.exc import PgembedError
 from pgembed.indexes import ACCESS_METHODS, access_method_of
 from pgembed.indexes.indexed import bare

@@ -23,9 +23,9 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from pgembed import HNSW, Vector, embedding_column, semantic_search
 from pgembed.columns import embeddings_of
 from pgembed.filling import Settings, Worker
-from pgembed.filling.reembedding import changes
 from pgembed.indexes import create
 from pgembed.migrations import MigrationError
+from pgembed.reembedding.change import changes
 from pgembed.testing import HashEncoder
 from tests.migrations.conftest import Migrations
 

@@ -7,6 +7,7 @@ import multiprocessing
 import re
 import uuid
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,8 @@ from sqlalchemy import URL, Connection, Engine, create_engine, make_url, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from pgembed import HNSW, Vector, embedding_column, indexes
+from pgembed.columns import extension
 from pgembed.database import install
-from pgembed.database import server as server_checks
 from pgembed.exc import (
     DatabaseEncodingError,
     DeclarationError,
@@ -253,11 +254,12 @@ def test_an_encoding_other_than_utf8_is_refused(server: URL, admin: Engine) -> N
 def test_old_servers_and_extensions_are_refused(empty: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """The server at hand is new, so the requirement is raised above it."""
     with empty.begin() as connection:
-        monkeypatch.setattr(server_checks, "MIN_POSTGRES", 99)
+        # The module, which the function of its name hides in the package.
+        monkeypatch.setattr(import_module("pgembed.database.install"), "MIN_POSTGRES", 99)
         with pytest.raises(UnsupportedServerError, match="needs 99"):
             install(connection)
         monkeypatch.undo()
-        monkeypatch.setattr(server_checks, "MIN_PGVECTOR", "99.1")
+        monkeypatch.setattr(extension, "MIN_PGVECTOR", "99.1")
         with pytest.raises(ExtensionError, match=r"expected 99\.1 or newer.*ALTER EXTENSION vector UPDATE"):
             install(connection)
 

@@ -41,10 +41,10 @@ from sqlmodel import Field, SQLModel
 
 from pgembed import HNSW, Vector, embedding_column, semantic_search
 from pgembed.columns import bound, embeddings_of
+from pgembed.columns.hooks.mapped import mapped_embeddings
 from pgembed.database import install
 from pgembed.exc import DeclarationError
 from pgembed.filling import backfill
-from pgembed.filling.mapped import mapped_embeddings
 from pgembed.testing import HashEncoder
 
 ENCODER = HashEncoder(8)

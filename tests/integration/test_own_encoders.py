@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from pgembed import filling, semantic_search
 from pgembed.columns import answered
 from pgembed.exc import DeclarationError, EncoderAnswerError, EncoderError
-from pgembed.filling.encoding import BrokenEncoderError
+from pgembed.filling.bisection import BrokenEncoderError
 from pgembed.testing import HashEncoder
 from tests.integration.models import Models
 

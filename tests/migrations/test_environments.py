@@ -268,7 +268,7 @@ def test_operations_under_a_schema_translate_map(migrations: Migrations, schema:
 
 
 def _registration(index: Any) -> dict[str, Any]:
-    from pgembed.database.schema_events import RegisterEmbedding
+    from pgembed.columns.registration import RegisterEmbedding
 
     return RegisterEmbedding(index).facts
 

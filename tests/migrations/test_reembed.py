@@ -14,9 +14,9 @@ from pgembed.cli.main import app
 from pgembed.columns import embeddings_of
 from pgembed.exc import DeclarationError
 from pgembed.filling import backfill
-from pgembed.filling.reembedding import changes
-from pgembed.filling.reembedding_plan import plan_reembedding
 from pgembed.indexes import create
+from pgembed.reembedding.change import changes
+from pgembed.reembedding.costs import plan_reembedding
 from pgembed.testing import HashEncoder
 from tests.migrations.conftest import Migrations
 from tests.migrations.models import article

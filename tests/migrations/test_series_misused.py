@@ -11,9 +11,9 @@ from sqlalchemy import Column, Integer, MetaData, Table, Text, text
 from pgembed import HNSW, embedding_column
 from pgembed.columns import embeddings_of
 from pgembed.exc import DeclarationError, NotInstalledError
-from pgembed.filling.reembedding import Change, changes
-from pgembed.filling.reembedding_plan import next_name
 from pgembed.migrations import MigrationError
+from pgembed.reembedding.change import Change, changes
+from pgembed.reembedding.costs import next_name
 from pgembed.testing import HashEncoder
 from tests.migrations.conftest import Migrations
 from tests.migrations.models import article

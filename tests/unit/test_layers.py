@@ -20,6 +20,7 @@ LAYERS = (
     ("encoders", "columns"),
     ("indexes", "queries", "database"),
     ("filling",),
+    ("reembedding",),
     ("migrations", "testing", "cli"),
 )
 #: Neighbours on one layer that may be used: an error has no dependencies, a search asks for the index, and a
@@ -92,7 +93,7 @@ def test_encoders_alone_load_nothing_of_databases(code: str) -> None:
     ],
 )
 def test_hooks_listen_before_there_is_a_column(code: str) -> None:
-    parts = ("pgembed.filling.flush", "pgembed.database.schema_events")
+    parts = ("pgembed.columns.hooks.flush", "pgembed.columns.registration")
     assert loaded(code, *parts) == list(parts)
 
 

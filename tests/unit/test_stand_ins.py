@@ -11,7 +11,7 @@ from sqlalchemy import Column, Integer, MetaData, Table, Text
 
 from pgembed import Encoder, TextEncoder, embedding_column
 from pgembed.columns import embeddings_of
-from pgembed.database.schema_events import RegisterEmbedding
+from pgembed.columns.registration import RegisterEmbedding
 from pgembed.exc import DeclarationError
 from pgembed.queries.vectors import QueryText
 from pgembed.testing import HashEncoder, StandIn, encoder_swapped

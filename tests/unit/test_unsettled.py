@@ -25,8 +25,8 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, declarative_base, mapped_col
 
 from pgembed import embedding_column, semantic_search
 from pgembed.columns import bound, embeddings_of
+from pgembed.columns.hooks.mapped import mapped_embeddings
 from pgembed.exc import DeclarationError, QueryError
-from pgembed.filling.mapped import mapped_embeddings
 from pgembed.filling.targets import embeddings_in
 from pgembed.testing import HashEncoder
 

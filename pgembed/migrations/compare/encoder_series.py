@@ -28,7 +28,6 @@ from sqlalchemy import Column, Connection, Index, MetaData, Table, text
 
 from pgembed.columns import EmbeddingColumn, PendingIndex, embeddings_of
 from pgembed.columns.embedding import INFO, SOURCES
-from pgembed.filling.reembedding_plan import next_name
 from pgembed.indexes.catalogue import written
 from pgembed.migrations.compare.columns import settle
 from pgembed.migrations.compare.indexes import TableIndexes, definition_of
@@ -44,6 +43,7 @@ from pgembed.migrations.compare.refusals import (
 from pgembed.migrations.definitions import Facts, IndexDefinition, MigrationError, PendingIndexDefinition
 from pgembed.migrations.operations.table_locks import LockTableOp
 from pgembed.migrations.operations.vector_column import AssertBackfilledOp
+from pgembed.reembedding.costs import next_name
 
 log = logging.getLogger(__name__)
 

@@ -11,9 +11,9 @@ from alembic.operations import MigrateOperation, ops
 from alembic.util import DispatchPriority, PriorityDispatchResult
 from sqlalchemy import Connection, text
 
+from pgembed.columns.extension import needs_extension
 from pgembed.database.install import is_installed
 from pgembed.database.scripts import REVISION
-from pgembed.database.server import needs_extension
 from pgembed.migrations.operations.installation import InstallPgembedOp
 from pgembed.migrations.rendering import render_types
 from pgembed.migrations.revisions import split_revisions, written_installation

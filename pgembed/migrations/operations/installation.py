@@ -9,9 +9,9 @@ from alembic.operations import MigrateOperation, Operations
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import DropSchema
 
+from pgembed.columns.extension import require_visible
 from pgembed.database.install import install
 from pgembed.database.scripts import REVISION, installation
-from pgembed.database.server import require_visible
 from pgembed.migrations.definitions import MigrationError
 from pgembed.migrations.operations.base import NothingOp, PgembedOp
 from pgembed.migrations.rendering import call

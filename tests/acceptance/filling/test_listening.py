@@ -100,7 +100,7 @@ def test_behind_a_pooler_that_swallows_it_the_worker_says_so_and_polls(
     articles: Engine, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As with pgbouncer, whose server connections are others in every transaction."""
-    monkeypatch.setattr("pgembed.filling.listening._ECHO", 0.5)
+    monkeypatch.setattr("pgembed.filling.listener._ECHO", 0.5)
 
     class Pooled(psycopg.Connection[Any]):
         def execute(self, query: Any, *arguments: Any, **options: Any) -> Any:

@@ -13,7 +13,7 @@ from pgembed.columns import embedding_column, embeddings_of
 from pgembed.exc import DeclarationError
 from pgembed.filling import Counts, Estimate, Worker, backfill, estimate
 from pgembed.filling.backfill import pending
-from pgembed.filling.encoding import BrokenEncoderError
+from pgembed.filling.bisection import BrokenEncoderError
 from pgembed.testing import HashEncoder
 
 from .conftest import FAST, Articles, Picky

@@ -13,8 +13,8 @@ from sqlalchemy import Engine, text
 
 from pgembed.exc import TextError
 from pgembed.filling import failures
+from pgembed.filling.bisection import BrokenEncoderError
 from pgembed.filling.cycle import Cycle
-from pgembed.filling.encoding import BrokenEncoderError
 from pgembed.filling.statements import Statements
 from pgembed.testing import HashEncoder
 

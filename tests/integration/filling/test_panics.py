@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 from pgembed import Encoder, semantic_search
 from pgembed.exc import EncoderPanicError
 from pgembed.filling import Worker, backfill, failures
-from pgembed.filling.encoding import BrokenEncoderError
+from pgembed.filling.bisection import BrokenEncoderError
 from pgembed.testing import HashEncoder
 
 from .conftest import FAST, Articles

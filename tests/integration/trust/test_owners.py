@@ -15,8 +15,8 @@ from sqlalchemy.exc import DBAPIError
 from typer.testing import CliRunner
 
 from pgembed.cli.main import app as command
-from pgembed.columns import embeddings_of
-from pgembed.database import install, server
+from pgembed.columns import embeddings_of, extension
+from pgembed.database import install
 from pgembed.exc import DatabaseError, MissingPrivilegeError
 from pgembed.filling import Worker, backfill, leases, transactions
 from pgembed.filling.cycle import Settings
@@ -211,12 +211,12 @@ def test_a_held_advisory_lock_hangs_nobody(
     table = model("public", "article")
     table.metadata.create_all(engine)
     monkeypatch.setattr(leases, "LOCK_PATIENCE", "200ms")
-    monkeypatch.setattr(server, "LOCK_PATIENCE", "200ms")
+    monkeypatch.setattr(extension, "LOCK_PATIENCE", "200ms")
     with engine.connect() as holder:
         holder.exec_driver_sql("INSERT INTO article VALUES (1, 'a'), (2, 'b')")
         holder.commit()
         holder.exec_driver_sql(f"SELECT pg_advisory_lock({leases._LOCK}, 'article'::regclass::oid::int)")
-        holder.exec_driver_sql(f"SELECT pg_advisory_lock({server._LOCK})")
+        holder.exec_driver_sql(f"SELECT pg_advisory_lock({extension._LOCK})")
         with caplog.at_level(logging.WARNING, logger="pgembed"):
             assert backfill(engine, table.c.embedding).written == 2
         said = [record.message for record in caplog.records if "event=lock" in record.message]

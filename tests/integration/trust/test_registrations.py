@@ -18,10 +18,10 @@ from pgembed.columns.digest import recipe
 from pgembed.columns.registration import read_registration
 from pgembed.filling import Worker
 from pgembed.filling.cycle import Settings
-from pgembed.filling.reembedding import changes
 from pgembed.filling.targets import Refused, Target, model_targets, registered_targets
 from pgembed.indexes import check
 from pgembed.migrations.reflection import indexes_of
+from pgembed.reembedding.change import changes
 from pgembed.testing import HashEncoder
 
 from .test_attacks import model

@@ -25,9 +25,16 @@ from sqlalchemy.orm import InstanceState, Mapper, Session, SessionTransaction, U
 from sqlalchemy.orm.base import NO_VALUE, PASSIVE_NO_INITIALIZE
 from sqlalchemy.sql.elements import ColumnElement
 
-from pgembed.columns import Array, as_array
-from pgembed.filling.batch import Filling, Texts, encode
-from pgembed.filling.mapped import UNKNOWN, MappedEmbedding, given_text, is_own, mapped_embeddings, text_of
+from pgembed.columns.hooks.encoder_batch import Filling, Texts, encode
+from pgembed.columns.hooks.mapped import (
+    UNKNOWN,
+    MappedEmbedding,
+    given_text,
+    is_own,
+    mapped_embeddings,
+    text_of,
+)
+from pgembed.columns.values import Array, as_array
 
 #: What each embedding of each object of the running flush was last looked at with.
 _seen: WeakKeyDictionary[Session, dict[tuple[InstanceState[Any], str], Look]] = WeakKeyDictionary()

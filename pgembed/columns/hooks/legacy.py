@@ -13,11 +13,10 @@ from typing import Any, TypeAlias
 
 from sqlalchemy import Connection, Engine, Insert, Table, Update, event
 
-from pgembed.columns import embeddings_of
-from pgembed.columns.embedding import unsettled
-from pgembed.filling.bulk import FILLED, fill_changed, fill_new
-from pgembed.filling.flush import flushing
-from pgembed.filling.mapped import MappedEmbedding
+from pgembed.columns.embedding import embeddings_of, unsettled
+from pgembed.columns.hooks.bulk import FILLED, fill_changed, fill_new
+from pgembed.columns.hooks.flush import flushing
+from pgembed.columns.hooks.mapped import MappedEmbedding
 
 _Rows: TypeAlias = Sequence[Mapping[str, Any]]
 

@@ -12,7 +12,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
 from pgembed.exc import sqlstate
-from pgembed.filling.batches import Encoded, Row
+from pgembed.filling.claims import Encoded, Row
 from pgembed.filling.pace import Pace
 from pgembed.filling.statements import Statements, lines
 from pgembed.filling.transactions import Transactions, is_lost

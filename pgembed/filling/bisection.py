@@ -16,7 +16,7 @@ import numpy as np
 
 from pgembed.columns import Array, TextEncoder, answered
 from pgembed.exc import EncoderError, TextError, VectorValueError, encoder_errors
-from pgembed.filling.batches import Encoded, Row
+from pgembed.filling.claims import Encoded, Row
 from pgembed.filling.pace import Pace
 
 #: What any encoder can encode that can encode anything.

@@ -1,32 +1,27 @@
-"""What the server must be: checks, each with its own error, and the extension ``vector``."""
+"""The extension ``vector``: checked, and created before the first table that needs it."""
 
 from __future__ import annotations
 
 import re
 from typing import Any
 
-from sqlalchemy import Column, Connection, Table, func, select, text
+from sqlalchemy import Column, Connection, Table, event, func, select, text
 from sqlalchemy.engine import Dialect
 from sqlalchemy.exc import CompileError, DBAPIError
 
+from pgembed.columns.embedding import embeddings_of
 from pgembed.columns.types import is_postgres
 from pgembed.exc import (
-    DatabaseEncodingError,
     DatabaseError,
-    DigestUnavailableError,
     ExtensionError,
     MissingPrivilegeError,
     UnsupportedDialectError,
-    UnsupportedServerError,
     need_connection,
     sqlstate,
 )
 
-MIN_POSTGRES = 15
 MIN_PGVECTOR = "0.8"
 _INSUFFICIENT_PRIVILEGE = "42501"
-#: What a Postgres whose OpenSSL forbids MD5 answers: "could not compute MD5 hash: unsupported".
-_INTERNAL_ERROR = "XX000"
 #: SQLSTATE of a wait that lock_timeout has ended.
 LOCK_NOT_AVAILABLE = "55P03"
 #: For how long the lock of installations is waited for.
@@ -39,36 +34,6 @@ _SCHEMA = """
 SELECT CASE WHEN 'public' = ANY (pg_catalog.current_schemas(false)) THEN 'public'
             ELSE pg_catalog.current_schema() END
 """
-
-
-def check_server(connection: Connection) -> None:
-    """Refuse a server or database that vectors cannot be kept right on.
-
-    :raises UnsupportedServerError: older than Postgres 15.
-    :raises DatabaseEncodingError: the database is not UTF8.
-    :raises DigestUnavailableError: ``md5()`` is refused, as on FIPS builds.
-    """
-    need_connection(connection)
-    number, name = connection.execute(
-        text(
-            "SELECT pg_catalog.current_setting('server_version_num')::int, "
-            "pg_catalog.current_setting('server_version')"
-        )
-    ).one()
-    if number < MIN_POSTGRES * 10000:
-        raise UnsupportedServerError(name, str(MIN_POSTGRES))
-    encoding = connection.scalar(text("SELECT pg_catalog.current_setting('server_encoding')"))
-    if encoding != "UTF8":
-        raise DatabaseEncodingError(str(encoding))
-    try:
-        connection.scalar(text("SELECT md5('')"))
-    except DBAPIError as error:
-        if sqlstate(error) != _INTERNAL_ERROR:
-            raise
-        raise DigestUnavailableError(
-            f"the server refuses md5(), which digests of texts are made with: {error.orig}. "
-            "FIPS mode forbids it; use a server without FIPS mode"
-        ) from error
 
 
 def ensure_extension(connection: Connection, *, create: bool = True) -> str:
@@ -141,6 +106,18 @@ def require_visible(connection: Connection) -> None:
             fix=f"Add {schema} to the search_path, or move the extension to where all find it: "
             "ALTER EXTENSION vector SET SCHEMA public",
         )
+
+
+@event.listens_for(Table, "before_create")
+def _before_table(table: Table, connection: Any, **_: Any) -> None:
+    embeddings_of(table)  # raises where one could never be filled
+    if not needs_extension(table, connection.dialect):
+        return
+    if isinstance(connection, Connection):
+        ensure_extension(connection)
+        require_visible(connection)
+    else:  # a mock connection, which writes a script
+        connection.execute(text("CREATE EXTENSION IF NOT EXISTS vector"))
 
 
 def lock_within(connection: Connection, time: str, *keys: int) -> None:

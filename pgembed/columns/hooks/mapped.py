@@ -12,9 +12,8 @@ from sqlalchemy import Column, Null
 from sqlalchemy.orm import Mapper
 from sqlalchemy.sql.elements import ClauseElement
 
-from pgembed.columns import EmbeddingColumn, bound
 from pgembed.columns.declaration import map_embedding
-from pgembed.columns.embedding import INFO
+from pgembed.columns.embedding import INFO, EmbeddingColumn, bound
 from pgembed.exc import TextError
 
 #: A source whose value only the database will know.

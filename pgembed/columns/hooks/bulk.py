@@ -5,7 +5,7 @@ Rows whose texts only the database knows (SQL expressions, INSERT ... SELECT, an
 several) are written as they are: their digest no longer fits, and they are pending.
 
 Core statements on a connection are not seen: their rows are pending. For the legacy methods of sessions, see
-:mod:`pgembed.filling.legacy`.
+:mod:`pgembed.columns.hooks.legacy`.
 """
 
 from __future__ import annotations
@@ -19,9 +19,16 @@ from typing import Any
 from sqlalchemy import Alias, BindParameter, Column, Insert, Update, event
 from sqlalchemy.orm import Mapper, ORMExecuteState, Session
 
-from pgembed.columns import Array
-from pgembed.filling.batch import Filling, encode
-from pgembed.filling.mapped import UNKNOWN, MappedEmbedding, given_text, is_own, mapped_embeddings, text_of
+from pgembed.columns.hooks.encoder_batch import Filling, encode
+from pgembed.columns.hooks.mapped import (
+    UNKNOWN,
+    MappedEmbedding,
+    given_text,
+    is_own,
+    mapped_embeddings,
+    text_of,
+)
+from pgembed.columns.values import Array
 
 #: The execution option of statements that were looked at here.
 FILLED = "pgembed_filled"

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import TypeAlias
 from weakref import WeakSet
 
-from pgembed.columns import Array, Embedding, EmbeddingColumn, TextEncoder, answered
 from pgembed.columns.concurrency import off_event_loop
+from pgembed.columns.embedding import Embedding, EmbeddingColumn, TextEncoder, answered
+from pgembed.columns.values import Array
 from pgembed.encoders import Encoder
 from pgembed.exc import encoder_errors
 
