@@ -1,16 +1,20 @@
-"""The README and the examples, run as they stand."""
+"""The README, the quickstart and the examples, run as they are."""
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import Engine
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+
+from pgembed import Encoder
+from pgembed.database import embedded
 
 ROOT = Path(__file__).parents[2]
 
@@ -20,38 +24,50 @@ def encoders(minilm_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PGEMBED_ENCODERS", str(minilm_folder.parent))
 
 
-def test_the_model_of_the_readme(engine: Engine) -> None:
-    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    declaration, use = block.split("session.add_all(", 1)
+def blocks(document: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / document).read_text(encoding="utf-8"), re.DOTALL)
 
-    class Base(DeclarativeBase):
-        pass
 
-    with Session(engine) as session:
-        names: dict[str, Any] = {
-            "__name__": "readme",
-            "Base": Base,
-            "Mapped": Mapped,
-            "mapped_column": mapped_column,
-            "session": session,
-        }
-        exec(compile(declaration, "README.md", "exec", dont_inherit=True), names)
-        Base.metadata.create_all(engine)
-        article = names["Article"]
-        names["articles"] = [
-            article(title="I forgot my password", section="account"),
-            article(title="The screen stays black", section="hardware"),
-        ]
-        results = use.replace("session.execute", "results.append(session.execute").replace(
-            ".all()", ".all())"
-        )
-        names["results"] = []
-        exec("session.add_all(" + results, names)
-        found, classes = names["results"]
-        assert found[0].Article.title == "I forgot my password"
-        assert [row.label for row in classes] == ["hardware", "account"]
-        with engine.connect() as connection:
-            assert connection.exec_driver_sql("SELECT pending FROM pgembed.status").scalar() == 0
+def printed(command: Sequence[str] | str, folder: Path) -> str:
+    """What a command prints, the blanks at the ends of its lines apart. A string is read by a shell."""
+    done = subprocess.run(
+        command, cwd=folder, capture_output=True, encoding="utf-8", shell=isinstance(command, str)
+    )
+    assert done.returncode == 0, done.stderr
+    return "".join(f"{line.rstrip()}\n" for line in done.stdout.splitlines())
+
+
+def test_the_first_program_of_the_readme_prints_what_is_shown(server_folder: Path) -> None:
+    server_folder.mkdir()
+    (server_folder / "first.py").write_text(blocks("README.md", "python")[0], encoding="utf-8")
+    command = [sys.executable, "-W", "error", "first.py"]
+    assert printed(command, server_folder) == blocks("README.md", "text")[0]
+
+
+def test_the_fingerprint_in_the_readme_is_that_of_the_weights_in_the_package(minilm: Encoder) -> None:
+    names: dict[str, Any] = {"Encoder": Encoder}
+    exec(blocks("README.md", "python")[1], names)
+    shown = names["minilm"]
+    assert (shown.fingerprint, shown.dimensions) == (minilm.fingerprint, minilm.dimensions)
+
+
+def test_the_quickstart_prints_what_is_shown(server_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its files are written under the names that stand before them, then its commands are run in order."""
+    server_folder.mkdir()
+    guide = (ROOT / "docs" / "quickstart.md").read_text(encoding="utf-8")
+    for name, code in re.findall(r"`(\w+\.py)`:\n\n```python\n(.*?)```", guide, re.DOTALL):
+        (server_folder / name).write_text(code, encoding="utf-8")
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
+    commands = 0
+    with embedded(server_folder / "data"):  # no command starts and stops it for itself
+        for block in blocks("docs/quickstart.md", "console"):
+            for command, shown in re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", block, re.MULTILINE):
+                if command.startswith("export "):
+                    monkeypatch.setenv(*command.removeprefix("export ").split("=", 1))
+                else:
+                    assert printed(command, server_folder) == shown, command
+                    commands += 1
+    assert commands == 10
 
 
 @pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.name)
@@ -62,7 +78,7 @@ def test_examples_run(example: Path) -> None:
 
 
 def test_the_sql_of_the_readme_is_installed(engine: Engine) -> None:
-    (block,) = re.findall(r"```sql\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (block,) = blocks("README.md", "sql")
     with engine.connect() as connection:
         for name in re.findall(r"FROM (pgembed\.\w+)", block):
             known = connection.exec_driver_sql(
