@@ -1,4 +1,4 @@
-"""The command line as a user meets it: a process, its output and its exit code."""
+"""The command line as a user meets it: its output and its exit code."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -18,18 +17,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from pgembed import Encoder, Vector, embedding_column
 from pgembed.cli.options import open_engine
-
-PGEMBED = [sys.executable, "-W", "error", "-c", "from pgembed.cli.main import main; main()"]
-
-
-def run(*arguments: str, stdin: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*PGEMBED, *arguments],
-        input=stdin,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "COLUMNS": "160", "NO_COLOR": "1", "TERM": "dumb", **environment},
-    )
+from tests.commands import ROOT, call, run
 
 
 @pytest.fixture
@@ -61,13 +49,13 @@ def helpdesk(engine: Engine, minilm: Encoder) -> str:
 
 def test_init_installs_once(empty_url: URL) -> None:
     url = empty_url.render_as_string(hide_password=False)
-    assert "installed" in run("init", "--url", url).stdout
-    assert "nothing to do" in run("init", PGEMBED_URL=url).stdout
+    assert "installed" in call("init", "--url", url).stdout
+    assert "nothing to do" in call("init", PGEMBED_URL=url).stdout
     engine = create_engine(empty_url)
     with engine.connect() as connection:
         assert connection.execute(text("SELECT * FROM pgembed.status")).all() == []
     engine.dispose()
-    assert "no embedding columns" in run("status", "--url", url).stdout
+    assert "no embedding columns" in call("status", "--url", url).stdout
 
 
 @pytest.mark.parametrize(("given", "threshold"), [("none", None), ("0", 0), ("7", 7)])
@@ -80,10 +68,10 @@ def test_prepared_statements_are_left_out_on_demand(url: URL, given: str, thresh
 
 
 def test_status_counts(helpdesk: str) -> None:
-    shown = run("status", "--url", helpdesk)
+    shown = call("status", "--url", helpdesk)
     assert shown.returncode == 0
     assert re.search(r"article\.embedding +all-MiniLM-L6-v2 +\w{12} +3 +2 +1 +0 +none", shown.stdout)
-    (row,) = json.loads(run("status", "--url", helpdesk, "--json").stdout)
+    (row,) = json.loads(call("status", "--url", helpdesk, "--json").stdout)
     assert (row["total"], row["fresh"], row["pending"]) == (3, 2, 1)
 
 
@@ -94,30 +82,30 @@ def test_status_says_how_many_texts_are_cut_or_why_it_cannot(
     with engine.begin() as connection:
         connection.execute(text("INSERT INTO article (title) VALUES (repeat('word ', 300))"))
     engine.dispose()
-    shown = run("status", "--url", helpdesk, **environment)
+    shown = call("status", "--url", helpdesk, **environment)
     assert re.search(r"index +cut texts *\n.* none +25\.0% of 4 *\n$", shown.stdout)
-    (row,) = json.loads(run("status", "--url", helpdesk, "--json", **environment).stdout)
+    (row,) = json.loads(call("status", "--url", helpdesk, "--json", **environment).stdout)
     assert (row["sampled"], row["cut"], row["cut_problem"]) == (4, 1, None)
 
     nowhere = {"PGEMBED_ENCODERS": "/nowhere", "XDG_DATA_HOME": "/nowhere"}
-    shown = run("status", "--url", helpdesk, **nowhere)
+    shown = call("status", "--url", helpdesk, **nowhere)
     assert re.search(r" none +\? *\n", shown.stdout)
     assert "article.embedding: cut texts unknown: no encoder 'all-MiniLM-L6-v2'" in shown.stdout
-    (row,) = json.loads(run("status", "--url", helpdesk, "--json", **nowhere).stdout)
+    (row,) = json.loads(call("status", "--url", helpdesk, "--json", **nowhere).stdout)
     assert (row["pending"], row["sampled"], row["cut"]) == (2, None, None)
 
-    shown = run("status", "--url", helpdesk, "--sample", "0", "--json", **environment)
+    shown = call("status", "--url", helpdesk, "--sample", "0", "--json", **environment)
     assert "cut" not in json.loads(shown.stdout)[0]
 
 
 def test_search_prints_the_best_rows_first(helpdesk: str, environment: dict[str, str]) -> None:
-    shown = run("search", "article", "embedding", "reset my password", "--url", helpdesk, **environment)
+    shown = call("search", "article", "embedding", "reset my password", "--url", helpdesk, **environment)
     assert shown.returncode == 0, shown.stderr
     first, second = shown.stdout.splitlines()
     assert "I forgot my password" in first
     assert "The printer [smokes]" in second
     found = json.loads(
-        run("search", "article", "embedding", "x", "--url", helpdesk, "--json", **environment).stdout
+        call("search", "article", "embedding", "x", "--url", helpdesk, "--json", **environment).stdout
     )
     assert found[0].keys() == {"id", "title", "distance", "score"}
 
@@ -132,7 +120,7 @@ def test_columns_of_unknown_types_are_no_matter(
         ["search", "article", "embedding", "password"],
         ["index", "create", "article", "embedding"],
     ):
-        shown = run(*command, "--url", helpdesk, **environment)
+        shown = call(*command, "--url", helpdesk, **environment)
         assert (shown.returncode, shown.stderr) == (0, "")
 
 
@@ -144,15 +132,15 @@ def test_a_hit_is_a_line_unless_whole_texts_are_asked_for(
         connection.execute(text("UPDATE article SET title = :title WHERE id = 1"), {"title": title})
         connection.execute(text("ALTER TABLE article ADD score text DEFAULT 'high', ADD distance int"))
     search = ("search", "article", "embedding", "x", "--url", helpdesk)
-    shown = run(*search, **environment).stdout.splitlines()
+    shown = call(*search, **environment).stdout.splitlines()
     assert len(shown) == 2
     (line,) = [line for line in shown if "a rather long title" in line]
     assert re.match(r"-?\d\.\d{3}  1  a rather", line)
     assert line.endswith(" ...")
     assert len(line) < 400
-    full = run(*search, "--full", **environment).stdout
+    full = call(*search, "--full", **environment).stdout
     assert any(line.endswith(title) for line in full.splitlines())
-    found = json.loads(run(*search, "--json", **environment).stdout)
+    found = json.loads(call(*search, "--json", **environment).stdout)
     assert {row["title"] for row in found} == {title, "The printer [smokes]"}
     assert found[0].keys() == {"id", "title", "score", "distance", "score_1", "distance_1"}
     assert {row["score"] for row in found} == {"high"}
@@ -164,7 +152,7 @@ def test_search_in_a_schema_that_needs_quotes(
     with engine.begin() as connection:
         connection.execute(text('CREATE SCHEMA "Help Desk"'))
         connection.execute(text('ALTER TABLE article SET SCHEMA "Help Desk"'))
-    shown = run("search", '"Help Desk".article', "embedding", "password", "--url", helpdesk, **environment)
+    shown = call("search", '"Help Desk".article', "embedding", "password", "--url", helpdesk, **environment)
     assert "I forgot my password" in shown.stdout.splitlines()[0], shown.stderr
 
 
@@ -193,7 +181,7 @@ def test_encode_writes_a_vector_a_line(minilm_folder: Path, minilm: Encoder) -> 
     ],
 )
 def test_errors_are_one_line_and_an_exit_code(arguments: list[str], code: int, message: str) -> None:
-    done = run(*arguments, stdin="x\n")
+    done = call(*arguments, stdin="x\n")
     assert done.returncode == code
     assert message in done.stderr
     assert "Traceback" not in done.stderr
@@ -204,7 +192,7 @@ def test_errors_are_one_line_and_an_exit_code(arguments: list[str], code: int, m
 
 def test_the_version_is_that_of_the_package() -> None:
     shown = run("--version")
-    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert (shown.returncode, shown.stdout) == (0, f"pgembed {project['version']}\n")
 
 
@@ -212,27 +200,27 @@ def test_a_database_that_is_not_ready_says_what_to_do(
     empty_url: URL, helpdesk: str, environment: dict[str, str]
 ) -> None:
     url = empty_url.render_as_string(hide_password=False)
-    assert "run `pgembed init`" in run("status", "--url", url).stderr
-    done = run("search", "article", "title", "x", "--url", helpdesk, **environment)
+    assert "run `pgembed init`" in call("status", "--url", url).stderr
+    done = call("search", "article", "title", "x", "--url", helpdesk, **environment)
     assert (done.returncode, "there are: public.article.embedding" in done.stderr) == (1, True)
 
 
 @pytest.mark.parametrize("command", ["search T vec x", "backfill T", "failures list T", "index plan T vec"])
 def test_a_table_that_is_not_there_is_the_same_exit_code(helpdesk: str, command: str) -> None:
-    done = run(*command.replace("T", "nowhere").split(), "--url", helpdesk)
+    done = call(*command.replace("T", "nowhere").split(), "--url", helpdesk)
     assert (done.returncode, done.stdout) == (1, "")
     assert re.match(r"pgembed: .*nowhere", done.stderr)
 
 
 def test_the_demo_embeds_once(server_folder: Path, environment: dict[str, str]) -> None:
-    arguments = ("demo", "--path", str(server_folder), "--limit", "400")
+    arguments = ("demo", "--path", str(server_folder), "--limit", "200")
     outside = {
         **environment,
         "PATH": os.defpath,
     }  # as make demo is called
     first = run(*arguments, **outside)
     assert first.returncode == 0, first.stderr
-    assert "400 docstrings embedded" in first.stdout
+    assert "200 docstrings embedded" in first.stdout
     assert "how do I compress a file?" in first.stdout
     assert re.search(r"guess right for \d+% of \d+ held-back entries", first.stdout)
     assert re.search(r"Near-duplicates.*\d+ groups", first.stdout)
@@ -243,4 +231,4 @@ def test_the_demo_embeds_once(server_folder: Path, environment: dict[str, str]) 
     again = run(*arguments, **environment)
     assert "nothing to embed again" in again.stdout
     shown = run("status", "--url", f"embedded:{server_folder}")
-    assert re.search(r"entry\.embedding .* 400 +400 +0 +0 +hnsw", shown.stdout), shown.stdout
+    assert re.search(r"entry\.embedding .* 200 +200 +0 +0 +hnsw", shown.stdout), shown.stdout

@@ -12,7 +12,7 @@ from sqlalchemy import Engine, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from pgembed import Encoder, Vector, embedding_column
-from tests.acceptance.test_cli import run
+from tests.commands import call
 
 TEXTS = ("Bread is " + "baked " * 30, "Soup of the day", "An apple pie")
 
@@ -45,7 +45,7 @@ def test_commands_need_no_models(engine: Engine, minilm_folder: Path, options: d
     }
 
     def pgembed(*arguments: str) -> str:
-        done = run(*arguments, **environment)
+        done = call(*arguments, **environment)
         assert done.returncode == 0, done.stderr
         return done.stdout
 

@@ -22,7 +22,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from pgembed.cli.options import open_engine
 from pgembed.database import embedded
 from pgembed.exc import MissingExtraError
-from tests.acceptance.filling.processes import PGEMBED, wait_for
+from tests.commands import PGEMBED, wait_for
 
 PATIENCE = 60.0  # seconds; what takes longer hangs
 VERSION = text("SHOW server_version")

@@ -12,6 +12,9 @@ from pgembed import HNSW, Vector, embedding_column
 from pgembed.columns import Array
 from pgembed.testing import HashEncoder
 
+#: What commands are told to import.
+MODELS = "tests.acceptance.filling.models:Base"
+
 
 class ProcessEncoder(HashEncoder):
     """Takes ``ENCODER_SECONDS`` a batch, refuses poison, and logs its texts to the file ``ENCODER_LOG``."""

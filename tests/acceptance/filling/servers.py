@@ -22,6 +22,7 @@ class Server:
 
     def __init__(self, url: URL, folder: Path) -> None:
         self.url = url
+        self.location = url.render_as_string(hide_password=False)
         self.folder = folder
         self.log = folder / "log"
 

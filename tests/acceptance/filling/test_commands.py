@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import re
 import signal
 import threading
@@ -17,37 +16,29 @@ from sqlalchemy import URL, Engine, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from pgembed import Encoder, Vector, embedding_column
-from pgembed.cli.main import main
 from pgembed.filling import worker as module
 from pgembed.filling.cycle import Settings
 from pgembed.testing import HashEncoder
+from tests.commands import call as command
+from tests.commands import run, start, wait_for
 
-from .models import Base
-from .processes import MODELS, run, start, wait_for
+from .models import MODELS, Base
+
+Call = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def call(
-    url: URL, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., tuple[int, str, str]]:
-    """``pgembed ...`` in this process, which is quicker: exit code, output, errors."""
+def location(url: URL) -> str:
+    return url.render_as_string(hide_password=False)
+
+
+@pytest.fixture
+def call(location: str) -> Call:
+    """``pgembed ...`` on the database: exit code, output, errors."""
 
     def called(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["pgembed", *arguments])
-        monkeypatch.setenv("PGEMBED_URL", url.render_as_string(hide_password=False))
-        for name, value in {"COLUMNS": "160", "NO_COLOR": "1", "TERM": "dumb"}.items():
-            monkeypatch.setenv(name, value)
-        root = logging.getLogger()
-        handlers = root.handlers[:]
-        try:
-            main()
-            code = 0
-        except SystemExit as done:
-            code = int(done.code or 0)
-        finally:
-            root.handlers[:] = handlers
-        out, err = capsys.readouterr()
-        return code, out, err
+        done = command(*arguments, PGEMBED_URL=location)
+        return done.returncode, done.stdout, done.stderr
 
     return called
 
@@ -76,10 +67,7 @@ def articles(engine: Engine) -> Engine:
     return engine
 
 
-Call = Callable[..., tuple[int, str, str]]
-
-
-def test_backfill_fills_and_says_how_much(articles: Engine, url: URL, call: Call) -> None:
+def test_backfill_fills_and_says_how_much(articles: Engine, location: str, call: Call) -> None:
     name = "public.article.embedding"
     _, dry, _ = call("backfill", "--models", MODELS, "--dry-run")
     assert re.search(rf"{name}: 300 rows to fill, [\d,]+ rows/s, about 0:00:0\d", dry)
@@ -91,14 +79,14 @@ def test_backfill_fills_and_says_how_much(articles: Engine, url: URL, call: Call
     assert one(articles, between) == (0,)
 
     execute(articles, "UPDATE article SET title = 'poison' WHERE id = 200")
-    rest = run(url, "backfill", "--models", MODELS)
+    rest = run("backfill", "--models", MODELS, PGEMBED_URL=location)
     assert rest.stdout == f"{name}: 219 rows filled, 1 failed (see `pgembed failures list`)\n"
     assert rest.returncode == 1
     logged = f"WARNING event=failed column={name!r} key=[200] error='poison'"
     assert logged in rest.stderr.splitlines()
     assert status(articles) == (299, 1, 1)
     assert call("backfill", "--models", MODELS)[:2] == (1, f"{name}: 0 rows filled, 1 still pending\n")
-    assert run(url, "worker", "--once", "--models", MODELS).returncode == 1
+    assert run("worker", "--once", "--models", MODELS, PGEMBED_URL=location).returncode == 1
     _, shown, _ = call("status")
     assert re.search(r"article\.embedding +hash +\w{12} +300 +299 +1 +1 +hnsw", shown)
 
@@ -149,7 +137,7 @@ def test_errors_are_one_line_and_an_exit_code(articles: Engine, call: Call) -> N
 
 
 def test_the_worker_fills_from_the_registry_alone(
-    engine: Engine, url: URL, minilm_folder: Path, minilm: Encoder
+    engine: Engine, location: str, minilm_folder: Path, minilm: Encoder
 ) -> None:
     """It has none of the models, and a table whose encoder it lacks does not stop it."""
 
@@ -173,7 +161,7 @@ def test_the_worker_fills_from_the_registry_alone(
         engine,
         *(f"INSERT INTO {name} (words) VALUES ('one'), (NULL), ('three')" for name in ("page", "broken")),
     )
-    done = run(url, "worker", "--once", PGEMBED_ENCODERS=str(minilm_folder.parent))
+    done = run("worker", "--once", PGEMBED_URL=location, PGEMBED_ENCODERS=str(minilm_folder.parent))
     assert done.returncode == 1
     assert "event=error column='public.broken.vector'" in done.stderr
     assert re.search(r"event=filled column='public.page.embedding' rows=2 failed=0", done.stderr)
@@ -184,9 +172,10 @@ def test_the_worker_fills_from_the_registry_alone(
     assert json.loads(vector) == pytest.approx(minilm.encode_documents(["three"])[0].tolist(), abs=1e-5)
 
 
-def test_the_worker_goes_on_until_it_is_told_to_stop(articles: Engine, url: URL, tmp_path: Path) -> None:
+def test_the_worker_goes_on_until_it_is_told_to_stop(articles: Engine, location: str, tmp_path: Path) -> None:
     log, texts = tmp_path / "log", tmp_path / "texts"
-    worker = start(url, "worker", "--models", MODELS, "--poll", "0.05", log=log, ENCODER_LOG=str(texts))
+    environment = {"PGEMBED_URL": location, "ENCODER_LOG": str(texts)}
+    worker = start("worker", "--models", MODELS, "--poll", "0.05", log=log, **environment)
     wait_for(lambda: status(articles)[1] == 0)
     execute(articles, "INSERT INTO article (title) VALUES ('poison'), ('later')")
     wait_for(lambda: status(articles) == (301, 1, 1))
@@ -203,9 +192,10 @@ def test_the_worker_goes_on_until_it_is_told_to_stop(articles: Engine, url: URL,
     assert "event=failed" in log.read_text()
 
 
-def test_sigterm_writes_what_was_encoded(articles: Engine, url: URL, tmp_path: Path) -> None:
+def test_sigterm_writes_what_was_encoded(articles: Engine, location: str, tmp_path: Path) -> None:
     log, texts = tmp_path / "log", tmp_path / "texts"
-    worker = start(url, "worker", "--models", MODELS, log=log, ENCODER_LOG=str(texts), ENCODER_SECONDS="1")
+    environment = {"PGEMBED_URL": location, "ENCODER_LOG": str(texts), "ENCODER_SECONDS": "1"}
+    worker = start("worker", "--models", MODELS, log=log, **environment)
     wait_for(lambda: one(articles, "SELECT count(*) FROM pgembed.lease") != (0,))
     worker.send_signal(signal.SIGTERM)
     assert worker.wait(10) == 0
@@ -215,9 +205,7 @@ def test_sigterm_writes_what_was_encoded(articles: Engine, url: URL, tmp_path: P
     assert one(articles, "SELECT count(*) FROM pgembed.lease") == (0,)
 
 
-def test_a_table_made_later_is_found(
-    engine: Engine, url: URL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_table_made_later_is_found(engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And one whose declaration changes is filled by the new one."""
     monkeypatch.setattr(module, "_LOOK", 0.1)
     worker = module.Worker(engine, settings=Settings(poll=0.02))

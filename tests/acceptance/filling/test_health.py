@@ -8,15 +8,16 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from subprocess import Popen
+from typing import Any
 
 import pytest
 from sqlalchemy import URL, Engine, text
 
 from pgembed.filling import heartbeat
-from pgembed.filling.heartbeat import BEAT, Heartbeat, State, problems
+from pgembed.filling.heartbeat import Heartbeat, State, problems
+from tests.commands import call, start, wait_for
 
-from .models import Base
-from .processes import MODELS, run, start, wait_for
+from .models import MODELS, Base
 
 
 def execute(engine: Engine, statement: str) -> None:
@@ -24,23 +25,34 @@ def execute(engine: Engine, statement: str) -> None:
         connection.execute(text(statement))
 
 
+def rows(engine: Engine, statement: str) -> list[Any]:
+    with engine.connect() as connection:
+        return [tuple(row) for row in connection.execute(text(statement))]
+
+
 class Workers:
     """Worker processes with their heartbeats in a folder of the test's."""
 
     def __init__(self, url: URL, folder: Path) -> None:
-        self.url, self.folder = url, folder
+        self.url, self.folder = url.render_as_string(hide_password=False), folder
         self.running: list[Popen[str]] = []
 
     def start(self, *arguments: str, **environment: str) -> Popen[str]:
         worker = start(
-            self.url,
             *("worker", "--poll", "0.05", "--heartbeat", str(self.folder / "beats"), *arguments),
             log=self.folder / "log",
+            PGEMBED_URL=self.url,
             **environment,
         )
         self.running.append(worker)
         wait_for(lambda: (self.folder / f"beats/worker-{worker.pid}.json").exists())
         return worker
+
+    def beat_again(self) -> None:
+        """Wait until each that is alive has said anew how it stands."""
+        asked = time.time()
+        files = [self.folder / f"beats/worker-{w.pid}.json" for w in self.running if w.poll() is None]
+        wait_for(lambda: all(json.loads(file.read_text())["at"] > asked for file in files))
 
     def problems(self, grace: float = 1) -> list[str]:
         return problems(self.folder / "beats", grace=grace)
@@ -48,7 +60,7 @@ class Workers:
     def health(self, grace: float = 120) -> tuple[int, str]:
         """The check has no database: it needs none."""
         check = ("worker", "--health", "--grace", str(grace))
-        done = run(URL.create("postgresql"), *check, PGEMBED_HEARTBEAT=str(self.folder / "beats"))
+        done = call(*check, PGEMBED_HEARTBEAT=str(self.folder / "beats"))
         assert "Traceback" not in done.stderr
         return done.returncode, done.stdout + done.stderr
 
@@ -70,7 +82,9 @@ def test_it_is_green_while_idle_or_filling_and_red_without_a_worker(workers: Wor
     wait_for(lambda: workers.problems() == [])
     assert workers.health() == (0, "healthy\n")
     execute(engine, "INSERT INTO article (title) VALUES ('a'), ('poison')")
-    time.sleep(3 * BEAT)  # a row that was set aside is no fault of the worker's
+    failed = "SELECT failed, pending FROM pgembed.status WHERE column_name = 'embedding'"
+    wait_for(lambda: rows(engine, failed) == [(1, 1)])
+    workers.beat_again()  # a row that was set aside is no fault of the worker's
     assert workers.problems() == []
     worker.send_signal(signal.SIGTERM)
     assert worker.wait(20) == 0
@@ -81,7 +95,7 @@ def test_an_error_with_rows_pending_is_red(workers: Workers, engine: Engine) -> 
     """The registry's worker has no encoder of that name; the one of the models could fill."""
     workers.start()
     other = workers.start("--models", MODELS)
-    time.sleep(3 * BEAT)
+    workers.beat_again()
     assert workers.problems() == []  # there is nothing to fill
     other.kill()
     other.wait()

@@ -19,9 +19,9 @@ from sqlalchemy.exc import DBAPIError
 from pgembed.columns import embeddings_of
 from pgembed.exc import DatabaseError
 from pgembed.filling import Settings, Worker
+from tests.commands import start, wait_for
 
-from .models import Base
-from .processes import MODELS, start, wait_for
+from .models import MODELS, Base
 from .servers import running
 
 GUIDE = Path(__file__).parents[3] / "docs" / "filling.md"
@@ -48,7 +48,9 @@ def test_a_notification_wakes_the_worker_also_after_a_restart(tmp_path: Path) ->
     with running() as server:
         engine = create_engine(server.url, pool_pre_ping=True)
         execute(engine, trigger)
-        worker = start(server.url, "worker", "--models", MODELS, "--listen", "--poll", "600", log=log)
+        worker = start(
+            "worker", "--models", MODELS, "--listen", "--poll", "600", log=log, PGEMBED_URL=server.location
+        )
         try:
             wait_for(lambda: "event=listen channel='pgembed'" in log.read_text())
             for i in range(3):

@@ -27,9 +27,9 @@ from sqlalchemy.pool import NullPool
 
 from pgembed.columns import embeddings_of
 from pgembed.testing import HashEncoder
+from tests.commands import start
 
-from .models import Article, Base
-from .processes import MODELS, start
+from .models import MODELS, Article, Base
 from .servers import Server, running
 
 SECONDS = float(os.environ.get("PGEMBED_TORTURE_SECONDS", "60"))
@@ -217,9 +217,9 @@ def wait_until_fresh(engine: Engine, seconds: float) -> None:
 def test_every_vector_is_that_of_its_text_whatever_died(server: Server, tmp_path: Path) -> None:
     stop = threading.Event()
     log = tmp_path / "workers"
-    environment = {"ENCODER_SECONDS": str(ENCODER_SECONDS)}
+    environment = {"ENCODER_SECONDS": str(ENCODER_SECONDS), "PGEMBED_URL": server.location}
     arguments = ("worker", "--models", MODELS, "--poll", "0.05", "--batch-seconds", "4")
-    workers = [start(server.url, *arguments, log=log, **environment) for _ in range(WORKERS)]
+    workers = [start(*arguments, log=log, **environment) for _ in range(WORKERS)]
     engine = create_engine(server.url, poolclass=NullPool)
     try:
         writers = [Writer(server.url, seed, stop) for seed in range(WRITERS)]
@@ -232,7 +232,7 @@ def test_every_vector_is_that_of_its_text_whatever_died(server: Server, tmp_path
                 victim = random.randrange(WORKERS)
                 workers[victim].kill()
                 workers[victim].wait()
-                workers[victim] = start(server.url, *arguments, log=log, **environment)
+                workers[victim] = start(*arguments, log=log, **environment)
                 killed += 1
             if now > SECONDS / 2 and restarted < now // 30 + 1:
                 server.restart()
