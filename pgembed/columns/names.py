@@ -1,13 +1,21 @@
-"""Names that Postgres keeps whole: it cuts what is longer than 63 bytes, and says so in a notice only."""
+"""Names as SQL writes them, and short enough that Postgres keeps them whole: it cuts what is longer than 63
+bytes, and says so in a notice only.
+"""
 
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
+from sqlalchemy import Table
+from sqlalchemy.dialects.postgresql.base import PGDialect
 from sqlalchemy.schema import conv
+from sqlalchemy.sql.selectable import FromClause
 
 #: Bytes of a name at most (``NAMEDATALEN`` less one).
 LONGEST_NAME = 63
+#: Quotes names that are sent as values: the driver's own dialect would double per cent signs.
+NAMES: Any = PGDialect(paramstyle="named").identifier_preparer  # type: ignore[no-untyped-call]
 
 
 def octets(name: str) -> int:
@@ -23,3 +31,8 @@ def shortened(name: str) -> conv:
     checksum = hashlib.md5(name.encode(), usedforsecurity=False).hexdigest()[-4:]
     start = name.encode()[: LONGEST_NAME - 8].decode(errors="ignore")
     return conv(f"{start}_{checksum}")
+
+
+def written(table: Table | FromClause) -> str:
+    """A table as SQL writes it, as a value."""
+    return str(NAMES.format_table(table))

@@ -11,10 +11,10 @@ from typing import TypeVar
 from sqlalchemy import Connection, Engine, MetaData, Table, text
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
+from pgembed.columns.names import written
 from pgembed.database.embedded import is_embedded
 from pgembed.exc import NotInstalledError, NotTrustedError, sqlstate
 from pgembed.filling.targets import Target
-from pgembed.indexes.catalogue import written
 
 logger = logging.getLogger(__name__)
 

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from sqlalchemy import Connection, Index, Table, bindparam, text
-from sqlalchemy.dialects.postgresql.base import PGDialect
-from sqlalchemy.sql.selectable import FromClause
 from sqlalchemy.types import ARRAY, String
 
+from pgembed.columns.names import NAMES, written
 from pgembed.exc import DeclarationError
 from pgembed.indexes.errors import IndexBuildError, IndexMissingError
 from pgembed.indexes.methods import ACCESS_METHODS
 from pgembed.metrics import BY_NAME
-
-_NAMES: Any = PGDialect(paramstyle="named").identifier_preparer  # type: ignore[no-untyped-call]
 
 _STANDING = text("""
 SELECT i.indexrelid AS oid,
@@ -165,18 +161,13 @@ def require(connection: Connection, index: Index) -> StandingIndex:
 
 def name_of(index: Index) -> str:
     """The name of an index in the database: a long one is shortened on the way there."""
-    rendered: str = _NAMES.format_index(index)
+    rendered: str = NAMES.format_index(index)
     return rendered[1:-1].replace('""', '"') if rendered.startswith('"') else rendered
 
 
 def relation_of(index: Index) -> str:
     """The table of an index, as SQL writes it."""
     return written(_table(index))
-
-
-def written(table: Table | FromClause) -> str:
-    """A table as SQL writes it, as a value: the driver's own dialect would double per cent signs."""
-    return str(_NAMES.format_table(table))
 
 
 def _table(index: Index) -> Table:

@@ -13,10 +13,10 @@ from sqlalchemy import Connection, Engine, Index, Table, text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.schema import DDLElement
 
-from pgembed.columns.names import LONGEST_NAME, octets
+from pgembed.columns.names import LONGEST_NAME, octets, written
 from pgembed.exc import PgembedError, need_engine, sqlstate
 from pgembed.indexes.build import SERIAL, is_parallel, lacks_shared_memory, root_of, settings_for
-from pgembed.indexes.catalogue import StandingIndex, find, name_of, relation_of, standing, written
+from pgembed.indexes.catalogue import StandingIndex, find, name_of, relation_of, standing
 from pgembed.indexes.comparison import refuse_other_form, require_as_declared, stands_as_declared
 from pgembed.indexes.ddl import (
     CommentOnIndex,

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, Engine, Table, func, select, text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
+from pgembed.columns.names import written
 from pgembed.exc import sqlstate
-from pgembed.indexes.catalogue import written
 from pgembed.indexes.ddl import LockMaterializedView, LockTable
 from pgembed.indexes.errors import IndexBuildError
 from pgembed.indexes.settings import in_autocommit

@@ -7,10 +7,10 @@ from typing import Any
 
 from sqlalchemy import Connection, Table, text
 
+from pgembed.columns.names import written
 from pgembed.columns.registration import read_registration
 from pgembed.columns.trust import require_trust
 from pgembed.indexes import ACCESS_METHODS
-from pgembed.indexes.catalogue import written
 from pgembed.migrations.definitions import (
     IndexDefinition,
     PendingIndexDefinition,

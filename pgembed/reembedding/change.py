@@ -15,6 +15,7 @@ import numpy as np
 from sqlalchemy import Connection, Row, func, select, text
 
 from pgembed.columns import EmbeddingColumn, answered
+from pgembed.columns.names import written
 from pgembed.database.install import require_installed
 from pgembed.exc import DeclarationError, EncoderError
 from pgembed.filling.registry import columns_of
@@ -27,7 +28,7 @@ from pgembed.indexes import (
     recall,
     vector_index_of,
 )
-from pgembed.indexes.catalogue import StandingIndex, written
+from pgembed.indexes.catalogue import StandingIndex
 from pgembed.indexes.forms import declared_as, standing_on
 from pgembed.queries import semantic_search
 

@@ -10,10 +10,11 @@ from typing import Any
 from sqlalchemy import Connection, func, select, text
 
 from pgembed.columns import TextEncoder
+from pgembed.columns.names import written
 from pgembed.exc import DeclarationError, EncoderError
 from pgembed.filling.targets import Refused, Target, find_targets
 from pgembed.indexes import ACCESS_METHODS
-from pgembed.indexes.catalogue import StandingIndex, written
+from pgembed.indexes.catalogue import StandingIndex
 from pgembed.indexes.forms import form_of, standing_on
 from pgembed.indexes.planning import server_of
 from pgembed.indexes.sizes import METHODS, Build, vector_size

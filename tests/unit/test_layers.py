@@ -14,49 +14,231 @@ import pgembed
 
 PACKAGE = Path(__file__).parents[2] / "pgembed"
 
-#: Layers from the bottom up; what stands on one line does not import each other, but for what is named below.
+#: Layers from the bottom up; parts of one layer do not import each other, but for what is named below.
 LAYERS = (
     ("exc", "metrics"),
     ("encoders", "columns"),
-    ("indexes", "queries", "database"),
-    ("filling",),
+    ("indexes", "database"),
+    ("queries",),
+    ("measuring", "filling"),
     ("reembedding",),
     ("migrations", "testing", "cli"),
 )
-#: Neighbours on one layer that may be used: an error has no dependencies, a search asks for the index, and a
-#: column's encoder has the threads of all encoders.
-NEIGHBOURS = {("metrics", "exc"), ("queries", "indexes"), ("columns", "encoders")}
+#: Neighbours on one layer that may be used: an error has no dependencies, and a column has an encoder.
+NEIGHBOURS = {("metrics", "exc"), ("columns", "encoders")}
+#: What filling does without, though it is above: it writes vectors, and knows nothing of searches.
+APART = {("filling", "indexes"), ("filling", "queries")}
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+#: Imports of modules whose names only the run knows, and why they are no way around the layers.
+BY_NAME = {
+    "pgembed": "the face loads its parts when they are first asked for",
+    "pgembed.filling.targets": "the module of the user's models, from --models",
+    "pgembed.cli.demo.corpus": "the standard library's modules that are written in C",
+}
+#: Who may use the package's face: moved names are answered by it.
+FACED = {"pgembed.indexes"}
 
 
-def imports() -> Iterator[tuple[str, str, Path]]:
-    """(importing part, imported part, file) for every import inside the package."""
-    for file in PACKAGE.rglob("*.py"):
-        relative = file.relative_to(PACKAGE)
-        if relative == Path("__init__.py"):
-            continue
-        part = relative.parts[0].removesuffix(".py")
-        for node in ast.walk(ast.parse(file.read_text())):
-            modules = []
+class Imports:
+    """Which module of a package imports which, wherever in its file, but for type checkers alone.
+
+    :ivar graph: by dotted name, the modules that each imports. A package's name is its ``__init__``, which
+        also runs for whoever imports a module of that package from outside of it.
+    :ivar by_string: the modules that import by a string: of the package itself, or one known at run time.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.files = {
+            ".".join(file.relative_to(root.parent).with_suffix("").parts).removesuffix(".__init__"): file
+            for file in root.rglob("*.py")
+        }
+        self.root = root.name
+        self.by_string: list[str] = []
+        self.graph = {module: set(self._imported(module)) for module in self.files}
+
+    def _imported(self, module: str) -> Iterator[str]:
+        for node in statements(ast.parse(self.files[module].read_text())):
+            names: list[str] = []
             if isinstance(node, ast.ImportFrom):
-                assert node.level == 0, f"{file}: relative import"
-                modules = [f"{node.module}.{alias.name}" for alias in node.names]
+                assert node.level == 0, f"{module}: relative import"
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
             elif isinstance(node, ast.Import):
-                modules = [alias.name for alias in node.names]
-            for module in modules:
-                if module.startswith("pgembed."):
-                    yield part, module.split(".")[1], file
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.Call) and called(node) in ("import_module", "__import__"):
+                given = node.args[0] if node.args else None
+                if not isinstance(given, ast.Constant) or given.value.split(".")[0] in (self.root, ""):
+                    self.by_string.append(module)
+                names = [given.value] if isinstance(given, ast.Constant) else []
+            for name in names:
+                if name.split(".")[0] == self.root:
+                    yield from self._run_by(name, module)
+
+    def _run_by(self, name: str, module: str) -> Iterator[str]:
+        """The modules that run when ``module`` imports ``name``, a module or what one holds."""
+        found = name if name in self.files else name.rpartition(".")[0]
+        yield from {found} & self.files.keys()
+        parents = found.split(".")[1:-1]
+        for length in range(1, len(parents) + 1):
+            parent = ".".join([self.root, *parents[:length]])
+            if not f"{module}.".startswith(f"{parent}."):
+                yield parent
+
+    def circles(self) -> list[list[str]]:
+        """The strongly connected components of more than one module, and modules that import themselves."""
+        reached = {module: self._reached(module) for module in self.graph}
+        found = {
+            frozenset(other for other in reached[module] if module in reached[other])
+            for module in self.graph
+            if module in reached[module]
+        }
+        return sorted(map(sorted, found))
+
+    def _reached(self, start: str) -> set[str]:
+        reached: set[str] = set()
+        waiting = [start]
+        while waiting:
+            further = self.graph[waiting.pop()] - reached
+            reached |= further
+            waiting += further
+        return reached
+
+    def upward(self) -> list[str]:
+        """Imports of a part by one that is not above it, and those of the face."""
+        return sorted(
+            f"{module} -> {other}"
+            for module, others in self.graph.items()
+            for other in others
+            if module != self.root and not allowed(module, other)
+        )
 
 
-def test_imports_run_one_way() -> None:
-    found = list(imports())
-    assert len(found) > 50
-    wrong = [
-        f"{file.relative_to(PACKAGE)}: {part} -> {imported}"
-        for part, imported, file in found
-        if part != imported and (part, imported) not in NEIGHBOURS and LEVEL[imported] >= LEVEL[part]
-    ]
-    assert wrong == []
+def statements(tree: ast.AST) -> Iterator[ast.AST]:
+    """All nodes but those that only a type checker reads."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
+            for other in node.orelse:
+                yield from (other, *statements(other))
+        else:
+            yield from (node, *statements(node))
+
+
+def called(node: ast.Call) -> str:
+    """The name of a function that is called, without its module."""
+    return ast.unparse(node.func).rpartition(".")[2]
+
+
+def allowed(module: str, other: str) -> bool:
+    """Whether the layers let one module import another."""
+    if "." not in other:
+        return module in FACED
+    part, imported = module.split(".")[1], other.split(".")[1]
+    above = LEVEL[imported] < LEVEL[part] and (part, imported) not in APART
+    return part == imported or above or (part, imported) in NEIGHBOURS
+
+
+@pytest.fixture(scope="module")
+def imports() -> Imports:
+    return Imports(PACKAGE)
+
+
+def test_imports_run_one_way(imports: Imports) -> None:
+    assert sum(map(len, imports.graph.values())) > 500
+    assert imports.upward() == []
+
+
+def test_no_circles(imports: Imports) -> None:
+    # The face imports all parts, by strings that are not known here.
+    imports.graph["pgembed"] = set()
+    assert imports.circles() == []
+
+
+def test_no_imports_by_string(imports: Imports) -> None:
+    assert set(imports.by_string) - BY_NAME.keys() == set()
+
+
+def planted(folder: Path, code: str) -> Imports:
+    """A small package with two modules in ``columns``, and ``code`` in the first of them."""
+    for name, content in {
+        "columns/__init__": "from pgembed.columns.one import ONE",
+        "columns/one": code,
+        "columns/two": "from pgembed.columns.one import ONE",
+        "exc": "",
+        "filling/__init__": "from pgembed.filling.worker import Worker",
+        "filling/worker": "import pgembed.columns.two",
+        "__init__": "",
+    }.items():
+        file = folder / "pgembed" / f"{name}.py"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(content)
+    return Imports(folder / "pgembed")
+
+
+@pytest.mark.parametrize(
+    "code", ["from pgembed import exc", "import pgembed.exc, json", "import_module(name)"]
+)
+def test_a_package_without_circles(tmp_path: Path, code: str) -> None:
+    imports = planted(tmp_path, code)
+    assert imports.circles() == imports.upward() == []
+    assert imports.graph["pgembed.columns.two"] == {"pgembed.columns.one"}
+    assert imports.graph["pgembed.filling.worker"] == {"pgembed.columns", "pgembed.columns.two"}
+
+
+@pytest.mark.parametrize(
+    ("code", "circle"),
+    [
+        ("import pgembed.columns.two", {"one", "two"}),
+        ("def function():\n    from pgembed.columns import two", {"one", "two"}),
+        ("from pgembed.columns import ONE", {"", "one"}),
+        ("from pgembed.columns.one import ONE", {"one"}),
+        ("if TYPE_CHECKING:\n    pass\nelse:\n    from pgembed.columns.two import x", {"one", "two"}),
+        ("import_module('pgembed.columns.two')", {"one", "two"}),
+    ],
+)
+def test_a_circle_is_found(tmp_path: Path, code: str, circle: set[str]) -> None:
+    names = sorted(f"pgembed.columns.{name}".rstrip(".") for name in circle)
+    assert planted(tmp_path, code).circles() == [names]
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from pgembed.filling import worker",
+        "class Any:\n    def method(self):\n        import pgembed.filling.worker",
+        "importlib.import_module('pgembed.filling.worker')",
+        "__import__('pgembed.filling.worker')",
+    ],
+)
+def test_an_upward_import_is_found(tmp_path: Path, code: str) -> None:
+    imports = planted(tmp_path, code)
+    assert imports.upward() == [f"pgembed.columns.one -> pgembed.filling{end}" for end in ("", ".worker")]
+    assert imports.circles() != []
+
+
+def test_an_import_of_the_face_is_found(tmp_path: Path) -> None:
+    assert planted(tmp_path, "from pgembed import Encoder").upward() == ["pgembed.columns.one -> pgembed"]
+
+
+@pytest.mark.parametrize(
+    ("call", "refused"),
+    [
+        ("import_module('pgembed.exc')", True),
+        ("importlib.import_module(f'pgembed.{part}')", True),
+        ("importlib.import_module('.two', __package__)", True),
+        ("import_module(name=where)", True),
+        ("__import__(name)", True),
+        ("import_module('json')", False),
+        ("find_spec('pgembed.exc')", False),
+    ],
+)
+def test_an_import_by_string_is_found(tmp_path: Path, call: str, refused: bool) -> None:
+    assert planted(tmp_path, f"def function():\n    return {call}").by_string == (
+        ["pgembed.columns.one"] if refused else []
+    )
+
+
+def test_what_is_for_type_checkers_alone_does_not_count(tmp_path: Path) -> None:
+    imports = planted(tmp_path, "if TYPE_CHECKING:\n    from pgembed.filling import worker")
+    assert imports.graph["pgembed.columns.one"] == set()
 
 
 def test_every_part_has_its_layer() -> None:

@@ -28,7 +28,7 @@ from sqlalchemy import Column, Connection, Index, MetaData, Table, text
 
 from pgembed.columns import EmbeddingColumn, PendingIndex, embeddings_of
 from pgembed.columns.embedding import INFO, SOURCES
-from pgembed.indexes.catalogue import written
+from pgembed.columns.names import written
 from pgembed.migrations.compare.columns import settle
 from pgembed.migrations.compare.indexes import TableIndexes, definition_of
 from pgembed.migrations.compare.refusals import (

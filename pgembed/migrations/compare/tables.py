@@ -11,7 +11,7 @@ from alembic.operations import ops
 from alembic.util import DispatchPriority, PriorityDispatchResult
 from sqlalchemy import Table
 
-from pgembed.indexes.catalogue import written
+from pgembed.columns.names import written
 from pgembed.indexes.partitions import is_partitioned
 from pgembed.migrations.compare.columns import convert_not_null, convert_vector_types
 from pgembed.migrations.compare.encoder_series import SeriesParts, backfilled, compare_encoders

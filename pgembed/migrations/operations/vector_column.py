@@ -11,9 +11,9 @@ from sqlalchemy import Column, ColumnElement, MetaData, Table, cast, column, fun
 from sqlalchemy.types import NullType, TypeEngine
 
 from pgembed.columns.digest import digest_sql, pending_sql, recipe
+from pgembed.columns.names import written
 from pgembed.columns.types import shape_of
 from pgembed.exc import DeclarationError
-from pgembed.indexes.catalogue import written
 from pgembed.migrations.definitions import Facts, MigrationError, PendingIndexDefinition, sql
 from pgembed.migrations.operations.base import NothingOp, PgembedOp, Statement
 from pgembed.migrations.reflection import indexes_of
