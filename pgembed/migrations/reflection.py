@@ -40,6 +40,15 @@ SELECT c.relname AS name,
  WHERE i.indrelid = pg_catalog.to_regclass(:relation)
 """)
 
+_DEPENDENT = text("""
+SELECT c.relname
+  FROM pg_catalog.pg_depend AS d
+  JOIN pg_catalog.pg_class AS c ON c.oid = d.objid AND c.relkind IN ('i', 'I')
+  JOIN pg_catalog.pg_attribute AS a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
+ WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.refclassid = 'pg_catalog.pg_class'::regclass
+   AND d.refobjid = pg_catalog.to_regclass(:relation) AND a.attname = :column
+""")
+
 
 def indexes_of(connection: Connection, table: Table, pending: set[str]) -> dict[str, IndexDefinition]:
     """The vector indexes and pending indexes that stand on a table, by name.
@@ -82,6 +91,12 @@ def indexes_of(connection: Connection, table: Table, pending: set[str]) -> dict[
                 valid=row.valid,
             )
     return found
+
+
+def dependent_indexes(connection: Connection, table: Table, column: str) -> set[str]:
+    """The names of the indexes on a column, in their expressions and predicates too."""
+    relation = written(table)
+    return set(connection.scalars(_DEPENDENT, {"relation": relation, "column": column}))
 
 
 def _parameters(options: Sequence[str] | None) -> dict[str, Any]:

@@ -24,11 +24,10 @@ from typing import Any
 
 from alembic.autogenerate.api import AutogenContext
 from alembic.operations import MigrateOperation, ops
-from sqlalchemy import Column, Connection, Index, MetaData, Table, text
+from sqlalchemy import Column, Connection, Index, MetaData, Table
 
 from pgembed.columns import EmbeddingColumn, PendingIndex, embeddings_of
 from pgembed.columns.embedding import INFO, SOURCES
-from pgembed.columns.names import written
 from pgembed.migrations.compare.columns import settle
 from pgembed.migrations.compare.indexes import TableIndexes, definition_of
 from pgembed.migrations.compare.refusals import (
@@ -38,23 +37,16 @@ from pgembed.migrations.compare.refusals import (
     check_replaced,
     check_same_encoder,
     check_undeclared,
+    in_place,
     registrations,
 )
 from pgembed.migrations.definitions import Facts, IndexDefinition, MigrationError, PendingIndexDefinition
-from pgembed.migrations.operations.table_locks import LockTableOp
+from pgembed.migrations.operations.table_locks import locked
 from pgembed.migrations.operations.vector_column import AssertBackfilledOp
+from pgembed.migrations.reflection import dependent_indexes
 from pgembed.reembedding.costs import next_name
 
 log = logging.getLogger(__name__)
-
-_DEPENDENT = text("""
-SELECT c.relname
-  FROM pg_catalog.pg_depend AS d
-  JOIN pg_catalog.pg_class AS c ON c.oid = d.objid AND c.relkind IN ('i', 'I')
-  JOIN pg_catalog.pg_attribute AS a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
- WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.refclassid = 'pg_catalog.pg_class'::regclass
-   AND d.refobjid = pg_catalog.to_regclass(:relation) AND a.attname = :column
-""")
 
 
 @dataclass(frozen=True)
@@ -113,16 +105,8 @@ class Series:
                 found.append(ops.AddColumnOp(name, added, schema=schema, if_not_exists=True))
         if self.frees_old(model):
             type_ = self.table.c[self.old].type
-            found.append(
-                ops.AlterColumnOp(
-                    name,
-                    self.old,
-                    schema=schema,
-                    existing_type=type_,
-                    existing_nullable=False,
-                    modify_nullable=True,
-                )
-            )
+            nullable: dict[str, Any] = {"existing_nullable": False, "modify_nullable": True}
+            found.append(ops.AlterColumnOp(name, self.old, schema=schema, existing_type=type_, **nullable))
         return locked(modify_ops, found, self.reason)
 
     def frees_old(self, model: Table) -> bool:
@@ -249,7 +233,7 @@ def compare_encoders(
         dropped = drop_columns(context, modify_ops, table, old, registered.get(old))
         parts.drop.extend(dropped)
         if dropped:
-            parts.ended.update(dependent(context.connection, table, old))
+            parts.ended.update(dependent_indexes(context.connection, table, old))
             if new in model.c:
                 parts.checks.append(backfilled(modify_ops, new, "the column that takes its place"))
     return replace(parts, indexes=indexes)
@@ -278,14 +262,6 @@ def drop_columns(
     return locked(modify_ops, columns)
 
 
-def locked(
-    modify_ops: ops.ModifyTableOps, operations: list[MigrateOperation], reason: tuple[str, ...] = ()
-) -> list[MigrateOperation]:
-    """Operations with the lock of their table, on the way up as on the way down."""
-    lock = LockTableOp(modify_ops.table_name, schema=modify_ops.schema, reason=reason)
-    return [lock, *operations, lock.reverse()] if operations else []
-
-
 def backfilled(
     modify_ops: ops.ModifyTableOps, column: str, what: str, share: float = 0.99
 ) -> AssertBackfilledOp:
@@ -304,22 +280,6 @@ def replaced_by(definition: IndexDefinition | None) -> str | None:
     if not isinstance(definition, PendingIndexDefinition):
         return None
     return (definition.registration or {}).get("replaces")
-
-
-def in_place(context: AutogenContext) -> bool:
-    """Whether a changed encoder is to change the vectors where they are.
-
-    ``alembic -x reembed=in_place``, or ``context.configure(..., pgembed_reembed="in_place")``.
-    """
-    assert context.migration_context is not None
-    environment = context.migration_context.environment_context
-    stated: Any = None
-    if environment is not None:
-        stated = environment.get_x_argument(as_dictionary=True).get("reembed")
-    stated = stated or context.opts.get("pgembed_reembed") or "beside"
-    if stated not in ("beside", "in_place"):
-        raise MigrationError(f'reembed={stated!r}; expected "beside" or "in_place"')
-    return bool(stated == "in_place")
 
 
 def find_series(
@@ -359,18 +319,12 @@ def find_series(
                     old,
                     new,
                     proposed,
-                    dependent(connection, table, old) if proposed or old not in model.c else set(),
+                    dependent_indexes(connection, table, old) if proposed or old not in model.c else set(),
                     None if registered is None else registered.registration,
                 )
             )
     check_distinct(replaced)
     return found
-
-
-def dependent(connection: Connection, table: Table, column: str) -> set[str]:
-    """The names of the indexes on a column, in their expressions and predicates too."""
-    relation = written(table)
-    return set(connection.scalars(_DEPENDENT, {"relation": relation, "column": column}))
 
 
 def _chosen_name(embedding: EmbeddingColumn, table: Table, pending: dict[str, PendingIndexDefinition]) -> str:

@@ -45,10 +45,14 @@ def compare_installation(
     split_revisions(context)
     # With include_schemas Alembic would take pgembed's own tables for ones that no model declares any more.
     schemas.discard("pgembed")
-    connection = _connection(context)
+    connection = context.connection
+    assert connection is not None
     if not any(needs_extension(table, connection.dialect) for table in context.sorted_tables):
         return _Result.CONTINUE
-    installed, extension = installed_revision(connection), has_extension(connection)
+    installed = installed_revision(connection)
+    extension = bool(
+        connection.scalar(text("SELECT true FROM pg_catalog.pg_extension WHERE extname = 'vector'"))
+    )
     written = written_installation(context, upgrade_ops)
     if not extension or installed is None or min(installed, written) < REVISION:
         # The revision that is the first to install is the one whose downgrade takes it away.
@@ -61,22 +65,12 @@ def compare_installation(
     return _Result.CONTINUE
 
 
-def _connection(context: AutogenContext) -> Connection:
-    assert context.connection is not None
-    return context.connection
-
-
 def installed_revision(connection: Connection) -> int | None:
     """The revision of pgembed's SQL objects that is installed; ``None`` for none."""
     if not is_installed(connection):
         return None
     revision: int | None = connection.scalar(text("SELECT revision FROM pgembed.version"))
     return revision
-
-
-def has_extension(connection: Connection) -> bool:
-    """Whether the extension ``vector`` is there."""
-    return bool(connection.scalar(text("SELECT true FROM pg_catalog.pg_extension WHERE extname = 'vector'")))
 
 
 def settle_entities(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
+from alembic.autogenerate.api import AutogenContext
 from sqlalchemy import Table
 
 from pgembed.columns import EmbeddingColumn, embeddings_of
@@ -11,6 +13,22 @@ from pgembed.columns.types import shape_of
 from pgembed.exc import DeclarationError
 from pgembed.migrations.compare.indexes import TableIndexes
 from pgembed.migrations.definitions import IndexDefinition, MigrationError, PendingIndexDefinition
+
+
+def in_place(context: AutogenContext) -> bool:
+    """Whether a changed encoder is to change the vectors where they are.
+
+    ``alembic -x reembed=in_place``, or ``context.configure(..., pgembed_reembed="in_place")``.
+    """
+    assert context.migration_context is not None
+    environment = context.migration_context.environment_context
+    stated: Any = None
+    if environment is not None:
+        stated = environment.get_x_argument(as_dictionary=True).get("reembed")
+    stated = stated or context.opts.get("pgembed_reembed") or "beside"
+    if stated not in ("beside", "in_place"):
+        raise MigrationError(f'reembed={stated!r}; expected "beside" or "in_place"')
+    return bool(stated == "in_place")
 
 
 def registrations(existing: Mapping[str, IndexDefinition]) -> dict[str, PendingIndexDefinition]:

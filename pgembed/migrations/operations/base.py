@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from copy import copy
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 from alembic.autogenerate.api import AutogenContext
@@ -16,6 +16,7 @@ from sqlalchemy.schema import DDLElement
 from pgembed.migrations.rendering import comment
 
 
+@dataclass(eq=False)
 class PgembedOp(MigrateOperation):
     """An operation that says how it is carried out, and how it is written into a migration.
 
@@ -34,21 +35,21 @@ class PgembedOp(MigrateOperation):
 
     def in_schema(self, schemas: Mapping[str | None, str | None]) -> Self:
         """The same in the schema that a ``schema_translate_map`` has for the one it names."""
-        operation: Any = copy(self)
-        if hasattr(operation, "schema"):
-            operation.schema = schemas.get(operation.schema, operation.schema)
-        return operation  # type: ignore[no-any-return]
+        changed: dict[str, Any] = {}
+        if hasattr(self, "schema"):
+            changed["schema"] = schemas.get(self.schema, self.schema)
+        return replace(self, **changed)
 
 
+@dataclass(eq=False)
 class NothingOp(PgembedOp):
     """The opposite of an operation whose opposite does nothing.
 
     :ivar comment: why, for whoever reads the migration; without one it leaves no trace there.
     """
 
-    def __init__(self, reverse: MigrateOperation, *, comment: str = "") -> None:
-        self._reverse = reverse
-        self.comment = comment
+    opposite: MigrateOperation
+    comment: str = ""
 
     def run(self, operations: Operations) -> None:
         """Nothing to do."""
@@ -57,7 +58,7 @@ class NothingOp(PgembedOp):
         return [*comment(self.comment), "pass"] if self.comment else []
 
     def reverse(self) -> MigrateOperation:
-        return self._reverse
+        return self.opposite
 
     def to_diff_tuple(self) -> tuple[Any, ...]:
         return ("nothing",)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from alembic.autogenerate.api import AutogenContext
@@ -33,6 +33,7 @@ from pgembed.migrations.operations.concurrency import (
 from pgembed.migrations.rendering import call, comment
 
 
+@dataclass(eq=False)
 class ChangeIndexOp(PgembedOp):
     """Create, drop or replace a vector index or a pending index.
 
@@ -50,12 +51,9 @@ class ChangeIndexOp(PgembedOp):
         "replace_pending_index",
     )
 
-    def __init__(
-        self, old: IndexDefinition | None, new: IndexDefinition | None, *, concurrently: bool = False
-    ) -> None:
-        self.old = old
-        self.new = new
-        self.concurrently = concurrently
+    old: IndexDefinition | None
+    new: IndexDefinition | None
+    concurrently: bool = False
 
     @classmethod
     def create_vector_index(
@@ -96,7 +94,7 @@ class ChangeIndexOp(PgembedOp):
         new = _vector_index(
             index_name, table_name, column, expression, using, opclass, parameters, where, schema
         )
-        operations.invoke(cls(None, new, concurrently=concurrently))
+        operations.invoke(cls(None, new, concurrently))
 
     @classmethod
     def drop_vector_index(
@@ -116,7 +114,7 @@ class ChangeIndexOp(PgembedOp):
         old = VectorIndexDefinition(
             name=index_name, table=table_name, expression="", using="hnsw", schema=schema
         )
-        operations.invoke(cls(old, None, concurrently=concurrently))
+        operations.invoke(cls(old, None, concurrently))
 
     @classmethod
     def replace_vector_index(
@@ -152,7 +150,7 @@ class ChangeIndexOp(PgembedOp):
         new = _vector_index(
             index_name, table_name, column, expression, using, opclass, parameters, where, schema
         )
-        operations.invoke(cls(new, new, concurrently=concurrently))
+        operations.invoke(cls(new, new, concurrently))
 
     @classmethod
     def create_pending_index(
@@ -185,7 +183,7 @@ class ChangeIndexOp(PgembedOp):
         :raises MigrationError: ``concurrently`` where it is impossible.
         """
         new = _pending_index(index_name, table_name, columns, where, registration, schema)
-        operations.invoke(cls(None, new, concurrently=concurrently))
+        operations.invoke(cls(None, new, concurrently))
 
     @classmethod
     def drop_pending_index(
@@ -203,7 +201,7 @@ class ChangeIndexOp(PgembedOp):
         :raises MigrationError: ``concurrently`` where it is impossible.
         """
         old = _pending_index(index_name, table_name, (), "", None, schema)
-        operations.invoke(cls(old, None, concurrently=concurrently))
+        operations.invoke(cls(old, None, concurrently))
 
     @classmethod
     def replace_pending_index(
@@ -226,7 +224,7 @@ class ChangeIndexOp(PgembedOp):
         The parameters are those of ``op.create_pending_index``.
         """
         new = _pending_index(index_name, table_name, columns, where, registration, schema)
-        operations.invoke(cls(new, new, concurrently=concurrently))
+        operations.invoke(cls(new, new, concurrently))
 
     def run(self, operations: Operations) -> None:
         if self.new is None:
@@ -245,7 +243,7 @@ class ChangeIndexOp(PgembedOp):
         if self.concurrently:
             drop_leftover(operations, replaced)
         create_index(operations, built, concurrently=self.concurrently, temporary=True)
-        if exists(operations, current):
+        if not self.concurrently or exists(operations, current):
             comment_on(operations, current, TEMPORARY)
             rename(operations, current, replaced)
         rename(operations, built, current)
@@ -265,14 +263,14 @@ class ChangeIndexOp(PgembedOp):
         return [*comment("" if self.old is None else self.new.reason(self.old)), text]
 
     def reverse(self) -> MigrateOperation:
-        return ChangeIndexOp(self.new, self.old, concurrently=self.concurrently)
+        return replace(self, old=self.new, new=self.old)
 
     def in_schema(self, schemas: Mapping[str | None, str | None]) -> Self:
         old, new = (
             each and replace(each, schema=schemas.get(each.schema, each.schema))
             for each in (self.old, self.new)
         )
-        return type(self)(old, new, concurrently=self.concurrently)
+        return replace(self, old=old, new=new)
 
     def to_diff_tuple(self) -> tuple[Any, ...]:
         found = [each for each in (self.old, self.new) if each is not None]
@@ -284,23 +282,16 @@ class ChangeIndexOp(PgembedOp):
         return "create" if self.old is None else "drop" if self.new is None else "replace"
 
 
+@dataclass(eq=False)
 class RegisterEmbeddingOp(PgembedOp):
     """Rewrite the registration of an embedding column."""
 
     names = ("register_embedding",)
 
-    def __init__(
-        self,
-        index_name: str,
-        registration: Facts | None,
-        *,
-        existing: Facts | None = None,
-        schema: str | None = None,
-    ) -> None:
-        self.index_name = index_name
-        self.registration = registration
-        self.existing = existing
-        self.schema = schema
+    index_name: str
+    registration: Facts | None
+    existing: Facts | None = None
+    schema: str | None = None
 
     @classmethod
     def register_embedding(
@@ -330,9 +321,7 @@ class RegisterEmbeddingOp(PgembedOp):
         return [call(context, "register_embedding", arguments, schema=self.schema)]
 
     def reverse(self) -> MigrateOperation:
-        return RegisterEmbeddingOp(
-            self.index_name, self.existing, existing=self.registration, schema=self.schema
-        )
+        return replace(self, registration=self.existing, existing=self.registration)
 
     def to_diff_tuple(self) -> tuple[Any, ...]:
         return ("register_embedding", self.index_name, self.existing, self.registration)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any
 
 from alembic.autogenerate.api import AutogenContext
@@ -17,6 +18,7 @@ from pgembed.migrations.operations.base import NothingOp, PgembedOp
 from pgembed.migrations.rendering import call
 
 
+@dataclass(eq=False)
 class InstallPgembedOp(PgembedOp):
     """The extension ``vector`` and pgembed's SQL objects.
 
@@ -26,20 +28,11 @@ class InstallPgembedOp(PgembedOp):
 
     names = ("install_pgembed",)
 
-    def __init__(
-        self,
-        revision: int = REVISION,
-        *,
-        extension: bool = True,
-        extension_schema: str = "public",
-        existing: int | None = None,
-        had_extension: bool = False,
-    ) -> None:
-        self.revision = revision
-        self.extension = extension
-        self.extension_schema = extension_schema
-        self.existing = existing
-        self.had_extension = had_extension
+    revision: int = REVISION
+    extension: bool = True
+    extension_schema: str = "public"
+    existing: int | None = None
+    had_extension: bool = False
 
     @classmethod
     def install_pgembed(
@@ -94,20 +87,20 @@ class InstallPgembedOp(PgembedOp):
             return NothingOp(
                 self, comment="pgembed's SQL objects stay as they are; they serve older models as well"
             )
-        return UninstallPgembedOp(extension=not self.had_extension, reverse=self)
+        return UninstallPgembedOp(not self.had_extension, self)
 
     def to_diff_tuple(self) -> tuple[Any, ...]:
         return ("install_pgembed", self.existing, self.revision)
 
 
+@dataclass(eq=False)
 class UninstallPgembedOp(PgembedOp):
     """The opposite of :class:`InstallPgembedOp`."""
 
     names = ("uninstall_pgembed",)
 
-    def __init__(self, *, extension: bool = False, reverse: InstallPgembedOp | None = None) -> None:
-        self.extension = extension
-        self._reverse = reverse
+    extension: bool = False
+    opposite: InstallPgembedOp = field(default_factory=InstallPgembedOp)
 
     @classmethod
     def uninstall_pgembed(cls, operations: Operations, *, extension: bool = False) -> None:
@@ -131,7 +124,7 @@ class UninstallPgembedOp(PgembedOp):
         return [call(context, "uninstall_pgembed", [], extension=self.extension or None)]
 
     def reverse(self) -> MigrateOperation:
-        return self._reverse or InstallPgembedOp()
+        return self.opposite
 
     def to_diff_tuple(self) -> tuple[Any, ...]:
         return ("uninstall_pgembed", self.extension)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from alembic.autogenerate.api import AutogenContext
@@ -43,6 +44,7 @@ END
 $pgembed$"""
 
 
+@dataclass(eq=False)
 class LockTableOp(PgembedOp):
     """Take the lock that the statements after it need, without having others wait behind it.
 
@@ -51,20 +53,11 @@ class LockTableOp(PgembedOp):
 
     names = ("lock_table",)
 
-    def __init__(
-        self,
-        table_name: str,
-        *,
-        timeout: float = 1.0,
-        attempts: int = 30,
-        schema: str | None = None,
-        reason: tuple[str, ...] = (),
-    ) -> None:
-        self.table_name = table_name
-        self.timeout = timeout
-        self.attempts = attempts
-        self.schema = schema
-        self.reason = reason
+    table_name: str
+    timeout: float = 1.0
+    attempts: int = 30
+    schema: str | None = None
+    reason: tuple[str, ...] = ()
 
     @classmethod
     def lock_table(
@@ -120,23 +113,16 @@ class LockTableOp(PgembedOp):
         return ("lock_table", self.schema, self.table_name)
 
 
+@dataclass(eq=False)
 class SetNotNullOp(PgembedOp):
     """``SET NOT NULL`` without keeping anybody out for the time it takes to read the table."""
 
     names = ("set_not_null",)
 
-    def __init__(
-        self,
-        table_name: str,
-        column_name: str,
-        *,
-        schema: str | None = None,
-        existing_type: TypeEngine[Any] | None = None,
-    ) -> None:
-        self.table_name = table_name
-        self.column_name = column_name
-        self.schema = schema
-        self.existing_type = existing_type
+    table_name: str
+    column_name: str
+    schema: str | None = None
+    existing_type: TypeEngine[Any] | None = None
 
     @classmethod
     def set_not_null(
@@ -204,3 +190,11 @@ class SetNotNullOp(PgembedOp):
 
     def to_diff_tuple(self) -> tuple[Any, ...]:
         return ("set_not_null", self.schema, self.table_name, self.column_name)
+
+
+def locked(
+    modify_ops: ops.ModifyTableOps, operations: list[MigrateOperation], reason: tuple[str, ...] = ()
+) -> list[MigrateOperation]:
+    """Operations with the lock of their table, on the way up as on the way down."""
+    lock = LockTableOp(modify_ops.table_name, schema=modify_ops.schema, reason=reason)
+    return [lock, *operations, lock.reverse()] if operations else []

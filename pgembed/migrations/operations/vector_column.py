@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, replace
 from typing import Any
 
 from alembic.autogenerate.api import AutogenContext
@@ -47,27 +48,18 @@ END
 $pgembed$"""
 
 
+@dataclass(eq=False)
 class AlterVectorColumnOp(PgembedOp):
     """Change dimensions or storage of a vector column."""
 
     names = ("alter_vector_column",)
 
-    def __init__(
-        self,
-        table_name: str,
-        column_name: str,
-        type_: TypeEngine[Any],
-        *,
-        existing_type: TypeEngine[Any],
-        discard: bool = False,
-        schema: str | None = None,
-    ) -> None:
-        self.table_name = table_name
-        self.column_name = column_name
-        self.type_ = type_
-        self.existing_type = existing_type
-        self.discard = discard
-        self.schema = schema
+    table_name: str
+    column_name: str
+    type_: TypeEngine[Any]
+    existing_type: TypeEngine[Any]
+    discard: bool = False
+    schema: str | None = None
 
     @classmethod
     def alter_vector_column(
@@ -96,16 +88,7 @@ class AlterVectorColumnOp(PgembedOp):
         :param discard: set all vectors to NULL.
         :raises MigrationError: the dimensions change and ``discard`` is false.
         """
-        operations.invoke(
-            cls(
-                table_name,
-                column_name,
-                type_,
-                existing_type=existing_type,
-                discard=discard,
-                schema=schema,
-            )
-        )
+        operations.invoke(cls(table_name, column_name, type_, existing_type, discard, schema))
 
     def run(self, operations: Operations) -> None:
         existing, wanted = self.existing_type, self.type_
@@ -148,49 +131,29 @@ class AlterVectorColumnOp(PgembedOp):
         return [*comment(reason), text]
 
     def reverse(self) -> MigrateOperation:
-        return AlterVectorColumnOp(
-            self.table_name,
-            self.column_name,
-            self.existing_type,
-            existing_type=self.type_,
-            discard=self.discard,
-            schema=self.schema,
-        )
+        return replace(self, type_=self.existing_type, existing_type=self.type_)
 
     def to_diff_tuple(self) -> tuple[Any, ...]:
-        return (
-            "modify_vector_type",
-            self.schema,
-            self.table_name,
-            self.column_name,
-            self.existing_type,
-            self.type_,
-        )
+        column = (self.schema, self.table_name, self.column_name)
+        return ("modify_vector_type", *column, self.existing_type, self.type_)
 
 
+@dataclass(eq=False)
 class AssertBackfilledOp(PgembedOp):
     """Stop while rows of an embedding column are pending."""
 
     names = ("assert_backfilled",)
 
-    def __init__(
-        self,
-        table_name: str,
-        column_name: str,
-        *,
-        allowed: int = 0,
-        share: float = 1.0,
-        schema: str | None = None,
-        reason: str = "",
-    ) -> None:
-        if not 0 <= share <= 1:
-            raise MigrationError(f"share={share!r}; expected a share of the rows, 0 to 1")
-        self.table_name = table_name
-        self.column_name = column_name
-        self.allowed = allowed
-        self.share = share
-        self.schema = schema
-        self.reason = reason
+    table_name: str
+    column_name: str
+    allowed: int = 0
+    share: float = 1.0
+    schema: str | None = None
+    reason: str = ""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.share <= 1:
+            raise MigrationError(f"share={self.share!r}; expected a share of the rows, 0 to 1")
 
     @classmethod
     def assert_backfilled(
