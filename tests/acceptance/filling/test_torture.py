@@ -1,6 +1,6 @@
 """Everything at once: workers and writers on the same few hundred rows, and a killer among them.
 
-``PGEMBED_TORTURE_SECONDS`` sets how long it goes on (60 seconds by default). It uses a server of its own,
+``PGEMBED_TORTURE_SECONDS`` sets how long it goes on (25 seconds by default). It uses a server of its own,
 because it is restarted in the middle.
 """
 
@@ -32,14 +32,16 @@ from tests.commands import start
 from .models import MODELS, Article, Base
 from .servers import Server, running
 
-SECONDS = float(os.environ.get("PGEMBED_TORTURE_SECONDS", "60"))
+SECONDS = float(os.environ.get("PGEMBED_TORTURE_SECONDS", "25"))
 KEYS = 500
 WORKERS = 4
-WRITERS = 8
+WRITERS = 12
+#: Seconds from one kill of a worker to the next, and from one restart of the server to the next.
+KILLS, RESTARTS = 3, 12
 #: A worker's use of the encoder, much longer than any of its transactions may be.
 ENCODER_SECONDS = 2.0
-#: What a writer may wait behind a worker at most.
-LONGEST_WAIT = 0.05
+#: What a writer may wait behind a worker at most: milliseconds, but for a machine that stalls the worker.
+LONGEST_WAIT = 0.3
 
 EMBEDDING = embeddings_of(Base.metadata.tables["article"])[0]
 TABLE = EMBEDDING.table
@@ -93,7 +95,7 @@ class Writer:
                     self.errors.append(error)
                     return
                 time.sleep(0.05 if not lost else 0.3)
-            time.sleep(self.random.random() * 0.02)
+            time.sleep(self.random.random() * 0.01)
         self.engine.dispose()
 
     def key(self) -> int:
@@ -227,14 +229,14 @@ def test_every_vector_is_that_of_its_text_whatever_died(server: Server, tmp_path
         begin, restarted = time.monotonic(), 0
         killed = 0
         while (now := time.monotonic() - begin) < SECONDS:
-            time.sleep(0.5)
-            if now > 0.25 * SECONDS and killed < now // 5:
+            time.sleep(0.2)
+            if now > 0.25 * SECONDS and killed < now // KILLS:
                 victim = random.randrange(WORKERS)
                 workers[victim].kill()
                 workers[victim].wait()
                 workers[victim] = start(*arguments, log=log, **environment)
                 killed += 1
-            if now > SECONDS / 2 and restarted < now // 30 + 1:
+            if restarted < now // RESTARTS:
                 server.restart()
                 restarted += 1
         stop.set()
@@ -243,7 +245,7 @@ def test_every_vector_is_that_of_its_text_whatever_died(server: Server, tmp_path
         # Leases of workers that were killed after the restart last a minute, which a test does not wait for.
         with engine.begin() as connection:
             orphaned = connection.execute(text("DELETE FROM pgembed.lease")).rowcount
-        wait_until_fresh(engine, 30)
+        wait_until_fresh(engine, 120)
     finally:
         stop.set()
         for worker in workers:
@@ -277,11 +279,12 @@ def test_every_vector_is_that_of_its_text_whatever_died(server: Server, tmp_path
     for message in re.findall(r"deadlock detected.*?(?=ERROR|LOG|$)", server.log.read_text(), re.DOTALL):
         assert "pgembed." not in message
         assert "WITH l AS MATERIALIZED" not in message
-    assert watcher.samples > 10 * SECONDS
+    assert watcher.samples > 4 * SECONDS
     print(
         f"longest wait behind a worker {watcher.longest_wait * 1000:.0f} ms, longest transaction of a worker "
         f"{watcher.longest_transaction * 1000:.0f} ms, {watcher.samples} samples, "
-        f"at most {watcher.longest_gap * 1000:.0f} ms apart"
+        f"at most {watcher.longest_gap * 1000:.0f} ms apart; {sum(writer.done for writer in writers)} "
+        f"writes, {killed} kills, {restarted} restarts, {orphaned} leases left"
     )
     assert watcher.longest_wait < LONGEST_WAIT + watcher.longest_gap
     assert watcher.longest_transaction < ENCODER_SECONDS

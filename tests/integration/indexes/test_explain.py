@@ -23,7 +23,7 @@ COUNTED = 'SELECT id, count(*) OVER () FROM "Item" ORDER BY vector <=> CAST(:q A
 def corpus(module_url):
     """An engine, and a table with an index; whoever changes it rolls back."""
     engine = create_engine(module_url)
-    table = fill_table(engine, HNSW("vector", name="ann"), rows=5000)
+    table = fill_table(engine, HNSW("vector", name="ann"), rows=4000)
     with engine.begin() as connection:
         create(connection, table.c.vector)
         connection.exec_driver_sql(

@@ -57,10 +57,10 @@ from pgembed.queries.eligibility import is_implied
 from tests.integration.indexes.conftest import clustered
 from tests.integration.queries.conftest import plan_of
 
-ROWS = 6000
+ROWS = 4500
 DIMENSIONS = 64
 VECTORS = clustered(ROWS, DIMENSIONS)
-VECTORS[3000:3005] = VECTORS[:5] + np.float32(0.001)
+VECTORS[2000:2005] = VECTORS[:5] + np.float32(0.001)
 QUERY = VECTORS[17] + np.float32(0.05)
 
 
@@ -234,11 +234,11 @@ def test_the_other_helpers_use_quantized_indexes(connection: Connection) -> None
     assert sum(row.share for row in connection.execute(votes)) == pytest.approx(1)
     hybrid = hybrid_search(table.c.v, QUERY, text=table.c.label, terms="label", limit=5)
     assert used in plan_of(connection, hybrid)
-    few = table.c.id % 3000 < 100
+    few = table.c.id % 2000 < 100
     pairs = near_duplicates(table.c.v, min_score=0.999, where=few, mode="approximate")
-    assert {tuple(row)[:2] for row in connection.execute(pairs)} == {(key, key + 3000) for key in range(5)}
+    assert {tuple(row)[:2] for row in connection.execute(pairs)} == {(key, key + 2000) for key in range(5)}
     groups = duplicate_groups(table.c.v, min_score=0.999, where=few, mode="approximate")
-    assert {row.key for row in connection.execute(groups)} == {*range(5), *range(3000, 3005)}
+    assert {row.key for row in connection.execute(groups)} == {*range(5), *range(2000, 2005)}
 
 
 def test_near_duplicates_compares_all_without_the_index(connection: Connection) -> None:
