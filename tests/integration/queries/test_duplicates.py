@@ -241,7 +241,7 @@ def test_four_thousand_rows_of_384_dimensions_take_seconds(engine):
         rows = connection.execute(near_duplicates(table.c.vector, min_score=0.9)).all()
         seconds = time.perf_counter() - start
     assert keys(rows) == near(vectors, 0.9)
-    assert seconds < 15
+    assert seconds < 60
 
 
 def test_groups_are_numbered_by_size_and_hold_chains(engine):
@@ -297,7 +297,7 @@ def test_a_long_chain_is_one_component_in_a_moment(engine, shuffled):
         groups = components_of(connection, edges)
         seconds = time.perf_counter() - start
     assert groups == [list(range(2000))]
-    assert seconds < 20
+    assert seconds < 60
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
