@@ -1,4 +1,4 @@
-"""Alembic that knows embedding columns, their pending indexes and vector indexes.
+"""Alembic with support for embedding columns, their pending indexes and vector indexes.
 
 One line in ``env.py``, after the imports::
 
@@ -6,14 +6,14 @@ One line in ``env.py``, after the imports::
 
     pgembed.migrations.setup()
 
-From there on ``alembic revision --autogenerate`` and ``alembic check`` compare, besides what Alembic compares
-anyway: pgembed's SQL objects and the extension; type and dimensions of vector columns; vector indexes by
-access method, operator class, parameters, expression, predicate and validity; pending indexes by predicate
-and registration. A changed encoder becomes a series of revisions that keeps the old vectors in use until the
-new ones are there (:mod:`pgembed.migrations.compare.encoder_series`). Migrations may use the operations of
+``alembic revision --autogenerate`` and ``alembic check`` then also compare pgembed's SQL objects and the
+extension; type and dimensions of vector columns; vector indexes by access method, operator class, parameters,
+expression, predicate and validity; pending indexes by predicate and registration. A changed encoder becomes a
+series of revisions that keeps the old vectors in use until the new ones are complete
+(:mod:`pgembed.migrations.compare.encoder_series`). Migrations may use the operations of
 :mod:`pgembed.migrations.operations`.
 
-The files that are generated import neither models nor encoders.
+Generated revisions import neither models nor encoders.
 
 :raises MissingExtraError: at import, where Alembic is not installed.
 """

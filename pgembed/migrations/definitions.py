@@ -1,4 +1,4 @@
-"""What an index is, free of models and of the database: what operations take and comparisons compare."""
+"""Definitions of indexes, which operations carry out and comparisons compare; and the error of migrations."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ Facts = dict[str, Any]
 
 # SQL for a file: a driver's parameter style would double the percent signs.
 _DIALECT: Any = postgresql.dialect(paramstyle="named")  # type: ignore[no-untyped-call]
-# SQLAlchemy 2.0 doubles backslashes until a connection says that the server takes them as they are.
+# SQLAlchemy 2.0 doubles backslashes until a connection has shown that the server takes them literally.
 _DIALECT._backslash_escapes = False
 
 
 class MigrationError(PgembedError, CommandError):
-    """A migration cannot do what it says, in this environment or with the rows as they are.
+    """A migration cannot be carried out, in this environment or with the rows as they are.
 
     The command line of Alembic prints it as one line.
     """
@@ -61,7 +61,7 @@ class IndexDefinition(ABC):
 
     @abstractmethod
     def index(self) -> Index:
-        """As an SQLAlchemy index, on a table that holds nothing else."""
+        """As an SQLAlchemy index, on a table that has nothing else."""
 
     @abstractmethod
     def arguments(self, concurrently: bool | None) -> tuple[list[Any], dict[str, Any]]:
@@ -82,7 +82,7 @@ class IndexDefinition(ABC):
         return None
 
     def reason(self, old: Any) -> str:  # noqa: ARG002
-        """Why it takes the place of another, for whoever reviews the migration."""
+        """Why it replaces another one, for the reviewer of the migration."""
         return ""
 
 
@@ -164,15 +164,15 @@ class VectorIndexDefinition(IndexDefinition):
 
     @property
     def counts_rows(self) -> bool:
-        """Whether a parameter is found from the number of rows, when the index is built."""
+        """Whether a parameter depends on the number of rows when the index is built."""
         return AUTO in self.parameters.values()
 
     def built_on(self, rows: int) -> Self:
-        """The same index with the parameters that suit so many rows."""
+        """The same index with the parameters that suit this number of rows."""
         return replace(self, parameters=ACCESS_METHODS[self.using].parameters_for(self.parameters, rows))
 
     def settings(self, free: Collection[str] = ()) -> tuple[Any, ...]:
-        """What is compared by value, with the defaults filled in; parameters that are ``free`` apart."""
+        """What is compared by value, with the defaults filled in, except parameters that are ``free``."""
         method = ACCESS_METHODS[self.using]
         parameters = {**method.defaults, **self.parameters}
         return (
@@ -184,7 +184,7 @@ class VectorIndexDefinition(IndexDefinition):
         )
 
     def same_settings(self, declared: VectorIndexDefinition) -> bool:
-        """Whether this index stands as declared; for a parameter that is found any number does."""
+        """Whether settings match the declaration; a parameter that is counted may have any value."""
         free = [name for name, value in declared.parameters.items() if value == AUTO]
         return self.settings(free) == declared.settings(free)
 
@@ -195,7 +195,7 @@ class PendingIndexDefinition(IndexDefinition):
 
     :ivar columns: the primary key.
     :ivar where: the predicate that holds for pending rows.
-    :ivar registration: what its comment says of the column; ``None`` where there is none.
+    :ivar registration: the facts of the column in its comment; ``None`` for none.
     """
 
     kind = "pending_index"

@@ -51,12 +51,12 @@ SELECT c.relname
 
 
 def indexes_of(connection: Connection, table: Table, pending: set[str]) -> dict[str, IndexDefinition]:
-    """The vector indexes and pending indexes that stand on a table, by name.
+    """The vector indexes and pending indexes of a table, by name.
 
     :param pending: names of partial indexes that count as pending indexes even if they carry no registration,
-        or none that can be read.
-    :raises NotTrustedError: the table has such indexes, and is of somebody who is not trusted: to compare
-        their expressions is to run what they name.
+        or an unreadable one.
+    :raises NotTrustedError: the table has such indexes, and its owner is not trusted: comparing their
+        expressions runs the functions that these name.
     """
     relation = written(table)
     found: dict[str, IndexDefinition] = {}

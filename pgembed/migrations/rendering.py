@@ -1,4 +1,4 @@
-"""Operations as the text of a migration, which imports neither models nor encoders."""
+"""The text of migrations, which import neither models nor encoders."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _WIDTH = 96
 def render_types(context: AutogenContext) -> None:
     """Have vector types of this run rendered as ``VECTOR(n)`` of pgvector, with the import that it needs.
 
-    It goes before the ``render_item`` of ``context.configure()``, and leaves everything else to that.
+    It is asked before the ``render_item`` of ``context.configure()``, which renders everything else.
     """
     theirs = context.opts.get("render_item")
     if getattr(theirs, "renders_vectors", False):

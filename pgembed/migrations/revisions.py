@@ -1,4 +1,4 @@
-"""Several revisions of one ``alembic revision --autogenerate``: what one transaction cannot do."""
+"""Several revisions from one ``alembic revision --autogenerate``, for what one transaction cannot do."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from alembic.util import rev_id
 from pgembed.database.scripts import REVISION
 from pgembed.migrations.operations.base import PgembedOp
 
-#: What the revisions of a series are called after the first: by the places between :class:`NextRevisionOp`.
+#: What is added to the message of each revision of a series, by its number.
 _SUFFIXES = ("", "drop", "add", "index", "not null")
 
 
 class NextRevisionOp(PgembedOp):
-    """What comes after it belongs in a revision of its own: a part of a series."""
+    """What follows goes into a revision of its own: the next part of a series."""
 
     def run(self, operations: Operations) -> None:
         """Nothing to do."""
@@ -50,7 +50,7 @@ def in_parts(*parts: Iterable[MigrateOperation]) -> list[MigrateOperation]:
 def split_revisions(context: AutogenContext) -> None:
     """Have this run write a revision for each part.
 
-    It goes after the ``process_revision_directives`` of ``context.configure()``, which sees one revision and
+    It runs after the ``process_revision_directives`` of ``context.configure()``, which sees one revision and
     may name it. With several databases it is called once for each, and their parts join the same revisions.
     """
     theirs = context.opts.get("process_revision_directives")
@@ -140,9 +140,9 @@ def _parts(upgrade: ops.UpgradeOps) -> dict[int, list[MigrateOperation]]:
 
 
 def _outside_of_batches(operations: Iterable[MigrateOperation]) -> list[MigrateOperation]:
-    """With operations of pgembed between the blocks of ``op.batch_alter_table``, not inside.
+    """The operations with those of pgembed between the blocks of ``op.batch_alter_table``, not inside.
 
-    A block collects what Alembic knows and runs it at its end; what else stands inside runs before.
+    A block collects Alembic's operations and runs them at its end; any others inside it run before them.
     """
     found: list[MigrateOperation] = []
     for operation in operations:

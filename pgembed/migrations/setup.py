@@ -34,12 +34,12 @@ OPERATIONS: tuple[type[PgembedOp], ...] = (
 def setup() -> None:
     """Teach Alembic embedding columns and vector indexes: one line in ``env.py``, before migrations run.
 
-    It registers operations (``op.create_vector_index``), comparators of autogenerate for PostgreSQL, and how
-    they are written into migrations. Once a process; further calls do nothing.
+    It registers operations (``op.create_vector_index``), how they are written into migrations, and the
+    comparators of autogenerate for PostgreSQL. Calls after the first do nothing.
 
     ``context.configure(..., pgembed_concurrently=True)`` has autogenerate write ``concurrently=True`` for
-    indexes of tables that are there already. ``pgembed_reembed="in_place"`` has it change the encoder of a
-    column where it is, instead of writing the series of
+    indexes of existing tables. ``pgembed_reembed="in_place"`` has it change the encoder of a column in place,
+    instead of writing the series of
     :mod:`pgembed.migrations.compare.encoder_series`; for one run,
     ``alembic -x reembed=in_place revision --autogenerate``.
     """
@@ -57,7 +57,7 @@ def setup() -> None:
 def _run(operations: Operations, operation: PgembedOp) -> None:
     """Carry an operation out in the schema that ``schema_translate_map`` has for the one it names.
 
-    It is looked up once, here: an operation reads the catalogue, emits DDL and has Alembic emit some, and
+    It is looked up once, here: an operation reads the catalogue, emits DDL and lets Alembic emit some, and
     SQLAlchemy translates only part of that.
     """
     connection = None if operations.get_context().as_sql else operations.get_bind()

@@ -6,7 +6,7 @@ columns            type, dimensions and ``NOT NULL`` of vector columns
 tables             one table after Alembic's own comparison: its subjects in their order
 indexes            vector indexes and pending indexes, with their registrations
 encoder_series     changes of encoder, as a series of revisions
-refusals           changes of encoder that are not written into migrations
+refusals           changes of encoder that are refused
 =================  ===============================================================================
 
 Each of the first three has a ``setup()`` that registers its comparators with Alembic. A comparator has a

@@ -37,7 +37,7 @@ def setup() -> None:
 
 
 def convert_not_null(modify_ops: ops.ModifyTableOps, model: Table | None) -> list[MigrateOperation]:
-    """``NOT NULL`` of vector columns of tables that are there becomes an operation of its own."""
+    """``NOT NULL`` of embedding columns of existing tables becomes an operation of pgembed."""
     found: list[MigrateOperation] = []
     kept: list[MigrateOperation] = []
     for operation in modify_ops.ops:
@@ -66,7 +66,7 @@ def convert_not_null(modify_ops: ops.ModifyTableOps, model: Table | None) -> lis
 
 
 def convert_vector_types(modify_ops: ops.ModifyTableOps) -> None:
-    """Changes of vector types become operations of their own; what else changes of a column stays."""
+    """Changes of vector types become operations of pgembed; other changes of the column stay."""
     converted: list[MigrateOperation] = []
     for operation in modify_ops.ops:
         if isinstance(operation, ops.AlterColumnOp) and operation.modify_type is not None:
@@ -104,14 +104,14 @@ def compare_vector_type(
     found: Column[Any],
     declared: Column[Any],
 ) -> PriorityDispatchResult:
-    """Storage and dimensions of a vector column, in place of the comparison by the type's text."""
+    """Storage and dimensions of a vector column, where Alembic would compare the text of the types."""
     if context.opts.get("compare_type", True) is False:
         return _Result.CONTINUE
     try:
         shapes = shape_of(found.type), shape_of(declared.type)
     except DeclarationError:  # not a vector on both sides
         return _Result.CONTINUE
-    if "bit" in (shapes[0][0], shapes[1][0]):  # a type of Postgres's own, which Alembic compares
+    if "bit" in (shapes[0][0], shapes[1][0]):  # a built-in type, which Alembic compares
         return _Result.CONTINUE
     operation.existing_type = found.type
     if shapes[0] != shapes[1]:
@@ -121,7 +121,7 @@ def compare_vector_type(
 
 
 def settle(modify_ops: ops.ModifyTableOps, columns: set[str]) -> None:
-    """Have :func:`settle_drops` take back what Alembic drops of these columns."""
+    """Have :func:`settle_drops` remove Alembic's own drops of these columns."""
     settled: set[str] = getattr(modify_ops, "pgembed_columns", set())
     modify_ops.pgembed_columns = settled | columns  # type: ignore[attr-defined]
 
@@ -129,7 +129,7 @@ def settle(modify_ops: ops.ModifyTableOps, columns: set[str]) -> None:
 def settle_drops(
     _context: AutogenContext, upgrade_ops: ops.UpgradeOps, _schemas: set[str | None]
 ) -> PriorityDispatchResult:
-    """The comparator that runs when Alembic is through with a table: it drops columns after all else."""
+    """Correct the drops of columns, which Alembic appends after all comparators of a table have run."""
     kept: list[MigrateOperation] = []
     for operation in upgrade_ops.ops:
         if isinstance(operation, ops.ModifyTableOps) and hasattr(operation, "pgembed_columns"):

@@ -1,19 +1,20 @@
 """A change of encoder without downtime: a second column takes the place of the first.
 
-=========  ================================================  ====================================
-part       operations                                        locks
-=========  ================================================  ====================================
-add        lock_table, add_column, create_pending_index      a moment; then none that users meet
-index      assert_backfilled, create_vector_index            none that users meet
+=========  ===============================================  =========================================
+part       operations                                       locks
+=========  ===============================================  =========================================
+add        lock_table, add_column, create_pending_index     exclusive, milliseconds; then none that
+                                                            block users
+index      assert_backfilled, create_vector_index           none that block users
 (switch)   the application reads and writes the new column
-drop       assert_backfilled, drop_..._index, lock_table,    none that users meet; then a moment
-           drop_column
-not null   set_not_null, where the model says so             two moments
-=========  ================================================  ====================================
+drop       assert_backfilled, drop_..._index, lock_table,   none that block users; then exclusive,
+           drop_column                                      milliseconds
+not null   set_not_null, where the model says so            exclusive, milliseconds, twice
+=========  ===============================================  =========================================
 
-Which part a table is at follows from the model and the database alone. The model says it in one of two ways:
-``embedding_column(..., name="embedding_2", replaces="embedding")``; or only ``encoder=`` has changed, and the
-new column is given a name here, which the first revision asks to be written into the model.
+The model and the database alone decide which part comes next. The model declares the change in one of two
+ways: ``embedding_column(..., name="embedding_2", replaces="embedding")``; or it changes ``encoder=`` alone,
+and the new column is named here: a comment in the first revision asks to write that name into the model.
 """
 
 from __future__ import annotations
@@ -51,12 +52,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Series:
-    """One column that takes the place of another.
+    """One column that is replacing another.
 
     :ivar old: the name of the column that is in use.
     :ivar new: the column that takes its place, declared so or as it is proposed.
-    :ivar proposed: the model knows nothing of the new column yet.
-    :ivar indexes: the indexes of the old column that stand though no model declares them.
+    :ivar proposed: the model does not declare the new column yet.
+    :ivar indexes: the names of the old column's indexes that are kept though no model declares them.
     :ivar facts: how the old column is registered, if it is.
     """
 
@@ -74,12 +75,12 @@ class Series:
 
     @property
     def columns(self) -> set[str]:
-        """The names of the columns that are there until the end, of both vectors and both digests."""
+        """The names of both vector columns and both digest columns, which all exist until the end."""
         digest = {str(self.facts["digest"])} if self.facts else set()
         return {self.old, self.name, str(self.new.digest.name)} | digest
 
     def add_columns(self, modify_ops: ops.ModifyTableOps, model: Table) -> list[MigrateOperation]:
-        """Take over what Alembic would add and change; the operations that add the new columns."""
+        """The operations that add the new columns, in place of what Alembic would add and change."""
         new = {self.name: self.new.vector, str(self.new.digest.name): self.new.digest}
         remaining: list[MigrateOperation] = []
         for operation in modify_ops.ops:
@@ -99,7 +100,7 @@ class Series:
         found: list[MigrateOperation] = []
         for column in new.values():
             if column.name not in self.table.c:
-                # Rows of processes that don't know it have none.
+                # Processes that don't know the column insert rows without it.
                 added = column._copy()
                 added.nullable = True
                 found.append(ops.AddColumnOp(name, added, schema=schema, if_not_exists=True))
@@ -110,7 +111,7 @@ class Series:
         return locked(modify_ops, found, self.reason)
 
     def frees_old(self, model: Table) -> bool:
-        """Whether the old column may be NULL from now on: the new application does not write it."""
+        """Whether the old column must accept NULL: the new application does not write it."""
         return not self.table.c[self.old].nullable and (self.proposed or self.old not in model.c)
 
     def indexes_beside(self, indexes: TableIndexes, schema: str | None) -> tuple[TableIndexes, list[str]]:
@@ -152,7 +153,7 @@ class Series:
 
     @property
     def reason(self) -> tuple[str, ...]:
-        """What a reviewer of the first revision has to know."""
+        """What a reviewer of the first revision needs to know."""
         place = f"{self.new.table.fullname}.{self.old}"
         if not self.proposed:
             return (
@@ -201,7 +202,7 @@ def compare_encoders(
     model: Table,
     indexes: TableIndexes,
 ) -> SeriesParts:
-    """Columns that take, or have taken, the place of others."""
+    """Columns that are replacing others, or have replaced them."""
     assert context.connection is not None
     if not in_place(context):
         check_renamed(model, indexes)
@@ -246,7 +247,7 @@ def drop_columns(
     old: str,
     registered: PendingIndexDefinition | None,
 ) -> list[MigrateOperation]:
-    """The operations that drop a column that nobody uses any more, and its digest, as the filters allow."""
+    """The operations that drop an unused column and its digest, if the filters allow it."""
     gone = {old} | ({str((registered.registration or {})["digest"])} if registered else set())
     columns: list[MigrateOperation] = []
     for name in sorted(gone):
@@ -265,7 +266,7 @@ def drop_columns(
 def backfilled(
     modify_ops: ops.ModifyTableOps, column: str, what: str, share: float = 0.99
 ) -> AssertBackfilledOp:
-    """The operation that waits for a column: an index is built faster over vectors that are there."""
+    """The operation that waits for a column: building an index over existing vectors is faster."""
     return AssertBackfilledOp(
         modify_ops.table_name,
         column,
@@ -276,7 +277,7 @@ def backfilled(
 
 
 def replaced_by(definition: IndexDefinition | None) -> str | None:
-    """The column whose place an embedding column takes."""
+    """The column that an embedding column replaces."""
     if not isinstance(definition, PendingIndexDefinition):
         return None
     return (definition.registration or {}).get("replaces")
@@ -289,7 +290,7 @@ def find_series(
     model: Table,
     indexes: TableIndexes,
 ) -> list[Series]:
-    """The columns of a table that take the place of others.
+    """The columns of a table that are replacing others.
 
     :raises MigrationError: see :mod:`pgembed.migrations.compare.refusals`.
     """
@@ -328,7 +329,7 @@ def find_series(
 
 
 def _chosen_name(embedding: EmbeddingColumn, table: Table, pending: dict[str, PendingIndexDefinition]) -> str:
-    """The column that was added for this change by an earlier run; else the next free name."""
+    """The column that an earlier run added for this change, or else the next free name."""
     old, encoder = str(embedding.vector.name), embedding.declaration.encoder
     for name, definition in pending.items():
         facts = definition.registration or {}
@@ -338,7 +339,7 @@ def _chosen_name(embedding: EmbeddingColumn, table: Table, pending: dict[str, Pe
 
 
 def _beside(embedding: EmbeddingColumn, name: str) -> EmbeddingColumn:
-    """The same declaration for a column of another name, on a table of its own."""
+    """The same declaration for a column of another name, on a separate table."""
     declaration = replace(embedding.declaration, replaces=str(embedding.vector.name))
     needed = dict.fromkeys([*embedding.table.primary_key.columns, *embedding.sources])
     columns = [

@@ -1,6 +1,6 @@
 """Vector indexes and pending indexes, with their registrations, as autogenerate compares them.
 
-It takes the place of Alembic's own comparison, which sees their names and columns.
+Alembic's own comparison sees their names and columns alone.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def find_indexes(
 
 
 def definition_of(index: Index, schema: str | None) -> IndexDefinition | None:
-    """What an index is, if it is one of ours."""
+    """The definition of a vector index or pending index; ``None`` for any other index."""
     if isinstance(index, PendingIndex):
         return PendingIndexDefinition.of(index, name_of(index), schema)
     if access_method_of(index) in ACCESS_METHODS:
@@ -96,7 +96,7 @@ def definition_of(index: Index, schema: str | None) -> IndexDefinition | None:
 def on_added_columns(
     modify_ops: ops.ModifyTableOps, model: Table, declared: Mapping[str, IndexDefinition]
 ) -> dict[str, str]:
-    """The vector indexes on embedding columns that are added, with the column: it is filled first."""
+    """The vector indexes on embedding columns that are added, each with the column, which is filled first."""
     added = {each.column.name for each in modify_ops.ops if isinstance(each, ops.AddColumnOp)}
     filled = {each.vector for each in embeddings_of(model) if each.vector.name in added}
     return {
@@ -118,15 +118,16 @@ def compare_indexes(
     concurrently: bool,
     retyped: bool,
 ) -> Iterator[tuple[str, MigrateOperation]]:
-    """What is to be dropped, built, replaced and registered, each with its place among the operations.
+    """What to drop, create, replace and register, each with its place among the operations.
 
-    "before" and "after" are those on columns, "ended", "add" and "index" the parts of a series.
+    "before" and "after" refer to operations on columns; "ended", "add" and "index" are parts of a series, and
+    "registered" is a changed registration of an index that stays.
 
-    :param waiting: the names of indexes of columns that are filled first.
-    :param ended: the names of indexes of columns whose place was taken.
-    :param in_use: write concurrent operations for these two.
-    :param concurrently: write them for the others.
-    :param retyped: a vector type changes, so that an index is dropped before and built after it.
+    :param waiting: the names of indexes on columns that are filled first.
+    :param ended: the names of indexes on columns that were replaced.
+    :param in_use: change these two kinds concurrently.
+    :param concurrently: change the others concurrently.
+    :param retyped: a vector type changes: an index is dropped before that, and created after it.
     """
 
     def put(name: str, old: IndexDefinition | None, new: IndexDefinition) -> tuple[str, ChangeIndexOp]:
@@ -168,11 +169,11 @@ def compare_indexes(
 
 
 def same(connection: Connection, table: Table, old: IndexDefinition, new: IndexDefinition) -> bool:
-    """Whether an index is as it is declared, its registration apart.
+    """Whether an index matches its declaration, apart from the registration.
 
     Postgres keeps an expression as a tree and writes it out in a form of its own: both are put into one
     ``EXPLAIN``, which writes them in the same form. It changes nothing and needs no more than ``SELECT``.
-    An expression that Postgres does not understand (a column that is not there yet) is another one.
+    An expression that Postgres rejects (of a column that does not exist yet) counts as different.
     """
     if type(old) is not type(new) or not old.same_settings(new):
         return False
@@ -194,7 +195,7 @@ def same(connection: Connection, table: Table, old: IndexDefinition, new: IndexD
 
 
 def _savepoint(connection: Connection) -> AbstractContextManager[Any]:
-    """A failed statement spoils the transaction it is in; in autocommit there is none, and no savepoint."""
+    """A failed statement would abort the transaction; in autocommit there is none, and no savepoint."""
     try:
         return connection.begin_nested()
     except DBAPIError:

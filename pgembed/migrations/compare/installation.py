@@ -24,7 +24,7 @@ _Result = PriorityDispatchResult
 
 
 def setup() -> None:
-    """Register the comparators: the first of all, and the one that runs after that of alembic-utils."""
+    """Register the comparators: one before all others, one after that of alembic-utils."""
     for priority, subgroup, comparator in (
         (DispatchPriority.FIRST, "pgembed.installation", compare_installation),
         (DispatchPriority.LAST, "pgembed.others", settle_entities),
@@ -37,9 +37,9 @@ def setup() -> None:
 def compare_installation(
     context: AutogenContext, upgrade_ops: ops.UpgradeOps, schemas: set[str | None]
 ) -> PriorityDispatchResult:
-    """Extension and SQL objects, first of all operations, where models have vector columns or indexes.
+    """Extension and SQL objects, before all other operations, if models have vector columns or indexes.
 
-    What the database has says nothing of the next one that the revisions are run on: they must hold it.
+    A revision must install them even where this database has them: the next one that it runs on may not.
     """
     render_types(context)
     split_revisions(context)
@@ -55,7 +55,7 @@ def compare_installation(
     )
     written = written_installation(context, upgrade_ops)
     if not extension or installed is None or min(installed, written) < REVISION:
-        # The revision that is the first to install is the one whose downgrade takes it away.
+        # The downgrade of the first revision that installs is the one that uninstalls.
         existing = installed if written else None
         upgrade_ops.ops.insert(0, InstallPgembedOp(existing=existing, had_extension=extension))
         log.info(
@@ -76,11 +76,11 @@ def installed_revision(connection: Connection) -> int | None:
 def settle_entities(
     _context: AutogenContext, upgrade_ops: ops.UpgradeOps, _schemas: set[str | None]
 ) -> PriorityDispatchResult:
-    """The comparator that runs after that of alembic-utils.
+    """Correct what the comparator of alembic-utils has proposed.
 
-    It drops what no entity declares, and so the extension and pgembed's SQL objects: they are left alone. An
-    extension that an entity does declare is created before pgembed's SQL objects, which need it, and dropped
-    after them.
+    alembic-utils drops what no entity declares, the extension and pgembed's SQL objects included: these drops
+    are removed. An extension that an entity declares is created before pgembed's SQL objects, which need it,
+    and dropped after them.
     """
     created = [each for each in upgrade_ops.ops if _is_extension(_target(each, "CreateOp"))]
     kept = [each for each in upgrade_ops.ops if each not in created and not _is_ours(_target(each, "DropOp"))]

@@ -1,4 +1,4 @@
-"""Changes of encoder that are not written into migrations, since they would drop or mix what is in use."""
+"""Changes of encoder that are refused, since they would drop or mix vectors that are in use."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pgembed.migrations.definitions import IndexDefinition, MigrationError, Pend
 
 
 def in_place(context: AutogenContext) -> bool:
-    """Whether a changed encoder is to change the vectors where they are.
+    """Whether a changed encoder changes the vectors in place.
 
     ``alembic -x reembed=in_place``, or ``context.configure(..., pgembed_reembed="in_place")``.
     """
@@ -32,7 +32,7 @@ def in_place(context: AutogenContext) -> bool:
 
 
 def registrations(existing: Mapping[str, IndexDefinition]) -> dict[str, PendingIndexDefinition]:
-    """The pending indexes that stand on a table and register a column, by that column."""
+    """The pending indexes of a table that register a column, by the column."""
     return {
         definition.registration["column"]: definition
         for definition in existing.values()
@@ -43,11 +43,11 @@ def registrations(existing: Mapping[str, IndexDefinition]) -> dict[str, PendingI
 def check_replaced(
     embedding: EmbeddingColumn, table: Table, registered: Mapping[str, PendingIndexDefinition]
 ) -> None:
-    """``replaces=`` names a vector column, as long as the new column is not there.
+    """``replaces=`` names a vector column, as long as the new column does not exist.
 
-    Any other column would be dropped at the end, and the one that was meant at once.
+    Otherwise the named column would be dropped at the end, and the intended one at once.
 
-    :raises MigrationError: it names none.
+    :raises MigrationError: it names another column, or none.
     """
     replaces, name = embedding.declaration.replaces, str(embedding.vector.name)
     if replaces is None or replaces in registered or (replaces not in table.c and name in table.c):
@@ -63,9 +63,9 @@ def check_replaced(
 def check_one_at_a_time(
     embedding: EmbeddingColumn, old: str, table: Table, registered: Mapping[str, PendingIndexDefinition]
 ) -> None:
-    """A column whose own change is not finished is not replaced: the application may be at any of the two.
+    """A column is not replaced before its own change is finished: applications may use either column.
 
-    :raises MigrationError: it is not finished.
+    :raises MigrationError: its change is not finished.
     """
     definition = registered.get(old)
     first = ((definition.registration if definition else None) or {}).get("replaces")
@@ -81,9 +81,9 @@ def check_one_at_a_time(
 def check_same_encoder(
     embedding: EmbeddingColumn, table: Table, registered: Mapping[str, PendingIndexDefinition]
 ) -> None:
-    """A column that takes the place of another keeps its encoder: it may be in use already.
+    """A column that is replacing another keeps its encoder: it may be in use already.
 
-    :raises MigrationError: it has another one.
+    :raises MigrationError: its encoder changes.
     """
     name, replaces = str(embedding.vector.name), embedding.declaration.replaces
     definition = registered.get(name)
@@ -95,14 +95,14 @@ def check_same_encoder(
             f"{embedding} is about to take the place of {replaces!r} with the encoder {facts['encoder']!r}, "
             f"and old vectors would be compared with new queries if its encoder changed. If no application "
             f'uses it, give the column another name (replaces="{replaces}" stays); else finish that change '
-            "first, or say: alembic -x reembed=in_place revision --autogenerate"
+            "first, or run: alembic -x reembed=in_place revision --autogenerate"
         )
 
 
 def check_undeclared(embedding: EmbeddingColumn, new: str, model: Table) -> None:
-    """A model that has the new column says by it that the encoder changes, and not by the old one.
+    """A model that declares the new column does not change the encoder of the old one.
 
-    :raises MigrationError: it says both.
+    :raises MigrationError: it does both.
     """
     if new in model.c:
         raise MigrationError(
@@ -112,9 +112,9 @@ def check_undeclared(embedding: EmbeddingColumn, new: str, model: Table) -> None
 
 
 def check_distinct(found: Iterable[tuple[EmbeddingColumn, str]]) -> None:
-    """Each column is replaced by one other, and by none while its own encoder changes.
+    """A column is replaced by one other at most, and by none while its own encoder changes.
 
-    :raises MigrationError: two columns take the place of one.
+    :raises MigrationError: two columns replace the same one.
     """
     taken: dict[str, EmbeddingColumn] = {}
     for embedding, old in found:
@@ -127,9 +127,9 @@ def check_distinct(found: Iterable[tuple[EmbeddingColumn, str]]) -> None:
 
 
 def check_renamed(model: Table, indexes: TableIndexes) -> None:
-    """An encoder does not change in the revision in which a table, and so its pending index, is renamed.
+    """An encoder does not change in the revision that renames a table, and with it the pending index.
 
-    :raises MigrationError: it does; the vectors would be changed in place.
+    :raises MigrationError: it does, and vectors would change in place.
     """
     registered = registrations(indexes.existing)
     for embedding in embeddings_of(model):
@@ -142,7 +142,7 @@ def check_renamed(model: Table, indexes: TableIndexes) -> None:
             and facts["fingerprint"] != embedding.declaration.encoder.fingerprint
         ):
             raise MigrationError(
-                f"{embedding}: its pending index is {definition.name!r}, as of a table of another name. "
+                f"{embedding}: its pending index is {definition.name!r}, that of another table name. "
                 f"Autogenerate and run a revision with the encoder as it was ({facts['encoder']!r}) first, "
                 "then change the encoder"
             )

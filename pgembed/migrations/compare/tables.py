@@ -76,14 +76,14 @@ def _index_operations(
             waiting,
             series.ended,
             in_use=table is not None and not is_partitioned(context.connection, written(table)),
-            # A concurrent build commits what came before it; if it failed, that could not be run again.
+            # A concurrent build commits what came before it, which cannot be repeated if the build fails.
             concurrently=bool(context.opts.get("pgembed_concurrently"))
             and table is not None
             and model is not None
             and not modify_ops.ops,
             retyped=any(isinstance(each, AlterVectorColumnOp) for each in modify_ops.ops),
         ):
-            # A registration changes when the column that it no longer names goes.
+            # The registration stops naming the old column when that is dropped.
             place = "after" if place == "registered" and not series.drop else place
             placed[place].append(operation)
     return placed

@@ -18,9 +18,9 @@ from pgembed.migrations.rendering import comment
 
 @dataclass(eq=False)
 class PgembedOp(MigrateOperation):
-    """An operation that says how it is carried out, and how it is written into a migration.
+    """An operation that can be carried out and written into a migration.
 
-    :cvar names: what it is called in ``op``, each a class method; none for what autogenerate alone emits.
+    :cvar names: its names in ``op``, each a class method; empty if only autogenerate emits it.
     """
 
     names: ClassVar[tuple[str, ...]] = ()
@@ -45,7 +45,7 @@ class PgembedOp(MigrateOperation):
 class NothingOp(PgembedOp):
     """The opposite of an operation whose opposite does nothing.
 
-    :ivar comment: why, for whoever reads the migration; without one it leaves no trace there.
+    :ivar comment: why, for readers of the migration; without one, nothing is written.
     """
 
     opposite: MigrateOperation
@@ -106,8 +106,8 @@ def _written(preparer: Any, value: Table | Index | Identifier | str | float | No
 def _literal(preparer: Any, text: str) -> str:
     """A text as an SQL literal.
 
-    Offline there is no connection that could say how the server reads backslashes, and SQLAlchemy 2.0 then
-    guesses wrong; the form ``E'...'`` means the same on all.
+    Offline there is no connection to ask how the server reads backslashes, and SQLAlchemy 2.0 then guesses
+    wrong; the form ``E'...'`` means the same everywhere.
     """
     quoted = "'" + text.replace("'", "''") + "'"
     if "\\" in text:

@@ -1,4 +1,4 @@
-"""Statements that Postgres runs outside of transactions only: ``CREATE INDEX CONCURRENTLY`` and the like."""
+"""Changes of indexes, and what Postgres runs outside of transactions only: ``CREATE INDEX CONCURRENTLY``."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def create_index(
 ) -> None:
     """``CREATE INDEX [CONCURRENTLY]``, which drops first what a failed attempt left.
 
-    Concurrently it does nothing where the index exists, so that a migration that failed behind it can be run
+    Concurrently it does nothing if the index exists, so that a migration that failed after it can be run
     again.
 
     :param temporary: the name is a temporary one.
@@ -68,7 +68,7 @@ def drop_leftover(operations: Operations, index: Index) -> None:
 
 
 def drop_index(operations: Operations, index: Index, *, concurrently: bool) -> None:
-    """``DROP INDEX``, or ``DROP INDEX CONCURRENTLY IF EXISTS``, which can be run again."""
+    """``DROP INDEX``, or ``DROP INDEX CONCURRENTLY IF EXISTS``, which can be repeated."""
     if not concurrently:
         with in_turn(operations, index):
             operations.impl.drop_index(index)
@@ -80,7 +80,7 @@ def drop_index(operations: Operations, index: Index, *, concurrently: bool) -> N
 
 @contextmanager
 def in_turn(operations: Operations, index: Index) -> Iterator[None]:
-    """While no other session changes indexes of the table with pgembed; offline nothing is waited for."""
+    """Wait until no other session changes indexes of the table with pgembed; offline nothing waits."""
     if operations.get_context().as_sql:
         yield
         return
@@ -95,14 +95,14 @@ def outside_transaction(operations: Operations, index: Index) -> Iterator[None]:
     :raises MigrationError: the transaction is not Alembic's to commit, or the table is partitioned.
     """
     assert index.table is not None
-    what = f"index {index.name!r} is to be changed CONCURRENTLY"
+    what = f"index {index.name!r} is changed CONCURRENTLY"
     if not operations.get_context().as_sql:
         check_own_transaction(operations, what)
         if is_partitioned(operations.get_bind(), relation_of(index)):
             raise MigrationError(
-                f"table {index.table.fullname} is partitioned, and Postgres changes indexes of partitioned "
-                "tables not CONCURRENTLY: leave concurrently=True out, or build the index of each partition "
-                "and attach them"
+                f"table {index.table.fullname} is partitioned, and Postgres cannot change indexes of "
+                "partitioned tables CONCURRENTLY: leave concurrently=True out, or build the index of each "
+                "partition and attach them"
             )
     with autocommit(operations):
         yield
@@ -110,7 +110,7 @@ def outside_transaction(operations: Operations, index: Index) -> Iterator[None]:
 
 @contextmanager
 def autocommit(operations: Operations) -> Iterator[None]:
-    """Commit the migration's transaction, and run what follows without one and without time limits."""
+    """Commit the migration's transaction; what follows runs in none, without time limits."""
     context = operations.get_context()
     with context.autocommit_block():
         if context.as_sql:
@@ -130,7 +130,7 @@ def check_own_transaction(operations: Operations, what: str) -> None:
         raise MigrationError(
             f"{what}, which works outside of transactions, "
             "and this connection was in a transaction before Alembic began its own. Let env.py execute "
-            "nothing on the connection before context.configure(), wrap nothing but "
+            "nothing on the connection before context.configure(), wrap only "
             "context.begin_transaction() around context.run_migrations(), or leave concurrently=True out"
         )
 

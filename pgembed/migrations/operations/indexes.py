@@ -38,8 +38,7 @@ class ChangeIndexOp(PgembedOp):
     """Create, drop or replace a vector index or a pending index.
 
     :ivar new: the index as it is afterwards; ``None`` drops it.
-    :ivar old: the index as it was; ``None`` creates it. Of an index that is dropped or replaced by hand the
-        names are enough.
+    :ivar old: the index as it was; ``None`` creates it. If it is dropped, names suffice.
     """
 
     names = (
@@ -78,16 +77,16 @@ class ChangeIndexOp(PgembedOp):
             CREATE INDEX ix_article_embedding_hnsw ON article USING hnsw (embedding vector_cosine_ops)
             WITH (m = 16, ef_construction = 64)
 
-        :param column: the indexed column, or else
-        :param expression: the indexed SQL expression, as ``"embedding::halfvec(384)"``.
+        :param column: the indexed column, or instead of it
+        :param expression: the indexed SQL expression, such as ``"embedding::halfvec(384)"``.
         :param using: the access method, ``"hnsw"`` or ``"ivfflat"``.
-        :param opclass: the operator class, as ``"vector_cosine_ops"``.
-        :param parameters: storage parameters; pgvector's defaults for what is left out. ``{"lists": "auto"}``
+        :param opclass: the operator class, such as ``"vector_cosine_ops"``.
+        :param parameters: storage parameters; pgvector's defaults for any left out. ``{"lists": "auto"}``
             counts the rows when the migration runs; in an offline script it is pgvector's default.
         :param where: the SQL predicate of a partial index.
-        :param concurrently: do not lock writers out. It commits the migration's transaction, so it should be
-            the only operation of its migration. What a failed attempt left is dropped first, and where the
-            index exists nothing happens.
+        :param concurrently: do not block writes. It commits the migration's transaction, so it should be the
+            only operation of its migration. What a failed attempt left is dropped first, and if the index
+            exists nothing happens.
         :raises MigrationError: neither or both of ``column`` and ``expression``; or ``concurrently`` where it
             is impossible.
         """
@@ -108,7 +107,7 @@ class ChangeIndexOp(PgembedOp):
     ) -> None:
         """Drop a vector index: ``DROP INDEX ix_article_embedding_hnsw``.
 
-        :param concurrently: wait for other transactions instead of locking them out.
+        :param concurrently: wait for other transactions instead of blocking them.
         :raises MigrationError: ``concurrently`` where it is impossible.
         """
         old = VectorIndexDefinition(
@@ -178,8 +177,8 @@ class ChangeIndexOp(PgembedOp):
         :param columns: the primary key.
         :param where: the SQL predicate that holds for pending rows.
         :param registration: what the comment says: column, digest, sources, template, encoder, fingerprint,
-            dimensions, metric, fill; and options of the encoder, if it has some that decide vectors.
-        :param concurrently: do not lock writers out. It commits the migration's transaction.
+            dimensions, metric, fill; and options of the encoder that decide its vectors, if it has any.
+        :param concurrently: do not block writes. It commits the migration's transaction.
         :raises MigrationError: ``concurrently`` where it is impossible.
         """
         new = _pending_index(index_name, table_name, columns, where, registration, schema)
@@ -197,7 +196,7 @@ class ChangeIndexOp(PgembedOp):
     ) -> None:
         """Drop the index of the pending rows, and with it the registration of the embedding column.
 
-        :param concurrently: wait for other transactions instead of locking them out.
+        :param concurrently: wait for other transactions instead of blocking them.
         :raises MigrationError: ``concurrently`` where it is impossible.
         """
         old = _pending_index(index_name, table_name, (), "", None, schema)
@@ -216,7 +215,7 @@ class ChangeIndexOp(PgembedOp):
         schema: str | None = None,
         concurrently: bool = False,
     ) -> None:
-        """Have other rows of an embedding column pending: those of another encoder, template, or text.
+        """Change which rows of an embedding column are pending: its encoder, template or sources change.
 
         It is replaced as by ``op.replace_vector_index``, and ``COMMENT ON INDEX`` gives the new one the
         registration. Names and registration change in one transaction: workers see the one or the other.
@@ -302,11 +301,11 @@ class RegisterEmbeddingOp(PgembedOp):
         *,
         schema: str | None = None,
     ) -> None:
-        """Say what an embedding column is filled with: ``COMMENT ON INDEX ix_..._pending IS '{...}'``.
+        """Change the registration of an embedding column: ``COMMENT ON INDEX ix_..._pending IS '{...}'``.
 
-        Enough where the pending rows stay the same (the encoder's name, the metric, ``fill=``).
+        It suffices if the same rows stay pending (the encoder's name, the metric, ``fill=``).
 
-        :param registration: as in ``op.create_pending_index``; ``None`` takes the column out of the register.
+        :param registration: as in ``op.create_pending_index``; ``None`` removes the registration.
         """
         facts = None if registration is None else dict(registration)
         operations.invoke(cls(index_name, facts, schema=schema))
@@ -366,7 +365,7 @@ def _pending_index(
 
 
 def _counted(operations: Operations, definition: IndexDefinition) -> IndexDefinition:
-    """With the parameters that the number of rows decides; offline they are pgvector's defaults."""
+    """With the parameters that depend on the number of rows; offline they are pgvector's defaults."""
     if not isinstance(definition, VectorIndexDefinition) or not definition.counts_rows:
         return definition
     if operations.get_context().as_sql:

@@ -51,10 +51,10 @@ class InstallPgembedOp(PgembedOp):
             CREATE SCHEMA IF NOT EXISTS pgembed;
             ...
 
-        It installs the objects of the package that runs the migration, and changes nothing where they are.
+        It installs the objects of the package that runs the migration, and does nothing where it has them.
 
         :param revision: the revision that the migration was written for. An older package refuses it.
-        :param extension: create the extension ``vector`` where it is missing; with ``False``, its absence is
+        :param extension: create the extension ``vector`` if it is missing; with ``False``, a missing one is
             an error.
         :param extension_schema: where the extension is, or goes, for the offline form, which cannot look.
         :raises MigrationError: the package is older than the migration.

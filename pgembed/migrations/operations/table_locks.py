@@ -1,4 +1,4 @@
-"""``op.lock_table`` and ``op.set_not_null``: changes of a table that others hardly notice."""
+"""``op.lock_table`` and ``op.set_not_null``: changes of a table in use that hardly block others."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ $pgembed$"""
 
 @dataclass(eq=False)
 class LockTableOp(PgembedOp):
-    """Take the lock that the statements after it need, without having others wait behind it.
+    """Take the lock that the statements after it need, without others waiting behind it for long.
 
-    :ivar reason: why, for whoever reviews the migration.
+    :ivar reason: why, for reviewers of the migration.
     """
 
     names = ("lock_table",)
@@ -69,20 +69,20 @@ class LockTableOp(PgembedOp):
         attempts: int = 30,
         schema: str | None = None,
     ) -> None:
-        """Lock a table for the statements that follow in the migration, and be patient about it.
+        """Lock a table for the statements that follow in the migration, in short attempts.
 
         ::
 
             SET LOCAL lock_timeout = '1000ms'; LOCK TABLE article IN ACCESS EXCLUSIVE MODE
 
-        ``ADD COLUMN`` and ``DROP COLUMN`` take a moment once they have their lock. Until then everybody who
-        wants to read or write the table waits behind them, however long the transaction lasts that they wait
-        for: so the lock is waited for briefly, given up, and asked for again. What follows in the same
-        transaction finds it taken. Offline it is the same ``DO`` block.
+        ``ADD COLUMN`` and ``DROP COLUMN`` take milliseconds once they have their lock. But while they wait
+        for it, behind some long transaction, all other readers and writers of the table wait behind them. So
+        each attempt is short, and is repeated after a pause. The lock is held until the transaction ends.
+        Offline it is the same ``DO`` block.
 
-        :param timeout: seconds to wait at a time, and so the longest that others wait behind it.
-        :param attempts: how often to try, with a pause of as many seconds between.
-        :raises MigrationError: somebody has kept the table for all that time.
+        :param timeout: seconds for one attempt, and so the longest time that others wait behind it.
+        :param attempts: the number of attempts, with a pause of ``timeout`` seconds between them.
+        :raises MigrationError: all attempts have failed.
         """
         operations.invoke(cls(table_name, timeout=timeout, attempts=attempts, schema=schema))
 
@@ -97,7 +97,7 @@ class LockTableOp(PgembedOp):
             if sqlstate(error) != _LOCK_NOT_AVAILABLE:
                 raise
             raise MigrationError(
-                f"other sessions have kept {table.fullname} locked, {self.attempts} times for "
+                f"other sessions kept {table.fullname} locked during {self.attempts} attempts of "
                 f"{self.timeout:g} s: look for long transactions in pg_stat_activity, then run the "
                 "migration again"
             ) from error
@@ -115,7 +115,7 @@ class LockTableOp(PgembedOp):
 
 @dataclass(eq=False)
 class SetNotNullOp(PgembedOp):
-    """``SET NOT NULL`` without keeping anybody out for the time it takes to read the table."""
+    """``SET NOT NULL`` without blocking reads and writes while the table is scanned."""
 
     names = ("set_not_null",)
 
@@ -134,13 +134,13 @@ class SetNotNullOp(PgembedOp):
 
             ALTER TABLE article ADD CONSTRAINT embedding_not_null CHECK (embedding IS NOT NULL) NOT VALID;
             COMMIT;
-            ALTER TABLE article VALIDATE CONSTRAINT embedding_not_null;    -- reads the table, beside writers
+            ALTER TABLE article VALIDATE CONSTRAINT embedding_not_null;    -- a scan that blocks no writes
             BEGIN;
-            ALTER TABLE article ALTER COLUMN embedding SET NOT NULL;       -- reads nothing any more
+            ALTER TABLE article ALTER COLUMN embedding SET NOT NULL;       -- without a scan
             ALTER TABLE article DROP CONSTRAINT embedding_not_null
 
-        The strong locks are waited for as by ``op.lock_table``. The migration's transaction is committed;
-        where it failed, it can be run again.
+        The strong locks are taken as by ``op.lock_table``. The migration's transaction is committed; a
+        migration that failed can be run again.
 
         :raises MigrationError: there are rows with NULL, or the transaction is not Alembic's to commit.
         """
@@ -155,7 +155,7 @@ class SetNotNullOp(PgembedOp):
         lock = LockTableOp(self.table_name, schema=self.schema)
         names: dict[str, Any] = {"table": table, "name": Identifier(name)}
         drop = Statement("ALTER TABLE :table DROP CONSTRAINT IF EXISTS :name", **names)
-        check_own_transaction(operations, f"{table.fullname}.{column.name} is to be NOT NULL by steps")
+        check_own_transaction(operations, f"{table.fullname}.{column.name} is made NOT NULL in steps")
 
         lock.run(operations)
         operations.execute(drop)
@@ -168,8 +168,8 @@ class SetNotNullOp(PgembedOp):
                     raise
                 operations.execute(drop)
                 raise MigrationError(
-                    f"{table.fullname}.{column.name}: there are rows with NULL, pending ones or ones without "
-                    "text; fill them, or declare the column nullable"
+                    f"{table.fullname}.{column.name}: there are rows with NULL, pending or without a text: "
+                    "fill them, or declare the column nullable"
                 ) from error
         lock.run(operations)
         operations.alter_column(self.table_name, self.column_name, nullable=False, schema=self.schema)
@@ -195,6 +195,6 @@ class SetNotNullOp(PgembedOp):
 def locked(
     modify_ops: ops.ModifyTableOps, operations: list[MigrateOperation], reason: tuple[str, ...] = ()
 ) -> list[MigrateOperation]:
-    """Operations with the lock of their table, on the way up as on the way down."""
+    """Operations with the lock of their table, in ``upgrade()`` as in ``downgrade()``."""
     lock = LockTableOp(modify_ops.table_name, schema=modify_ops.schema, reason=reason)
     return [lock, *operations, lock.reverse()] if operations else []

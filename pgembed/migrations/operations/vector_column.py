@@ -80,11 +80,11 @@ class AlterVectorColumnOp(PgembedOp):
             ALTER TABLE article ALTER COLUMN embedding TYPE HALFVEC(8) USING CAST(embedding AS HALFVEC(8));
             ALTER TABLE article ALTER COLUMN embedding TYPE VECTOR(9) USING CAST(NULL AS VECTOR(9))
 
-        Vectors of other dimensions cannot be converted: ``discard=True`` says that they are to go. Their rows
-        are pending afterwards, and are filled again. The table is locked and, unless ``vector(n)`` becomes
+        Vectors of other dimensions cannot be converted: ``discard=True`` sets them to NULL. Their rows are
+        pending afterwards, and are filled again. The table is locked and, unless ``vector(n)`` becomes
         ``vector``, rewritten.
 
-        :param existing_type: what the column has now.
+        :param existing_type: the type that the column has now.
         :param discard: set all vectors to NULL.
         :raises MigrationError: the dimensions change and ``discard`` is false.
         """
@@ -172,10 +172,10 @@ class AssertBackfilledOp(PgembedOp):
 
             SELECT count(*) FROM article WHERE <the predicate of its pending index>
 
-        To be written before what needs the vectors: the index of a new column, the drop of the old one. It
-        changes nothing, so a downgrade has nothing to undo. Offline it is a ``DO`` block that does the same.
+        Write it before what needs the vectors: the index of a new column, the drop of the old one. It changes
+        nothing, so a downgrade has nothing to undo. Offline it is a ``DO`` block that does the same.
 
-        :param allowed: the number of pending rows that does not stop the migration.
+        :param allowed: the number of pending rows that do not stop the migration.
         :param share: the share that must be fresh of the rows with a vector or a text. Where the table is
             written all the time, a few rows are pending at any moment.
         :raises MigrationError: more rows are pending, or the column has no pending index.
@@ -215,7 +215,7 @@ class AssertBackfilledOp(PgembedOp):
             allowed = max(allowed, math.floor((1 - self.share) * rows + 1e-9))
         if pending > allowed:
             raise MigrationError(
-                f"{name}: {pending} rows are pending, allowed are {allowed}. Let a worker or "
+                f"{name}: {pending} rows are pending, at most {allowed} may be. Let a worker or "
                 "`pgembed backfill` fill them, then run the migration again"
             )
 
