@@ -43,8 +43,9 @@ from pgembed import HNSW, Encoder, IVFFlat
 from pgembed.columns.types import VectorType
 from pgembed.database import embedded
 from pgembed.encoders import packaged
-from pgembed.indexes import Plan, Recall, create, create_concurrently, drop, plan, recall, sizes, tune
+from pgembed.indexes import Plan, create, create_concurrently, drop, plan, sizes
 from pgembed.indexes.planning import server_of
+from pgembed.measuring import Recall, recall, tune
 
 HAND_TUNED = (
     "CREATE INDEX ann ON item USING hnsw (vector vector_cosine_ops) WITH (m = 16, ef_construction = 64)"

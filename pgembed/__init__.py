@@ -15,7 +15,7 @@ from pgembed.encoders import Encoder, export_onnx
 from pgembed.exc import PgembedError
 
 if TYPE_CHECKING:
-    from pgembed import database, filling, indexes
+    from pgembed import database, filling, indexes, measuring
     from pgembed.columns import TextEncoder, Vector, embedding_column
     from pgembed.indexes import HNSW, IVFFlat
     from pgembed.queries import (
@@ -30,7 +30,8 @@ else:
     def __getattr__(name):
         if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        import_module("pgembed.filling")
+        for part in ("filling", "measuring"):
+            import_module(f"pgembed.{part}")
         for part in ("columns", "indexes", "queries"):
             module = import_module(f"pgembed.{part}")
             globals().update((each, getattr(module, each)) for each in __all__ if hasattr(module, each))
@@ -59,6 +60,7 @@ __all__ = [
     "hybrid_search",
     "indexes",
     "knn_classify",
+    "measuring",
     "near_duplicates",
     "semantic_search",
 ]

@@ -9,12 +9,12 @@ from typing import Annotated
 import typer
 from sqlalchemy import Connection
 
-from pgembed import indexes
+from pgembed import indexes, measuring
 from pgembed.cli.known import encoded, index_on
 from pgembed.cli.options import AsJson, ColumnName, DatabaseUrl, IndexName, TableName, open_engine, say
-from pgembed.indexes import Recall
-from pgembed.indexes.asking import Queries
-from pgembed.indexes.sweeping import check_drawing
+from pgembed.measuring import Recall
+from pgembed.measuring.curve import check_drawing
+from pgembed.measuring.sample import Queries
 
 Count = Annotated[int, typer.Option("--queries", min=2, help="How many random rows to ask for.")]
 Texts = Annotated[
@@ -56,11 +56,13 @@ def recall(
         index = index_on(connection, table, column, name=name)
         asked = _asked(connection, table, column, queries, texts, encoder)
         if plot is None:
-            found = indexes.recall(connection, index, queries=asked, k=k, ef_search=ef_search, probes=probes)
+            found = measuring.recall(
+                connection, index, queries=asked, k=k, ef_search=ef_search, probes=probes
+            )
             say(json.dumps(found.as_dict(), indent=2) if as_json else _line(found))
             return
-        swept = indexes.sweep(connection, index, queries=asked, k=k)
-    indexes.plot(swept, plot)
+        swept = measuring.sweep(connection, index, queries=asked, k=k)
+    measuring.plot(swept, plot)
     if as_json:
         say(json.dumps([found.as_dict() for found in swept], indent=2))
         return
@@ -84,7 +86,7 @@ def tune(
     with open_engine(url) as engine, engine.begin() as connection:
         index = index_on(connection, table, column, name=name)
         asked = _asked(connection, table, column, queries, texts, encoder)
-        found = indexes.tune(connection, index, target_recall=target_recall, queries=asked, k=k)
+        found = measuring.tune(connection, index, target_recall=target_recall, queries=asked, k=k)
     if as_json:
         say(json.dumps(found.as_dict(), indent=2))
     else:

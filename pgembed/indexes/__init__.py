@@ -13,12 +13,14 @@ counting, locks, settings  rows of an index; short locks; settings for the time 
 catalogue, forms           the indexes that stand in a database, and in the terms of declarations
 comparison                 whether an index stands as it is declared
 checking, bugs             ``check``: what is wrong with them; bugs of pgvector, by version
-measuring, asking          ``recall``, and the queries that it is measured with
-tuning, sweeping           ``tune``: the cheapest setting for a recall; ``sweep``: recall against latency
 explaining                 ``explain``: whether a statement uses an index, and why not
 errors                     errors of building and measuring
 =========================  ==============================================================================
+
+``recall``, ``tune`` and ``sweep`` are in :mod:`pgembed.measuring`; their names are still answered here.
 """
+
+from typing import TYPE_CHECKING
 
 from pgembed.indexes.build import create, is_built
 from pgembed.indexes.checking import Finding, check
@@ -32,13 +34,22 @@ from pgembed.indexes.errors import (
 )
 from pgembed.indexes.explaining import Explanation, explain
 from pgembed.indexes.indexed import Indexed, indexed
-from pgembed.indexes.measuring import Latency, Recall, recall
 from pgembed.indexes.methods import ACCESS_METHODS, AccessMethod, Parameter, Search
 from pgembed.indexes.planning import Plan, plan
 from pgembed.indexes.progress import Progress
-from pgembed.indexes.sweeping import plot, sweep
 from pgembed.indexes.tables import access_method_of, indexes_on, vector_index_of
-from pgembed.indexes.tuning import Tuning, tune
+
+if TYPE_CHECKING:
+    from pgembed.measuring import Latency, Recall, Tuning, plot, recall, sweep, tune
+else:
+
+    def __getattr__(name):
+        if name not in ("Latency", "Recall", "Tuning", "plot", "recall", "sweep", "tune"):
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        import pgembed
+
+        return getattr(pgembed.measuring, name)
+
 
 __all__ = [
     "ACCESS_METHODS",

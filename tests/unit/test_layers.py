@@ -303,7 +303,16 @@ def test_importing_loads_no_runtime_no_migrations_no_command_line(module: str) -
     assert loaded(f"import {module}", *heavy) == []
 
 
-@pytest.mark.parametrize("package", ["encoders", "filling", "indexes", "queries"])
+def test_measuring_has_its_old_addresses() -> None:
+    for name in pgembed.measuring.__all__:
+        assert getattr(pgembed.indexes, name) is getattr(pgembed.measuring, name)
+    alone = "from pgembed.indexes import tune; assert tune.__module__ == 'pgembed.measuring.tuning'"
+    assert loaded(alone, "matplotlib") == []
+    with pytest.raises(AttributeError, match=r"module 'pgembed\.indexes' has no attribute 'nothing'"):
+        pgembed.indexes.nothing  # type: ignore[attr-defined]  # noqa: B018
+
+
+@pytest.mark.parametrize("package", ["encoders", "filling", "indexes", "measuring", "queries"])
 def test_the_table_of_a_package_names_its_files(package: str) -> None:
     """Each once, and none that is gone."""
     folder = PACKAGE / package

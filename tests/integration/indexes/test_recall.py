@@ -17,10 +17,11 @@ from sqlalchemy.orm import Session
 from pgembed import HNSW, IVFFlat
 from pgembed.database import install
 from pgembed.exc import DeclarationError, DimensionMismatchError, MissingExtraError, QueryError
-from pgembed.indexes import IndexMissingError, IndexNotUsedError, create, plot, recall, sweep, tune
-from pgembed.indexes.measuring import Bench
+from pgembed.indexes import IndexMissingError, IndexNotUsedError, create
 from pgembed.indexes.methods import ACCESS_METHODS
-from pgembed.indexes.sweeping import figure
+from pgembed.measuring import plot, recall, sweep, tune
+from pgembed.measuring.accuracy import Bench
+from pgembed.measuring.curve import figure
 from pgembed.testing import HashEncoder
 
 from ..models import Models
@@ -118,7 +119,7 @@ def test_latencies_are_those_of_their_leg(engine, poor, monkeypatch):
         if sql.startswith("SELECT") and "<->" in sql:
             now += 0.02 if "+ 0" in sql else 0.05 if next(seen) % 4 == 0 else 0
 
-    monkeypatch.setattr("pgembed.indexes.measuring.time", SimpleNamespace(perf_counter=lambda: now))
+    monkeypatch.setattr("pgembed.measuring.accuracy.time", SimpleNamespace(perf_counter=lambda: now))
     with engine.begin() as connection:
         measured = recall(connection, poor.c.vector, queries=40, k=5)
     assert measured.exact.p50 == pytest.approx(20)

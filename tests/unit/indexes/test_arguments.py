@@ -7,7 +7,7 @@ from sqlalchemy import Integer, create_engine
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
 
-from pgembed import HNSW, Vector, database, embedding_column, indexes
+from pgembed import HNSW, Vector, database, embedding_column, indexes, measuring
 from pgembed.exc import DeclarationError
 from pgembed.testing import HashEncoder
 
@@ -34,9 +34,9 @@ ON_CONNECTIONS = {
     "plan": lambda given, target: indexes.plan(given, target),
     "is_built": lambda given, target: indexes.is_built(given, target),
     "check": lambda given, target: indexes.check(given, target),
-    "recall": lambda given, target: indexes.recall(given, target),
-    "sweep": lambda given, target: indexes.sweep(given, target),
-    "tune": lambda given, target: indexes.tune(given, target),
+    "recall": lambda given, target: measuring.recall(given, target),
+    "sweep": lambda given, target: measuring.sweep(given, target),
+    "tune": lambda given, target: measuring.tune(given, target),
     "explain": lambda given, target: indexes.explain(given, "SELECT 1"),
     "install": lambda given, target: database.install(given),
     "check_server": lambda given, target: database.check_server(given),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pgembed.exc import QueryError
-from pgembed.indexes.measuring import interval, share_found
+from pgembed.measuring.accuracy import interval, share_found
 
 
 def test_shares() -> None:

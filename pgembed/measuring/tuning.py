@@ -8,9 +8,9 @@ from typing import Any
 from sqlalchemy import Connection
 
 from pgembed.exc import QueryError
-from pgembed.indexes.asking import Queries
-from pgembed.indexes.measuring import Bench, Recall
 from pgembed.indexes.planning import IndexTarget
+from pgembed.measuring.accuracy import Bench, Recall
+from pgembed.measuring.sample import Queries
 
 #: Each value that is tried is about this many times the one before.
 _STEP = 1.25
@@ -64,7 +64,7 @@ def tune(
     Recall grows with the setting, so the values are bisected: about five measurements on every other query.
     The choice is then measured on the remaining ones; if it falls short there, larger values are tried until
     it does not, so that both halves reach the target. SQL and errors are those of
-    :func:`pgembed.indexes.recall`.
+    :func:`pgembed.measuring.recall`.
 
     :param target_recall: above 0, to 1.
     :param queries: how many random rows of the table to ask for, or the vectors or texts; at least two.

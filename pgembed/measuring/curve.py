@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 from sqlalchemy import Connection
 
 from pgembed.exc import DeclarationError, MissingExtraError
-from pgembed.indexes.asking import Queries
 from pgembed.indexes.errors import IndexNotUsedError
-from pgembed.indexes.measuring import Bench, Recall
 from pgembed.indexes.planning import IndexTarget
-from pgembed.indexes.tuning import candidates
+from pgembed.measuring.accuracy import Bench, Recall
+from pgembed.measuring.sample import Queries
+from pgembed.measuring.tuning import candidates
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,7 +28,7 @@ def sweep(
     """Measure an index with one set of queries, at an ``ef_search`` or ``probes`` that doubles each time.
 
     It ends where all is found, or where the planner takes a scan to be cheaper. SQL, arguments and errors are
-    those of :func:`pgembed.indexes.recall`.
+    those of :func:`pgembed.measuring.recall`.
     """
     bench = Bench.of(connection, target, queries, k)
     found: list[Recall] = []
