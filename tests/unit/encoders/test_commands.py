@@ -21,15 +21,15 @@ from pgembed.cli import encode, encoders, export, serve
 from pgembed.encoders import Encoder, export_onnx
 from pgembed.encoders.serving import Limits, Server
 from pgembed.exc import EncoderNotFoundError, EncoderServerError, TextError
+from tests.unit.encoders.models import MODELS
 
 ROOT = Path(__file__).parents[3]
-MODEL = ROOT / "tests" / "golden" / "models" / "bert"
 LINES = ["How do I reset my password?", "", "naïve café", "word " * 300, "  blanks stay  "]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export_onnx(MODEL, tmp_path_factory.mktemp("commands") / "tiny")
+    return export_onnx(MODELS / "bert", tmp_path_factory.mktemp("commands") / "tiny")
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +120,9 @@ def test_encode_what_is_no_text(app: typer.Typer, folder: Path, tmp_path: Path) 
 def test_export_and_show(
     app: typer.Typer, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    result = CliRunner().invoke(app, ["export", str(MODEL), str(tmp_path / "again"), "--name", "again"])
+    result = CliRunner().invoke(
+        app, ["export", str(MODELS / "bert"), str(tmp_path / "again"), "--name", "again"]
+    )
     fingerprint = Encoder(folder).fingerprint
     assert fingerprint in result.stdout
     monkeypatch.setenv("COLUMNS", "200")

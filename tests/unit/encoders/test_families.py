@@ -5,23 +5,21 @@ The models are small and random; ``tests/golden/record_models.py`` made them and
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from pgembed.encoders import Encoder, export_onnx
+from pgembed.encoders import Encoder
+from tests.unit.encoders.models import MODELS, TEXTS
 
-MODELS = Path(__file__).parents[2] / "golden" / "models"
 NAMES = sorted(path.name for path in MODELS.iterdir() if path.is_dir())
-TEXTS: list[str] = json.loads((MODELS / "texts.json").read_text())["texts"]
 
 
 @pytest.fixture(scope="module", params=NAMES)
-def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Encoder]:
-    folder = export_onnx(MODELS / request.param, tmp_path_factory.mktemp("encoders") / request.param)
-    return request.param, Encoder(folder)
+def model(request: pytest.FixtureRequest, tiny: Callable[[str], Path]) -> tuple[str, Encoder]:
+    return request.param, Encoder(tiny(request.param))
 
 
 def test_there_is_a_model_of_every_family() -> None:

@@ -17,15 +17,15 @@ from typing import Any
 import pytest
 
 from pgembed.encoders import export_onnx, forks
+from tests.unit.encoders.models import MODELS
 
-MODEL = Path(__file__).parents[2] / "golden" / "models" / "bert"
 PATIENCE = 60.0  # seconds; what takes longer hangs
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An encoder that is opened quickly."""
-    return export_onnx(MODEL, tmp_path_factory.mktemp("forks") / "bert")
+    return export_onnx(MODELS / "bert", tmp_path_factory.mktemp("forks") / "bert")
 
 
 def python(*arguments: str, **environment: str) -> str:

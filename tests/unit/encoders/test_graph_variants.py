@@ -21,9 +21,8 @@ from onnx.reference.op_run import OpRun
 from pgembed.encoders import Encoder, export_onnx
 from pgembed.encoders.onnx.feeds import packed
 from pgembed.encoders.text.tokenizer import Tokens, open_tokenizer
+from tests.unit.encoders.models import MODELS, TEXTS
 
-MODELS = Path(__file__).parents[2] / "golden" / "models"
-TEXTS: list[str] = json.loads((MODELS / "texts.json").read_text())["texts"]
 NAMES = ["bert", "pooling", "roberta", "xlm-roberta", "distilbert", "mpnet", "modernbert"]
 
 

@@ -6,7 +6,7 @@ import base64
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +14,19 @@ import numpy as np
 import pytest
 import tokenizers
 
-from pgembed.encoders import Encoder, export_onnx
+from pgembed.encoders import Encoder
 from pgembed.encoders.serving import Server
+from tests.unit.encoders.models import MODELS
 from tests.unit.encoders.wire import Wire, request, serving
 
-MODELS = Path(__file__).parents[2] / "golden" / "models"
 PROMPTS = {"document": "passage: ", "query": "query: "}
 
 
 @pytest.fixture(scope="module")
-def encoder(tmp_path_factory: pytest.TempPathFactory) -> Encoder:
-    folder = export_onnx(MODELS / "bert", tmp_path_factory.mktemp("http") / "tiny")
-    return Encoder(folder, max_tokens=16, query_prompt=PROMPTS["query"], document_prompt=PROMPTS["document"])
+def encoder(tiny: Callable[[str], Path]) -> Encoder:
+    return Encoder(
+        tiny("bert"), max_tokens=16, query_prompt=PROMPTS["query"], document_prompt=PROMPTS["document"]
+    )
 
 
 @pytest.fixture(scope="module")

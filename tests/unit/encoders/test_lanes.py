@@ -10,13 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pgembed.encoders import Encoder, export_onnx
+from pgembed.encoders import Encoder
 from pgembed.encoders.onnx import lanes, runtime
 from pgembed.encoders.onnx.device import Device
 from pgembed.encoders.onnx.feeds import packed, padded, without_prompt
 from pgembed.encoders.text.tokenizer import Tokens
 
-MODELS = Path(__file__).parents[2] / "golden" / "models"
 PLAN = runtime.plan
 TEXTS = [f"reset the password {i} " + "printer " * (i % 9) for i in range(300)]
 
@@ -30,9 +29,9 @@ def with_lanes(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], Encoder]:
 
 
 @pytest.fixture(scope="module", params=["bert", "pooling", "xlm-roberta", "words"])
-def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(request: pytest.FixtureRequest, tiny: Callable[[str], Path]) -> Path:
     """``pooling`` leaves its prompt out of the pooling, ``words`` has texts without any token."""
-    return export_onnx(MODELS / request.param, tmp_path_factory.mktemp("lanes") / request.param)
+    return tiny(request.param)
 
 
 def test_same_vectors(folder: Path, with_lanes: Callable[[Path], Encoder]) -> None:

@@ -14,19 +14,17 @@ from onnx import TensorProto, helper
 
 from pgembed.encoders import Encoder, export_onnx
 from pgembed.exc import EncoderFilesError
+from tests.unit.encoders.models import GOLDEN, MODELS, TEXTS, copied
 
-GOLDEN = Path(__file__).parents[2] / "golden"
 READY = GOLDEN / "ready_bert.onnx"  # the transformer of models/bert, exported by torch
 OLD = GOLDEN / "ready_bert_opset11.onnx"  # the same, as older exporters wrote it
-TEXTS: list[str] = json.loads((GOLDEN / "models" / "texts.json").read_text())["texts"]
-VECTORS = np.load(GOLDEN / "models" / "bert" / "golden.npz")["documents"]
+VECTORS = np.load(MODELS / "bert" / "golden.npz")["documents"]
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A model folder without weights."""
-    ignore = shutil.ignore_patterns("*.safetensors", "*.npz")
-    return shutil.copytree(GOLDEN / "models" / "bert", tmp_path / "model", ignore=ignore)
+    return copied("bert", tmp_path, "*.safetensors")
 
 
 def edited(path: Path, change: Callable[[onnx.ModelProto], None]) -> None:
@@ -423,7 +421,7 @@ def test_graphs_that_cannot_be_run(
 
 
 def test_weights_are_preferred(tmp_path: Path) -> None:
-    folder = shutil.copytree(GOLDEN / "models" / "bert", tmp_path / "model")
+    folder = copied("bert", tmp_path)
     shutil.copyfile(READY, folder / "model.onnx")
     assert Encoder(export_onnx(folder, tmp_path / "encoder")).spec.architecture == "bert"
     (folder / "model.safetensors").write_bytes(b"damaged")  # which is said, not passed over
@@ -432,7 +430,7 @@ def test_weights_are_preferred(tmp_path: Path) -> None:
 
 
 def test_architecture_that_is_not_built(tmp_path: Path) -> None:
-    folder = shutil.copytree(GOLDEN / "models" / "bert", tmp_path / "model")
+    folder = copied("bert", tmp_path)
     shutil.copyfile(READY, folder / "model.onnx")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"model_type": "nomic_bert"}))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +14,16 @@ import tokenizers
 from pgembed.encoders import Encoder, export_onnx
 from pgembed.encoders.serving import Server
 from pgembed.exc import EncoderOptionError, TextError
+from tests.unit.encoders.models import MODELS, edit
 from tests.unit.encoders.wire import Wire, request, serving
 
-MODELS = Path(__file__).parents[2] / "golden" / "models"
 NAME = "people/tiny model"
 
 
 @pytest.fixture(scope="module")
-def encoder(tmp_path_factory: pytest.TempPathFactory) -> Encoder:
-    folder = export_onnx(MODELS / "bert", tmp_path_factory.mktemp("api") / "tiny")
-    spec = json.loads((folder / "encoder.json").read_text())
-    (folder / "encoder.json").write_text(json.dumps(spec | {"name": NAME}))
+def encoder(tiny: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Encoder:
+    folder = shutil.copytree(tiny("bert"), tmp_path_factory.mktemp("api") / "tiny")
+    edit(folder / "encoder.json", name=NAME)
     return Encoder(folder)
 
 

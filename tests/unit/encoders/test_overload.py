@@ -7,28 +7,24 @@ import select
 import threading
 import time
 import tracemalloc
-from collections.abc import Iterator
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
-from pgembed.encoders import Encoder, export_onnx
+from pgembed.encoders import Encoder
 from pgembed.encoders.serving import Limits, Server
-from pgembed.encoders.serving.coalescer import Answers, Coalescer, Job
-from pgembed.exc import EncoderError, EncoderOptionError
+from pgembed.exc import EncoderOptionError
 from tests.unit.encoders.wire import Wire, request, serving
 
-MODELS = Path(__file__).parents[2] / "golden" / "models"
 HEAD = b"POST /v1/embeddings HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n"
 
 
 @pytest.fixture(scope="module")
-def encoder(tmp_path_factory: pytest.TempPathFactory) -> Encoder:
-    return Encoder(export_onnx(MODELS / "bert", tmp_path_factory.mktemp("overload") / "tiny"))
+def encoder(tiny: Callable[[str], Path]) -> Encoder:
+    return Encoder(tiny("bert"))
 
 
 class Panic(BaseException):
@@ -51,8 +47,8 @@ class Gate(Encoder):
 
 
 @pytest.fixture
-def gate(encoder: Encoder, tmp_path: Path) -> Iterator[Gate]:
-    gate = Gate(export_onnx(MODELS / "bert", tmp_path / "tiny"))
+def gate(tiny: Callable[[str], Path]) -> Iterator[Gate]:
+    gate = Gate(tiny("bert"))
     yield gate
     gate.go_on.set()
 
@@ -235,117 +231,7 @@ def test_limits_are_above_zero(name: str) -> None:
         Limits(**{name: 0})
 
 
-# --- fair shares --------------------------------------------------------------------------------------
-
-
-class Recorder:
-    """An encoder that records its passes; at first it waits."""
-
-    name = "recorder"
-    max_tokens = 256
-
-    def __init__(self) -> None:
-        self.passes: list[list[str]] = []
-        self.answered: list[str] = []
-        self.started, self.go_on = threading.Event(), threading.Event()
-        self.coalescer = Coalescer(self, self.reply)  # type: ignore[arg-type]
-
-    def encode_counted(self, texts: list[str], kind: str) -> tuple[np.ndarray, np.ndarray]:
-        self.passes.append(list(texts))
-        self.started.set()
-        assert self.go_on.wait(10)
-        time.sleep(0.0001 * len(texts))
-        if "poison" in texts:
-            raise EncoderError("poison")
-        if "panic" in texts:
-            raise Panic("panic")
-        lengths = np.array([len(text) for text in texts])
-        return lengths[:, None].astype(np.float32), lengths
-
-    def reply(self, answers: Answers) -> None:
-        for job, result in answers:
-            self.answered.append(job.texts[0])
-            job.reply(result)
-
-    def submit(self, *texts: str, kind: Any = "document") -> Future[Any]:
-        future: Future[Any] = Future()
-        self.coalescer.submit(Job(list(texts), kind, future.set_result))
-        return future
-
-
-def long_texts(count: int, mark: str) -> list[str]:
-    return [f"{mark}{number} ".ljust(1000, "x") for number in range(count)]
-
-
-@pytest.mark.parametrize("kind", ["document", "query"])
-def test_a_short_text_does_not_wait_for_many_long_ones(kind: str) -> None:
-    recorder = Recorder()
-    large = [recorder.submit(*long_texts(400, mark)) for mark in "abc"]
-    recorder.started.wait(10)
-    short = recorder.submit("short", kind=kind)
-    recorder.go_on.set()
-    assert short.result(10)[0].tolist() == [[5]]
-    assert "short" in [text for texts in recorder.passes[:3] for text in texts]
-    for future, mark in zip(large, "abc", strict=True):
-        vectors, counts = future.result(10)  # whole, and in order
-        assert counts.tolist() == vectors[:, 0].tolist() == [1000] * 400
-        assert [text for texts in recorder.passes for text in texts if text[0] == mark] == long_texts(
-            400, mark
-        )
-    assert recorder.answered[0] == "short"
-    recorder.coalescer.close()
-
-
-def test_many_short_texts_do_not_starve_a_long_request() -> None:
-    """However many come, it gets its share."""
-    recorder = Recorder()
-    recorder.go_on.set()
-    large = recorder.submit(*long_texts(100, "a"))
-    others: list[Future[Any]] = []
-    for number in range(5000):
-        others.append(recorder.submit(f"short {number} ".ljust(500, "y")))
-        if large.done():
-            break
-        others[max(0, number - 40)].result(10)  # forty always wait
-    assert large.done()
-    assert [future.result(10)[0].shape for future in others] == [(1, 1)] * len(others)
-    recorder.coalescer.close()
-
-
-def test_large_requests_share_alike() -> None:
-    recorder = Recorder()
-    futures = [recorder.submit(*long_texts(60, mark)) for mark in "abcd"]
-    recorder.go_on.set()
-    for future in futures:
-        future.result(10)
-    order = [text[0] for texts in recorder.passes for text in texts]
-    first_half = order[: len(order) // 2]
-    assert min(first_half.count(mark) for mark in "abcd") >= 20
-    recorder.coalescer.close()
-
-
-def test_one_text_fails_for_its_own_request_alone() -> None:
-    recorder = Recorder()
-    futures = [recorder.submit("first")]
-    recorder.started.wait(10)
-    futures += [recorder.submit(text, "more") for text in ("good", "poison", "panic", "better")]
-    recorder.go_on.set()
-    results = [future.result(10) for future in futures]
-    assert [isinstance(result, tuple) for result in results] == [True, True, False, False, True]
-    assert [str(result) for result in results[2:4]] == ["poison", "panic"]
-    assert recorder.submit("afterwards").result(10)[0].tolist() == [[10]]
-    recorder.coalescer.close()
-
-
-def test_a_large_request_that_fails_is_over() -> None:
-    recorder = Recorder()
-    recorder.go_on.set()
-    texts = long_texts(200, "a")
-    texts[50] = "panic"
-    assert isinstance(recorder.submit(*texts).result(10), Panic)
-    assert recorder.submit("afterwards").result(10)[0].tolist() == [[10]]
-    recorder.coalescer.close()
-    assert not any(texts[199] in together for together in recorder.passes)
+# --- failures -----------------------------------------------------------------------------------------
 
 
 def test_a_panic_is_an_answer(gate: Gate, caplog: pytest.LogCaptureFixture) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,8 @@ from pgembed.encoders import Encoder, EncoderSpec, export_onnx
 from pgembed.encoders.spec import SPEC_FILE
 from pgembed.encoders.text.tokenizer import tokenizer_of
 from pgembed.exc import EncoderError, EncoderFilesError
+from tests.unit.encoders.models import MODELS, TEXTS, copied, edit
 
-MODELS = Path(__file__).parents[2] / "golden" / "models"
 LONG = "The printer on the second floor is on fire. " * 4
 
 
@@ -23,15 +22,6 @@ LONG = "The printer on the second floor is on fire. " * 4
 def folder(tmp_path: Path) -> Path:
     """A model folder that may be edited."""
     return copied("bert", tmp_path)
-
-
-def copied(name: str, tmp_path: Path) -> Path:
-    ignore = shutil.ignore_patterns("*.npz")
-    return shutil.copytree(MODELS / name, tmp_path / "model", ignore=ignore)
-
-
-def edit(path: Path, **values: Any) -> None:
-    path.write_text(json.dumps((json.loads(path.read_text()) if path.is_file() else {}) | values))
 
 
 def exported(folder: Path) -> Path:
@@ -255,10 +245,9 @@ def test_router_in_a_subfolder(tmp_path: Path) -> None:
     listed[0]["path"] = "0_Router"
     (folder / "modules.json").write_text(json.dumps(listed))
     golden = np.load(MODELS / "router" / "golden.npz")
-    texts: list[str] = json.loads((MODELS / "texts.json").read_text())["texts"]
     encoder = Encoder(exported(folder))
-    assert np.abs(encoder.encode_queries(texts) - golden["queries"]).max() < 1e-5
-    assert np.abs(encoder.encode_documents(texts) - golden["documents"]).max() < 1e-5
+    assert np.abs(encoder.encode_queries(TEXTS) - golden["queries"]).max() < 1e-5
+    assert np.abs(encoder.encode_documents(TEXTS) - golden["documents"]).max() < 1e-5
 
 
 @pytest.mark.parametrize(

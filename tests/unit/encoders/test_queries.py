@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from pgembed.encoders import Encoder, export_onnx
+from pgembed.encoders import Encoder
 from pgembed.encoders.text.texts import RecentVectors
 from pgembed.exc import EncoderError, EncoderOptionError
 
-MODELS = Path(__file__).parents[2] / "golden" / "models"
-
 
 @pytest.fixture(scope="module")
-def towers(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def towers(tiny: Callable[[str], Path]) -> tuple[Path, Path]:
     """Two encoders of as many dimensions."""
-    folder = tmp_path_factory.mktemp("towers")
-    return export_onnx(MODELS / "bert", folder / "documents"), export_onnx(
-        MODELS / "static", folder / "queries"
-    )
+    return tiny("bert"), tiny("static")
 
 
 def test_two_towers(towers: tuple[Path, Path]) -> None:
@@ -35,9 +31,9 @@ def test_two_towers(towers: tuple[Path, Path]) -> None:
     assert np.array_equal(copied.encode_queries(["a text"]), queries.encode_queries(["a text"]))
 
 
-def test_two_towers_in_one_folder(tmp_path: Path) -> None:
+def test_two_towers_in_one_folder(tiny: Callable[[str], Path]) -> None:
     """A model with a router becomes one encoder; its vectors are compared in ``test_families``."""
-    folder = export_onnx(MODELS / "router", tmp_path / "both")
+    folder = tiny("router")
     encoder, queries = Encoder(folder), Encoder(folder / "query")
     assert encoder.spec.query_fingerprint == queries.spec.query_fingerprint != encoder.fingerprint
     assert np.array_equal(encoder.encode_queries(["a text"]), queries.encode_queries(["a text"]))

@@ -6,9 +6,8 @@ import http.client
 import json
 import pickle
 import threading
-import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -17,9 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pgembed.encoders import Encoder, export_onnx
+from pgembed.encoders import Encoder
 from pgembed.encoders.serving import Limits, Server
-from pgembed.encoders.serving.coalescer import Answers, BusyError, Coalescer, Job
 from pgembed.exc import (
     EncoderError,
     EncoderOptionError,
@@ -28,13 +26,11 @@ from pgembed.exc import (
     TextError,
 )
 
-MODELS = Path(__file__).parents[2] / "golden" / "models"
-
 
 @pytest.fixture(scope="module")
-def local(tmp_path_factory: pytest.TempPathFactory) -> Encoder:
+def local(tiny: Callable[[str], Path]) -> Encoder:
     """A small encoder with prompts of its own."""
-    return Encoder(export_onnx(MODELS / "xlm-roberta", tmp_path_factory.mktemp("serving") / "tiny"))
+    return Encoder(tiny("xlm-roberta"))
 
 
 def running(server: ThreadingHTTPServer) -> Iterator[str]:
@@ -224,80 +220,6 @@ def test_token(local: Encoder) -> None:
 # --- coalescing ---------------------------------------------------------------------------------------
 
 
-class Recorder:
-    """An encoder that records its batches and, at first, waits."""
-
-    name = "recorder"
-
-    def __init__(self) -> None:
-        self.batches: list[list[str]] = []
-        self.started, self.go_on = threading.Event(), threading.Event()
-
-    def encode_counted(self, texts: list[str], kind: str) -> tuple[np.ndarray, np.ndarray]:
-        self.batches.append(list(texts))
-        self.started.set()
-        self.go_on.wait(10)
-        if "poison" in texts:
-            raise EncoderError("poison")
-        lengths = np.array([len(text) for text in texts])
-        return lengths[:, None].astype(np.float32), lengths
-
-
-class Clients:
-    """Jobs for a coalescer, whose answers are futures."""
-
-    def __init__(self, **limits: Any) -> None:
-        self.recorder = Recorder()
-        self.coalescer = Coalescer(self.recorder, self.reply, **limits)  # type: ignore[arg-type]
-
-    def reply(self, answers: Answers) -> None:
-        for job, result in answers:
-            job.reply(result)
-
-    def submit(self, texts: list[str], kind: Any = "document", *, wanted: bool = True) -> Future[Any]:
-        future: Future[Any] = Future()
-        self.coalescer.submit(Job(texts, kind, future.set_result, lambda: wanted))
-        return future
-
-
-def test_what_waits_is_encoded_together() -> None:
-    clients = Clients(texts=4)
-    futures = [clients.submit(["a"])]
-    clients.recorder.started.wait(10)
-    futures.append(clients.submit(["bb"]))
-    futures.append(clients.submit(["query"], "query"))
-    futures += [clients.submit(texts) for texts in (["ccc", "dddd"], ["e", "f"], ["g"])]
-    clients.recorder.go_on.set()
-    answers = [future.result(10)[0].tolist() for future in futures]
-    assert answers == [[[1]], [[2]], [[5]], [[3], [4]], [[1], [1]], [[1]]]
-    # the oldest goes first, with all of its kind that fit
-    assert clients.recorder.batches == [["a"], ["bb", "ccc", "dddd", "g"], ["query"], ["e", "f"]]
-    assert clients.submit(["one", "three"]).result(10)[1].tolist() == [3, 5]
-    assert str(clients.submit(["poison"]).result(10)) == "poison"
-    assert clients.submit(["still here"]).result(10)[0].tolist() == [[10]]
-    clients.coalescer.close()
-    with pytest.raises(BusyError, match="stopped"):
-        clients.submit(["too late"])
-
-
-def test_who_need_not_be_answered() -> None:
-    clients = Clients(waiting=3, seconds=0.2)
-    first = clients.submit(["a"])
-    clients.recorder.started.wait(10)
-    gone, late = clients.submit(["gone"], wanted=False), clients.submit(["late"])
-    time.sleep(0.3)
-    fresh = clients.submit(["fresh"])
-    with pytest.raises(BusyError, match="too many"):
-        clients.submit(["one too many"])
-    clients.recorder.go_on.set()
-    assert first.result(10)[0].tolist() == [[1]]
-    assert str(late.result(10)) == "no answer within 0.2 seconds"
-    assert fresh.result(10)[0].tolist() == [[5]]
-    clients.coalescer.close()
-    assert str(gone.result(10)) == "nobody waits for the answer"
-    assert clients.recorder.batches == [["a"], ["fresh"]]
-
-
 # --- other servers ------------------------------------------------------------------------------------
 
 
@@ -437,11 +359,11 @@ def test_server_that_was_started_anew(local: Encoder) -> None:
         assert remote.encode_documents(["there again"]).shape == (1, 24)
 
 
-def test_server_with_another_encoder_by_now(local: Encoder, tmp_path: Path) -> None:
+def test_server_with_another_encoder_by_now(local: Encoder, tiny: Callable[[str], Path]) -> None:
     """Found out with the first answer."""
     server = Server([local], port=0)
     port = server.server_port
-    other = Encoder(export_onnx(MODELS / "bert", tmp_path / "tiny"))
+    other = Encoder(tiny("bert"))
     assert (other.name, other.dimensions) == (local.name, local.dimensions)
     with serving(server) as url:
         remote = Encoder.remote(url)

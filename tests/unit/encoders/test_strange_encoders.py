@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import shutil
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from pgembed.encoders import Encoder, EncoderSpec, export_onnx
+from pgembed.encoders import Encoder, EncoderSpec
 from pgembed.encoders.onnx.graph_files import external_files
 from pgembed.exc import (
     EncoderError,
@@ -27,13 +28,11 @@ from pgembed.exc import (
     PgembedError,
 )
 
-MODELS = Path(__file__).parents[2] / "golden" / "models"
-
 
 @pytest.fixture(scope="module")
-def intact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def intact(tiny: Callable[[str], Path]) -> Path:
     """An encoder's folder, with a tower for queries."""
-    return export_onnx(MODELS / "router", tmp_path_factory.mktemp("encoders") / "router")
+    return tiny("router")
 
 
 @pytest.fixture

@@ -21,15 +21,10 @@ from safetensors.numpy import load_file, save_file
 from pgembed.encoders import Encoder, export_onnx
 from pgembed.encoders.export.weights import SafetensorsFile
 from pgembed.exc import EncoderFilesError, PgembedError
+from tests.unit.encoders.models import GOLDEN, MODELS, copied, edit
 
-GOLDEN = Path(__file__).parents[2] / "golden"
-MODELS = GOLDEN / "models"
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 90868376\n"
 DEEP = b"[" * 100_000 + b"]" * 100_000
-
-
-def copied(name: str, tmp_path: Path) -> Path:
-    return shutil.copytree(MODELS / name, tmp_path / "model", ignore=shutil.ignore_patterns("*.npz"))
 
 
 @pytest.fixture
@@ -37,10 +32,6 @@ def folder(tmp_path: Path) -> Path:
     """A model folder that may be edited, beside a file and a folder that are none of its business."""
     shutil.copytree(MODELS / "bert", tmp_path / "secret", ignore=shutil.ignore_patterns("*.npz"))
     return copied("bert", tmp_path)
-
-
-def edit(path: Path, **values: Any) -> None:
-    path.write_text(json.dumps((json.loads(path.read_text()) if path.is_file() else {}) | values))
 
 
 def refused(folder: Path, match: str) -> None:

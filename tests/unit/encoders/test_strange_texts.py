@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from pgembed.encoders import Encoder, export_onnx
+from pgembed.encoders import Encoder
 from pgembed.exc import TextError
 
-MODELS = Path(__file__).parents[2] / "golden" / "models"
 STRANGE = [
     "",
     "a\x00b",
@@ -26,8 +26,8 @@ STRANGE = [
 
 
 @pytest.fixture(scope="module", params=["bert", "roberta", "modernbert", "static", "words"])
-def encoder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Encoder:
-    return Encoder(export_onnx(MODELS / request.param, tmp_path_factory.mktemp("strange") / request.param))
+def encoder(request: pytest.FixtureRequest, tiny: Callable[[str], Path]) -> Encoder:
+    return Encoder(tiny(request.param))
 
 
 def test_each_has_a_vector_that_its_neighbours_do_not_change(encoder: Encoder) -> None:
@@ -37,17 +37,17 @@ def test_each_has_a_vector_that_its_neighbours_do_not_change(encoder: Encoder) -
         assert np.allclose(encoder.encode_documents([text])[0], vector, atol=1e-5), repr(text)
 
 
-def test_nothing_in_the_vocabulary(tmp_path: Path) -> None:
+def test_nothing_in_the_vocabulary(tiny: Callable[[str], Path]) -> None:
     """The mean of no words is the zero vector, not NaN; what follows is computed from that."""
-    encoder = Encoder(export_onnx(MODELS / "static", tmp_path / "static"))
+    encoder = Encoder(tiny("static"))
     empty, known = encoder.encode_documents(["", "the printer"])
     assert not empty.any()
     assert np.linalg.norm(known) == pytest.approx(1)
 
 
-def test_a_hundred_thousand_texts(tmp_path: Path) -> None:
+def test_a_hundred_thousand_texts(tiny: Callable[[str], Path]) -> None:
     """More than are tokenised together, some of them again and again, one of them no text at all."""
-    encoder = Encoder(export_onnx(MODELS / "static", tmp_path / "static"))
+    encoder = Encoder(tiny("static"))
     texts = [f"printer {index % 40_000}" for index in range(100_000)]
     vectors = encoder.encode_documents(texts)
     assert vectors.shape == (100_000, 24)

@@ -11,8 +11,7 @@ import tokenizers
 
 from pgembed.encoders.text.tokenizer import TOKENIZER_FILE, WORDS_FILE, Tokenizer, WordTokenizer
 from pgembed.exc import EncoderFilesError
-
-MODELS = Path(__file__).parents[2] / "golden" / "models"
+from tests.unit.encoders.models import MODELS
 
 
 @pytest.mark.parametrize("name", ["bert", "roberta", "xlm-roberta"])
