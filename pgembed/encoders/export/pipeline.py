@@ -38,24 +38,18 @@ _OF_DOCUMENTS = ("document", "passage", "corpus")
 _TEXT_VECTOR = "sentence_embedding"
 # Settings of a transformer that replace those of config.json and tokenizer_config.json, with the keys that
 # change no vector.
-_MODEL_OVERRIDES = frozenset(
-    {
-        "add_pooling_layer",
-        "attn_implementation",
-        "dtype",
-        "torch_dtype",
-        "trust_remote_code",
-        "use_safetensors",
-    }
-)
-_TOKENIZER_OVERRIDES = frozenset({"padding_side", "trust_remote_code", "use_fast"})
+_HARMLESS = frozenset({"trust_remote_code"})
+_MODEL_OVERRIDES = _HARMLESS | {
+    "add_pooling_layer", "attn_implementation", "dtype", "torch_dtype", "use_safetensors",
+}  # fmt: skip
+_TOKENIZER_OVERRIDES = _HARMLESS | {"padding_side", "use_fast"}
 _OVERRIDES = {
     "model_args": _MODEL_OVERRIDES,
     "model_kwargs": _MODEL_OVERRIDES,
     "tokenizer_args": _TOKENIZER_OVERRIDES,
     "processor_kwargs": _TOKENIZER_OVERRIDES,
-    "config_args": frozenset({"trust_remote_code"}),
-    "config_kwargs": frozenset({"trust_remote_code"}),
+    "config_args": _HARMLESS,
+    "config_kwargs": _HARMLESS,
     "processing_kwargs": frozenset[str](),
 }
 
@@ -124,12 +118,17 @@ class _Module:
     place: str
 
 
+def inside(place: str, name: str) -> str:
+    """The path of a file in a subfolder, ``""`` for the model's own folder."""
+    return f"{place}/{name}".removeprefix("/")
+
+
 def has_towers(folder: Folder) -> bool:
     """Whether the model has a separate route for queries."""
     modules = _listed(folder)
     if not modules or modules[0].kind != "Router":
         return False
-    structure = _settings(folder, f"{modules[0].place}/{ROUTER_FILE}").table("structure")
+    structure = _settings(folder, inside(modules[0].place, ROUTER_FILE)).table("structure")
     return "query" in structure and structure["query"] != structure.get("document")
 
 
@@ -145,8 +144,8 @@ def places(folder: Folder) -> list[str]:
 
 def places_of_routes(folder: Folder, place: str) -> list[str]:
     """The subfolders of the modules after a router in the subfolder ``place``."""
-    path = folder.file(f"{place}/{ROUTER_FILE}".removeprefix("/"))
-    found = [f"{place}/{name}".removeprefix("/") for name in Settings.read(path).table("types")]
+    path = folder.file(inside(place, ROUTER_FILE))
+    found = [inside(place, name) for name in Settings.read(path).table("types")]
     for name in found:
         folder.subfolder(name, stated_in=path)
     return found
@@ -164,19 +163,18 @@ def read(folder: Folder, *, route: str = "document") -> Pipeline:
     if folder.has(SPEC_FILE):
         raise EncoderFilesError(folder.path, "an encoder, which has been exported already", needed="a model")
     first, *later = _modules(folder, route)
+    listed = folder.file(MODULES_FILE)
     pooling: Settings | None = None
     steps = []
     for module in later:
-        path = folder.file(f"{module.place}/config.json".removeprefix("/"))
+        path = folder.file(inside(module.place, "config.json"))
         config = Settings.read(path) if module.kind in _CONFIGURED else Settings.optional(path)
         _check_features(module.kind, config)
         if module.kind == "Pooling":
             pooling = config
         elif module.kind != "Dropout":  # it does nothing outside training
-            steps.append(
-                Step(module.kind, folder.subfolder(module.place, stated_in=folder.file(MODULES_FILE)), config)
-            )
-    place = folder.subfolder(first.place, stated_in=folder.file(MODULES_FILE))
+            steps.append(Step(module.kind, folder.subfolder(module.place, stated_in=listed), config))
+    place = folder.subfolder(first.place, stated_in=listed)
     settings = _transformer_settings(place)
     prompts = _settings(folder, PROMPTS_FILE)
     query_prompt, document_prompt = _prompts(prompts)
@@ -196,7 +194,7 @@ def read(folder: Folder, *, route: str = "document") -> Pipeline:
 
 def _settings(folder: Folder, name: str) -> Settings:
     """The settings in a file that may be missing."""
-    return Settings.optional(folder.file(name.removeprefix("/")))
+    return Settings.optional(folder.file(name))
 
 
 def _modules(folder: Folder, route: str) -> list[_Module]:
@@ -270,8 +268,8 @@ def _route(folder: Folder, place: str, route: str) -> list[_Module]:
     for name in names:
         if name not in types:
             raise EncoderFilesError(path, f"no router (no type for {shown(name)})", needed="a type each")
-        folder.subfolder(f"{place}/{name}".removeprefix("/"), stated_in=path)
-        modules.append(_Module(_kind(types.text(name), path), f"{place}/{name}".removeprefix("/")))
+        folder.subfolder(inside(place, name), stated_in=path)
+        modules.append(_Module(_kind(types.text(name), path), inside(place, name)))
     return modules
 
 
@@ -290,7 +288,7 @@ def _transformer_settings(place: Folder) -> Settings:
     :raises EncoderFilesError: the output is not the last hidden state of a text, or the model is to be opened
         with other settings than its files state.
     """
-    found = (Settings.optional(place.file(name)) for name in SETTINGS_FILES)
+    found = (_settings(place, name) for name in SETTINGS_FILES)
     settings = next(filter(len, found), Settings(place.file(SETTINGS_FILES[0]), {}))
     settings.expect("transformer_task", "feature-extraction")
     settings.expect("module_output_name", "token_embeddings")

@@ -130,7 +130,7 @@ class _Repository:
     def _places(self, model: Folder) -> list[str]:
         """The folders of the modules, those of a router's routes included, each once."""
         places = pipeline.places(model)
-        router = f"{places[0]}/{ROUTER_FILE}".removeprefix("/")
+        router = pipeline.inside(places[0], ROUTER_FILE)
         if self._fetch(router).name:
             places += pipeline.places_of_routes(model, places[0])
         return list(dict.fromkeys(places))
