@@ -17,45 +17,7 @@ from pgembed.database.scripts import REVISION
 from pgembed.filling.targets import Target, registered_targets
 from pgembed.testing import HashEncoder
 from tests.migrations.conftest import Migrations
-from tests.migrations.models import article
-
-OLD, NEW = HashEncoder(4, "old"), HashEncoder(4, "new")
-
-CREATE_OLD_PENDING = """\
-op.create_pending_index(
-    'ix_article_embedding_pending',
-    'article',
-    ['id'],
-    where=(
-        'CASE WHEN (embedding IS NOT NULL) THEN coalesce(embedding_digest, '
-        "'00000000-0000-0000-0000-000000000000'::uuid) END IS DISTINCT FROM CASE WHEN "
-        '(coalesce(pg_catalog.octet_length(title), 0) > 0) THEN '
-        "CAST(pg_catalog.md5('RECIPE' || "
-        "pg_catalog.md5(coalesce(title, ''))) AS UUID) END"
-    ),
-    registration={
-        'pgembed': 1,
-        'column': 'embedding',
-        'digest': 'embedding_digest',
-        'sources': ['title'],
-        'template': None,
-        'encoder': 'old',
-        'fingerprint': 'FINGERPRINT',
-        'dimensions': 4,
-        'metric': 'cosine',
-        'fill': 'flush',
-    },
-)"""
-
-
-def without_hashes(body: str) -> str:
-    """The text of a migration with the hashes of the encoders replaced by words."""
-    from pgembed.columns.digest import recipe
-
-    for encoder in (OLD, NEW):
-        body = body.replace(recipe(encoder.fingerprint, None), "RECIPE")
-        body = body.replace(encoder.fingerprint, "FINGERPRINT").replace(encoder.fingerprint[:8], "HASH")
-    return body
+from tests.migrations.models import CREATE_OLD_PENDING, NEW, OLD, article, without_hashes
 
 
 def fill(connection: Connection, metadata: MetaData, encoder: HashEncoder) -> None:

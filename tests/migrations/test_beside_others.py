@@ -17,7 +17,7 @@ from sqlalchemy import URL, Engine, create_engine, text
 
 from pgembed.database.scripts import REVISION
 from tests.migrations.conftest import MAKO, Revision
-from tests.migrations.test_autogenerate import CREATE_OLD_PENDING, without_hashes
+from tests.migrations.models import CREATE_OLD_PENDING, without_hashes
 
 REGISTRATIONS = {
     "pgembed": "import pgembed.migrations; pgembed.migrations.setup()",

@@ -24,6 +24,7 @@ BUILD = (
     "op.create_vector_index('near', 'article', 'embedding', opclass='vector_cosine_ops', "
     "parameters={'m': 8}, concurrently=True)"
 )
+REPLACE = BUILD.replace("create", "replace")
 
 
 def indexes(migrations: Migrations) -> list[str]:
@@ -38,7 +39,7 @@ def indexes(migrations: Migrations) -> list[str]:
 def test_concurrently(migrations: Migrations) -> None:
     article(encoder=ENCODER).create_all(migrations.engine)
     migrations.write(BUILD, "op.drop_vector_index('near', 'article', concurrently=True)")
-    migrations.write(BUILD.replace("create", "replace").replace("8", "4"))
+    migrations.write(REPLACE.replace("8", "4"))
 
     migrations.upgrade()
     assert indexes(migrations) == ["near"]
@@ -59,9 +60,6 @@ def test_what_a_failed_build_left_is_dropped_first(migrations: Migrations) -> No
 
     with migrations.engine.connect() as connection:
         assert connection.scalar(text("SELECT indisvalid FROM pg_index WHERE indexrelid = 'near'::regclass"))
-
-
-REPLACE = BUILD.replace("create", "replace")
 
 
 @pytest.mark.parametrize("name", ["near_new", "near_old"])

@@ -9,23 +9,30 @@ from typing import Any
 import pytest
 from alembic import command
 from pgvector.sqlalchemy import VECTOR
-from sqlalchemy import Column, Integer, MetaData, Table, Text, text
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import Column, Text, text
 
 from pgembed import HNSW, embedding_column
 from pgembed.columns import embeddings_of
-from pgembed.filling import backfill
 from pgembed.indexes import create_concurrently
 from pgembed.migrations import MigrationError
 from pgembed.testing import HashEncoder
 from tests.migrations.conftest import Migrations, Revision
-from tests.migrations.models import article
-from tests.migrations.test_autogenerate import CREATE_OLD_PENDING, NEW, OLD, without_hashes
-
-BEFORE: dict[str, Any] = {"encoder": OLD, "index": HNSW(build="immediate")}
-CHANGED: dict[str, Any] = {"encoder": NEW, "index": HNSW()}
-SWITCHED: dict[str, Any] = {**CHANGED, "name": "embedding_2", "replaces": "embedding"}
-FINISHED: dict[str, Any] = {**CHANGED, "name": "embedding_2"}
+from tests.migrations.models import (
+    BEFORE,
+    CHANGED,
+    CREATE_OLD_PENDING,
+    FINISHED,
+    NEW,
+    OLD,
+    SWITCHED,
+    article,
+    fill,
+    pending,
+    switched,
+    two_columns,
+    with_rows,
+    without_hashes,
+)
 
 CREATE_NEW_PENDING = (
     CREATE_OLD_PENDING.replace("ix_article_embedding_", "ix_article_embedding_2_")
@@ -58,29 +65,6 @@ op.create_vector_index(
 def lines_of(body: str) -> str:
     """A text of which the digests' columns may be wrapped otherwise: without line breaks and quotes."""
     return "".join(body.split()).replace("'\"", "").replace("\"'", "").replace("''", "")
-
-
-def with_rows(migrations: Migrations, metadata: MetaData, rows: int = 3) -> None:
-    """The tables, with rows that are fresh."""
-    metadata.create_all(migrations.engine)
-    (table,) = metadata.tables.values()
-    with migrations.engine.begin() as connection:
-        connection.execute(insert(table), [{"id": i, "title": f"title {i}"} for i in range(rows)])
-    fill(migrations, metadata)
-
-
-def fill(migrations: Migrations, metadata: MetaData) -> None:
-    """Let a worker do its work."""
-    (table,) = metadata.tables.values()
-    for embedding in embeddings_of(table):
-        backfill(migrations.engine, embedding)
-
-
-def pending(migrations: Migrations) -> Any:
-    """Pending rows of each column."""
-    with migrations.engine.connect() as connection:
-        rows = connection.execute(text("SELECT column_name::text, pending FROM pgembed.status")).all()
-    return {row.column_name: row.pending for row in rows}
 
 
 def test_a_changed_encoder_is_a_series(migrations: Migrations, caplog: pytest.LogCaptureFixture) -> None:
@@ -156,17 +140,6 @@ def test_a_column_that_the_model_names(migrations: Migrations) -> None:
     migrations.upgrade("0001")
     fill(migrations, article(**SWITCHED))
     migrations.upgrade()
-    migrations.check()
-
-
-def switched(migrations: Migrations, before: MetaData, after: MetaData) -> None:
-    """Both columns stand, filled and indexed."""
-    with_rows(migrations, before)
-    revisions = migrations.generate_series(after)
-    migrations.upgrade("0001")
-    fill(migrations, after)
-    migrations.upgrade()
-    assert len(revisions) == 2
     migrations.check()
 
 
@@ -378,36 +351,6 @@ def test_other_columns_go_before_the_series(migrations: Migrations) -> None:
 
     assert other.upgrade == "op.drop_column('article', 'subtitle')"
     assert add.upgrade.count("drop_column") == 0
-
-
-def two_columns(**options: Any) -> MetaData:
-    """A table with two embedding columns."""
-    metadata = MetaData()
-    columns = [
-        embedding_column("title", name="of_title", encoder=OLD, index=HNSW()),
-        embedding_column("title", "body", name="of_all", encoder=OLD, index=HNSW()),
-    ]
-    if options:
-        columns = [
-            embedding_column(
-                "title",
-                name="of_title" + options["suffix"],
-                encoder=NEW,
-                index=HNSW(),
-                replaces=options.get("title"),
-            ),
-            embedding_column(
-                "title",
-                "body",
-                name="of_all" + options["suffix"],
-                encoder=NEW,
-                index=HNSW(),
-                replaces=options.get("all"),
-            ),
-        ]
-    key, title, body = Column("id", Integer, primary_key=True), Column("title", Text), Column("body", Text)
-    Table("article", metadata, key, title, body, *(column.column for column in columns))
-    return metadata
 
 
 def test_two_columns_of_a_table_change_together(migrations: Migrations) -> None:

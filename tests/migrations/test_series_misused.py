@@ -16,13 +16,14 @@ from pgembed.reembedding.change import Change, changes
 from pgembed.reembedding.costs import next_name
 from pgembed.testing import HashEncoder
 from tests.migrations.conftest import Migrations
-from tests.migrations.models import article
-from tests.migrations.test_autogenerate import NEW, OLD
-from tests.migrations.test_series import (
+from tests.migrations.models import (
     BEFORE,
     CHANGED,
     FINISHED,
+    NEW,
+    OLD,
     SWITCHED,
+    article,
     fill,
     pending,
     switched,

@@ -13,8 +13,7 @@ from sqlalchemy import URL, create_engine, text
 from pgembed.columns import embeddings_of
 from pgembed.filling import backfill
 from pgembed.migrations import MigrationError
-from tests.migrations.models import article
-from tests.migrations.test_series import BEFORE, CHANGED, SWITCHED
+from tests.migrations.models import BEFORE, CHANGED, SWITCHED, article
 
 
 @pytest.fixture
