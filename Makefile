@@ -7,8 +7,10 @@ PYTEST := -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 .PHONY: demo test test-16 test-oldest check clean
 
-demo: .venv/installed
-	$(BIN)/pgembed demo --path .demo
+demo:
+	@echo "Installing into .venv takes a minute or two, once; the demo then takes one to six minutes."
+	@start=$$(date +%s); $(MAKE) --no-print-directory .venv/installed && $(BIN)/pgembed demo --path .demo \
+		&& echo "make demo took $$(( $$(date +%s) - start )) seconds."
 
 test: .venv/tested check
 	$(BIN)/python $(PYTEST)

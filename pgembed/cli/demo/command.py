@@ -66,6 +66,10 @@ def demo(
                 install(connection)
                 library.Base.metadata.create_all(connection)
         with Session(engine) as session:
+            if library.is_empty(session, model):
+                with show.phase("time estimated"):
+                    seconds = library.seconds_to_encode(encoder, entries)
+                show.say(f"Embedding {len(entries):,} docstrings takes about {seconds:.0f} seconds here.")
             with show.phase("docstrings embedded"), show.progress("embedding", len(entries)) as advance:
                 written = library.load(session, model, entries, truth, advance)
             show.say(

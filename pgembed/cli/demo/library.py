@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from sqlalchemy import Text, delete, select
+from sqlalchemy import Text, delete, exists, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from pgembed.cli.demo.corpus import Documented
@@ -16,7 +17,7 @@ from pgembed.queries import duplicate_groups, knn_classify, semantic_search
 
 #: Objects of one flush, and so of one encoder batch.
 BATCH = 500
-#: An area takes part in the classification from this many entries on; one in ten of them is held back.
+#: Areas of this many entries or more are classified; one in ten of their entries is held back.
 AREA_SIZE = 40
 
 
@@ -43,7 +44,7 @@ def entry_model(encoder: TextEncoder) -> Any:
 
 
 def held_back(entries: Sequence[Documented]) -> dict[str, str]:
-    """Paths whose area is not told to the database, and that area: every tenth of each large area."""
+    """Paths whose area the database does not learn, and that area: every tenth of each large area."""
     sizes = Counter(entry.area for entry in entries)
     truth: dict[str, str] = {}
     seen: Counter[str] = Counter()
@@ -53,6 +54,21 @@ def held_back(entries: Sequence[Documented]) -> dict[str, str]:
             if seen[entry.area] % 10 == 0:
                 truth[entry.path] = entry.area
     return truth
+
+
+def is_empty(session: Session, model: Any) -> bool:
+    """Whether no entry is in the table yet."""
+    return session.scalar(select(~exists().select_from(model))) is True
+
+
+def seconds_to_encode(encoder: TextEncoder, entries: Sequence[Documented]) -> float:
+    """How long ``encoder`` takes for all entries, extrapolated from 100 of them, evenly chosen by length."""
+    by_length = sorted((f"{entry.name}\n{entry.doc}" for entry in entries), key=len)
+    sample = by_length[:: max(1, len(by_length) // 100)]
+    encoder.encode_documents(sample[:1])  # opens the weights
+    start = time.perf_counter()
+    encoder.encode_documents(sample)
+    return (time.perf_counter() - start) * len(by_length) / len(sample)
 
 
 def load(
