@@ -44,7 +44,7 @@ from pgembed.columns.types import VectorType
 from pgembed.database import embedded
 from pgembed.encoders import packaged
 from pgembed.indexes import Plan, create, create_concurrently, drop, plan, sizes
-from pgembed.indexes.planning import server_of
+from pgembed.indexes.build_plan import server_of
 from pgembed.measuring import Recall, recall, tune
 
 HAND_TUNED = (

@@ -20,9 +20,7 @@ from pgembed.encoders import Encoder
 from pgembed.exc import DeclarationError, NotInstalledError, RegistrationError
 from pgembed.filling.registry import encoder_options, entries, problems, registered_encoder
 from pgembed.indexes import HNSW, IVFFlat, VectorIndex, indexes_on
-from pgembed.indexes.catalogue import standing
-from pgembed.indexes.comparison import described
-from pgembed.indexes.forms import Form, form_of
+from pgembed.indexes.standing import Form, described, form_of, standing
 
 
 def oid_of(connection: Connection, table: str) -> int | None:

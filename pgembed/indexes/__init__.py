@@ -6,14 +6,13 @@ file                       what it is for
 methods, declaration       HNSW and IVFFlat: what they can do, and as ``sqlalchemy.Index`` objects
 indexed, tables            what an index holds of a row; an index and its table, or a copy of it
 ddl                        statements about indexes that SQLAlchemy has no construct for
-planning, sizes, timing    ``plan``: memory, space and time that a build takes
+build_plan, sizes          ``plan``: memory, space and time that a build takes
 build, concurrent          ``create``; and while the table is used: build, rebuild, drop
 partitions, progress       indexes of partitioned tables; how far a build is
-counting, locks, settings  rows of an index; short locks; settings for the time of a block
-catalogue, forms           the indexes that stand in a database, and in the terms of declarations
-comparison                 whether an index stands as it is declared
-checking, bugs             ``check``: what is wrong with them; bugs of pgvector, by version
-explaining                 ``explain``: whether a statement uses an index, and why not
+locks, settings            short locks; settings for the time of a block
+standing                   the indexes of a database, and whether they stand as they are declared
+findings                   ``check``: what is wrong with them; bugs of pgvector, by version
+query_plan                 ``explain``: whether a statement uses an index, and why not
 errors                     errors of building and measuring
 =========================  ==============================================================================
 
@@ -23,7 +22,7 @@ errors                     errors of building and measuring
 from typing import TYPE_CHECKING
 
 from pgembed.indexes.build import create, is_built
-from pgembed.indexes.checking import Finding, check
+from pgembed.indexes.build_plan import Plan, plan
 from pgembed.indexes.concurrent import create_concurrently, drop, reindex
 from pgembed.indexes.declaration import HNSW, IVFFlat, VectorIndex
 from pgembed.indexes.errors import (
@@ -32,11 +31,11 @@ from pgembed.indexes.errors import (
     IndexNotUsedError,
     NoNeighboursError,
 )
-from pgembed.indexes.explaining import Explanation, explain
+from pgembed.indexes.findings import Finding, check
 from pgembed.indexes.indexed import Indexed, indexed
 from pgembed.indexes.methods import ACCESS_METHODS, AccessMethod, Parameter, Search
-from pgembed.indexes.planning import Plan, plan
 from pgembed.indexes.progress import Progress
+from pgembed.indexes.query_plan import Explanation, explain
 from pgembed.indexes.tables import access_method_of, indexes_on, vector_index_of
 
 if TYPE_CHECKING:

@@ -10,24 +10,22 @@ from sqlalchemy.schema import CreateIndex, DDLElement
 
 from pgembed.exc import need_connection, sqlstate
 from pgembed.indexes import sizes
-from pgembed.indexes.catalogue import StandingIndex, find, name_of, relation_of
-from pgembed.indexes.comparison import has_settings, require_as_declared, stands_as_declared
+from pgembed.indexes.build_plan import ROWS_A_LIST, Plan, plan, resolved
 from pgembed.indexes.ddl import CreateIndexOnly, DropIndexNow
 from pgembed.indexes.errors import IndexBuildError
 from pgembed.indexes.indexed import indexed
 from pgembed.indexes.locks import turn
 from pgembed.indexes.methods import suitable_lists
 from pgembed.indexes.partitions import Series, is_partitioned, refuse_foreign_partitions
-from pgembed.indexes.planning import (
-    ROWS_A_LIST,
-    IndexTarget,
-    Plan,
-    declared_index,
-    plan,
-    resolved,
-)
 from pgembed.indexes.settings import applied, in_autocommit
-from pgembed.indexes.tables import access_method_of
+from pgembed.indexes.standing import (
+    StandingIndex,
+    find,
+    has_settings,
+    require_as_declared,
+    stands_as_declared,
+)
+from pgembed.indexes.tables import IndexTarget, access_method_of, declared_index, name_of, relation_of
 
 #: What the server says when ``/dev/shm`` is too small for a parallel build: disk full, out of memory.
 _NO_SHARED_MEMORY = ("53100", "53200")

@@ -16,8 +16,7 @@ from sqlalchemy.schema import DDLElement
 from pgembed.columns.names import LONGEST_NAME, octets, written
 from pgembed.exc import PgembedError, need_engine, sqlstate
 from pgembed.indexes.build import SERIAL, is_parallel, lacks_shared_memory, root_of, settings_for
-from pgembed.indexes.catalogue import StandingIndex, find, name_of, relation_of, standing
-from pgembed.indexes.comparison import refuse_other_form, require_as_declared, stands_as_declared
+from pgembed.indexes.build_plan import resolved
 from pgembed.indexes.ddl import (
     CommentOnIndex,
     CreateIndexConcurrently,
@@ -29,9 +28,17 @@ from pgembed.indexes.ddl import (
 from pgembed.indexes.errors import IndexBuildError, IndexMissingError
 from pgembed.indexes.locks import Patience, turn
 from pgembed.indexes.partitions import Series, count_leaves, is_partitioned, leaves
-from pgembed.indexes.planning import IndexTarget, declared_index, parameters_of, resolved
 from pgembed.indexes.progress import OnProgress, Progress, watched
 from pgembed.indexes.settings import applied, unlimited
+from pgembed.indexes.standing import (
+    StandingIndex,
+    find,
+    refuse_other_form,
+    require_as_declared,
+    standing,
+    stands_as_declared,
+)
+from pgembed.indexes.tables import IndexTarget, declared_index, name_of, parameters_of, relation_of
 
 #: What PostgreSQL calls the indexes that REINDEX CONCURRENTLY works with.
 _TRANSIENT = re.compile(r"(.+)_cc(?:new|old)\d*")

@@ -18,7 +18,6 @@ from typing import Any, TypeAlias
 from sqlalchemy import Connection, MetaData, Table, text
 from sqlalchemy.schema import DDLElement
 
-from pgembed.indexes.catalogue import StandingIndex, standing
 from pgembed.indexes.ddl import (
     AttachIndex,
     CreatePartitionIndex,
@@ -29,6 +28,7 @@ from pgembed.indexes.ddl import (
 )
 from pgembed.indexes.errors import IndexBuildError
 from pgembed.indexes.locks import turn
+from pgembed.indexes.standing import StandingIndex, standing
 
 _IS_PARTITIONED = text(
     "SELECT relkind = 'p' FROM pg_catalog.pg_class WHERE oid = pg_catalog.to_regclass(:relation)"

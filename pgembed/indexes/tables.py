@@ -3,17 +3,23 @@ which indexes a column has."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeAlias
 
 from sqlalchemy import Column, Index, MetaData, Table, event
+from sqlalchemy.orm import QueryableAttribute
 from sqlalchemy.schema import conv
 
 from pgembed.columns.embedding import INFO
-from pgembed.columns.names import shortened
+from pgembed.columns.names import NAMES, shortened, written
 from pgembed.columns.types import shape_of
 from pgembed.exc import DeclarationError
 from pgembed.indexes.declaration import VectorIndex
 from pgembed.indexes.indexed import EXPRESSION, Indexed, element_of, expression_of, indexed
+from pgembed.indexes.methods import ACCESS_METHODS
+
+#: An index, or a column or mapped attribute that one is declared on.
+IndexTarget: TypeAlias = Index | Column[Any] | QueryableAttribute[Any]
 
 #: The key in ``Column.info``, which every copy of a column keeps, of the indexes to declare on a copy too.
 _INDEXES = "pgembed.indexes"
@@ -45,6 +51,63 @@ def indexes_on(column: Column[Any]) -> list[Indexed]:
 def access_method_of(index: Index) -> str:
     """The access method of an index: ``"hnsw"``, ``"ivfflat"``, ``"btree"``, ..."""
     return index.dialect_options["postgresql"]["using"] or "btree"
+
+
+def name_of(index: Index) -> str:
+    """The name of an index in the database: a long one is shortened on the way there."""
+    rendered: str = NAMES.format_index(index)
+    return rendered[1:-1].replace('""', '"') if rendered.startswith('"') else rendered
+
+
+def relation_of(index: Index) -> str:
+    """The table of an index, as SQL writes it."""
+    return written(_table(index))
+
+
+def _table(index: Index) -> Table:
+    if index.table is None:
+        raise DeclarationError(f"{index.name or type(index).__name__} is not an index of a table yet")
+    return index.table
+
+
+def declared_index(target: IndexTarget) -> Index:
+    """The vector index meant by ``target``.
+
+    :raises DeclarationError: no index is declared on the column, or it is neither an index nor a column.
+    """
+    if isinstance(target, Index):
+        return target
+    mapped = getattr(getattr(target, "property", None), "columns", None)
+    column = mapped[0] if mapped else target
+    if not isinstance(column, Column):
+        raise DeclarationError(
+            f"expected an index, or the column that it is declared on (Article.embedding), got {target!r}"
+        )
+    index = vector_index_of(column)
+    if index is None:
+        raise DeclarationError(f"no vector index is declared on {column}; declare it with index=HNSW()")
+    return index
+
+
+def what_is_indexed(index: Index) -> Indexed:
+    """What a declared index holds.
+
+    :raises DeclarationError: it is not on one vector column, nor on an expression over one.
+    """
+    found = indexed(index)
+    if found is None:
+        raise DeclarationError(f"{index.name} is not an index on one vector column, which is needed here")
+    return found
+
+
+def parameters_of(index: Index, stated: Mapping[str, Any] | None = None) -> dict[str, int]:
+    """The storage parameters of a declared index, pgvector's defaults included.
+
+    :param stated: those of the index as it stands, in place of the declared ones.
+    """
+    stated = index.dialect_options["postgresql"]["with"] or {} if stated is None else stated
+    known = ACCESS_METHODS.get(access_method_of(index))
+    return (known.defaults if known else {}) | {name: int(value) for name, value in stated.items()}
 
 
 @event.listens_for(VectorIndex, "after_parent_attach", propagate=True)

@@ -14,12 +14,12 @@ from sqlalchemy import Connection, Integer, Select, bindparam, cast, func, liter
 from sqlalchemy.sql.elements import ColumnElement
 
 from pgembed.exc import DeclarationError, QueryError, need_connection
-from pgembed.indexes.catalogue import StandingIndex, require
 from pgembed.indexes.errors import IndexNotUsedError, NoNeighboursError
-from pgembed.indexes.explaining import plan_of, reasons, uses
 from pgembed.indexes.indexed import Indexed
 from pgembed.indexes.methods import ACCESS_METHODS, Search
-from pgembed.indexes.planning import IndexTarget, declared_index, parameters_of, what_is_indexed
+from pgembed.indexes.query_plan import plan_of, reasons, uses
+from pgembed.indexes.standing import StandingIndex, require
+from pgembed.indexes.tables import IndexTarget, declared_index, parameters_of, what_is_indexed
 from pgembed.measuring.sample import Key, Queries, ask, keys_of
 from pgembed.metrics import Metric
 

@@ -10,7 +10,7 @@ from sqlalchemy import Connection
 
 from pgembed.exc import DeclarationError, MissingExtraError
 from pgembed.indexes.errors import IndexNotUsedError
-from pgembed.indexes.planning import IndexTarget
+from pgembed.indexes.tables import IndexTarget
 from pgembed.measuring.accuracy import Bench, Recall
 from pgembed.measuring.sample import Queries
 from pgembed.measuring.tuning import candidates

@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import Connection
 
 from pgembed.exc import QueryError
-from pgembed.indexes.planning import IndexTarget
+from pgembed.indexes.tables import IndexTarget
 from pgembed.measuring.accuracy import Bench, Recall
 from pgembed.measuring.sample import Queries
 

@@ -28,8 +28,7 @@ from pgembed.indexes import (
     recall,
     vector_index_of,
 )
-from pgembed.indexes.catalogue import StandingIndex
-from pgembed.indexes.forms import declared_as, standing_on
+from pgembed.indexes.standing import StandingIndex, declared_as, standing_on
 from pgembed.queries import semantic_search
 
 #: The share of fresh rows from which a column counts as filled: of a table in use, some are always pending.

@@ -14,10 +14,9 @@ from pgembed.columns.names import written
 from pgembed.exc import DeclarationError, EncoderError
 from pgembed.filling.targets import Refused, Target, find_targets
 from pgembed.indexes import ACCESS_METHODS
-from pgembed.indexes.catalogue import StandingIndex
-from pgembed.indexes.forms import form_of, standing_on
-from pgembed.indexes.planning import server_of
+from pgembed.indexes.build_plan import server_of
 from pgembed.indexes.sizes import METHODS, Build, vector_size
+from pgembed.indexes.standing import StandingIndex, form_of, standing_on
 
 #: Rows in an index, and in those of the partitions, when it was built, vacuumed or analysed last.
 _HELD = text("""

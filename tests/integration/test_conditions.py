@@ -14,7 +14,7 @@ from sqlalchemy.exc import DBAPIError
 from pgembed import HNSW
 from pgembed.columns.conditions import check_sql, condition
 from pgembed.exc import DeclarationError
-from pgembed.indexes.explaining import explain
+from pgembed.indexes.query_plan import explain
 
 GOOD = (
     "n = 1",

@@ -12,7 +12,7 @@ from typer import Context
 from typer.main import get_command
 
 from pgembed.cli.main import app
-from pgembed.indexes.bugs import bugs_of
+from pgembed.indexes.findings import bugs_of
 
 DOCKER = Path(__file__).parents[2] / "docker"
 COMPOSE: dict[str, Any] = yaml.safe_load((DOCKER / "compose.yaml").read_text())

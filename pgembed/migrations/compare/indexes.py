@@ -18,8 +18,8 @@ from sqlalchemy.exc import DBAPIError
 
 from pgembed.columns import PendingIndex, embeddings_of
 from pgembed.indexes import ACCESS_METHODS, access_method_of
-from pgembed.indexes.catalogue import name_of
-from pgembed.indexes.explaining import plan_of
+from pgembed.indexes.query_plan import plan_of
+from pgembed.indexes.tables import name_of
 from pgembed.migrations.definitions import IndexDefinition, PendingIndexDefinition, VectorIndexDefinition
 from pgembed.migrations.operations.indexes import ChangeIndexOp, RegisterEmbeddingOp
 from pgembed.migrations.reflection import indexes_of

@@ -9,10 +9,10 @@ from typing import Any
 from alembic.operations import Operations
 from sqlalchemy import Index, Row, text
 
-from pgembed.indexes.catalogue import name_of, relation_of
 from pgembed.indexes.locks import turn
 from pgembed.indexes.partitions import is_partitioned
 from pgembed.indexes.settings import unlimited
+from pgembed.indexes.tables import name_of, relation_of
 from pgembed.migrations.definitions import MigrationError
 from pgembed.migrations.operations.base import Identifier, Statement
 

@@ -15,7 +15,7 @@ from pgembed import HNSW, IVFFlat
 from pgembed.columns.types import VectorType
 from pgembed.database import install
 from pgembed.indexes import check, create
-from pgembed.indexes.bugs import bugs_of
+from pgembed.indexes.findings import bugs_of
 from pgembed.testing import HashEncoder
 
 from ..models import Models

@@ -14,7 +14,7 @@ from sqlalchemy.dialects.postgresql import BIT
 from pgembed import HNSW, IVFFlat
 from pgembed.exc import DeclarationError
 from pgembed.indexes import IndexBuildError, create, create_concurrently, drop, plan, reindex
-from pgembed.indexes.catalogue import find
+from pgembed.indexes.standing import find
 from pgembed.measuring import recall, tune
 
 from .conftest import clustered

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from pgembed import HNSW, IVFFlat, Vector, embedding_column, indexes
 from pgembed.cli.main import app
-from pgembed.indexes import bugs, catalogue
+from pgembed.indexes import findings
 from pgembed.testing import HashEncoder
 
 VERBS = ("paint", "sell", "fix", "clean", "buy", "draw", "rent", "lift")
@@ -144,7 +144,7 @@ def test_an_index_that_stands_is_compared_with_what_is_asked_for(engine, run):
     def standing():
         with engine.connect() as connection:
             return {
-                index.name: (index.oid, index.metric) for index in catalogue.standing(connection, '"Item"')
+                index.name: (index.oid, index.metric) for index in standing.standing(connection, '"Item"')
             }
 
     before = standing()
@@ -227,7 +227,7 @@ def test_texts_for_a_column_that_is_no_embedding_need_an_encoder(run, tmp_path):
 
 
 def test_check_says_what_is_wrong_and_exits_with_1(engine, run, monkeypatch):
-    monkeypatch.setattr(bugs, "BUGS", ())
+    monkeypatch.setattr(findings, "BUGS", ())
     run("create", '"Item"', "vector", "--workers", "0")
     assert "nothing is wrong" in run("check")
     assert json.loads(run("check", "--json")) == []

@@ -24,8 +24,8 @@ from pgembed.indexes import (
     reindex,
     sizes,
 )
-from pgembed.indexes.catalogue import standing
-from pgembed.indexes.planning import server_of
+from pgembed.indexes.build_plan import server_of
+from pgembed.indexes.standing import standing
 
 from .conftest import clustered
 

@@ -10,7 +10,7 @@ from sqlalchemy import Index, text
 from pgembed import HNSW, IVFFlat
 from pgembed.exc import DeclarationError
 from pgembed.indexes import create, plan, sizes
-from pgembed.indexes.planning import server_of
+from pgembed.indexes.build_plan import server_of
 
 
 def size_of(connection, index):
@@ -90,7 +90,7 @@ def test_rows_of_large_tables_are_estimated(engine, fill, monkeypatch):
         connection.execute(text('UPDATE "Item" SET vector = NULL WHERE id < 100'))
         assert plan(connection, table.c.vector, sample=0).rows == 300
         connection.execute(text('ANALYZE "Item"'))
-        monkeypatch.setattr("pgembed.indexes.counting.COUNTED", 10)
+        monkeypatch.setattr("pgembed.indexes.build_plan.COUNTED", 10)
         connection.execute(text('DELETE FROM "Item" WHERE id < 200'))  # which no statistics know of yet
         assert plan(connection, table.c.vector, sample=0).rows == pytest.approx(300, abs=2)
         partial = HNSW(table.c.vector, name="part")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from pgembed.indexes.build_plan import recommend
 from pgembed.indexes.methods import suitable_lists
-from pgembed.indexes.planning import recommend
 
 
 @pytest.mark.parametrize(

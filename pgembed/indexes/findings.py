@@ -1,4 +1,4 @@
-"""``check``: what is wrong with the vector indexes of a database."""
+"""``check``: what is wrong with the vector indexes of a database, and with pgvector."""
 
 from __future__ import annotations
 
@@ -14,15 +14,73 @@ from pgembed.columns.types import VectorType
 from pgembed.columns.values import as_array
 from pgembed.exc import need_connection
 from pgembed.indexes import sizes
-from pgembed.indexes.bugs import bugs_of
-from pgembed.indexes.catalogue import StandingIndex, name_of, relation_of, standing
+from pgembed.indexes.build_plan import server_of
 from pgembed.indexes.declaration import VectorIndex
-from pgembed.indexes.forms import is_form_of
 from pgembed.indexes.methods import ACCESS_METHODS
 from pgembed.indexes.partitions import leaves
-from pgembed.indexes.planning import IndexTarget, declared_index, server_of
-from pgembed.indexes.tables import indexes_on
+from pgembed.indexes.standing import StandingIndex, is_form_of, standing
+from pgembed.indexes.tables import IndexTarget, declared_index, indexes_on, name_of, relation_of
 from pgembed.metrics import BY_NAME
+
+_ISSUES = "https://github.com/pgvector/pgvector/issues/"
+_CHANGES = "https://github.com/pgvector/pgvector/blob/master/CHANGELOG.md"
+
+
+@dataclass(frozen=True)
+class Bug:
+    """One bug.
+
+    :ivar method: the access method whose indexes it concerns.
+    :ivar since: the first version that has it, and ``fixed`` the first that does not.
+    :ivar source: where it is described.
+    :ivar only_32_bit: whether 64-bit servers are safe from it.
+    """
+
+    method: str
+    since: tuple[int, int, int]
+    fixed: tuple[int, int, int]
+    what: str
+    source: str
+    only_32_bit: bool = False
+
+
+BUGS = (
+    Bug(
+        "hnsw",
+        (0, 6, 0),
+        (0, 8, 2),
+        "parallel builds can overflow a buffer, leak data of other tables and crash (CVE-2026-3172)",
+        _ISSUES + "959",
+    ),
+    Bug("hnsw", (0, 5, 0), (0, 8, 3), "VACUUM can corrupt the index", _CHANGES),
+    Bug(
+        "hnsw",
+        (0, 5, 0),
+        (0, 8, 4),
+        "VACUUM can fail with 'hnsw graph not repaired', and inserts while it runs",
+        _ISSUES + "993",
+    ),
+    Bug(
+        "ivfflat",
+        (0, 1, 0),
+        (0, 8, 6),
+        "builds can write out of bounds and run foreign code (CVE-2026-18022)",
+        _ISSUES + "1006",
+        only_32_bit=True,
+    ),
+    Bug("ivfflat", (0, 1, 0), (0, 8, 7), "a build can overflow a buffer", _ISSUES + "1036"),
+)
+
+
+def bugs_of(method: str, version: str, *, is_32_bit: bool = False) -> list[Bug]:
+    """The bugs of an access method in a version of pgvector, as ``extversion`` says it."""
+    installed = tuple(int(part) for part in version.split(".") if part.isdigit())
+    return [
+        bug
+        for bug in BUGS
+        if bug.method == method and bug.since <= installed < bug.fixed and (is_32_bit or not bug.only_32_bit)
+    ]
+
 
 #: How often a table has been read from end to end before an index that was never used is called unused. Reads
 #: through its other indexes do not count: they are of other queries, of writes by key, and of workers.
@@ -83,8 +141,8 @@ def check(connection: Connection, target: IndexTarget | None = None, *, reads: i
     """Look for what is wrong with the vector indexes of a table, or of the whole database.
 
     Found are indexes that are invalid; never used although their table was scanned; at the mercy of a known
-    bug of the installed pgvector (:mod:`pgembed.indexes.bugs`); of a metric or an expression that no query of
-    their column asks for; of a graph that does not fit this session's ``maintenance_work_mem``, or of lists
+    bug of the installed pgvector (:data:`BUGS`); of a metric or an expression that no query of their
+    column asks for; of a graph that does not fit this session's ``maintenance_work_mem``, or of lists
     that cannot be built with it; and IVFFlat indexes whose rows have moved away from the clusters, so that a
     search looks at several times the rows of an even list (measured on 30 random rows with ``probes = 1``). A
     transaction is needed: settings of the measurement are undone with a savepoint.

@@ -13,8 +13,8 @@ from sqlalchemy.sql.elements import ClauseElement
 
 from pgembed.columns.conditions import check_sql
 from pgembed.exc import need_connection
-from pgembed.indexes.catalogue import StandingIndex, standing
 from pgembed.indexes.ddl import Explain
+from pgembed.indexes.standing import StandingIndex, standing
 
 _OPERATOR = re.compile(r" (?:OPERATOR\([^)]*?)?(<=>|<->|<#>|<\+>|<~>|<%>)\)? ")
 _FUNCTION = re.compile(
