@@ -90,8 +90,16 @@ class ChangeIndexOp(PgembedOp):
         :raises MigrationError: neither or both of ``column`` and ``expression``; or ``concurrently`` where it
             is impossible.
         """
-        new = _vector_index(
-            index_name, table_name, column, expression, using, opclass, parameters, where, schema
+        new = VectorIndexDefinition(
+            name=index_name,
+            table=table_name,
+            column=column,
+            expression=expression,
+            using=using,
+            opclass=opclass,
+            parameters=dict(parameters or {}),
+            where=where,
+            schema=schema,
         )
         operations.invoke(cls(None, new, concurrently))
 
@@ -146,8 +154,16 @@ class ChangeIndexOp(PgembedOp):
         :raises MigrationError: as ``op.create_vector_index``; or an index of one of the temporary names is
             not a leftover.
         """
-        new = _vector_index(
-            index_name, table_name, column, expression, using, opclass, parameters, where, schema
+        new = VectorIndexDefinition(
+            name=index_name,
+            table=table_name,
+            column=column,
+            expression=expression,
+            using=using,
+            opclass=opclass,
+            parameters=dict(parameters or {}),
+            where=where,
+            schema=schema,
         )
         operations.invoke(cls(new, new, concurrently))
 
@@ -324,30 +340,6 @@ class RegisterEmbeddingOp(PgembedOp):
 
     def to_diff_tuple(self) -> tuple[Any, ...]:
         return ("register_embedding", self.index_name, self.existing, self.registration)
-
-
-def _vector_index(
-    name: str,
-    table: str,
-    column: str | None,
-    expression: str | None,
-    using: str,
-    opclass: str | None,
-    parameters: Mapping[str, Any] | None,
-    where: str | None,
-    schema: str | None,
-) -> VectorIndexDefinition:
-    return VectorIndexDefinition(
-        name=name,
-        table=table,
-        column=column,
-        expression=expression,
-        using=using,
-        opclass=opclass,
-        parameters=dict(parameters or {}),
-        where=where,
-        schema=schema,
-    )
 
 
 def _pending_index(
