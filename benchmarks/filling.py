@@ -174,7 +174,7 @@ def bulk(engine: Engine, _encoder: Any, options: argparse.Namespace) -> None:
 
 
 def unrelated(engine: Engine, _encoder: Any, options: argparse.Namespace) -> None:
-    """What updates of a column that is no source cost: alone, and 1,000 rows by one statement.
+    """What updates of a column that is not a source cost: alone, and 1,000 rows by one statement.
 
     A vector of 384 dimensions is stored in its row, five rows a page; one of 1,024 is stored out of line.
     """

@@ -67,7 +67,7 @@ def main() -> None:
     )
     parser.add_argument("model_dir", type=Path)
     parser.add_argument("--texts", type=int, default=2000)
-    parser.add_argument("--prefix", type=int, help="so many of them for fastembed; all by default")
+    parser.add_argument("--prefix", type=int, help="give fastembed the first N of them; all by default")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     import corpus

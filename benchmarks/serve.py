@@ -97,7 +97,7 @@ def wire(content: object) -> bytes:
 
 
 def load(port: int, clients: int, seconds: float) -> list[float]:
-    """Latencies of the requests of so many connections, in seconds; the first second warms up."""
+    """Latencies of the requests of this many connections, in seconds; the first second warms up."""
     texts = itertools.cycle(queries(4000))
     selector = selectors.DefaultSelector()
     sent: dict[socket.socket, float] = {}
@@ -153,7 +153,7 @@ def measured(encoder: str, precision: str, batch: int, clients: int, seconds: fl
 
 
 def without_server(encoder: Encoder, batch: int, seconds: float) -> float:
-    """Texts a second, so many at a time."""
+    """Texts per second, in batches of a fixed size."""
     texts = itertools.cycle(queries(4000))
     count, start = 0, time.perf_counter()
     while time.perf_counter() < start + seconds:

@@ -77,7 +77,7 @@ class StandIn:
     Name, fingerprint, dimensions and options are those of the original, so digests, registrations and
     migrations are too. ``calls`` holds the batches that were asked for, as tuples of texts.
 
-    :param original: the encoder to stand in for.
+    :param original: the encoder to replace.
     :param vectors: what computes the vectors.
     """
 

@@ -17,7 +17,7 @@ LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    -- The owner of schema public is a role that stands for the owner of the database.
+    -- The owner of schema public is a role that means the owner of the database.
     IF role = to_regrole('pg_database_owner') THEN
         SELECT d.datdba INTO role FROM pg_database AS d WHERE d.datname = current_database();
     END IF;
@@ -30,10 +30,10 @@ BEGIN
                 OR EXISTS (SELECT FROM pgembed.trusted_owner AS t WHERE t.role = r.rolname)));
 END
 $$;
-COMMENT ON FUNCTION pgembed.is_trusted IS 'whether tables of this role are counted and filled for the role that asks';
+COMMENT ON FUNCTION pgembed.is_trusted IS 'whether tables of this role are counted and filled for the current role';
 
 -- Asked before any statement that names the table: planning one runs what its owner has put there. The owner
--- of a schema can put another table in the place of any that is in it; partitions and children are read and
+-- of a schema can replace any table in it; partitions and children are read and
 -- written with their parent; triggers can be made by whoever was granted TRIGGER.
 CREATE OR REPLACE FUNCTION pgembed.distrust(relation oid)
 RETURNS text

@@ -76,7 +76,7 @@ $$;
 COMMENT ON FUNCTION pgembed.vector_indexes IS
     'the valid indexes of all rows that a search of a vector column can use, those that lose least first';
 
--- Ask for as thorough a search of an index as so many rows need. Returns the settings as they were, for the
+-- Make searches of an index thorough enough for this number of rows. Returns the settings as they were, for the
 -- caller to put back: what set_config sets would otherwise last until the end of the transaction.
 CREATE OR REPLACE FUNCTION pgembed.ask_for(method text, lists integer, oversample integer, row_count integer)
 RETURNS jsonb

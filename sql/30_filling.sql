@@ -7,7 +7,7 @@
 -- column a name without a column; workers delete such rows (pgembed.filling.failures.clean), and the rows of
 -- a renamed column get a new chance. A row is identified by its primary key as the text of a JSON array.
 
--- One row a batch that a worker has in hand; the others leave its keys alone until it expires. Unlogged: it
+-- One row for each batch that a worker has claimed; the others leave its keys alone until it expires. Unlogged: it
 -- vanishes in a crash of the server, which is right, because its workers have lost their connections too.
 CREATE UNLOGGED TABLE IF NOT EXISTS pgembed.lease (
     id uuid PRIMARY KEY,
@@ -17,7 +17,7 @@ CREATE UNLOGGED TABLE IF NOT EXISTS pgembed.lease (
     keys text[] NOT NULL,
     expires_at timestamptz NOT NULL
 );
-COMMENT ON TABLE pgembed.lease IS 'the rows that workers have in hand, each until it expires';
+COMMENT ON TABLE pgembed.lease IS 'the rows that workers have claimed, each until it expires';
 
 -- The rows that failed alone, and with which text: another text has another digest, and so a new chance at
 -- once. The same text is tried again at next_attempt_at.

@@ -54,7 +54,7 @@ def backfill(
         typer.Option("--dry-run", help="Encode a sample, write nothing, and say how long it would take."),
     ] = False,
 ) -> None:
-    """Fill all pending rows, beside users and workers. Interrupted, it goes on where it was.
+    """Fill all pending rows, beside users and workers. After an interruption, run it again: it resumes.
 
     Exit code 1 if rows could not be filled, now or before, or somebody kept them locked.
     """

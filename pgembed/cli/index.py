@@ -22,7 +22,7 @@ from pgembed.indexes.standing import Form, find, stands_as_declared
 
 group = typer.Typer(no_args_is_help=True, help="Plan, build, measure and check vector indexes.")
 
-Method = Annotated[str | None, typer.Option(help="hnsw (as a rule) or ivfflat.", show_default=False)]
+Method = Annotated[str | None, typer.Option(help="hnsw (the usual choice) or ivfflat.", show_default=False)]
 Metric = Annotated[
     str | None,
     typer.Option(help="cosine, l2, inner_product, l1, ...; by default the column's.", show_default=False),
@@ -120,7 +120,7 @@ def create(
 ) -> None:
     """Build an index while the table is read and written, with the memory that it needs.
 
-    One that stands already is left as it is; if it is of other settings, that is an error.
+    An existing index with these settings is left as it is; one with other settings is an error.
     """
     parameters = {"m": m, "ef_construction": ef_construction, "lists": lists}
     form = Form(quantize, dimensions, where)

@@ -38,7 +38,7 @@ _MAY_USE = text(
     "SELECT current_user, coalesce(has_schema_privilege(to_regnamespace('pgembed'), 'USAGE'), true)"
 )
 _GRANTS = (
-    'The grants that it takes: docs/filling.md, "A role for the worker"; for searches docs/queries.md; an '
+    'The grants needed are in docs/filling.md, "A role for the worker"; for searches docs/queries.md; an '
     "index is made by the owner of its table"
 )
 #: Control characters but for tabs and ends of lines, and those that change the direction of writing.

@@ -135,7 +135,7 @@ class Embedding:
         """The text that is encoded, of the texts of the sources.
 
         With a template, its fields are filled in (NULL as the empty text); without one, the texts that are
-        neither NULL nor empty stand on a line of their own each.
+        neither NULL nor empty are joined by newlines.
         """
         if self.template is None:
             return "\n".join(text for text in texts if text)

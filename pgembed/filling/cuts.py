@@ -1,4 +1,4 @@
-"""How many texts are longer than their encoder's limit, so that their vectors stand for the beginning alone.
+"""How many texts are longer than their encoder's limit, so that their vectors cover the beginning alone.
 
 Nothing records it: a random sample of rows is tokenised, without the encoder's weights.
 """

@@ -162,7 +162,7 @@ class Worker:
             if job.failing_since is not None:
                 yield State(str(job.target), job.failing_since, job.failing)
             elif since is not None:
-                yield State(str(job.target), since, "rows are in hand, and none gets filled")
+                yield State(str(job.target), since, "rows are claimed, and none gets filled")
         if not self._jobs:
             for name, error in self._refused.items():
                 yield State(name, self._refused_since, error)

@@ -151,7 +151,7 @@ def recommend(rows: int, dimensions: int) -> str:
     if rows < FEW_ROWS:
         return "no index: an exact scan of so few rows is fast, and finds all"
     if rows > 10_000_000:
-        return 'HNSW(quantize="bit"), or partitions: the graph of so many whole vectors outgrows the memory'
+        return 'HNSW(quantize="bit"), or partitions: the graph of the whole vectors is larger than the memory'
     construction = 128 if rows > 1_000_000 else 64
     if dimensions > 948 or rows > 1_000_000:
         return f'HNSW(m=16, ef_construction={construction}, quantize="half"), or a halfvec column'

@@ -276,7 +276,7 @@ def require_as_declared(connection: Connection, index: Index) -> None:
     if not stands_as_declared(connection, index):
         raise IndexBuildError(
             name_of(index),
-            "it was built, and does not stand as this session sees the database: another session has dropped "
+            "it was built, but this session does not see it in the database: another session has dropped "
             "it, or built it after this transaction began",
             fix="Try again, in a new transaction",
         )

@@ -46,7 +46,7 @@ def keys_of(column: Column[Any]) -> list[Column[Any]]:
     table = column.table
     assert isinstance(table, Table)
     if not table.primary_key.columns:
-        raise QueryError(f"{table.fullname} has no primary key, which a row is told from its neighbours by")
+        raise QueryError(f"{table.fullname} has no primary key, which tells a row from its neighbours")
     return list(table.primary_key.columns)
 
 

@@ -83,7 +83,7 @@ def _say_what_is_cut(encoder: Encoder, fillings: list[Filling], texts: list[str]
         if declaration not in _said and off_event_loop(encoder.count_cut, given):
             _said.add(declaration)
             logger.warning(
-                "texts of %s are cut at the %d tokens of encoder %r: their vectors stand for the beginning. "
+                "texts of %s are cut at the %d tokens of encoder %r: their vectors cover the beginning. "
                 "`pgembed status` says how many are; see docs/filling.md. (Said once a column and process.)",
                 names[declaration],
                 encoder.max_tokens,

@@ -113,7 +113,7 @@ def test_an_encoder_that_hangs_is_red(workers: Workers, engine: Engine) -> None:
     wait_for(lambda: workers.problems() == [])
     execute(engine, "INSERT INTO article (title) VALUES ('a')")
     wait_for(lambda: workers.problems() != [])
-    assert "rows are in hand, and none gets filled" in workers.problems()[0]
+    assert "rows are claimed, and none gets filled" in workers.problems()[0]
 
 
 def test_what_the_files_say(
