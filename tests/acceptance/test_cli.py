@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 from sqlalchemy import URL, Engine, create_engine, text
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy.orm import Session
 
-from pgembed import Encoder, Vector, embedding_column
+from pgembed import Encoder
 from pgembed.cli.options import open_engine
 from tests.commands import ROOT, call, run
+from tests.tables import model
 
 
 @pytest.fixture
@@ -28,17 +29,8 @@ def environment(minilm_folder: Path) -> dict[str, str]:
 @pytest.fixture
 def helpdesk(engine: Engine, minilm: Encoder) -> str:
     """A database with a few rows; its URL."""
-
-    class Base(DeclarativeBase):
-        pass
-
-    class Article(Base):
-        __tablename__ = "article"
-        id: Mapped[int] = mapped_column(primary_key=True)
-        title: Mapped[str]
-        embedding: Mapped[Vector | None] = embedding_column("title", encoder=minilm)
-
-    Base.metadata.create_all(engine)
+    Article = model(minilm)
+    Article.metadata.create_all(engine)
     with Session(engine) as session:
         session.add_all(Article(title=title) for title in ("I forgot my password", "The printer [smokes]"))
         session.commit()

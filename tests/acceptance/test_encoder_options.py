@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 from sqlalchemy import Engine, text
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from pgembed import Encoder, Vector, embedding_column
+from pgembed import Encoder
 from tests.commands import call
+from tests.tables import model
 
 TEXTS = ("Bread is " + "baked " * 30, "Soup of the day", "An apple pie")
 
@@ -26,19 +26,9 @@ TEXTS = ("Bread is " + "baked " * 30, "Soup of the day", "An apple pie")
     ],
 )
 def test_commands_need_no_models(engine: Engine, minilm_folder: Path, options: dict[str, Any]) -> None:
-    class Base(DeclarativeBase):
-        pass
-
     encoder = Encoder(minilm_folder, **options)
-
-    class Recipe(Base):
-        __tablename__ = "recipe"
-        id: Mapped[int] = mapped_column(primary_key=True)
-        words: Mapped[str]
-        vec: Mapped[Vector | None] = embedding_column("words", encoder=encoder)
-
     assert encoder.fingerprint != Encoder(minilm_folder).fingerprint
-    Base.metadata.create_all(engine)
+    model(encoder, table="recipe", source="words", vector="vec").metadata.create_all(engine)
     environment = {
         "PGEMBED_ENCODERS": str(minilm_folder.parent),
         "PGEMBED_URL": engine.url.render_as_string(hide_password=False),

@@ -237,7 +237,7 @@ def test_others_wait_behind_a_lock_no_longer_than_its_timeout(migrations: Migrat
             waits.append(time.perf_counter() - started)
             time.sleep(0.01)
         upgrade.join()
-    assert 0.1 < max(waits) < 0.6
+    assert 0.1 < max(waits) < 1.2
 
 
 def test_a_lock_by_hand(migrations: Migrations) -> None:

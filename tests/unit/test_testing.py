@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from sqlalchemy import JSON, Column, Integer, MetaData, Table, Text, create_engine, insert, inspect, select
 from sqlalchemy.dialects import mssql, mysql, oracle, postgresql, sqlite
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy.orm import Session
 from sqlalchemy.schema import CreateTable
 
 import pgembed.testing
@@ -20,6 +20,7 @@ from pgembed import HNSW, Vector, embedding_column, semantic_search
 from pgembed.columns import bound, embeddings_of, types
 from pgembed.exc import UnsupportedDialectError
 from pgembed.testing import HashEncoder
+from tests.tables import model
 
 GUIDE = Path(__file__).parents[2] / "docs" / "columns.md"
 
@@ -54,16 +55,7 @@ def test_it_takes_the_place_of_an_encoder(encoder: HashEncoder) -> None:
 
 
 def _note(**options: Any) -> Any:
-    class Base(DeclarativeBase):
-        pass
-
-    class Note(Base):
-        __tablename__ = "note"
-        id: Mapped[int] = mapped_column(primary_key=True)
-        words: Mapped[str] = mapped_column(Text)
-        vec: Mapped[Vector | None] = embedding_column("words", encoder=HashEncoder(4), **options)
-
-    return Note
+    return model(HashEncoder(4), table="note", source="words", vector="vec", **options)
 
 
 @pytest.mark.parametrize("dialect", ["sqlite", "mysql", "mssql", "oracle"])

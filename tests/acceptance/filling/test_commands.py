@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 from sqlalchemy import URL, Engine, text
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from pgembed import Encoder, Vector, embedding_column
+from pgembed import Encoder
 from pgembed.filling import worker as module
 from pgembed.filling.cycle import Settings
 from pgembed.testing import HashEncoder
 from tests.commands import call as command
 from tests.commands import run, start, wait_for
+from tests.tables import execute, model
 
 from .models import MODELS, Base
 
@@ -41,12 +41,6 @@ def call(location: str) -> Call:
         return done.returncode, done.stdout, done.stderr
 
     return called
-
-
-def execute(engine: Engine, *statements: str) -> None:
-    with engine.begin() as connection:
-        for statement in statements:
-            connection.execute(text(statement))
 
 
 def one(engine: Engine, statement: str) -> Any:
@@ -141,22 +135,10 @@ def test_the_worker_fills_from_the_registry_alone(
 ) -> None:
     """It has none of the models, and a table whose encoder it lacks does not stop it."""
 
-    class Local(DeclarativeBase):
-        pass
-
-    class Page(Local):
-        __tablename__ = "page"
-        id: Mapped[int] = mapped_column(primary_key=True)
-        words: Mapped[str | None]
-        embedding: Mapped[Vector | None] = embedding_column("words", encoder=minilm, fill="worker")
-
-    class Broken(Local):
-        __tablename__ = "broken"
-        id: Mapped[int] = mapped_column(primary_key=True)
-        words: Mapped[str | None]
-        vector: Mapped[Vector | None] = embedding_column("words", encoder=HashEncoder(4, "not here"))
-
-    Local.metadata.create_all(engine)
+    page = model(minilm, table="page", source="words", fill="worker")
+    broken = model(HashEncoder(4, "not here"), table="broken", source="words", vector="vector")
+    for made in (page, broken):
+        made.metadata.create_all(engine)
     execute(
         engine,
         *(f"INSERT INTO {name} (words) VALUES ('one'), (NULL), ('three')" for name in ("page", "broken")),
@@ -184,7 +166,7 @@ def test_the_worker_goes_on_until_it_is_told_to_stop(articles: Engine, location:
     execute(articles, "UPDATE article SET body = NULL")
     time.sleep(0.3)
     worker.send_signal(signal.SIGTERM)
-    assert worker.wait(10) == 0
+    assert worker.wait(60) == 0
     # "text" is what the encoder is asked when it has failed.
     encoded = [line for line in texts.read_text().splitlines() if line != "text"]
     assert len(encoded) == len(set(encoded)) == 302
@@ -198,7 +180,7 @@ def test_sigterm_writes_what_was_encoded(articles: Engine, location: str, tmp_pa
     worker = start("worker", "--models", MODELS, log=log, **environment)
     wait_for(lambda: one(articles, "SELECT count(*) FROM pgembed.lease") != (0,))
     worker.send_signal(signal.SIGTERM)
-    assert worker.wait(10) == 0
+    assert worker.wait(60) == 0
     encoded = len(texts.read_text().splitlines())
     assert 0 < encoded < 300
     assert status(articles) == (encoded, 300 - encoded, 0)
@@ -218,18 +200,8 @@ def test_a_table_made_later_is_found(engine: Engine, tmp_path: Path, monkeypatch
     thread.start()
     try:
         for name in encoders:
-
-            class Local(DeclarativeBase):
-                pass
-
-            class Page(Local):
-                __tablename__ = "page"
-                id: Mapped[int] = mapped_column(primary_key=True)
-                words: Mapped[str | None]
-                embedding: Mapped[Vector | None] = embedding_column("words", encoder=encoders[name])
-
             execute(engine, "DROP TABLE IF EXISTS page")
-            Local.metadata.create_all(engine)
+            model(encoders[name], table="page", source="words").metadata.create_all(engine)
             execute(engine, "INSERT INTO page (words) VALUES ('x')")
             wait_for(lambda: status(engine) == (1, 0, 0))
             assert encoders[name].calls[-1] == ("x",)

@@ -8,26 +8,16 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from subprocess import Popen
-from typing import Any
 
 import pytest
-from sqlalchemy import URL, Engine, text
+from sqlalchemy import URL, Engine
 
 from pgembed.filling import heartbeat
 from pgembed.filling.heartbeat import Heartbeat, State, problems
 from tests.commands import call, start, wait_for
+from tests.tables import execute, rows
 
 from .models import MODELS, Base
-
-
-def execute(engine: Engine, statement: str) -> None:
-    with engine.begin() as connection:
-        connection.execute(text(statement))
-
-
-def rows(engine: Engine, statement: str) -> list[Any]:
-    with engine.connect() as connection:
-        return [tuple(row) for row in connection.execute(text(statement))]
 
 
 class Workers:

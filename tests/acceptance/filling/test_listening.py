@@ -20,18 +20,13 @@ from pgembed.columns import embeddings_of
 from pgembed.exc import DatabaseError
 from pgembed.filling import Settings, Worker
 from tests.commands import start, wait_for
+from tests.tables import execute
 
 from .models import MODELS, Base
 from .servers import running
 
 GUIDE = Path(__file__).parents[3] / "docs" / "filling.md"
 EMBEDDING = embeddings_of(Base.metadata.tables["article"])[0]
-
-
-def execute(engine: Engine, *statements: str) -> None:
-    with engine.begin() as connection:
-        for statement in statements:
-            connection.execute(text(statement))
 
 
 def is_fresh(engine: Engine) -> bool:
@@ -56,15 +51,15 @@ def test_a_notification_wakes_the_worker_also_after_a_restart(tmp_path: Path) ->
             for i in range(3):
                 time.sleep(0.3)  # so that the worker waits again
                 execute(engine, f"INSERT INTO article (title) VALUES ('{i}')")
-                wait_for(lambda: is_fresh(engine), 10)
+                wait_for(lambda: is_fresh(engine))
             server.restart()
             wait_for(lambda: log.read_text().count("event=listen channel='pgembed'") == 2)
             time.sleep(0.3)
             execute(engine, "INSERT INTO article (title) VALUES ('after the restart')")
-            wait_for(lambda: is_fresh(engine), 10)
+            wait_for(lambda: is_fresh(engine))
         finally:
             worker.terminate()
-        assert worker.wait(10) == 0
+        assert worker.wait(60) == 0
         engine.dispose()
 
 
@@ -95,7 +90,7 @@ def test_an_application_may_notify_by_itself(articles: Engine, caplog: pytest.Lo
         time.sleep(1)
         assert not is_fresh(articles)
         execute(articles, "NOTIFY pgembed")
-        wait_for(lambda: is_fresh(articles), 5)
+        wait_for(lambda: is_fresh(articles))
 
 
 def test_behind_a_pooler_that_swallows_it_the_worker_says_so_and_polls(
@@ -113,7 +108,7 @@ def test_behind_a_pooler_that_swallows_it_the_worker_says_so_and_polls(
     with working(pooled, poll=0.1):
         wait_for(lambda: "notifications do not arrive" in caplog.text)
         execute(articles, "INSERT INTO article (title) VALUES ('polled')")
-        wait_for(lambda: is_fresh(articles), 5)
+        wait_for(lambda: is_fresh(articles))
     pooled.dispose()
 
 

@@ -15,6 +15,7 @@ from pgembed.filling import Counts, Estimate, Worker, backfill, estimate
 from pgembed.filling.backfill import pending
 from pgembed.filling.bisection import BrokenEncoderError
 from pgembed.testing import HashEncoder
+from tests.commands import wait_for
 
 from .conftest import FAST, Articles, Picky
 
@@ -147,14 +148,10 @@ def test_a_column_that_was_broken_is_filled_once_it_is_mended(engine: Engine) ->
     worker = Worker(engine, [articles.embedding], settings=FAST)
     thread = threading.Thread(target=worker.run)
     thread.start()
-    waited = threading.Event()
-    waited.wait(0.5)
+    time.sleep(0.5)
     assert articles.pending() == {1, 2}
     broken.clear()
-    for _ in range(100):
-        if not articles.pending():
-            break
-        waited.wait(0.05)
+    wait_for(lambda: not articles.pending())
     worker.stop()
     thread.join()
     assert articles.pending() == set()

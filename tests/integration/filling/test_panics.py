@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import threading
-import time
 from typing import Any
 
 import pytest
@@ -18,6 +17,7 @@ from pgembed.exc import EncoderPanicError
 from pgembed.filling import Worker, backfill, failures
 from pgembed.filling.bisection import BrokenEncoderError
 from pgembed.testing import HashEncoder
+from tests.commands import wait_for
 
 from .conftest import FAST, Articles
 
@@ -103,10 +103,7 @@ def test_a_broken_encoder_is_its_columns_error(
     thread.start()
     try:
         encoder.broken = False  # whatever it meets, it tries again
-        deadline = time.monotonic() + 20
-        while titles(articles) != {"a", "b"}:
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        wait_for(lambda: titles(articles) == {"a", "b"})
     finally:
         worker.stop()
         thread.join()

@@ -17,6 +17,7 @@ from pgembed import HNSW, IVFFlat, Vector, embedding_column, indexes
 from pgembed.cli.main import app
 from pgembed.indexes import findings
 from pgembed.testing import HashEncoder
+from tests.tables import model
 
 VERBS = ("paint", "sell", "fix", "clean", "buy", "draw", "rent", "lift")
 NOUNS = ("house", "car", "table", "dress", "boat", "window", "bike", "lamp")
@@ -61,7 +62,7 @@ def test_from_plan_to_reindex(engine, run):
 def test_the_index_that_a_model_declares(engine, run, tmp_path, monkeypatch):
     encoder = HashEncoder(16)
 
-    def model(index, metric="cosine"):
+    def noted(index, metric="cosine"):
         class Base(DeclarativeBase):
             pass
 
@@ -76,7 +77,7 @@ def test_the_index_that_a_model_declares(engine, run, tmp_path, monkeypatch):
 
         return Base, Note
 
-    Base, Note = model(HNSW(quantize="half", m=8))
+    Base, Note = noted(HNSW(quantize="half", m=8))
     Base.metadata.create_all(engine)
     with Session(engine) as session:
         session.add_all(Note(words=f"note {i}") for i in range(50))
@@ -100,7 +101,7 @@ def test_the_index_that_a_model_declares(engine, run, tmp_path, monkeypatch):
         (HNSW(quantize="half", m=8, where="id > 3"), "cosine", "otherwise than asked for"),
         (IVFFlat(quantize="half", name=name), "cosine", "otherwise than asked for"),
     ):
-        models.Base, _ = model(changed, metric)
+        models.Base, _ = noted(changed, metric)
         assert reason in run("create", '"Note"', "vec", *of_models, code=1, stream="exception")
     models.Base = Base
     wrong = run("create", '"Note"', "vec", *of_models, "--m", "16", code=2, stream="output")
@@ -177,17 +178,9 @@ def test_a_name_that_is_taken_is_refused(engine, run):
 
 
 def test_recall_of_texts_and_its_drawing(engine, minilm, minilm_folder, tmp_path, monkeypatch):
-    class Base(DeclarativeBase):
-        pass
-
-    class Page(Base):
-        __tablename__ = "page"
-        id: Mapped[int] = mapped_column(primary_key=True)
-        title: Mapped[str]
-        embedding: Mapped[Vector | None] = embedding_column("title", encoder=minilm, index=HNSW())
-
+    Page = model(minilm, table="page", index=HNSW())
     with Session(engine) as session:
-        Base.metadata.create_all(session.connection())
+        Page.metadata.create_all(session.connection())
         session.add_all(Page(title=f"how to {verb} a {noun}") for verb in VERBS for noun in NOUNS)
         session.commit()
         indexes.create(session.connection(), Page.embedding)
@@ -217,7 +210,7 @@ def test_recall_of_texts_and_its_drawing(engine, minilm, minilm_folder, tmp_path
     texts.write_text("\n")
     assert "no text" in command("recall", *page, "--texts", str(texts), code=2)
     with engine.begin() as connection:
-        Base.metadata.drop_all(connection)
+        Page.metadata.drop_all(connection)
 
 
 def test_texts_for_a_column_that_is_no_embedding_need_an_encoder(run, tmp_path):

@@ -23,13 +23,14 @@ from sqlalchemy import (
     select,
     text,
 )
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy.orm import Session
 from sqlalchemy.schema import CreateIndex
 
-from pgembed import HNSW, IVFFlat, Vector, embedding_column
+from pgembed import HNSW, IVFFlat
 from pgembed.queries import hybrid_search, knn_classify, near_duplicates, semantic_search
 from pgembed.testing import HashEncoder
 from tests.integration.queries.conftest import plan_of
+from tests.tables import model
 
 ROWS = 1200
 ALIKE = range(0, ROWS, 4)  # with the second row, 301 are alike; of others, half are there twice
@@ -212,19 +213,11 @@ def test_the_sql_functions(connection: Connection) -> None:
         assert label == str(exact[0][1])
 
 
-class Base(DeclarativeBase):
-    pass
-
-
-class Note(Base):
-    __tablename__ = "note"
-    id: Mapped[int] = mapped_column(primary_key=True)
-    words: Mapped[str]
-    embedding: Mapped[Vector | None] = embedding_column("words", encoder=HashEncoder(8), index=HNSW())
+Note = model(HashEncoder(8), table="note", source="words", index=HNSW())
 
 
 def test_equal_texts_before_the_index_is_built_and_without_stale_rows(engine: Engine) -> None:
-    Base.metadata.create_all(engine)
+    Note.metadata.create_all(engine)
     with Session(engine) as session:
         session.add_all(Note(id=key, words="the same") for key in range(30, 0, -1))
         session.commit()

@@ -51,9 +51,11 @@ class Recorder:
             self.answered.append(job.texts[0])
             job.reply(result)
 
-    def submit(self, *texts: str, kind: Any = "document", wanted: bool = True) -> Future[Any]:
+    def submit(self, *texts: str, kind: Any = "document", wanted: bool = True, age: float = 0) -> Future[Any]:
+        """``age``: the seconds that it has waited already."""
         future: Future[Any] = Future()
-        self.coalescer.submit(Job(list(texts), kind, future.set_result, lambda: wanted))
+        since = time.monotonic() - age
+        self.coalescer.submit(Job(list(texts), kind, future.set_result, lambda: wanted, since=since))
         return future
 
 
@@ -82,17 +84,16 @@ def test_what_waits_is_encoded_together() -> None:
 
 
 def test_who_need_not_be_answered() -> None:
-    recorder = Recorder(max_tokens=None, waiting=3, seconds=0.2)
+    recorder = Recorder(max_tokens=None, waiting=3, seconds=60)
     first = recorder.submit("a")
     recorder.started.wait(10)
-    gone, late = recorder.submit("gone", wanted=False), recorder.submit("late")
-    time.sleep(0.3)
+    gone, late = recorder.submit("gone", wanted=False), recorder.submit("late", age=61)
     fresh = recorder.submit("fresh")
     with pytest.raises(BusyError, match="too many"):
         recorder.submit("one too many")
     recorder.go_on.set()
     assert first.result(10)[0].tolist() == [[1]]
-    assert str(late.result(10)) == "no answer within 0.2 seconds"
+    assert str(late.result(10)) == "no answer within 60 seconds"
     assert fresh.result(10)[0].tolist() == [[5]]
     recorder.coalescer.close()
     assert str(gone.result(10)) == "nobody waits for the answer"

@@ -238,12 +238,12 @@ def test_clients_that_leave(server: Server) -> None:
 
 
 def test_idle_connections_are_closed(encoder: Encoder) -> None:
-    with serving(encoder, idle=0.3) as server, Wire(server) as wire:
+    with serving(encoder, idle=1) as server, Wire(server) as wire:
         wire.send(b"GET /health HTTP/1.1\r\n\r\n")
         assert wire.answer()[0] == 200
         start = time.monotonic()
         assert wire.closed
-        assert time.monotonic() - start < 10
+        assert time.monotonic() - start < 60
 
 
 def test_what_was_accepted_is_answered(encoder: Encoder) -> None:

@@ -80,17 +80,17 @@ def trickle(wire: Wire, data: bytes) -> tuple[int, Any]:
 
 
 def test_headers_have_one_deadline_whatever_comes_between(encoder: Encoder) -> None:
-    with serving(encoder, header_seconds=0.3) as server, Wire(server) as wire:
+    with serving(encoder, header_seconds=1) as server, Wire(server) as wire:
         status, message = trickle(wire, b"GET /health HTTP/1.1\r\nCookie: " + b"x" * 1000)
-        assert (status, message) == (408, "the headers did not arrive whole within 0.3 seconds")
+        assert (status, message) == (408, "the headers did not arrive whole within 1 seconds")
         assert is_answered(server)
 
 
 def test_bodies_have_one_deadline_whatever_comes_between(encoder: Encoder) -> None:
-    with serving(encoder, body_seconds=0.3) as server, Wire(server) as wire:
+    with serving(encoder, body_seconds=1) as server, Wire(server) as wire:
         wire.send(HEAD % 5000)
         status, message = trickle(wire, b"x" * 1000)
-        assert (status, message) == (408, "the body did not arrive whole within 0.3 seconds")
+        assert (status, message) == (408, "the body did not arrive whole within 1 seconds")
         assert is_answered(server)
 
 
@@ -106,7 +106,7 @@ def is_reset(wire: Wire, data: bytes) -> bool:
 
 def test_a_client_that_never_reads_is_cut_off(encoder: Encoder) -> None:
     many = request({"input": ["x"] * 2000})  # an answer of more than half a megabyte
-    with serving(encoder, answer_seconds=0.3, held=3_000_000) as server:
+    with serving(encoder, answer_seconds=1, held=3_000_000) as server:
         with Wire(server) as deaf:
             deaf.socket.settimeout(0.1)
             assert any(is_reset(deaf, many * 20) for _ in range(200))
