@@ -11,24 +11,15 @@ Core statements on a connection are not seen: their rows are pending. For the le
 from __future__ import annotations
 
 import copy
-import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Alias, BindParameter, Column, Insert, Update, event
 from sqlalchemy.orm import Mapper, ORMExecuteState, Session
 
 from pgembed.columns.hooks.encoder_batch import Filling, encode
-from pgembed.columns.hooks.mapped import (
-    UNKNOWN,
-    MappedEmbedding,
-    given_text,
-    is_own,
-    mapped_embeddings,
-    text_of,
-)
-from pgembed.columns.values import Array
+from pgembed.columns.hooks.mapped import UNKNOWN, MappedEmbedding, given_text, mapped_embeddings, text_of
+from pgembed.columns.hooks.outcome import ABSENT, Change, settle
 
 #: The execution option of statements that were looked at here.
 FILLED = "pgembed_filled"
@@ -110,7 +101,11 @@ def fill_new(rows: Sequence[dict[str, Any]], embeddings: Sequence[MappedEmbeddin
         columns = dict(zip(mapped.sources, mapped.embedding.sources, strict=True))
         for row in rows:
             texts = [text_of(row.get(key), column) for key, column in columns.items()]
-            fillings.extend(_examine(row, mapped, texts, new=True))
+            vector, digest = row.get(mapped.vector), row.get(mapped.digest)
+            fillings.extend(settle(mapped, "new", texts, vector, digest, row.update))
+            # Named in any case, so that all rows of one INSERT have the same columns.
+            row.setdefault(mapped.vector, None)
+            row.setdefault(mapped.digest, None)
     encode(fillings)
 
 
@@ -123,52 +118,17 @@ def fill_changed(
     """
     fillings: list[Filling] = []
     for mapped in embeddings:
+        columns = dict(zip(mapped.sources, mapped.embedding.sources, strict=True))
         for row in rows:
-            if any(source in row for source in mapped.sources):
-                texts = [
-                    given_text(row.get(source, UNKNOWN), column)
-                    for source, column in zip(mapped.sources, mapped.embedding.sources, strict=True)
-                ]
-                fillings.extend(_examine(row, mapped, texts, new=False))
-            elif row.get(mapped.vector) is not None and mapped.digest not in row:
-                # A vector brought for the text as it stands: the row itself gives the digest. Among
-                # parameters the digest stays as it is: fresh rows stay fresh, pending ones pending.
-                if not is_own(row[mapped.vector]):
-                    row[mapped.digest] = None
-                elif expressions:
-                    row[mapped.digest] = mapped.embedding.wanted()
+            texts = [given_text(row.get(key, UNKNOWN), column) for key, column in columns.items()]
+            vector, digest = row.get(mapped.vector), row.get(mapped.digest, ABSENT)
+            change: Change = "changed" if columns.keys() & row.keys() else "same"
+            # A vector among parameters that comes without its text leaves the digest as it is: fresh rows
+            # stay fresh, pending ones pending.
+            fillings.extend(
+                settle(mapped, change, texts, vector, digest, row.update, expressions=expressions)
+            )
     encode(fillings)
-
-
-def _examine(
-    row: dict[str, Any], mapped: MappedEmbedding, texts: Sequence[Any], *, new: bool
-) -> Iterator[Filling]:
-    if not all(text is None or isinstance(text, str) for text in texts):
-        if new:  # pending; named, so that all rows of one INSERT have the same columns
-            row.setdefault(mapped.vector, None)
-            row.setdefault(mapped.digest, None)
-        return
-    declaration = mapped.embedding.declaration
-    known = tuple(texts)
-    digest = declaration.digest(known)
-    if digest is None:
-        row[mapped.vector] = row[mapped.digest] = None
-        return
-    if row.get(mapped.vector) is not None:
-        if new and row.get(mapped.digest) is None and is_own(row[mapped.vector]):
-            row[mapped.digest] = digest
-        if row.get(mapped.digest) == digest:
-            return
-    if declaration.fill == "flush":
-        yield Filling(mapped.embedding, known, digest, partial(_put, row, mapped))
-    elif row.get(mapped.vector) is not None or new:
-        row.setdefault(mapped.vector, None)
-        row.setdefault(mapped.digest, None)
-
-
-def _put(row: dict[str, Any], mapped: MappedEmbedding, vector: Array, digest: uuid.UUID) -> None:
-    row[mapped.vector] = vector
-    row[mapped.digest] = digest
 
 
 def _added(row: Mapping[str, Any], given: Mapping[str, Any], mapper: Mapper[Any]) -> dict[Any, Any]:

@@ -6,18 +6,16 @@ import logging
 import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any
 from weakref import WeakSet
 
 from pgembed.columns.concurrency import off_event_loop
 from pgembed.columns.embedding import Embedding, EmbeddingColumn, TextEncoder, answered
-from pgembed.columns.values import Array
+from pgembed.columns.hooks.mapped import MappedEmbedding
 from pgembed.encoders import Encoder
 from pgembed.exc import encoder_errors
 
 logger = logging.getLogger(__name__)
-
-Texts: TypeAlias = tuple[str | None, ...]
 
 
 @dataclass(frozen=True)
@@ -26,13 +24,18 @@ class Filling:
 
     :ivar texts: those of the sources, not all of them empty.
     :ivar digest: the digest of the texts.
-    :ivar put: takes the vector to where it is written from.
+    :ivar write: takes vector and digest, by the names of attributes, to where they are written from.
     """
 
-    embedding: EmbeddingColumn
-    texts: Texts
+    mapped: MappedEmbedding
+    texts: tuple[str | None, ...]
     digest: uuid.UUID
-    put: Callable[[Array, uuid.UUID], None]
+    write: Callable[[dict[str, Any]], None]
+
+    @property
+    def embedding(self) -> EmbeddingColumn:
+        """The column that the vector is for."""
+        return self.mapped.embedding
 
 
 def encode(fillings: Iterable[Filling]) -> None:
@@ -63,7 +66,7 @@ def _encode(encoder: TextEncoder, fillings: list[Filling]) -> None:
         _say_what_is_cut(encoder, fillings, texts)
     vectors.flags.writeable = False
     for filling, vector in zip(fillings, vectors, strict=True):
-        filling.put(vector, filling.digest)
+        filling.write({filling.mapped.vector: vector, filling.mapped.digest: filling.digest})
 
 
 #: Declarations of columns of which it was said that texts are cut.

@@ -12,7 +12,6 @@ present state makes the whole flush be looked at again, in one more batch.
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,27 +19,21 @@ from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
 import numpy as np
-from sqlalchemy import Connection, Null, event, inspect, select, tuple_
+from sqlalchemy import Connection, event, inspect, select, tuple_
 from sqlalchemy.orm import InstanceState, Mapper, Session, SessionTransaction, UOWTransaction, attributes
 from sqlalchemy.orm.base import NO_VALUE, PASSIVE_NO_INITIALIZE
 from sqlalchemy.sql.elements import ColumnElement
 
-from pgembed.columns.hooks.encoder_batch import Filling, Texts, encode
-from pgembed.columns.hooks.mapped import (
-    UNKNOWN,
-    MappedEmbedding,
-    given_text,
-    is_own,
-    mapped_embeddings,
-    text_of,
-)
-from pgembed.columns.values import Array, as_array
+from pgembed.columns.hooks.encoder_batch import Filling, encode
+from pgembed.columns.hooks.mapped import UNKNOWN, MappedEmbedding, given_text, mapped_embeddings, text_of
+from pgembed.columns.hooks.outcome import ABSENT, Change, settle
+from pgembed.columns.values import as_array
 
 #: What each embedding of each object of the running flush was last looked at with.
 _seen: WeakKeyDictionary[Session, dict[tuple[InstanceState[Any], str], Look]] = WeakKeyDictionary()
 #: The vectors and digests that this module put into objects, by attribute. After a flush that failed they
 #: are still there, and such a digest says nothing of another vector that was put beside it.
-_ours: WeakKeyDictionary[InstanceState[Any], dict[str, tuple[Array, uuid.UUID]]] = WeakKeyDictionary()
+_ours: WeakKeyDictionary[InstanceState[Any], dict[str, tuple[Any, Any]]] = WeakKeyDictionary()
 #: The connections that a flush is writing through; and those of each session.
 flushing: WeakSet[Connection] = WeakSet()
 _connections: WeakKeyDictionary[Session, list[Connection]] = WeakKeyDictionary()
@@ -137,51 +130,25 @@ def _look(state: InstanceState[Any], mapped: MappedEmbedding) -> Look:
 
 
 def _examine(state: InstanceState[Any], mapped: MappedEmbedding) -> Iterator[Filling]:
-    """Decide what one embedding of one object needs; settle at once what needs no encoder."""
-    declaration = mapped.embedding.declaration
-    new = state.key is None
-    changed = new or any(_changed(state, source) for source in mapped.sources)
-    brought = _brought(state, mapped)
-    if not changed and brought is None:
-        return
-    texts = _texts(state, mapped)
-    if texts is None:
-        if not changed and not _changed(state, mapped.digest):
-            # For the text as it stands, which is not loaded. Of a vector of one's own the row gives the
-            # digest; of one that was loaded somewhere, nobody knows what it was made from.
-            _set(state, mapped.digest, mapped.embedding.wanted() if is_own(brought) else None)
-        return
-    wanted = declaration.digest(texts)
-    if wanted is None:
-        _set(state, mapped.vector, None)
-        _set(state, mapped.digest, None)
-        return
-    if brought is not None:
-        made_from = _made_from(state, mapped, brought)
-        if made_from is None and is_own(brought) and (new or not changed):
-            made_from = wanted
-            _set(state, mapped.digest, wanted)
-        if made_from == wanted:
-            return
-    if declaration.fill == "flush":
-        yield Filling(mapped.embedding, texts, wanted, partial(_put, state, mapped))
-    elif brought is not None and _made_from(state, mapped, brought) is None:
-        _set(state, mapped.digest, None)
-
-
-def _brought(state: InstanceState[Any], mapped: MappedEmbedding) -> Any:
-    """The vector that was put into the object, or ``None``: NULL is no vector."""
-    value = state.dict.get(mapped.vector) if _changed(state, mapped.vector) else None
-    return None if isinstance(value, Null) else value
+    """Settle one embedding of one object."""
+    change: Change = "same"
+    if state.key is None:
+        change = "new"
+    elif any(_changed(state, source) for source in mapped.sources):
+        change = "changed"
+    vector = state.dict.get(mapped.vector) if _changed(state, mapped.vector) else None
+    if change != "same" or vector is not None:
+        texts, digest = list(_texts(state, mapped)), _made_from(state, mapped, vector)
+        yield from settle(mapped, change, texts, vector, digest, partial(_write, state, mapped))
 
 
 def _made_from(state: InstanceState[Any], mapped: MappedEmbedding, vector: Any) -> Any:
     """The digest that was put beside a vector, to say what it was made from."""
     if not _changed(state, mapped.digest):
-        return None
+        return ABSENT
     digest = state.dict.get(mapped.digest)
     our_vector, our_digest = _ours.get(state, {}).get(mapped.vector, (None, None))
-    return None if digest is our_digest and vector is not our_vector else digest
+    return ABSENT if digest is not None and digest is our_digest and vector is not our_vector else digest
 
 
 def _changed(state: InstanceState[Any], key: str) -> bool:
@@ -190,19 +157,15 @@ def _changed(state: InstanceState[Any], key: str) -> bool:
     return bool(history.added) or bool(history.deleted)
 
 
-def _texts(state: InstanceState[Any], mapped: MappedEmbedding) -> Texts | None:
-    """The texts of the sources as the row will hold them, or ``None`` where they cannot be known."""
-    texts: list[str | None] = []
+def _texts(state: InstanceState[Any], mapped: MappedEmbedding) -> Iterator[Any]:
+    """The texts of the sources as the row will hold them, as far as they are known."""
     for key, column in zip(mapped.sources, mapped.embedding.sources, strict=True):
         if state.key is None:
-            value = text_of(state.dict.get(key), column)
+            yield text_of(state.dict.get(key), column)
+        elif _changed(state, key):
+            yield given_text(state.dict.get(key, UNKNOWN), column)
         else:
-            value = state.dict.get(key, UNKNOWN)
-            value = given_text(value, column) if _changed(state, key) else value
-        if value is not None and not isinstance(value, str):
-            return None
-        texts.append(value)
-    return tuple(texts)
+            yield state.dict.get(key, UNKNOWN)
 
 
 def _load_expired_sources(session: Session, states: Sequence[InstanceState[Any]]) -> None:
@@ -240,11 +203,8 @@ def _load(session: Session, mapper: Mapper[Any], states: dict[tuple[Any, ...], I
                 attributes.set_committed_value(state.obj(), key, value)
 
 
-def _put(state: InstanceState[Any], mapped: MappedEmbedding, vector: Array, digest: uuid.UUID) -> None:
-    _set(state, mapped.vector, vector)
-    _set(state, mapped.digest, digest)
-    _ours.setdefault(state, {})[mapped.vector] = (vector, digest)
-
-
-def _set(state: InstanceState[Any], key: str, value: Any) -> None:
-    attributes.set_attribute(state.obj(), key, value)
+def _write(state: InstanceState[Any], mapped: MappedEmbedding, values: dict[str, Any]) -> None:
+    for key, value in values.items():
+        attributes.set_attribute(state.obj(), key, value)
+    if values.get(mapped.vector) is not None:
+        _ours.setdefault(state, {})[mapped.vector] = (values[mapped.vector], values[mapped.digest])

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import numpy as np
 from sqlalchemy import Column, Null
 from sqlalchemy.orm import Mapper
 from sqlalchemy.sql.elements import ClauseElement
@@ -72,14 +71,6 @@ def given_text(value: Any, column: Column[Any]) -> Any:
         f"{column} is a source of an embedding column and takes str, got {type(value).__name__}: "
         f"{repr(value)[:60]}; convert it first, str(...) for example"
     )
-
-
-def is_own(vector: Any) -> bool:
-    """Whether a vector was brought by the user, and not loaded: those that are loaded are read-only.
-
-    A loaded one comes back by ``merge`` of a detached object, or is copied from another row.
-    """
-    return not (isinstance(vector, np.ndarray) and not vector.flags.writeable)
 
 
 def _find(mapper: Mapper[Any]) -> Iterator[MappedEmbedding]:
