@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from datetime import timedelta
 from typing import Annotated
 
@@ -12,26 +10,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from sqlalchemy import Engine
 
-from pgembed.cli.options import DatabaseUrl, open_engine, say
-from pgembed.columns import EmbeddingColumn
+from pgembed.cli.options import DatabaseUrl, Models, OneColumn, OneTable, columns_of, open_engine, say
 from pgembed.exc import EncoderError
 from pgembed.filling.backfill import backfill as fill
 from pgembed.filling.backfill import estimate, pending
 from pgembed.filling.claims import Counts
-from pgembed.filling.targets import Target, embeddings_in, find_targets, split
-
-Models = Annotated[
-    str | None,
-    typer.Option(
-        metavar="MODULE:NAME",
-        help="Take columns and encoders from a declarative base, MetaData or Table, instead of the "
-        "database's registry.",
-    ),
-]
-OneTable = Annotated[
-    str | None, typer.Argument(help='Only this table, as SQL writes it: article, "My schema".article.')
-]
-OneColumn = Annotated[str | None, typer.Argument(help="Only this vector column.")]
+from pgembed.filling.targets import Target, find_targets, split
 
 
 def register(app: typer.Typer) -> None:
@@ -81,15 +65,6 @@ def backfill(
                 well = False
     if not well:
         raise typer.Exit(1)
-
-
-def columns_of(models: str | None) -> list[EmbeddingColumn] | None:
-    """The embedding columns of ``module:name``, a module of the working folder perhaps."""
-    if models is None:
-        return None
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    return embeddings_in(models)
 
 
 def _estimate(

@@ -11,9 +11,8 @@ from rich.markup import escape
 from rich.table import Table
 from sqlalchemy import Connection
 
-from pgembed.cli.backfill import OneColumn, OneTable
 from pgembed.cli.known import oid_of
-from pgembed.cli.options import AsJson, DatabaseUrl, connect, print_table, say
+from pgembed.cli.options import AsJson, DatabaseUrl, OneColumn, OneTable, connect, print_table, say
 from pgembed.database.install import require_installed
 from pgembed.exc import NotInstalledError, PgembedError
 from pgembed.filling import failures

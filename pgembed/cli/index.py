@@ -1,4 +1,4 @@
-"""``pgembed index``: plan and build the vector indexes of any table, and what :mod:`.measuring` does."""
+"""``pgembed index``: plan and build the vector indexes of any table."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from sqlalchemy import Connection, Engine, Index
 
 from pgembed import indexes
-from pgembed.cli import measuring
 from pgembed.cli.known import declared_on, index_on
 from pgembed.cli.options import AsJson, ColumnName, DatabaseUrl, IndexName, TableName, open_engine, say
 from pgembed.indexes import VectorIndex
@@ -55,8 +54,6 @@ Workers = Annotated[int | None, typer.Option(min=0, help="Parallel workers.", sh
 
 def register(app: typer.Typer) -> None:
     """Add the group to the application."""
-    for command in (measuring.recall, measuring.tune, measuring.check):
-        group.command()(command)
     app.add_typer(group, name="index")
 
 

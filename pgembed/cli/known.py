@@ -11,8 +11,7 @@ import typer
 from sqlalchemy import Connection, MetaData, Table, text
 from sqlalchemy.exc import SAWarning
 
-from pgembed.cli.backfill import columns_of
-from pgembed.cli.options import open_encoder
+from pgembed.cli.options import columns_of, open_encoder
 from pgembed.columns import Array
 from pgembed.columns.trust import require_trust
 from pgembed.database.install import is_installed
@@ -21,6 +20,7 @@ from pgembed.exc import DeclarationError, NotInstalledError, RegistrationError
 from pgembed.filling.registry import encoder_options, entries, problems, registered_encoder
 from pgembed.indexes import HNSW, IVFFlat, VectorIndex, indexes_on
 from pgembed.indexes.standing import Form, described, form_of, standing
+from pgembed.metrics import metric as metric_named
 
 
 def oid_of(connection: Connection, table: str) -> int | None:
@@ -115,6 +115,7 @@ def index_on(
         entry = registered(connection, table, column)
     except RegistrationError:  # an index needs none
         entry = None
+    metric = metric_named(metric).name if metric else None  # "ip" is another name of inner_product
     wanted = metric or (entry["metric"] if new and entry else None)
     forms = [
         (index, found)

@@ -24,6 +24,7 @@ from pgembed.cli import (
     failures,
     index,
     init,
+    measuring,
     pull,
     reembed,
     search,
@@ -59,6 +60,7 @@ for _group in (
     server,
 ):
     _group.register(app)
+measuring.register(index.group)
 
 
 def _show_version(asked: bool) -> None:

@@ -28,6 +28,12 @@ EncoderName = Annotated[
 K = Annotated[int, typer.Option("--k", min=1, help="Neighbours of each.")]
 
 
+def register(group: typer.Typer) -> None:
+    """Add the commands to ``pgembed index``."""
+    for command in (recall, tune, check):
+        group.command()(command)
+
+
 def recall(
     table: TableName,
     column: ColumnName,

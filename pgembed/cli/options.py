@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -16,9 +17,11 @@ from rich.text import Text
 from sqlalchemy import URL, Connection, Engine, create_engine, make_url, text
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
+from pgembed.columns import EmbeddingColumn
 from pgembed.database import embedded
 from pgembed.encoders import Encoder
 from pgembed.exc import DatabaseError, MissingPrivilegeError, sqlstate
+from pgembed.filling.targets import embeddings_in
 
 DatabaseUrl = Annotated[
     str,
@@ -51,6 +54,18 @@ ColumnName = Annotated[str, typer.Argument(help="Its vector column.")]
 IndexName = Annotated[
     str | None, typer.Option("--index", help="Which index, of several of the column.", show_default=False)
 ]
+Models = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODULE:NAME",
+        help="Take columns and encoders from a declarative base, MetaData or Table, instead of the "
+        "database's registry.",
+    ),
+]
+OneTable = Annotated[
+    str | None, typer.Argument(help='Only this table, as SQL writes it: article, "My schema".article.')
+]
+OneColumn = Annotated[str | None, typer.Argument(help="Only this vector column.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -169,3 +184,12 @@ def open_encoder(name_or_folder: str, **options: Any) -> Encoder:
     """
     folder = Path(name_or_folder)
     return Encoder(folder if folder.exists() else name_or_folder, **options)
+
+
+def columns_of(models: str | None) -> list[EmbeddingColumn] | None:
+    """The embedding columns of ``module:name``, a module of the working folder perhaps."""
+    if models is None:
+        return None
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    return embeddings_in(models)

@@ -8,8 +8,17 @@ from typing import Annotated
 
 import typer
 
-from pgembed.cli.backfill import Models, columns_of
-from pgembed.cli.options import AsJson, ColumnName, DatabaseUrl, TableName, connect, open_encoder, say
+from pgembed.cli.options import (
+    AsJson,
+    ColumnName,
+    DatabaseUrl,
+    Models,
+    TableName,
+    columns_of,
+    connect,
+    open_encoder,
+    say,
+)
 from pgembed.indexes.sizes import readable
 from pgembed.reembedding.change import Change, changes
 from pgembed.reembedding.costs import plan_reembedding

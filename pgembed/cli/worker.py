@@ -10,8 +10,7 @@ from typing import Annotated
 
 import typer
 
-from pgembed.cli.backfill import Models, OneColumn, OneTable, columns_of
-from pgembed.cli.options import open_engine, say
+from pgembed.cli.options import Models, OneColumn, OneTable, columns_of, open_engine, say
 from pgembed.filling.cycle import Settings
 from pgembed.filling.heartbeat import default_folder, problems
 from pgembed.filling.worker import Worker

@@ -146,6 +146,16 @@ def test_imports_run_one_way(imports: Imports) -> None:
     assert imports.upward() == []
 
 
+def test_commands_do_not_import_each_other(imports: Imports) -> None:
+    commands = {
+        module
+        for module, file in imports.files.items()
+        if module.startswith("pgembed.cli.") and "\ndef register(" in file.read_text()
+    }
+    assert {"pgembed.cli.index", "pgembed.cli.measuring", "pgembed.cli.worker"} < commands
+    assert [(one, other) for one in commands for other in imports.graph[one] & commands] == []
+
+
 def test_no_circles(imports: Imports) -> None:
     # The face imports all parts, by strings that are not known here.
     imports.graph["pgembed"] = set()

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from pgembed import HNSW, IVFFlat, Vector, embedding_column, indexes
 from pgembed.cli.main import app
 from pgembed.indexes import findings
+from pgembed.indexes.standing import standing
 from pgembed.testing import HashEncoder
 from tests.tables import model
 
@@ -142,13 +143,11 @@ def test_an_index_that_stands_is_compared_with_what_is_asked_for(engine, run):
     name = "ix_Item_vector_hnsw"
     assert json.loads(run("create", *item, "--workers", "0", "--json"))["built"]
 
-    def standing():
+    def found():
         with engine.connect() as connection:
-            return {
-                index.name: (index.oid, index.metric) for index in standing.standing(connection, '"Item"')
-            }
+            return {index.name: (index.oid, index.metric) for index in standing(connection, '"Item"')}
 
-    before = standing()
+    before = found()
     for same in ((), ("--m", "16"), ("--metric", "cosine"), ("--index", name)):
         assert run("create", *item, *same).endswith(", already there\n")
         assert not json.loads(run("create", *item, *same, "--json"))["built"]
@@ -159,15 +158,23 @@ def test_an_index_that_stands_is_compared_with_what_is_asked_for(engine, run):
         for others in (("--metric", "l2"), ("--method", "ivfflat", "--index", name)):
             refused = run(verb, *item, *others, code=2, stream="output")
             assert re.search(r"is another index \(hnsw, cosine, m = 16, .*\): name this one", refused)
-    assert standing() == before
+    assert found() == before
 
     again = json.loads(run(*shlex.split(command), "--workers", "0", "--json"))
     assert (again["index"], again["parameters"]) == (name, {"m": 32, "ef_construction": 200})
     planned = json.loads(run("plan", *item, "--metric", "l2", "--index", "by_l2", "--json"))
     assert (planned["index"], planned["parameters"]) == ("by_l2", {"m": 16, "ef_construction": 64})
     run("create", *item, "--metric", "l2", "--index", "by_l2", "--workers", "0")
-    assert [metric for _, metric in standing().values()] == ["l2", "cosine"]
+    assert [metric for _, metric in found().values()] == ["l2", "cosine"]
     assert run("create", *item, "--metric", "l2").startswith("by_l2 ")
+
+
+def test_a_metric_has_more_than_one_name(engine, run):
+    item = ('"Item"', "vector", "--json")
+    for stands, asked in (("inner_product", "ip"), ("l2", "euclidean")):
+        first = json.loads(run("create", *item, "--metric", stands, "--index", stands))
+        again = json.loads(run("create", *item, "--metric", asked, "--index", stands))
+        assert (first["built"], again["built"], again["index"]) == (True, False, stands)
 
 
 def test_a_name_that_is_taken_is_refused(engine, run):
