@@ -38,6 +38,23 @@ CREATE TABLE {schema}.{table} (
 """
 
 
+def facts(**changes: Any) -> dict[str, Any]:
+    """A registration as create_all writes it."""
+    encoder = HashEncoder(3)
+    return {
+        "pgembed": 1,
+        "column": "embedding",
+        "digest": "embedding_digest",
+        "sources": ["title"],
+        "template": None,
+        "encoder": encoder.name,
+        "fingerprint": encoder.fingerprint,
+        "dimensions": 3,
+        "metric": "cosine",
+        "fill": "worker",
+    } | changes
+
+
 @dataclass
 class Mallory:
     """A role that may make tables in a schema of her own, and was granted nothing of pgembed.
@@ -63,22 +80,6 @@ class Mallory:
             asked = text("SELECT rolsuper FROM pg_roles WHERE rolname = :name")
             return bool(connection.scalar(asked, {"name": self.name}))
 
-    def facts(self, **changes: Any) -> dict[str, Any]:
-        """A registration as create_all writes it."""
-        encoder = HashEncoder(3)
-        return {
-            "pgembed": 1,
-            "column": "embedding",
-            "digest": "embedding_digest",
-            "sources": ["title"],
-            "template": None,
-            "encoder": encoder.name,
-            "fingerprint": encoder.fingerprint,
-            "dimensions": 3,
-            "metric": "cosine",
-            "fill": "worker",
-        } | changes
-
     def lay_trap(self, table: str = "trap", **changes: Any) -> None:
         """A table with rows and a registered index, whose predicate and trigger call her function."""
         named = f"{self.schema}.{table}"
@@ -87,7 +88,7 @@ class Mallory:
             f"INSERT INTO {named} VALUES (1, 'a'), (2, 'b')",
             _GRASP.format(schema=self.schema, act="NULL"),
             f"CREATE INDEX {table}_pending ON {named} (id) WHERE {self.schema}.grasp() AND title IS NOT NULL",
-            f"COMMENT ON INDEX {self.schema}.{table}_pending IS $${json.dumps(self.facts(**changes))}$$",
+            f"COMMENT ON INDEX {self.schema}.{table}_pending IS $${json.dumps(facts(**changes))}$$",
             _REACH.format(schema=self.schema),
             _GRASP.format(schema=self.schema, act=f"PERFORM {self.schema}.reach()"),
             f"CREATE FUNCTION {self.schema}.{table}_trigger() RETURNS trigger LANGUAGE plpgsql AS "

@@ -22,8 +22,8 @@ from pgembed.filling.targets import Refused, Target, model_targets, registered_t
 from pgembed.indexes import check
 from pgembed.migrations.reflection import indexes_of
 from pgembed.reembedding.change import changes
-from pgembed.testing import HashEncoder
 
+from .conftest import facts
 from .test_attacks import model
 
 _STATUS = text("SELECT * FROM pgembed.status")
@@ -47,25 +47,10 @@ def reader(module_url: URL) -> Iterator[Engine]:
     engine.dispose()
 
 
-def whole() -> dict[str, Any]:
-    encoder = HashEncoder(3)
-    return {
-        "pgembed": 1,
-        "column": "embedding",
-        "digest": "embedding_digest",
-        "sources": ["title"],
-        "template": None,
-        "encoder": encoder.name,
-        "fingerprint": encoder.fingerprint,
-        "dimensions": 3,
-        "metric": "cosine",
-        "fill": "flush",
-    }
-
-
-KEYS = [*whole(), "fields", "options", "replaces", "of a newer version"]
+WHOLE = facts(fill="flush")
+KEYS = [*WHOLE, "fields", "options", "replaces", "of a newer version"]
 COMMENTS = (
-    st.dictionaries(st.sampled_from(KEYS), JSON).map(lambda changes: json.dumps(whole() | changes))
+    st.dictionaries(st.sampled_from(KEYS), JSON).map(lambda changes: json.dumps(WHOLE | changes))
     | st.dictionaries(st.sampled_from(KEYS), JSON).map(lambda facts: json.dumps({"pgembed": 1, **facts}))
     | JSON.map(lambda value: f'{{"pgembed": {json.dumps(value)}}}')
     | TEXT.map(lambda rest: f'{{"pgembed":{rest}')
@@ -74,7 +59,7 @@ COMMENTS = (
 
 
 def changed(**changes: Any) -> str:
-    return json.dumps(whole() | changes)
+    return json.dumps(WHOLE | changes)
 
 
 def comment(connection: Connection, written: str) -> None:
@@ -199,7 +184,7 @@ def test_the_predicate_of_a_registration_is_that_of_its_index(engine: Engine, ki
         )
         odd = "a::b (C) %s"
         for sources, template in ((["title"], "{title} é"), (["title", odd], None), ([odd], "{words}")):
-            facts = whole() | {"sources": sources, "template": template}
+            facts = WHOLE | {"sources": sources, "template": template}
             predicate = connection.scalar(
                 text("SELECT pgembed.pending_predicate(CAST(:facts AS jsonb))"), {"facts": json.dumps(facts)}
             )
