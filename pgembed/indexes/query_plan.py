@@ -148,11 +148,15 @@ def _of_plan(index: StandingIndex, root: dict[str, Any], version: int) -> Iterat
         yield "more than the distance orders the rows, which an index serves since Postgres 17"
     if not any(node["Node Type"] == "Limit" for node in found):
         yield "there is no LIMIT, and sorting is cheaper when all rows are read in order"
-    if any(node["Node Type"] == "WindowAgg" for node in found):
+    if any(node["Node Type"] == "WindowAgg" and "Limit" not in map(_type, nodes(node)) for node in found):
         yield "a window function, such as count(*) OVER (), needs all rows before the first is returned"
     conditions = " ".join(str(node.get(name, "")) for node in found for name in _CONDITIONS)
     if index.predicate is not None and index.predicate.strip("()") not in conditions:
         yield f"it is partial, and the conditions do not imply its own: {index.predicate}"
+
+
+def _type(node: dict[str, Any]) -> str:
+    return str(node["Node Type"])
 
 
 def _version(connection: Connection) -> int:

@@ -10,8 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-from sqlalchemy import Connection, Integer, Select, bindparam, cast, func, literal_column, select
-from sqlalchemy.sql.elements import ColumnElement
+from sqlalchemy import Connection, Select, bindparam, cast, func, select
 
 from pgembed.exc import DeclarationError, QueryError, need_connection
 from pgembed.indexes.errors import IndexNotUsedError, NoNeighboursError
@@ -21,13 +20,14 @@ from pgembed.indexes.query_plan import plan_of, reasons, uses
 from pgembed.indexes.standing import StandingIndex, require
 from pgembed.indexes.tables import IndexTarget, declared_index, parameters_of, what_is_indexed
 from pgembed.measuring.sample import Key, Queries, ask, keys_of
-from pgembed.metrics import Metric
+from pgembed.queries.nearest import Mode, Nearest
+from pgembed.queries.settings import SearchSettings, suitable
+from pgembed.queries.subject import Subject, resolve
 
 #: The normal quantile of a 95 % interval.
 _Z = 1.959964
 #: Distances that differ by less are ties.
 _TIE = 1e-7
-_ZERO: ColumnElement[int] = literal_column("0")
 
 
 @dataclass(frozen=True)
@@ -73,17 +73,17 @@ def recall(
     ef_search: int | None = None,
     probes: int | None = None,
 ) -> Recall:
-    """Measure what an index finds, against exact scans of the same table::
+    """Measure what searches through an index find, against exact searches of the same table.
 
-        SELECT id, embedding <=> :query AS distance FROM article ORDER BY distance LIMIT 11      -- the index
-        SELECT id, (embedding <=> :query) + 0 AS distance FROM article ORDER BY distance LIMIT 11  -- a scan
+    The SQL is that of :func:`pgembed.queries.semantic_search` with ``mode="approximate"`` and ``"exact"``
+    (see :meth:`pgembed.queries.nearest.Nearest.subquery`), without the join to the entity: candidates of an
+    index that does not hold whole vectors are compared again, and where the index gives too few rows the
+    exact form takes over. Of a partial index, the rows of its predicate are searched. A table or
+    materialized view needs no primary key: ``tableoid`` and ``ctid`` identify its rows.
 
-    Of an index that does not hold whole vectors more candidates are taken, as searches do, and sorted again
-    by the whole ones. Of a partial index, the rows of its predicate are asked for.
-
-    A row that is asked for does not count as its own neighbour. A row counts as found if it is no farther
-    than the farthest of the exact ones, so that of several equally far ones any will do. Settings end with
-    the call; it wants a connection in a transaction, since it makes a savepoint.
+    A row does not count as its own neighbour. A row counts as found if it is no farther than the farthest
+    of the exact ones, so that any of several equally distant rows will do. Settings end with the call, which
+    makes a savepoint in the connection's transaction.
 
     The interval is Wilson's (1927) over the effective number of independent answers: neighbours of one query
     are missed together (Kish 1965, design effect).
@@ -105,6 +105,7 @@ def recall(
 class Bench:
     """Queries with their exact answers, to measure any number of settings with.
 
+    :ivar subject: the column, with this index as its only one.
     :ivar asked: the vectors, with the keys of the rows that they are of.
     :ivar truth: the distances of the exact neighbours of each query.
     :ivar exact_ms: how long each exact answer took.
@@ -112,7 +113,7 @@ class Bench:
 
     index: StandingIndex
     what: Indexed
-    metric: Metric
+    subject: Subject
     search: Search
     k: int
     asked: list[tuple[Any, Key]]
@@ -134,10 +135,12 @@ class Bench:
         search = ACCESS_METHODS[found.access_method].search
         if search is None:
             raise DeclarationError(f"{found.name}: {found.access_method} has no setting to search with")
+        subject = replace(resolve(what.column, metric.name, keys=keys_of(what.column)), indexes=(what,))
         asked = ask(connection, what.column, what.where, queries)
-        bench = cls(found, what, metric, search, k, asked, [], [])
+        bench = cls(found, what, subject, search, k, asked, [], [])
+        exact = bench._statement("exact")
         for vector, key in asked:
-            distances, seconds = bench._ask(connection, bench._exact(), vector, key)
+            distances, seconds = bench._ask(connection, exact, vector, key)
             bench.truth.append(distances)
             bench.exact_ms.append(1000 * seconds)
         return bench
@@ -164,8 +167,7 @@ class Bench:
             if wrong is not None:
                 raise QueryError(f"{other} is not for {self.index.access_method}: use {name}=")
         if value is None:
-            wanted = max(self.k, math.ceil(self.what.candidates(self.k) / 2))  # as the query helpers do
-            return int(self.search.suitable(wanted, self.parameters))
+            return int(suitable(self.search, self.what, self.k, self.parameters))
         if not (isinstance(value, int) and low <= value <= high):
             raise QueryError(f"{name}={value!r}; pgvector takes {low} to {high}")
         return value
@@ -182,7 +184,7 @@ class Bench:
 
         :raises IndexNotUsedError: the planner scans the table instead.
         """
-        statement = self._approximate(value)
+        statement = self._statement("approximate", value)
         with self._searching(connection, value):
             # Also the first use, which loads what later ones find loaded.
             parameters = {"query": self.asked[0][0]}
@@ -212,12 +214,12 @@ class Bench:
     def used_at(self, connection: Connection, value: int) -> bool:
         """Whether the planner uses the index with the setting at ``value``: the more, the dearer it looks."""
         with self._searching(connection, value):
-            root = plan_of(connection, self._approximate(value), {"query": self.asked[0][0]})
+            root = plan_of(connection, self._statement("approximate", value), {"query": self.asked[0][0]})
         return uses(root, self.index)
 
     @contextmanager
     def _searching(self, connection: Connection, value: int) -> Iterator[None]:
-        """The settings of a search, for the time of the block."""
+        """The settings that the search asks for, made before it: its first plan knows them too."""
         settings = {self.search.setting: str(value)} | dict(
             [self.search.iterative] if self.search.iterative else []
         )
@@ -230,33 +232,15 @@ class Bench:
         finally:
             savepoint.rollback()
 
-    def _exact(self) -> Select[Any]:
-        distance = self.metric.between(self.what.column, self._query) + _ZERO
-        statement = select(*keys_of(self.what.column), distance.label("distance"))
-        return self._of_all(statement).order_by(distance).limit(self._rows(self.k + 1))
-
-    def _approximate(self, value: int) -> Select[Any]:
+    def _statement(self, mode: Mode, value: int | None = None) -> Select[Any]:
+        """The keys and distances that a search finds, of the parameter ``query``."""
         column, what = self.what.column, self.what
-        distance = what.distance(column, self._query)
+        query = cast(bindparam("query", type_=column.type), column.type)
+        settings = SearchSettings(**({} if value is None else {self.search.argument: value}))
+        conditions = [] if what.where is None else [what.where]
         # One more than asked for: the row itself may be among them.
-        wanted = what.candidates(self.k + 1, value if self.search.argument == "ef_search" else None)
-        found = self._of_all(select(*keys_of(column))).order_by(distance).limit(self._rows(wanted))
-        if what.whole:
-            return found.add_columns(distance.label("distance"))
-        near = found.add_columns(column.label("vector")).cte("near").prefix_with("MATERIALIZED")
-        again = self.metric.between(near.c.vector, self._query).label("distance")
-        keys = [near.c[key.name] for key in keys_of(column)]
-        return select(*keys, again).order_by(again).limit(self._rows(self.k + 1))
-
-    @property
-    def _query(self) -> ColumnElement[Any]:
-        return cast(bindparam("query", type_=self.what.column.type), self.what.column.type)
-
-    def _of_all(self, statement: Select[Any]) -> Select[Any]:
-        return statement if self.what.where is None else statement.where(self.what.where)
-
-    def _rows(self, count: int) -> Any:
-        return bindparam(None, count, Integer, literal_execute=True)
+        found = Nearest(self.subject, query, conditions, self.k + 1, 0, None, mode, settings).subquery()
+        return select(found).order_by(found.c.distance)
 
     def _ask(
         self, connection: Connection, statement: Select[Any], vector: Any, key: Key
@@ -266,8 +250,7 @@ class Bench:
         rows = connection.execute(statement, {"query": vector}).all()
         seconds = time.perf_counter() - started
         others = [row.distance for row in rows if tuple(row[:-1]) != key]
-        numbers = [distance for distance in others if distance is not None and not math.isnan(distance)]
-        return numbers[: self.k], seconds
+        return others[: self.k], seconds
 
 
 def share_found(found: Sequence[float], exact: Sequence[float]) -> float:

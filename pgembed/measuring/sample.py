@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
-from sqlalchemy import Column, Connection, Table, func, select
+from sqlalchemy import Column, Connection, func, select
+from sqlalchemy import column as system_column
 from sqlalchemy.sql.elements import ColumnElement
 
 from pgembed.columns import answered, bound
@@ -16,7 +17,7 @@ from pgembed.exc import QueryError
 
 #: How many random rows to ask for; or the vectors or texts to ask for.
 Queries: TypeAlias = int | Sequence[Any]
-#: The primary key of a row that is asked for; ``None`` for what is no row.
+#: What identifies a row that is asked for; ``None`` for what is no row.
 Key: TypeAlias = tuple[Any, ...] | None
 
 
@@ -38,16 +39,11 @@ def ask(
     return [(_value(column, vector), None) for vector in found]
 
 
-def keys_of(column: Column[Any]) -> list[Column[Any]]:
-    """The primary key of the column's table.
-
-    :raises QueryError: it has none.
-    """
+def keys_of(column: Column[Any]) -> list[ColumnElement[Any]]:
+    """The primary key of the column's table; of one without, where its rows are stored."""
     table = column.table
-    assert isinstance(table, Table)
-    if not table.primary_key.columns:
-        raise QueryError(f"{table.fullname} has no primary key, which tells a row from its neighbours")
-    return list(table.primary_key.columns)
+    keys: list[ColumnElement[Any]] = list(table.primary_key)
+    return keys or [system_column(name, _selectable=table) for name in ("tableoid", "ctid")]
 
 
 def _encoded(column: Column[Any], texts: list[Any]) -> Array:

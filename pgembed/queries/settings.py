@@ -9,6 +9,7 @@ from within a LATERAL subquery, so that the settings are made before the scan be
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,13 +18,17 @@ from sqlalchemy.sql.selectable import CTE
 
 from pgembed.exc import QueryError
 from pgembed.indexes import ACCESS_METHODS, Indexed, access_method_of
-from pgembed.indexes.methods import AUTO
+from pgembed.indexes.methods import AUTO, Search
 from pgembed.queries.arguments import whole
 from pgembed.queries.readiness import is_ready, parameter
 from pgembed.queries.statement import materialized
 
-#: What pgvector takes (https://github.com/pgvector/pgvector#query-options).
-_RANGES = {"ef_search": (1, 1000), "probes": (1, 32768)}
+#: What pgvector takes.
+_RANGES = {
+    search.argument: (search.low, search.high)
+    for method in ACCESS_METHODS.values()
+    if (search := method.search) is not None
+}
 
 
 @dataclass(frozen=True)
@@ -82,11 +87,19 @@ class SearchSettings:
         if search is None:
             return []
         if value is None:
-            wanted = rows if index is None else max(rows, math.ceil(index.candidates(rows) / 2))
-            applied = _at_least(search.setting, search.suitable(wanted, _parameters(index, name)))
+            applied = _at_least(search.setting, suitable(search, index, rows, _parameters(index, name)))
         else:
             applied = cast(value, String)
         return [_set(search.setting, applied), *([_set(*search.iterative)] if search.iterative else [])]
+
+
+def suitable(search: Search, index: Indexed | None, rows: int, parameters: Mapping[str, Any]) -> Any:
+    """The setting that ``rows`` rows need, and the candidates that are compared again for them.
+
+    :param parameters: the storage parameters of the index: numbers, or SQL.
+    """
+    wanted = rows if index is None else max(rows, math.ceil(index.candidates(rows) / 2))
+    return search.suitable(wanted, parameters)
 
 
 def _parameters(index: Indexed | None, name: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -106,11 +107,14 @@ class Subject:
         return ClauseAdapter(self.selectable).traverse(pending)
 
 
-def resolve(column: VectorColumn, metric: str | None = None) -> Subject:
+def resolve(
+    column: VectorColumn, metric: str | None = None, *, keys: Sequence[ColumnElement[Any]] = ()
+) -> Subject:
     """Find out what ``column`` is a column of.
 
     :param metric: how to measure; ``None`` for the column's own metric (that of its embedding, else that of
         its index, else cosine).
+    :param keys: what identifies a row of a Core table; its primary key if left out.
     :raises QueryError: not a vector column of a mapped class or a table, or no primary key.
     :raises DeclarationError: a column of another type.
     :raises MetricNotSupportedError: no such metric, or not for values of this type.
@@ -121,9 +125,9 @@ def resolve(column: VectorColumn, metric: str | None = None) -> Subject:
     except NoInspectionAvailable:
         inspected = None
     if inspected is not None:
-        entity, selectable, base, keys = _mapped(inspected)
+        entity, selectable, base, key = _mapped(inspected)
     elif isinstance(column, ColumnElement) and isinstance(getattr(column, "table", None), FromClause):
-        entity, selectable, base, keys = _core(column)
+        entity, selectable, base, key = _core(column, keys)
     else:
         raise QueryError(
             f"{column!r} is not a column; expected one such as Article.embedding or table.c.embedding"
@@ -149,7 +153,7 @@ def resolve(column: VectorColumn, metric: str | None = None) -> Subject:
         selectable=selectable,
         vector=found,
         column=base,
-        keys=keys,
+        keys=key,
         storage=storage,
         dimensions=dimensions,
         metric=chosen,
@@ -174,16 +178,16 @@ def _mapped(attribute: Any) -> tuple[Any, FromClause, Column[Any], tuple[ColumnE
 
 
 def _core(
-    column: ColumnElement[Any],
+    column: ColumnElement[Any], keys: Sequence[ColumnElement[Any]]
 ) -> tuple[Any, FromClause, Column[Any], tuple[ColumnElement[Any], ...]]:
     selectable: FromClause = column.table
     base = next((found for found in column.base_columns if isinstance(found, Column)), None)
     if base is None:
         raise QueryError(f"{column} does not come from a table's column")
-    keys = tuple(selectable.primary_key)
-    if not keys:
+    key = tuple(keys or selectable.primary_key)
+    if not key:
         raise QueryError(f"{selectable} has no primary key, which the rows found are told apart by")
-    return selectable, selectable, base, keys
+    return selectable, selectable, base, key
 
 
 def _name(entity: Any) -> str:

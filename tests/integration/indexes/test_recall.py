@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from sqlalchemy import event, insert, text
+from sqlalchemy import Column, MetaData, Table, event, insert, text
 from sqlalchemy.orm import Session
 
 from pgembed import HNSW, IVFFlat
@@ -116,8 +116,10 @@ def test_latencies_are_those_of_their_leg(engine, poor, monkeypatch):
     @event.listens_for(engine, "before_cursor_execute")
     def hold(connection, cursor, sql, parameters, context, many):
         nonlocal now
-        if sql.startswith("SELECT") and "<->" in sql:
-            now += 0.02 if "+ 0" in sql else 0.05 if next(seen) % 4 == 0 else 0
+        if sql.startswith("WITH pgembed_settings"):  # which asks for ef_search, and then the index
+            now += 0.05 if next(seen) % 4 == 0 else 0
+        elif sql.startswith("SELECT") and "<->" in sql:
+            now += 0.02
 
     monkeypatch.setattr("pgembed.measuring.accuracy.time", SimpleNamespace(perf_counter=lambda: now))
     with engine.begin() as connection:
@@ -192,6 +194,31 @@ def test_a_sweep_ends_where_the_planner_takes_a_scan(engine, poor):
         connection.execute(text("SET LOCAL enable_indexscan = off"))
         with pytest.raises(IndexNotUsedError):
             sweep(connection, poor.c.vector, queries=10, k=5)
+
+
+@pytest.mark.parametrize("kind", ["TABLE", "MATERIALIZED VIEW"])
+def test_rows_without_a_primary_key_are_measured(engine, poor, kind):
+    """As those with one, though the database alone knows of the index; the row itself does not count."""
+    vectors = clustered(40, seed=3)
+    with engine.begin() as connection:
+        connection.exec_driver_sql(f'CREATE {kind} keyless AS SELECT vector FROM "Item"')
+        connection.exec_driver_sql("CREATE INDEX known ON keyless USING ivfflat (vector) WITH (lists = 4)")
+        table = Table("keyless", MetaData(), Column("vector", poor.c.vector.type))
+        index = IVFFlat(table.c.vector, name="known", lists=4, metric="l2")
+        assert recall(connection, index, queries=40, k=5, probes=4).recall == 1
+        measured = [recall(connection, index, queries=vectors, k=k, probes=1) for k in (5, 500)]
+        assert measured[1].recall < measured[0].recall
+        connection.exec_driver_sql(f"DROP {kind} keyless")
+
+
+def test_searches_are_measured_as_users_get_them(engine, poor):
+    """Where the index gives too few rows, a search is answered exactly."""
+    with engine.begin() as connection:
+        connection.execute(text("SET LOCAL hnsw.max_scan_tuples = 1"))
+        connection.execute(text("SET LOCAL hnsw.iterative_scan = 'strict_order'"))
+        nearest = 'SELECT id FROM "Item" ORDER BY vector <-> (SELECT vector FROM "Item" WHERE id = 1)'
+        assert len(connection.execute(text(f"{nearest} LIMIT 1001")).all()) < 1001
+        assert recall(connection, poor.c.vector, queries=10, k=1000, ef_search=5).recall == 1
 
 
 def test_drawings_that_cannot_be_written(tmp_path):
