@@ -63,14 +63,22 @@ class TextEncoder(Protocol):
         ...
 
 
-def answered(encoder: TextEncoder, answer: Any, count: int, *, column: object, finite: bool = True) -> Array:
+def answered(
+    encoder: TextEncoder,
+    answer: Any,
+    count: int,
+    *,
+    column: object,
+    refuse: Callable[[int, EncoderAnswerError], None] | None = None,
+) -> Array:
     """What an encoder answered to ``count`` texts, as float32 of shape ``(count, dimensions)``.
 
     Whatever numpy reads as an array of numbers is taken (lists, floats of other widths, tensors on the CPU)
     and rounded to float32.
 
     :param column: the column that the texts are for.
-    :param finite: whether NaN and infinity are refused.
+    :param refuse: takes the position of each vector that holds NaN or infinity, and the error, which is
+        raised otherwise.
     :raises EncoderAnswerError: another shape, something else than numbers, or numbers that are not finite.
     """
 
@@ -89,9 +97,11 @@ def answered(encoder: TextEncoder, answer: Any, count: int, *, column: object, f
         raise wrong(f"an array of {array.dtype}")
     with np.errstate(over="ignore"):
         vectors = np.ascontiguousarray(array, dtype=np.float32)
-    if finite and not np.isfinite(vectors).all():
-        first = int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])
-        raise wrong(f"NaN or infinity in vector {first}")
+    for position in np.flatnonzero(~np.isfinite(vectors).all(axis=1)):
+        problem = wrong(f"NaN or infinity in vector {position}")
+        if refuse is None:
+            raise problem
+        refuse(int(position), problem)
     return vectors
 
 

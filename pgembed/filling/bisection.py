@@ -12,10 +12,8 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-import numpy as np
-
 from pgembed.columns import Array, TextEncoder, answered
-from pgembed.exc import EncoderError, TextError, VectorValueError, encoder_errors
+from pgembed.exc import EncoderAnswerError, EncoderError, TextError, encoder_errors
 from pgembed.filling.claims import Encoded, Row
 from pgembed.filling.pace import Pace
 
@@ -87,7 +85,7 @@ class Encoding:
             return None
         started = time.perf_counter()
         try:
-            vectors = self._call([row.text for row in rows])
+            vectors, refused = self._call([row.text for row in rows])
         except Exception as error:
             if isinstance(error, TextError) and error.position is not None and error.position < len(rows):
                 self._fail(rows[error.position], error)
@@ -103,13 +101,16 @@ class Encoding:
             self._suspect(rows[middle:])
             return None
         self._pace.took(len(rows), time.perf_counter() - started)
-        return self._finite(rows, vectors)
+        return self._finite(rows, vectors, refused)
 
-    def _call(self, texts: list[str]) -> Array:
+    def _call(self, texts: list[str]) -> tuple[Array, dict[int, EncoderAnswerError]]:
+        """The vectors, and why some of them cannot be stored, by position."""
         self._before_call()
         with encoder_errors(self._encoder.name):
             found = self._encoder.encode_documents(texts)
-        return answered(self._encoder, found, len(texts), column=self._column, finite=False)
+        refused: dict[int, EncoderAnswerError] = {}
+        vectors = answered(self._encoder, found, len(texts), column=self._column, refuse=refused.__setitem__)
+        return vectors, refused
 
     def _probe(self, error: Exception) -> None:
         """
@@ -127,12 +128,13 @@ class Encoding:
     def _fail(self, row: Row, error: Exception) -> None:
         self._on_failure(row, error)
 
-    def _finite(self, rows: list[Row], vectors: Array) -> Encoded | None:
+    def _finite(
+        self, rows: list[Row], vectors: Array, refused: dict[int, EncoderAnswerError]
+    ) -> Encoded | None:
         """Leave out rows whose vectors Postgres would refuse, for each of which it would refuse them all."""
-        finite = np.isfinite(vectors).all(axis=1)
-        if finite.all():
+        if not refused:
             return Encoded(rows, vectors)
-        for position in np.flatnonzero(~finite):
-            self._fail(rows[position], VectorValueError("the vector holds NaN or infinity"))
-        good = np.flatnonzero(finite)
-        return Encoded([rows[position] for position in good], vectors[good]) if len(good) else None
+        for position, error in refused.items():
+            self._fail(rows[position], error)
+        good = [position for position in range(len(rows)) if position not in refused]
+        return Encoded([rows[position] for position in good], vectors[good]) if good else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import logging
 from decimal import Decimal
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -376,3 +377,49 @@ def test_a_text_that_is_cut_is_said_once_a_column(
         assert "docs/filling.md" in said
         write(session, Models(encoder=encoder).article, f"{long}, in another column")
         assert len(caplog.messages) == 2
+
+
+@pytest.mark.parametrize("fill", ["flush", "worker"])
+@pytest.mark.parametrize("new", [True, False])
+def test_a_flush_and_a_statement_write_the_same(
+    engine: Engine, hash_encoder: HashEncoder, fill: str, new: bool
+) -> None:
+    """Whatever texts, vectors and digests a new or a changed row is given."""
+    models = Models(encoder=hash_encoder, fill=fill)
+    models.base.metadata.create_all(engine)
+    article, declaration = models.article, models.embedding.declaration
+    own, loaded = np.full(8, 0.5, np.float32), np.full(8, 0.25, np.float32)
+    loaded.flags.writeable = False
+    written = set()
+    with Session(engine) as session:
+        for title, vector, stamp in product(
+            ("text", ""), (None, own, loaded), ("absent", "null", "matching", "other")
+        ):
+            digests = {"matching": (title, None), "other": ("another", None)}
+            row: dict[str, Any] = {"title": title, "body": None}
+            if vector is not None:
+                row["embedding"] = vector
+            if stamp != "absent":
+                row["embedding_digest"] = declaration.digest(digests[stamp]) if stamp in digests else None
+            results = []
+            for flush in (True, False):
+                if not new:
+                    session.add(old := article(title="old", body="old"))
+                    session.flush()
+                if new and flush:
+                    session.add(article(**row))
+                elif new:
+                    session.execute(insert(article), [row])
+                elif flush:
+                    for key, value in row.items():
+                        setattr(old, key, value)
+                else:
+                    session.execute(update(article).values(row))
+                session.flush()
+                columns = (article.embedding, article.embedding_digest, models.embedding.pending())
+                (found,) = session.execute(select(*columns)).all()
+                results.append((None if found[0] is None else found[0].tobytes(), *found[1:]))
+                session.rollback()
+            assert results[0] == results[1], (title, vector, stamp)
+            written.add(results[0])
+    assert len(written) > 3

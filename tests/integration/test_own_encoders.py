@@ -115,7 +115,10 @@ def test_the_position_of_what_is_not_finite() -> None:
     vectors[2, 5] = np.inf
     with pytest.raises(EncoderError, match="returned NaN or infinity in vector 2 for 4 texts"):
         answered(HashEncoder(8), vectors, 4, column="a.b")
-    assert answered(HashEncoder(8), vectors, 4, column="a.b", finite=False).dtype == np.float32
+    refused: dict[int, EncoderAnswerError] = {}
+    taken = answered(HashEncoder(8), vectors, 4, column="a.b", refuse=refused.__setitem__)
+    assert taken.dtype == np.float32
+    assert refused.keys() == {2}
 
 
 @pytest.mark.parametrize("fingerprint", [None, b"bytes", "", 7])

@@ -177,7 +177,9 @@ def test_vectors_that_postgres_would_refuse_fail_alone(engine: Engine) -> None:
     articles.insert("a", "nan", "b")
     fill(articles)
     assert articles.pending() == {2}
-    assert listed(articles)[0].error == "VectorValueError: the vector holds NaN or infinity"
+    error = listed(articles)[0].error
+    assert error.startswith("EncoderAnswerError: public.article.embedding: encoder 'hash' returned NaN or ")
+    assert "infinity in vector 1 for 3 texts" in error
     articles.check()
 
 
