@@ -82,7 +82,7 @@ def _check_template(template: str, sources: tuple[str, ...]) -> None:
 def check_options(function: Callable[..., Any], options: Iterable[str]) -> None:
     """Refuse what neither ``function`` nor ``mapped_column`` takes, nor a dialect of SQLAlchemy.
 
-    :raises DeclarationError: an argument that is none; it names the nearest that is one.
+    :raises DeclarationError: an unknown argument; the message names the nearest known one.
     """
     own, passed = _keywords(function), _keywords(mapped_column)
     for name in options:

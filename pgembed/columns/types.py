@@ -48,7 +48,7 @@ def shape_of(type_: TypeEngine[Any]) -> tuple[str, int | None]:
     """
     try:
         spec = type_.compile(dialect=_POSTGRESQL)
-    except UnsupportedCompilationError:  # the type of a column that is still to be told
+    except UnsupportedCompilationError:  # a column whose type is not known yet
         spec = ""
     match = re.fullmatch(r"(VECTOR|HALFVEC|SPARSEVEC|BIT)(?:\((\d+)\))?", spec)
     if match is None:

@@ -26,7 +26,7 @@ BEAT = 2.0
 
 @dataclass(frozen=True)
 class State:
-    """How it stands with a column, or with the worker as a whole.
+    """What waits in a column, or in the worker as a whole.
 
     :ivar since: the time (of :func:`time.time`) since when something waits that ought to be done.
     :ivar what: what waits and why, for people.

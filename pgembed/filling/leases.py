@@ -1,4 +1,4 @@
-"""Claims: which rows this worker has in hand, told to the others by rows of ``pgembed.lease``.
+"""Claims: which rows this worker is filling, which the others read in ``pgembed.lease``.
 
 A claim is a short transaction. Under an advisory lock, which serialises the claims on one table, it reads
 the pending rows that nobody has in hand and inserts their keys as a lease. Reading is a statement of its

@@ -1,4 +1,4 @@
-"""A change of encoder by a second column: where it stands, and whether searches may switch.
+"""A change of encoder by a second column: how far it has got, and whether searches may switch.
 
 The migrations are those of :mod:`pgembed.migrations`; the new column's registration names the one that it
 replaces, and all the rest is read from the database.
@@ -59,7 +59,7 @@ SELECT CAST(n.relation AS text) AS relation, n.column_name, n.encoder, n.fingerp
 
 @dataclass(frozen=True)
 class Change:
-    """Where a change of encoder stands.
+    """How far a change of encoder has got.
 
     :ivar old: the column in use, and ``new``, the one that takes its place.
     :ivar rows: all that have a vector or are to get one; of them ``pending`` are still without their new
@@ -106,7 +106,7 @@ def changes(
     min_recall: float | None = None,
     queries: int = 200,
 ) -> list[Change]:
-    """Where every change of encoder of the database stands.
+    """How far every change of encoder in the database has got.
 
     :param embeddings: the columns of models, whose encoders are then used; else those of the registry.
     :param min_recall: measure what the new index finds, and let searches not switch below this recall. Some
