@@ -28,6 +28,7 @@ from pgembed.exc import DeclarationError, need_connection
 from pgembed.indexes import sizes
 from pgembed.indexes.declaration import VectorIndex
 from pgembed.indexes.indexed import Indexed
+from pgembed.indexes.locks import oid_of_table
 from pgembed.indexes.methods import AUTO
 from pgembed.indexes.query_plan import nodes, plan_of
 from pgembed.indexes.settings import applied
@@ -105,6 +106,7 @@ def plan(
     :param sample: rows of the sample; 0 builds none and leaves the time open. IVFFlat takes up to four times
         the rows that its clusters are found from (10,000, or 50 a list) whatever is said here.
     :raises DeclarationError: no index is declared on the column, or it cannot be planned for.
+    :raises IndexBuildError: there is no such table, or it can have no index, as a view.
     """
     need_connection(connection)
     index = resolved(connection, target)
@@ -116,6 +118,7 @@ def plan(
     method = access_method_of(index)
     if method not in sizes.METHODS:
         raise DeclarationError(f"{index.name}: what a {method} index takes is not known")
+    oid_of_table(connection, relation_of(index), name_of(index))
     size = _value_size(connection, what)
     build = sizes.Build(method, parameters_of(index), size, what.dimensions, server_of(connection))
     parts = count_vectors(connection, what.column, what.where)

@@ -74,7 +74,7 @@ def turn(
     :raises IndexBuildError: there is no such table, or it can have no index; or the other session waits for
         this transaction; or the time is over.
     """
-    oid = _oid_of(connection, relation, index)
+    oid = oid_of_table(connection, relation, index)
     keys = (_TURN, oid - (1 << 32) if oid >= 1 << 31 else oid)
     session = in_autocommit(connection)
     attempt = func.pg_try_advisory_lock if session else func.pg_try_advisory_xact_lock
@@ -103,7 +103,11 @@ def turn(
         connection.execute(select(func.pg_advisory_unlock(*keys)))
 
 
-def _oid_of(connection: Connection, relation: str, index: str) -> int:
+def oid_of_table(connection: Connection, relation: str, index: str) -> int:
+    """The oid of a table, or of what can have an index as a table can.
+
+    :raises IndexBuildError: there is no such table, or it can have no index.
+    """
     found = connection.execute(_RELATION, {"relation": relation}).one_or_none()
     if found is None:
         raise IndexBuildError(index, f"the database has no table {relation}", fix="Create it first")

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 
 import pytest
-from sqlalchemy import Index, text
+from sqlalchemy import Column, Index, MetaData, Table, text
 
-from pgembed import HNSW, IVFFlat
+from pgembed import HNSW, IVFFlat, Vector
 from pgembed.exc import DeclarationError
-from pgembed.indexes import create, plan, sizes
+from pgembed.indexes import IndexBuildError, create, plan, sizes
 from pgembed.indexes.build_plan import server_of
 
 
@@ -116,3 +116,13 @@ def test_what_cannot_be_planned_for(engine, fill):
         expression = Index("x", text("(vector::halfvec(32)) halfvec_l2_ops"), postgresql_using="hnsw")
         with pytest.raises(DeclarationError, match="not an index on one vector column"):
             plan(connection, expression)
+
+
+def test_a_view_has_no_index(engine, fill):
+    fill(rows=10)
+    view = Table("item_view", MetaData(), Column("vector", Vector(32)), HNSW("vector", name="ann"))
+    with engine.connect() as connection:
+        connection.execute(text('CREATE VIEW item_view AS SELECT vector FROM "Item"'))
+        for asked in (plan, create):
+            with pytest.raises(IndexBuildError, match="ann: item_view is a view, which can have no index"):
+                asked(connection, view.c.vector)
