@@ -206,8 +206,8 @@ def test_rows_without_a_primary_key_are_measured(engine, poor, kind):
         table = Table("keyless", MetaData(), Column("vector", poor.c.vector.type))
         index = IVFFlat(table.c.vector, name="known", lists=4, metric="l2")
         assert recall(connection, index, queries=40, k=5, probes=4).recall == 1
-        measured = [recall(connection, index, queries=vectors, k=k, probes=1) for k in (5, 500)]
-        assert measured[1].recall < measured[0].recall
+        one = recall(connection, index, queries=vectors, k=500, probes=1)
+        assert 0.2 < one.recall < 0.99  # neighbours in the three lists that are not read are missed
         connection.exec_driver_sql(f"DROP {kind} keyless")
 
 
