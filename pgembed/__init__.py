@@ -30,8 +30,8 @@ else:
     def __getattr__(name):
         if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        for part in ("filling", "measuring"):
-            import_module(f"pgembed.{part}")
+        if name in ("database", "filling", "indexes", "measuring"):
+            return import_module(f"pgembed.{name}")
         for part in ("columns", "indexes", "queries"):
             module = import_module(f"pgembed.{part}")
             globals().update((each, getattr(module, each)) for each in __all__ if hasattr(module, each))
