@@ -25,7 +25,7 @@ from pgembed.indexes.ddl import (
     ReindexConcurrently,
     RenameIndex,
 )
-from pgembed.indexes.errors import IndexBuildError, IndexMissingError
+from pgembed.indexes.errors import IndexBuildError
 from pgembed.indexes.locks import Patience, turn
 from pgembed.indexes.partitions import Series, count_leaves, is_partitioned, leaves
 from pgembed.indexes.progress import OnProgress, Progress, watched
@@ -33,6 +33,7 @@ from pgembed.indexes.settings import applied, unlimited
 from pgembed.indexes.standing import (
     StandingIndex,
     find,
+    present,
     refuse_other_form,
     require_as_declared,
     standing,
@@ -132,13 +133,7 @@ def reindex(
     patience = Patience(engine, name_of(index), lock_timeout, attempts)
 
     def work(connection: Connection) -> None:
-        found = find(connection, index)
-        if found is None:
-            raise IndexMissingError(
-                name_of(index),
-                f"{relation_of(index)} has no such index",
-                fix="Build it with `pgembed index create` or pgembed.indexes.create_concurrently()",
-            )
+        found = present(connection, index, by="create_concurrently")
         wanted = resolved(connection, index)
         settings = settings_for(connection, wanted, maintenance_work_mem, workers)
         if not found.valid:

@@ -145,18 +145,28 @@ def find(connection: Connection, index: Index, name: str | None = None) -> Stand
     return next((found for found in standing(connection, relation_of(index)) if found.name == name), None)
 
 
-def require(connection: Connection, index: Index) -> StandingIndex:
-    """The declared index as it stands, ready to be used.
+def present(connection: Connection, index: Index, *, by: str = "create") -> StandingIndex:
+    """The declared index as it stands, valid or not.
 
-    :raises IndexMissingError: it is not there, or invalid.
+    :param by: the function of :mod:`pgembed.indexes` that the error advises.
+    :raises IndexMissingError: it is not there.
     """
     found = find(connection, index)
     if found is None:
         raise IndexMissingError(
             name_of(index),
             f"{relation_of(index)} has no such index",
-            fix="Build it with `pgembed index create` or pgembed.indexes.create()",
+            fix=f"Build it with `pgembed index create` or pgembed.indexes.{by}()",
         )
+    return found
+
+
+def require(connection: Connection, index: Index) -> StandingIndex:
+    """The declared index as it stands, ready to be used.
+
+    :raises IndexMissingError: it is not there, or invalid.
+    """
+    found = present(connection, index)
     if not found.valid:
         raise IndexMissingError(
             found.name,
