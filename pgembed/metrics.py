@@ -25,6 +25,7 @@ from typing import Any
 from sqlalchemy import Float, func
 from sqlalchemy.sql.elements import ColumnElement
 
+from pgembed.constants import VOTE_EXPONENT, VOTE_OFFSET
 from pgembed.exc import MetricNotSupportedError
 
 Expression = ColumnElement[Any]
@@ -64,12 +65,12 @@ class Metric:
 
 def _inverse(distance: Expression) -> Expression:
     """A vote falls with the distance; an exact hit outweighs everything but other exact hits."""
-    return 1.0 / (func.greatest(distance, 0.0) + 1e-6)
+    return 1.0 / (func.greatest(distance, 0.0) + VOTE_OFFSET)
 
 
 def _softmax(distance: Expression) -> Expression:
     """A vote is worth exp(inner product), relative to the best; Postgres raises an error on underflow."""
-    return func.exp(func.greatest(func.min(distance).over() - distance, -700.0))
+    return func.exp(func.greatest(func.min(distance).over() - distance, VOTE_EXPONENT))
 
 
 _NUMBERS = ("vector", "halfvec", "sparsevec")

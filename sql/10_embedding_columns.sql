@@ -67,8 +67,8 @@ BEGIN
     ELSIF facts ->> 'fingerprint' !~ '^[^\x01-\x1f\x7f]{1,255}$' THEN
         RETURN 'fingerprint is not a line of 1 to 255 characters';
     ELSIF jsonb_typeof(facts -> 'dimensions') IS DISTINCT FROM 'number'
-       OR facts ->> 'dimensions' !~ '^[1-9][0-9]{0,4}$' OR (facts ->> 'dimensions')::integer > 16000 THEN
-        RETURN 'dimensions is not a whole number from 1 to 16000';
+       OR facts ->> 'dimensions' !~ '^[1-9][0-9]{0,4}$' OR (facts ->> 'dimensions')::integer > @MAX_DIMENSIONS.vector@ THEN
+        RETURN 'dimensions is not a whole number from 1 to @MAX_DIMENSIONS.vector@';
     ELSIF facts ->> 'metric' NOT IN ('cosine', 'l2', 'inner_product', 'l1') THEN
         RETURN 'metric is not cosine, l2, inner_product or l1';
     ELSIF facts ->> 'fill' NOT IN ('flush', 'worker') THEN

@@ -1,7 +1,8 @@
 -- What the search functions have to know of indexes. The functions that follow do by name what the helpers
 -- of pgembed.queries do by column objects. All of them run with the rights of the caller. Their search_path
 -- is pinned, and pgvector's operators and types are named with the schema where the extension lives when the
--- function is called. Settings that they need (hnsw.ef_search, ...) are put back before they return.
+-- function is called. Settings that they need (hnsw.ef_search, ...) are put back before they return. A name in
+-- capitals between two @ stands for the value that it has in pgembed/constants.py.
 
 -- Functions whose columns changed cannot be replaced. (Those that call them do not depend on them.)
 DROP FUNCTION IF EXISTS
@@ -54,13 +55,13 @@ BEGIN
     )
     SELECT known.metric,
            s.amname::text,
-           CASE s.amname WHEN 'ivfflat' THEN coalesce(s.lists, 100) END,
+           CASE s.amname WHEN 'ivfflat' THEN coalesce(s.lists, @LISTS_DEFAULT@) END,
            coalesce(s.expression, s.col),
            format('OPERATOR(%s.%s)', s.ext, s.oprname),
            CASE WHEN s.expression IS NULL THEN 1
-                WHEN s.storage = 'halfvec' THEN 2
-                WHEN s.storage = 'bit' THEN 10
-                ELSE 4 END AS candidates
+                WHEN s.storage = 'halfvec' THEN @OVERSAMPLE.halfvec@
+                WHEN s.storage = 'bit' THEN @OVERSAMPLE.bit@
+                ELSE @OVERSAMPLE.vector@ END AS candidates
       FROM standing AS s
       JOIN (VALUES ('<=>', 'cosine'), ('<->', 'l2'), ('<#>', 'inner_product'), ('<+>', 'l1'), ('<~>', NULL))
         AS known (operator, metric) ON known.operator = s.oprname
@@ -92,7 +93,8 @@ BEGIN
         RETURN '{}';
     ELSIF method = 'hnsw' THEN
         name := 'hnsw.ef_search';
-        value := least(greatest(row_count::bigint * greatest(oversample, 2), 40), 1000);
+        value := least(greatest(row_count::bigint * greatest(oversample, @EF_SEARCH_PER_ROW@), @EF_SEARCH_FLOOR@),
+                       @EF_SEARCH.most@);
     ELSE
         name := 'ivfflat.probes';
         value := ceil(sqrt(lists));
@@ -101,7 +103,8 @@ BEGIN
                                  method || '.iterative_scan', current_setting(method || '.iterative_scan'));
     PERFORM set_config(name, greatest(current_setting(name)::integer, value)::text, true),
             set_config(method || '.iterative_scan',
-                       CASE method WHEN 'hnsw' THEN 'strict_order' ELSE 'relaxed_order' END, true);
+                       CASE method WHEN 'hnsw' THEN '@ITERATIVE_SCAN.hnsw@'
+                                   ELSE '@ITERATIVE_SCAN.ivfflat@' END, true);
     RETURN before;
 END
 $$;

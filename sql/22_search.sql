@@ -1,6 +1,6 @@
 -- The nearest rows of a table: keys, distances, and the value of one further column as text.
 -- The same plan as in pgembed/queries/nearest.py: a scan of the index, and where that gives fewer rows than
--- asked for, or more than 80 that are alike, an exact one (+ 0 keeps it from the index). What is indexed
+-- asked for, or more than @ALIKE@ that are alike, an exact one (+ 0 keeps it from the index). What is indexed
 -- decides which rows are candidates, the whole vectors which of them are nearest. Vectors of zeros have no
 -- cosine distance (NaN).
 CREATE OR REPLACE FUNCTION pgembed.nearest(
@@ -76,7 +76,7 @@ BEGIN
         ), ann AS MATERIALIZED (
             SELECT *, count(*) OVER (PARTITION BY distance) AS alike FROM candidates WHERE distance < 'NaN'
         ), settled AS MATERIALIZED (
-            SELECT count(*) >= $2 AND max(alike) <= 80 AS enough FROM ann
+            SELECT count(*) >= $2 AND max(alike) <= @ALIKE@ AS enough FROM ann
         ), found AS (
             SELECT * FROM ann WHERE (SELECT enough FROM settled)
             UNION ALL
@@ -163,8 +163,8 @@ BEGIN
         SELECT n.extra, n.distance,
                CASE WHEN weights = 'uniform' THEN 1
                     WHEN chosen = 'inner_product'
-                        THEN exp(greatest(min(n.distance) OVER () - n.distance, -700))
-                    ELSE 1 / (greatest(n.distance, 0) + 1e-6)
+                        THEN exp(greatest(min(n.distance) OVER () - n.distance, @VOTE_EXPONENT@))
+                    ELSE 1 / (greatest(n.distance, 0) + @VOTE_OFFSET@)
                END AS weight
           FROM pgembed.nearest(relation, vector_column, query::@extschema:vector@.vector, k, chosen, exact,
                                label_column) AS n

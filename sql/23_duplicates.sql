@@ -1,8 +1,8 @@
 -- The query of all pairs of rows that are near each other: common table expressions with, at their end,
 -- numbered (n, key, k1, ..., vector) and pairs (a, b, distance), where a < b are row numbers in the order of
 -- the key. Its parameter $1 is the largest distance of a pair.
--- The same plan as in pgembed/queries/pairs.py: up to 5,000 rows, and without an index, all pairs are
--- compared, in blocks of 64 vectors; else the index gives k neighbours of each row, or candidates for them,
+-- The same plan as in pgembed/queries/pairs.py: up to @EXACT_UP_TO@ rows, and without an index, all pairs are
+-- compared, in blocks of @BLOCK@ vectors; else the index gives k neighbours of each row, or candidates for them,
 -- and rows for which that may not be all are compared with all others. OFFSET 0 keeps blocks together until
 -- they have met.
 CREATE OR REPLACE FUNCTION pgembed.pairs_query(
@@ -35,13 +35,13 @@ BEGIN
             coalesce(min_score::text, 'NULL'), metric
             USING ERRCODE = 'invalid_parameter_value',
                   HINT = 'Scores are -1 to 1 for cosine, above 0 and up to 1 for l2 and l1, finite for inner_product.';
-    ELSIF k IS NULL OR k NOT BETWEEN 1 AND 1000 THEN
-        RAISE EXCEPTION 'k is %, it must be 1 to 1000 neighbours', coalesce(k::text, 'NULL')
+    ELSIF k IS NULL OR k NOT BETWEEN @NEIGHBOURS.least@ AND @NEIGHBOURS.most@ THEN
+        RAISE EXCEPTION 'k is %, it must be @NEIGHBOURS.least@ to @NEIGHBOURS.most@ neighbours', coalesce(k::text, 'NULL')
             USING ERRCODE = 'invalid_parameter_value';
     END IF;
 
     present := format('t.%I IS NOT NULL', vector_column);
-    EXECUTE format('SELECT count(*) > 5000 FROM (SELECT FROM %s AS t WHERE %s LIMIT 5001) AS few',
+    EXECUTE format('SELECT count(*) > @EXACT_UP_TO@ FROM (SELECT FROM %s AS t WHERE %s LIMIT @EXACT_UP_TO@ + 1) AS few',
                    relation, present)
        INTO many;
     IF many AND NOT exact THEN
@@ -58,8 +58,8 @@ BEGIN
                      FROM %s AS t
                     WHERE %s
                ), blocks AS MATERIALIZED (
-                   SELECT n / 64 AS block, array_agg(n) AS numbers, array_agg(vector) AS vectors
-                     FROM numbered GROUP BY n / 64
+                   SELECT n / @BLOCK@ AS block, array_agg(n) AS numbers, array_agg(vector) AS vectors
+                     FROM numbered GROUP BY n / @BLOCK@
                )
                $query$,
                string_agg(format('t.%I', name), ', ' ORDER BY place),
@@ -97,13 +97,13 @@ BEGIN
                                  ORDER BY %8$s LIMIT %9$s) AS candidates
                          ORDER BY distance LIMIT %6$s) AS near
                ), unsure AS MATERIALIZED (
-                   SELECT m.n / 64 AS block, array_agg(m.n) AS numbers, array_agg(m.vector) AS vectors
+                   SELECT m.n / @BLOCK@ AS block, array_agg(m.n) AS numbers, array_agg(m.vector) AS vectors
                      FROM numbered AS m
                      LEFT JOIN (SELECT n, count(*) AS came, count(*) FILTER (WHERE distance <= $1) AS near
                                   FROM neighbours GROUP BY n) AS said ON said.n = m.n
                     WHERE coalesce(said.came, 0) < least(%6$s, (SELECT count(*) FROM numbered) - 1)
                        OR said.near >= %6$s
-                    GROUP BY m.n / 64
+                    GROUP BY m.n / @BLOCK@
                ), pairs AS MATERIALIZED (
                    SELECT a, b, min(distance) AS distance
                      FROM (SELECT least(f.n, o.n) AS a, greatest(f.n, o.n) AS b, f.distance

@@ -13,7 +13,7 @@ from sqlalchemy.exc import NoSuchModuleError
 from sqlalchemy.orm import mapped_column
 
 from pgembed.columns.embedding import IndexDeclaration, TextEncoder
-from pgembed.columns.types import MAX_DIMENSIONS
+from pgembed.constants import MAX_DIMENSIONS
 from pgembed.exc import DeclarationError
 
 

@@ -21,7 +21,8 @@ from sqlalchemy.schema import DDLElement
 
 from pgembed.columns.embedding import PendingIndex
 from pgembed.columns.names import LONGEST_NAME
-from pgembed.columns.types import MAX_DIMENSIONS, is_postgres
+from pgembed.columns.types import is_postgres
+from pgembed.constants import MAX_DIMENSIONS
 from pgembed.encoders import Encoder
 from pgembed.metrics import metrics_of
 

@@ -19,13 +19,12 @@ from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.types import TypeEngine, UserDefinedType
 
 from pgembed.columns.values import Array, Storage, as_array, received, sent, to_text
+from pgembed.constants import MAX_DIMENSIONS
 from pgembed.exc import DeclarationError, UnsupportedDialectError
 from pgembed.metrics import metric
 
 #: Where columns may be created as text, beside Postgres: see :func:`pgembed.testing.allow_dialect`.
 TEXT_DIALECTS: set[str] = set()
-#: The most dimensions that pgvector stores in a column of each type.
-MAX_DIMENSIONS: dict[str, int] = {"vector": 16000, "halfvec": 16000}
 _POSTGRESQL: Any = postgresql.dialect()  # type: ignore[no-untyped-call]
 
 

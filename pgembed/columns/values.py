@@ -10,6 +10,7 @@ import numpy as np
 import pgvector
 from numpy.typing import NDArray
 
+from pgembed.constants import MAX_DIMENSIONS
 from pgembed.exc import DimensionMismatchError, VectorValueError
 
 Array: TypeAlias = NDArray[np.float32]
@@ -19,7 +20,6 @@ Storage: TypeAlias = Literal["vector", "halfvec"]
 #: The largest number of a halfvec; from 65520 on, rounding gives infinity.
 HALF_MAX = 65504
 _HALF_OVERFLOW = 65520
-_MAX_DIMENSIONS = 16000
 
 
 def as_array(value: Any, dimensions: int | None = None, storage: Storage = "vector") -> Array:
@@ -44,9 +44,9 @@ def as_array(value: Any, dimensions: int | None = None, storage: Storage = "vect
         raise VectorValueError(f"a vector has one axis, this array has the shape {array.shape}")
     if dimensions is not None and array.shape[0] != dimensions:
         raise DimensionMismatchError(array.shape[0], dimensions)
-    if not 1 <= array.shape[0] <= _MAX_DIMENSIONS:
+    if not 1 <= array.shape[0] <= MAX_DIMENSIONS[storage]:
         raise VectorValueError(
-            f"the vector has {array.shape[0]} dimensions, Postgres stores 1 to {_MAX_DIMENSIONS}"
+            f"the vector has {array.shape[0]} dimensions, Postgres stores 1 to {MAX_DIMENSIONS[storage]}"
         )
     if not np.isfinite(array).all():
         raise VectorValueError(

@@ -13,6 +13,8 @@ from pathlib import Path
 from sqlalchemy import Boolean, Insert, Integer, Text, column, func, table
 from sqlalchemy.dialects.postgresql import insert
 
+from pgembed import constants
+
 #: Rises with every release that changes the folder ``sql/``.
 REVISION = 1
 
@@ -51,7 +53,8 @@ class Installation:
 
 
 def installation(extension_schema: str) -> Installation:
-    """The scripts of ``sql/`` in the order of their names.
+    """The scripts of ``sql/`` in the order of their names, with the values of :mod:`pgembed.constants` for
+    their names: ``@ALIKE@``, ``@NEIGHBOURS.most@``, ``@OVERSAMPLE.bit@``.
 
     :param extension_schema: the quoted name of the schema where the extension ``vector`` is.
     """
@@ -59,8 +62,16 @@ def installation(extension_schema: str) -> Installation:
         (file for file in _folder().iterdir() if file.name.endswith(".sql")), key=lambda file: file.name
     )
     script = "\n".join(file.read_text(encoding="utf-8") for file in scripts)
+    script = re.sub(r"@([A-Z_]+)(?:\.(\w+))?@", _constant, script)
     script = script.replace("@extschema:vector@", extension_schema)
     return Installation(tuple(_split(script)), hashlib.sha256(script.encode()).hexdigest())
+
+
+def _constant(name: re.Match[str]) -> str:
+    value = getattr(constants, name[1])
+    if name[2] is not None:
+        value = value[name[2]] if isinstance(value, dict) else getattr(value, name[2])
+    return str(value)
 
 
 def _split(script: str) -> Iterator[str]:

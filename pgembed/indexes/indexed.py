@@ -18,15 +18,13 @@ from sqlalchemy.sql.util import ClauseAdapter
 from sqlalchemy.sql.visitors import replacement_traverse
 
 from pgembed.columns.types import VectorType, shape_of
+from pgembed.constants import OVERSAMPLE
 from pgembed.exc import DeclarationError
 from pgembed.indexes.methods import ACCESS_METHODS
 from pgembed.metrics import BY_NAME, Metric, metrics_of
 
 Quantize: TypeAlias = Literal["half", "bit"]
 
-#: How many candidates are compared again for each row that is asked for, by the type that is indexed.
-OVERSAMPLE = {"halfvec": 2, "bit": 10}
-_OVERSAMPLE = 4
 #: The key under which an index knows the operator class of an expression.
 EXPRESSION = "indexed"
 
@@ -148,7 +146,7 @@ def indexed(index: Index) -> Indexed | None:
         dimensions=dimensions,
         metric=next((metric for metric in BY_NAME.values() if metric.opclass(storage) == opclass), None),
         where=_condition(options["where"]),
-        oversample=1 if whole else stated or OVERSAMPLE.get(storage, _OVERSAMPLE),
+        oversample=1 if whole else stated or OVERSAMPLE[storage],
     )
 
 

@@ -23,6 +23,15 @@ from typing import Any, Literal
 
 from sqlalchemy import Integer, cast, func
 
+from pgembed.constants import (
+    EF_SEARCH,
+    EF_SEARCH_FLOOR,
+    EF_SEARCH_PER_ROW,
+    ITERATIVE_SCAN,
+    LISTS,
+    LISTS_DEFAULT,
+    PROBES,
+)
 from pgembed.exc import DeclarationError
 
 #: The value of a storage parameter that is found from the number of rows when the index is built.
@@ -112,7 +121,7 @@ class AccessMethod:
 
 def suitable_lists(rows: int) -> int:
     """pgvector's advice: rows / 1000 up to a million rows, above it their square root."""
-    return min(max(1, rows // 1000 if rows <= 1_000_000 else math.isqrt(rows)), 32768)
+    return min(max(1, rows // 1000 if rows <= 1_000_000 else math.isqrt(rows)), LISTS.most)
 
 
 def _root(lists: Any) -> Any:
@@ -146,10 +155,9 @@ ACCESS_METHODS: dict[str, AccessMethod] = {
         search=Search(
             "ef_search",
             "hnsw.ef_search",
-            1,
-            1000,
-            lambda rows, _: min(max(2 * rows, 40), 1000),
-            ("hnsw.iterative_scan", "strict_order"),
+            *EF_SEARCH,
+            lambda rows, _: min(max(EF_SEARCH_PER_ROW * rows, EF_SEARCH_FLOOR), EF_SEARCH.most),
+            ("hnsw.iterative_scan", ITERATIVE_SCAN["hnsw"]),
         ),
         check=_check_hnsw,
     ),
@@ -161,14 +169,13 @@ ACCESS_METHODS: dict[str, AccessMethod] = {
             "halfvec": ("cosine", "l2", "inner_product"),
             "bit": ("hamming",),
         },
-        parameters={"lists": Parameter(100, 1, 32768, suitable_lists)},
+        parameters={"lists": Parameter(LISTS_DEFAULT, *LISTS, suitable_lists)},
         search=Search(
             "probes",
             "ivfflat.probes",
-            1,
-            32768,
+            *PROBES,
             lambda _, parameters: _root(parameters["lists"]),
-            ("ivfflat.iterative_scan", "relaxed_order"),
+            ("ivfflat.iterative_scan", ITERATIVE_SCAN["ivfflat"]),
         ),
         least={"cosine": 2, "inner_product": 2},  # its clusters are directions
         default_opclass="vector_l2_ops",

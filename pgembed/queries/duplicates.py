@@ -9,6 +9,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.sql.selectable import FromClause
 
+from pgembed.constants import NEIGHBOURS
 from pgembed.exc import QueryError
 from pgembed.metrics import Metric
 from pgembed.queries.arguments import choice, real, whole
@@ -128,7 +129,7 @@ def _pairs(
     stale: str,
 ) -> Pairs:
     choice("mode", mode, MODES)
-    k = whole("k", k, 1, 1000)
+    k = whole("k", k, *NEIGHBOURS)
     distance = subject.metric.distance(_score(subject.metric, min_score))
     pairs = Pairs(subject, subject.conditions(where, stale), distance, k, mode, settings)
     if mode == "exact":

@@ -11,6 +11,7 @@ from sqlalchemy import Integer, and_, bindparam, func, literal_column, select, t
 from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.sql.selectable import CTE, FromClause, Select, Subquery
 
+from pgembed.constants import ALIKE
 from pgembed.indexes import Indexed
 from pgembed.queries.arguments import choice, real, whole
 from pgembed.queries.eligibility import choose, is_implied
@@ -25,11 +26,6 @@ MODES = ("auto", "approximate", "exact")
 #: NaN sorts above every number in Postgres: "less than NaN" holds for numbers, not for NaN and NULL.
 NAN: ColumnElement[float] = literal_column("'NaN'::float8")
 _ZERO: ColumnElement[int] = literal_column("0")
-
-#: The most rows alike of which an index is believed. An element of an HNSW graph holds 10 rows of equal
-#: vectors and knows 2 m others, so that up to 20 m rows (80 where m is 4) are found together; of more, some
-#: elements know each other only, and nothing leads to the rest.
-ALIKE = 80
 
 
 @dataclass(frozen=True)

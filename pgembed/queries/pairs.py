@@ -25,6 +25,7 @@ from sqlalchemy import (
 from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.sql.selectable import CTE, FromClause, Select, SelectBase, Subquery
 
+from pgembed.constants import BLOCK, EXACT_UP_TO
 from pgembed.indexes import Indexed
 from pgembed.queries.eligibility import choose, is_implied
 from pgembed.queries.nearest import Mode, literal_rows
@@ -32,11 +33,6 @@ from pgembed.queries.readiness import is_ready
 from pgembed.queries.settings import SearchSettings
 from pgembed.queries.statement import materialized
 from pgembed.queries.subject import Subject
-
-#: Up to so many rows, comparing all pairs is about as fast as looking up the neighbours of each.
-EXACT_UP_TO = 5_000
-#: Vectors in an array. Arrays are unpacked in memory, so a table of any size is compared block by block.
-_BLOCK = 64
 
 _ZERO: ColumnElement[int] = literal_column("0")
 
@@ -222,7 +218,7 @@ def _blocks(numbered: CTE) -> CTE:
     spilled to; an array is read once for each pair of blocks, and unpacked in memory. 4,000 rows of 384
     dimensions take 1.3 seconds so, against 6.5 for a self-join of a materialised CTE.
     """
-    block = (numbered.c.n // _BLOCK).label("block")
+    block = (numbered.c.n // BLOCK).label("block")
     numbers, vectors = func.array_agg(numbered.c.n), func.array_agg(numbered.c.vector)
     packed = select(block, numbers.label("numbers"), vectors.label("vectors")).group_by(block)
     return materialized(packed, "blocks")

@@ -16,6 +16,7 @@ PACKAGE = Path(__file__).parents[2] / "pgembed"
 
 #: Layers from the bottom up; parts of one layer do not import each other, but for what is named below.
 LAYERS = (
+    ("constants",),
     ("exc", "metrics"),
     ("encoders", "columns"),
     ("indexes", "database"),

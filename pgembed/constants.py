@@ -1,0 +1,52 @@
+"""Numbers that searches in Python and searches in SQL share.
+
+The files of ``sql/`` name them, as in ``@ALIKE@`` or ``@NEIGHBOURS.most@``; installing puts in the values
+(:func:`pgembed.database.scripts.installation`). Another value gives the SQL another checksum, so that it is
+installed again.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Range(NamedTuple):
+    """Whole numbers, both ends included."""
+
+    least: int
+    most: int
+
+
+#: The most dimensions that a column stores, by type.
+MAX_DIMENSIONS = {"vector": 16000, "halfvec": 16000}
+
+#: HNSW's candidates, as pgvector 0.8 takes them.
+EF_SEARCH = Range(1, 1000)
+#: The candidates that a search asks for, for each row that it wants, and for however few rows.
+EF_SEARCH_PER_ROW = 2
+EF_SEARCH_FLOOR = 40
+#: IVFFlat's lists, and how many of them a search looks into.
+LISTS = PROBES = Range(1, 32768)
+LISTS_DEFAULT = 100
+#: How a scan goes on that found too few rows, by access method.
+ITERATIVE_SCAN = {"hnsw": "strict_order", "ivfflat": "relaxed_order"}
+
+#: How many candidates are compared again for each row that is asked for, by the type of what an index holds
+#: in place of whole vectors.
+OVERSAMPLE = {"halfvec": 2, "vector": 4, "sparsevec": 4, "bit": 10}
+#: The most rows alike of which an index is believed. An element of an HNSW graph holds 10 rows of equal
+#: vectors and knows 2 m others, so that up to 20 m rows (80 where m is 4) are found together; of more, some
+#: elements know each other only, and nothing leads to the rest.
+ALIKE = 80
+
+#: The neighbours of each row that a search for near-duplicates can ask an index for.
+NEIGHBOURS = Range(1, 1000)
+#: Up to this many rows, comparing all pairs is about as fast as looking up the neighbours of each.
+EXACT_UP_TO = 5_000
+#: Vectors in an array. Arrays are unpacked in memory, so a table of any size is compared block by block.
+BLOCK = 64
+
+#: A vote weighs 1 / (distance + this), so that an exact hit outweighs everything but other exact hits.
+VOTE_OFFSET = 1e-6
+#: The least exponent of a vote by inner product: Postgres raises an error on underflow.
+VOTE_EXPONENT = -700.0
