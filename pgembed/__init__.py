@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         hybrid_search,
         knn_classify,
         near_duplicates,
+        search_many,
         semantic_search,
     )
 else:
@@ -62,5 +63,6 @@ __all__ = [
     "knn_classify",
     "measuring",
     "near_duplicates",
+    "search_many",
     "semantic_search",
 ]

@@ -134,7 +134,28 @@ SELECT n.key, n.distance, n.score
  WHERE (n.distance <= max_distance) IS NOT FALSE
  ORDER BY n.place
 $body$
-$search$, $classify$
+$search$, $many$
+CREATE OR REPLACE FUNCTION pgembed.search_many(
+    relation regclass,
+    vector_column name,
+    queries @type@[],
+    k integer DEFAULT 10,
+    max_distance double precision DEFAULT NULL,
+    metric text DEFAULT NULL,
+    exact boolean DEFAULT false
+)
+RETURNS TABLE (query integer, key jsonb, distance double precision, score double precision, rank integer)
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $body$
+SELECT q.place::integer, n.key, n.distance, n.score, n.place::integer
+  FROM unnest(queries) WITH ORDINALITY AS q (vector, place)
+ CROSS JOIN LATERAL pgembed.nearest(relation, vector_column, q.vector::@extschema:vector@.vector, k, metric, exact,
+                                    NULL) WITH ORDINALITY AS n (key, distance, score, extra, place)
+ WHERE q.vector IS NOT NULL AND (n.distance <= max_distance) IS NOT FALSE
+ ORDER BY q.place, n.place
+$body$
+$many$, $classify$
 CREATE OR REPLACE FUNCTION pgembed.knn_classify(
     relation regclass,
     vector_column name,
@@ -184,6 +205,10 @@ $classify$] LOOP
             'COMMENT ON FUNCTION pgembed.search(regclass, name, %s, integer, float8, text, boolean) IS %L',
             accepted,
             'the k rows whose vectors are nearest to the query, nearest first: primary key, distance, score');
+        EXECUTE format(
+            'COMMENT ON FUNCTION pgembed.search_many(regclass, name, %s[], integer, float8, text, boolean) IS %L',
+            accepted,
+            'the k rows nearest to each query: position of the query from 1, primary key, distance, score, rank');
         EXECUTE format(
             'COMMENT ON FUNCTION pgembed.knn_classify(regclass, name, name, %s, integer, text, text, boolean) IS %L',
             accepted,

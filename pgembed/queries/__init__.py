@@ -4,6 +4,7 @@
 file                          what it is for
 ============================  =============================================================================
 search                        ``semantic_search``
+many, asked                   ``search_many``, and its queries as rows
 hybrid, fulltext              ``hybrid_search``, and its full-text leg
 classify                      ``knn_classify``
 duplicates                    ``near_duplicates``, ``duplicate_groups``
@@ -20,6 +21,14 @@ statement                     selects that refuse late clauses; rows joined back
 from pgembed.queries.classify import knn_classify
 from pgembed.queries.duplicates import duplicate_groups, near_duplicates
 from pgembed.queries.hybrid import hybrid_search
+from pgembed.queries.many import search_many
 from pgembed.queries.search import semantic_search
 
-__all__ = ["duplicate_groups", "hybrid_search", "knn_classify", "near_duplicates", "semantic_search"]
+__all__ = [
+    "duplicate_groups",
+    "hybrid_search",
+    "knn_classify",
+    "near_duplicates",
+    "search_many",
+    "semantic_search",
+]

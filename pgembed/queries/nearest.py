@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeAlias
 from sqlalchemy import Integer, and_, bindparam, func, literal_column, select, true, union_all
 from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.sql.selectable import CTE, FromClause, Select, Subquery
+from sqlalchemy.sql.visitors import iterate
 
 from pgembed.constants import ALIKE
 from pgembed.indexes import Indexed
@@ -35,6 +36,8 @@ class Nearest:
     :ivar query: the vector that is searched for, as SQL.
     :ivar conditions: what rows must fulfil; they are inside of the search.
     :ivar rows: how many rows the search itself returns, those that ``offset`` skips included.
+    :ivar asked: where there are several queries, the rows that hold them: ``n``, which tells them apart, and
+        the columns that ``query`` and ``conditions`` refer to.
     """
 
     subject: Subject
@@ -45,6 +48,7 @@ class Nearest:
     max_distance: float | None
     mode: Mode
     settings: SearchSettings
+    asked: CTE | None = None
 
     def __post_init__(self) -> None:
         choice("mode", self.mode, MODES)
@@ -74,7 +78,12 @@ class Nearest:
     @cached_property
     def index(self) -> Indexed | None:
         """The declared index that serves this search."""
-        return choose(self.subject.indexes, self.conditions)
+        return choose(self.subject.indexes, self._own_conditions)
+
+    @property
+    def _own_conditions(self) -> list[ColumnElement[bool]]:
+        """Those over the rows that are searched alone."""
+        return [each for each in self.conditions if self.asked is None or not _refers(each, self.asked)]
 
     def subquery(self, *payload: ColumnElement[Any]) -> Subquery:
         """The rows found: columns ``key_1``, ..., ``payload_1``, ..., ``distance``; nearest first.
@@ -116,21 +125,44 @@ class Nearest:
         Rows without a vector are never found, nor are vectors of zeros by their cosine distance (it is NaN).
         Inside, nothing but the distance orders: before Postgres 17 a further key would defeat the index.
         A ``max_distance`` stands outside: inside, an index scan would walk on to its end to look for more.
+
+        Of several queries, the rows are found for each of ``asked``, joined LATERAL, with its key
+        (``query_1``, ...), ``n`` and their ``rank``; the exact form takes over for those that did not find
+        ``enough``.
         """
         found: FromClause
         if self.approximate:
             ann = self._ann(payload)
             settled = and_(func.count() >= self.rows, func.max(ann.c.alike) <= ALIKE)
-            enough = select(settled).select_from(ann).scalar_subquery()
-            through_index = select(*(each for each in ann.c if each.key != "alike")).where(enough)
-            found = union_all(through_index, self._exact(payload, ~enough)).subquery()
+            through_index = select(*(each for each in ann.c if each.key != "alike"))
+            if self.asked is None:
+                enough = select(settled).select_from(ann).scalar_subquery()
+                found = union_all(through_index.where(enough), self._exact(payload, ~enough)).subquery()
+            else:
+                sure = select(ann.c.n).group_by(ann.c.n).having(settled)
+                exact = self._exact(payload, self.asked.c.n.not_in(sure))
+                found = union_all(through_index.where(ann.c.n.in_(sure)), exact).subquery()
         else:
             found = self._exact(payload).subquery()
+        if self.asked is not None:
+            return self._page_of_each(found)
         hits = select(*found.c).where(found.c.distance < NAN)
         if self.max_distance is not None:
             hits = hits.where(found.c.distance <= self.max_distance)
         hits = hits.order_by(found.c.distance, *keys_of(self.subject, found)).limit(self.limit)
         return (hits.offset(self.offset) if self.offset else hits).subquery()
+
+    def _page_of_each(self, found: FromClause) -> Subquery:
+        order = (found.c.distance, *keys_of(self.subject, found))
+        rank = func.row_number().over(partition_by=found.c.n, order_by=order)
+        ranked = select(*found.c, rank.label("rank")).where(found.c.distance < NAN).subquery()
+        asked = self._each[0]
+        keys = (key for key in asked.c if key.key.startswith("query_"))
+        hits = select(*keys, *ranked.c).select_from(ranked.join(asked, asked.c.n == ranked.c.n))
+        hits = hits.where(ranked.c.rank.between(self.offset + 1, self.rows))
+        if self.max_distance is not None:
+            hits = hits.where(ranked.c.distance <= self.max_distance)
+        return hits.subquery()
 
     def _columns(self, payload: Sequence[ColumnElement[Any]]) -> list[ColumnElement[Any]]:
         return [
@@ -147,9 +179,9 @@ class Nearest:
         candidates = (
             select(*self._columns(payload), distance.label("distance"), *alike)
             .where(settings.c.applied.is_not(None), *self.conditions)
-            .correlate(settings)
+            .correlate(settings, *self._each)
         )
-        if index is not None and index.where is not None and is_implied(index, self.conditions):
+        if index is not None and index.where is not None and is_implied(index, self._own_conditions):
             # Said once more without parameters, of which a generic plan knows nothing.
             predicate = index.predicate(self.subject.selectable)
             candidates = candidates if predicate is None else candidates.where(predicate)
@@ -158,20 +190,38 @@ class Nearest:
             order = index.distance(self.subject.vector, self.query)
             wanted = index.candidates(self.rows, self.settings.ef_search)
         nearest = candidates.order_by(order).fetch(literal_rows(wanted), with_ties=True).lateral()
+        of_each = [each.c.n for each in self._each]
+        same = [*of_each, nearest.c.alike if alike else nearest.c.distance]
+        searched: FromClause = settings
+        for each in self._each:
+            searched = searched.join(each, true())
         found = select(
+            *of_each,
             *(each for each in nearest.c if each.key != "alike"),
-            func.count().over(partition_by=nearest.c.alike if alike else nearest.c.distance).label("alike"),
-        ).select_from(settings.join(nearest, true()))
+            func.count().over(partition_by=same).label("alike"),
+        ).select_from(searched.join(nearest, true()))
         return materialized(found.where(nearest.c.distance < NAN), "ann")
 
     def _exact(self, payload: Sequence[ColumnElement[Any]], *gate: ColumnElement[bool]) -> Select[Any]:
         distance = self.subject.distance(self.query) + _ZERO
-        return (
+        exact = (
             select(*self._columns(payload), distance.label("distance"))
-            .where(self.subject.vector.is_not(None), *self.conditions, *gate)
+            .where(self.subject.vector.is_not(None), *self.conditions)
             .order_by(distance, *self.subject.keys)
             .limit(literal_rows(self.rows))
         )
+        if self.asked is None:
+            return exact.where(*gate)
+        nearest = exact.correlate(self.asked).lateral()
+        return select(self.asked.c.n, *nearest.c).select_from(self.asked.join(nearest, true())).where(*gate)
+
+    @property
+    def _each(self) -> list[CTE]:
+        return [] if self.asked is None else [self.asked]
+
+
+def _refers(condition: ColumnElement[bool], asked: FromClause) -> bool:
+    return any(getattr(part, "table", None) is asked for part in iterate(condition))
 
 
 def literal_rows(rows: int) -> ColumnElement[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVarTuple, cast
 
 from sqlalchemy import Label, Select, and_, select
@@ -211,6 +211,13 @@ class DuplicateGroups(DuplicatePairs[*_Ts]):
     helper = "duplicate_groups"
 
 
+class Searches(SearchSelect[*_Ts]):
+    """The statement of ``search_many``."""
+
+    inherit_cache = True
+    helper = "search_many"
+
+
 class Hybrid(SearchSelect[*_Ts]):
     """The statement of ``hybrid_search``."""
 
@@ -218,14 +225,24 @@ class Hybrid(SearchSelect[*_Ts]):
     helper = "hybrid_search"
 
 
-def selecting(subject: Subject, base: Select[Any] | None, found: FromClause, *, helper: str) -> Select[Any]:
+def selecting(
+    subject: Subject,
+    base: Select[Any] | None,
+    found: FromClause,
+    *,
+    helper: str,
+    first: Sequence[ColumnElement[Any]] = (),
+) -> Select[Any]:
     """``base``, or a select of the entity, of the rows whose keys are in ``found``.
 
+    :param first: columns of ``found`` that come before what is selected.
     :raises QueryError: the base filters or sorts by itself, or does not select from the entity.
     """
     same = and_(*(key == other for key, other in zip(subject.keys, keys_of(subject, found), strict=True)))
     selected = select(subject.entity) if base is None else _checked(subject, base, helper)
-    return selected.join_from(subject.entity, found, same)
+    joined: Any = selected.join_from(subject.entity, found, same)
+    joined._raw_columns = [*first, *joined._raw_columns]
+    return cast("Select[Any]", joined)
 
 
 def _checked(subject: Subject, base: Select[Any], helper: str) -> Select[Any]:

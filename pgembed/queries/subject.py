@@ -10,7 +10,7 @@ from sqlalchemy import Column, inspect, select
 from sqlalchemy.exc import NoInspectionAvailable
 from sqlalchemy.orm import ColumnProperty, Mapped, QueryableAttribute
 from sqlalchemy.sql.elements import ColumnElement
-from sqlalchemy.sql.selectable import FromClause
+from sqlalchemy.sql.selectable import Alias, FromClause
 from sqlalchemy.sql.util import ClauseAdapter
 
 from pgembed.columns import Embedding, EmbeddingColumn, bound
@@ -61,27 +61,48 @@ class Subject:
         """SQL: the distance of the entity's vector to ``other``."""
         return self.metric.between(self.vector, other)
 
-    def conditions(self, where: Any, stale: str) -> list[ColumnElement[bool]]:
+    def conditions(
+        self, where: Any, stale: str, asked: FromClause | None = None
+    ) -> list[ColumnElement[bool]]:
         """What a row must fulfil to take part at all: ``where=`` and ``stale=``.
 
+        :param asked: the rows that hold the queries, to whose columns ``where`` may refer as well.
         :raises QueryError: ``where`` refers to other tables, or ``stale`` cannot be known.
         """
         found = conditions(where)
+        if asked is not None:
+            own = self._froms
+            adapter = ClauseAdapter(asked, include_fn=lambda part: own.isdisjoint(part._from_objects))
+            found = [adapter.traverse(each) for each in found]
         for each in found:
-            self.check_own(each, "where=")
+            self.check_own(each, "where=", asked)
         choice("stale", stale, ("include", "exclude"))
         if stale == "exclude":
             found.append(~self._pending())
         return found
 
-    def check_own(self, expression: Any, what: str) -> None:
+    @property
+    def _froms(self) -> set[FromClause]:
+        return set(select(*self.keys).get_final_froms())
+
+    def check_own(self, expression: Any, what: str, asked: FromClause | None = None) -> None:
         """Refuse an expression over other tables: it would multiply the rows that are searched.
 
+        :param asked: the rows that hold the queries, which may be referred to.
         :raises QueryError: ``expression`` refers to a table outside of the entity.
         """
-        statement = select(*self.keys)
-        own = set(statement.get_final_froms())
-        foreign = [str(found) for found in statement.where(expression).get_final_froms() if found not in own]
+        own = self._froms | {asked}
+        referred = select(*self.keys).where(expression).get_final_froms()
+        foreign = [
+            str(found.element if isinstance(found, Alias) else found)
+            for found in referred
+            if found not in own
+        ]
+        if foreign and asked is not None:
+            raise QueryError(
+                f"{what} refers to {', '.join(foreign)}; expected columns of {_name(self.entity)}, and "
+                "columns that the select of the queries has: add them to it, behind the vector"
+            )
         if foreign:
             instead = (
                 "Put the other table into EXISTS: Article.author.has(...), Article.tags.any(...) or "

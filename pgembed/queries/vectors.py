@@ -6,7 +6,7 @@ when the statement is built, printed or compiled, and once for each statement ob
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -85,12 +85,25 @@ class QueryText:
 
         :raises EncoderAnswerError: the encoder answers with something else.
         """
-        encoder = declaration.encoder
-        if self._encoded is None or self._encoded[0] is not encoder:
-            answer = off_event_loop(encoder_errors(encoder.name)(encoder.encode_queries), [self.text])
-            vector = as_array(answered(encoder, answer, 1, column=column)[0], dimensions)
-            self._encoded = encoder, vector
+        encode([self], declaration, dimensions, column)
+        assert self._encoded is not None
         return self._encoded[1]
+
+
+def encode(texts: Sequence[QueryText], declaration: Embedding, dimensions: int | None, column: str) -> None:
+    """Let the texts keep their vectors, those that have none yet by one batch.
+
+    :raises EncoderAnswerError: the encoder answers with something else.
+    """
+    encoder = declaration.encoder
+    new = [text for text in texts if text._encoded is None or text._encoded[0] is not encoder]
+    if new:
+        answer = off_event_loop(
+            encoder_errors(encoder.name)(encoder.encode_queries), [text.text for text in new]
+        )
+        vectors = answered(encoder, answer, len(new), column=column)
+        for text, vector in zip(new, vectors, strict=True):
+            text._encoded = encoder, as_array(vector, dimensions)
 
 
 class QueryVectorType(VectorType):
@@ -124,6 +137,20 @@ class QueryVectorType(VectorType):
         if not is_postgres(dialect):
             raise UnsupportedDialectError(dialect.name, "a search")
         return super().bind_processor(dialect)
+
+    def accepted(self, query: Any) -> QueryText | Array:
+        """A query as the value of a parameter; texts are encoded later.
+
+        :raises QueryError: a text that is blank or has no encoder, or zeros for the cosine metric.
+        """
+        if not isinstance(query, str | QueryText):
+            return self.to_array(query)
+        if self.declaration is None:
+            raise QueryError(
+                f"a text needs an encoder, and {self.column} is not declared with embedding_column(): "
+                "search for a vector"
+            )
+        return QueryText(query) if isinstance(query, str) else query
 
     def to_array(self, value: Any) -> Array:
         """:raises QueryError: a text that is blank or has no encoder, or zeros for the cosine metric."""
@@ -190,14 +217,9 @@ def query_sql(subject: Subject, query: Query) -> tuple[ColumnElement[Any], list[
     :raises VectorValueError: a sequence that is not a vector of numbers, or of bits.
     :raises DimensionMismatchError: a vector of other dimensions than the column's.
     """
-    kind = _kind(subject)
-    if isinstance(query, str) and isinstance(kind, QueryVectorType):
-        if subject.declaration is None:
-            raise QueryError(
-                f"a text needs an encoder, and {subject} is not declared with embedding_column(): "
-                "search for a vector"
-            )
-        return bindparam("query", QueryText(query), type_=kind, unique=True), []
+    kind = query_type(subject)
+    if isinstance(query, str | QueryText) and isinstance(kind, QueryVectorType):
+        return bindparam("query", kind.accepted(query), type_=kind, unique=True), []
     if isinstance(query, BindParameter):
         return typed(query, kind), []
     if isinstance(query, Select):
@@ -221,7 +243,7 @@ def query_sql(subject: Subject, query: Query) -> tuple[ColumnElement[Any], list[
     return bindparam("query", value, type_=kind, unique=True), []
 
 
-def _kind(subject: Subject) -> TypeEngine[Any]:
+def query_type(subject: Subject) -> TypeEngine[Any]:
     """The type of a query parameter."""
     if subject.storage == "bit" and subject.dimensions is not None:
         return QueryBitsType(subject.dimensions)

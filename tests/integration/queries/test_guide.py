@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import ForeignKey, bindparam, func, select, text
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, aliased, mapped_column, relationship
 
 from pgembed import HNSW, Vector, embedding_column
 from pgembed import queries as helpers
@@ -57,7 +57,7 @@ def filled(engine):
 
 def test_the_python_of_the_guide(filled, capsys):
     blocks = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)
-    names = {"session": filled, "select": select, "func": func, "bindparam": bindparam}
+    names = {"session": filled, "select": select, "func": func, "bindparam": bindparam, "aliased": aliased}
     names |= {name: getattr(helpers, name) for name in helpers.__all__}
     names |= {"Article": Article, "Author": Author}
     for block in blocks:
@@ -74,7 +74,7 @@ def test_the_sql_of_the_guide(filled):
         for statement in block.split(";")
         if statement.strip()
     ]
-    assert len(statements) == 6
+    assert len(statements) == 7
     for statement in statements:
         vector = "[" + ",".join(["1"] * 16) + "]"
         result = filled.execute(text(statement.replace("[...]", vector).replace("::", "\\:\\:")))

@@ -18,6 +18,7 @@ from pgembed import (
     hybrid_search,
     knn_classify,
     near_duplicates,
+    search_many,
     semantic_search,
 )
 from pgembed.columns import VectorType
@@ -59,6 +60,8 @@ def searches(session: Session) -> None:
     base = select(Article.id, Article.title)
     some = session.execute(semantic_search(Article.embedding, "x", base=base)).one()
     assert_type((some[0], some[1], some[2], some[3]), tuple[int, str, float, float])
+    of_each = session.execute(search_many(Article.embedding, ["x"], base=base)).one()
+    assert_type((of_each[1], of_each[3], of_each[5]), tuple[int, float, int])
     best = session.execute(hybrid_search(Article.embedding, "x", text=[Article.title])).one()
     assert_type((best[1], best[2], best[3]), tuple[float, int | None, int | None])
     for id_, _vector, _distance, _score in session.execute(semantic_search(TABLE.c.v, [1.0] * 8)):
