@@ -9,37 +9,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sqlalchemy import URL, Connection, Engine, ForeignKey, create_engine, event, insert, text
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
+from sqlalchemy import URL, Connection, Engine, create_engine, event, insert, text
+from sqlalchemy.orm import Session
 
-from pgembed import HNSW, Vector, embedding_column
+from pgembed import HNSW
 from pgembed.columns import bound
 from pgembed.indexes import create
 from pgembed.testing import HashEncoder
+from tests.tables import library
 
 ENCODER = HashEncoder(32)
 ROWS = 3000
 
 
-class Base(DeclarativeBase):
-    pass
-
-
-class Author(Base):
-    __tablename__ = "author"
-    id: Mapped[int] = mapped_column(primary_key=True)
-    name: Mapped[str]
-
-
-class Article(Base):
-    __tablename__ = "article"
-    id: Mapped[int] = mapped_column(primary_key=True)
-    title: Mapped[str | None]
-    section: Mapped[str | None]
-    hidden: Mapped[bool]
-    author_id: Mapped[int | None] = mapped_column(ForeignKey("author.id"))
-    embedding: Mapped[Vector | None] = embedding_column("title", encoder=ENCODER, index=HNSW())
-    author: Mapped[Author | None] = relationship()
+Base, Author, Article = library(ENCODER, "title", index=HNSW())
 
 
 class Ranking(list[tuple[Any, float]]):
@@ -61,8 +44,8 @@ class Corpus:
     url: URL
     vectors: dict[int, Any]
     rows: list[dict[str, Any]]
-    article: type[Article] = Article
-    author: type[Author] = Author
+    article: Any = Article
+    author: Any = Author
     encoder: HashEncoder = ENCODER
 
     def nearest(

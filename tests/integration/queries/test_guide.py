@@ -6,37 +6,18 @@ import re
 from pathlib import Path
 
 import pytest
-from sqlalchemy import ForeignKey, bindparam, func, select, text
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, aliased, mapped_column, relationship
+from sqlalchemy import bindparam, func, select, text
+from sqlalchemy.orm import Session, aliased
 
-from pgembed import HNSW, Vector, embedding_column
+from pgembed import HNSW
 from pgembed import queries as helpers
 from pgembed.testing import HashEncoder
+from tests.tables import library
 
 GUIDE = (Path(__file__).parents[3] / "docs" / "queries.md").read_text(encoding="utf-8")
 
 
-class Base(DeclarativeBase):
-    pass
-
-
-class Author(Base):
-    __tablename__ = "author"
-    id: Mapped[int] = mapped_column(primary_key=True)
-    name: Mapped[str]
-
-
-class Article(Base):
-    __tablename__ = "article"
-    id: Mapped[int] = mapped_column(primary_key=True)
-    title: Mapped[str]
-    body: Mapped[str | None]
-    section: Mapped[str | None]
-    author_id: Mapped[int | None] = mapped_column(ForeignKey("author.id"))
-    author: Mapped[Author | None] = relationship()
-    embedding: Mapped[Vector | None] = embedding_column(
-        "title", "body", encoder=HashEncoder(16), index=HNSW(build="immediate")
-    )
+Base, Author, Article = library(HashEncoder(16), "title", "body", index=HNSW(build="immediate"))
 
 
 @pytest.fixture

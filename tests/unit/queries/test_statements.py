@@ -9,7 +9,6 @@ import pytest
 from pgvector.sqlalchemy import VECTOR
 from sqlalchemy import (
     Column,
-    ForeignKey,
     Index,
     Integer,
     MetaData,
@@ -21,9 +20,9 @@ from sqlalchemy import (
     select,
 )
 from sqlalchemy.dialects import postgresql
-from sqlalchemy.orm import DeclarativeBase, Mapped, aliased, mapped_column, relationship
+from sqlalchemy.orm import aliased
 
-from pgembed import HNSW, IVFFlat, Vector, embedding_column
+from pgembed import HNSW, IVFFlat
 from pgembed.exc import (
     DeclarationError,
     DimensionMismatchError,
@@ -36,36 +35,13 @@ from pgembed.queries import duplicate_groups, hybrid_search, knn_classify, near_
 from pgembed.queries.subject import resolve
 from pgembed.queries.vectors import QueryText
 from pgembed.testing import HashEncoder
+from tests.tables import library, model
 
 ENCODER = HashEncoder(8)
 
 
-class Base(DeclarativeBase):
-    pass
-
-
-class Author(Base):
-    __tablename__ = "author"
-    id: Mapped[int] = mapped_column(primary_key=True)
-    name: Mapped[str]
-
-
-class Article(Base):
-    __tablename__ = "article"
-    id: Mapped[int] = mapped_column(primary_key=True)
-    title: Mapped[str]
-    author_id: Mapped[int | None] = mapped_column(ForeignKey("author.id"))
-    embedding: Mapped[Vector | None] = embedding_column("title", encoder=ENCODER, index=HNSW())
-    author: Mapped[Author | None] = relationship()
-
-
-class Note(Base):
-    __tablename__ = "note"
-    id: Mapped[int] = mapped_column(primary_key=True)
-    text: Mapped[str]
-    embedding: Mapped[Vector | None] = embedding_column("text", encoder=HashEncoder(8, name="other"))
-
-
+_, Author, Article = library(ENCODER, "title", index=HNSW())
+Note = model(HashEncoder(8, name="other"), table="note", source="text")
 PLAIN = Table(
     "plain",
     MetaData(),
