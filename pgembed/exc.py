@@ -7,11 +7,7 @@ cannot be encoded, a vector of the wrong length) reaches the caller unwrapped to
 
 from __future__ import annotations
 
-import signal
-import threading
-import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 from sqlalchemy import Connection, Engine
@@ -240,31 +236,6 @@ class EncoderAnswerError(EncoderError):
             f"{column}: encoder {encoder!r} returned {found} for {count} text{'s' * (count != 1)}; expected "
             f"finite numbers in a float32 array of the shape ({count}, {dimensions})"
         )
-
-
-@contextmanager
-def encoder_errors(encoder: str) -> Iterator[None]:
-    """Let whatever an encoder raises be an ``Exception``, so that no thread or program ends by it.
-
-    :param encoder: its name.
-    :raises EncoderPanicError: it raised anything else. What is meant for the program passes: Ctrl-C, and what
-        the handler of a signal raises; both arrive in the main thread, in the middle of whatever it does.
-    """
-    try:
-        yield
-    except Exception:
-        raise
-    except BaseException as error:
-        if threading.current_thread() is threading.main_thread() and _is_of_a_signal(error):
-            raise
-        raise EncoderPanicError(encoder, error) from error
-
-
-def _is_of_a_signal(error: BaseException) -> bool:
-    handlers = [signal.getsignal(number) for number in signal.valid_signals()]
-    codes = {code for code in (getattr(handler, "__code__", None) for handler in handlers) if code}
-    frames = traceback.walk_tb(error.__traceback__)
-    return isinstance(error, KeyboardInterrupt) or any(frame.f_code in codes for frame, _ in frames)
 
 
 # --- databases ------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from pgembed.cli.options import DatabaseUrl, Models, OneColumn, OneTable, column
 from pgembed.exc import EncoderError
 from pgembed.filling.backfill import backfill as fill
 from pgembed.filling.backfill import estimate, pending
-from pgembed.filling.claims import Counts
+from pgembed.filling.flow import Counts
 from pgembed.filling.targets import Target, find_targets, split
 
 

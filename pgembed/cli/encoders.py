@@ -1,4 +1,4 @@
-"""``pgembed encoders``: which encoders are installed, and what decides their vectors."""
+"""``pgembed export``, ``pull`` and ``encoders``: encoders are made, fetched, listed and shown."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ def register(app: typer.Typer) -> None:
     group = typer.Typer(no_args_is_help=True, help="Installed encoders and what decides their vectors.")
     group.command("show")(show)
     group.command("list")(list_)
+    app.command("export")(export)
+    app.command("pull")(pull)
     app.add_typer(group, name="encoders")
 
 
@@ -78,3 +80,40 @@ def list_() -> None:
                 file.parent.name, str(spec.dimensions), str(spec.max_tokens), spec.fingerprint, str(folder)
             )
     print_table(table)
+
+
+def export(
+    model_dir: Annotated[
+        Path, typer.Argument(help="Folder of a sentence-transformers model with safetensors.")
+    ],
+    out_dir: Annotated[Path, typer.Argument(help="Folder to write; an encoder that is there is replaced.")],
+    name: Annotated[str | None, typer.Option(help="Name of the encoder; by default that of OUT_DIR.")] = None,
+) -> None:
+    """Make an ONNX encoder from a model's weights; needs no torch."""
+    from pgembed.encoders import export_onnx
+
+    folder = export_onnx(model_dir, out_dir, name=name, source=str(model_dir.name))
+    spec = EncoderSpec.load(folder / SPEC_FILE)
+    say(
+        f"{folder}: {spec.name}, {spec.dimensions} dimensions, up to {spec.max_tokens} tokens, "
+        f"fingerprint {spec.fingerprint}"
+    )
+
+
+def pull(
+    model_id: Annotated[str, typer.Argument(help="Such as BAAI/bge-small-en-v1.5.")],
+    revision: Annotated[str, typer.Option(help="Branch, tag or (to pin it) commit.")] = "main",
+    name: Annotated[
+        str | None, typer.Option(help="Name of the encoder; by default that of the model.")
+    ] = None,
+    into: Annotated[
+        Path | None, typer.Option(help="Folder of encoders; by default that of PGEMBED_ENCODERS.")
+    ] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Use the cache, ask no server.")] = False,
+) -> None:
+    """Fetch a model and make an encoder of it."""
+    from pgembed.encoders.sources.hub import pull as fetch
+
+    folder = fetch(model_id, revision=revision, name=name, into=into, offline=offline)
+    spec = EncoderSpec.load(folder / SPEC_FILE)
+    say(f"{folder}: {spec.source}, {spec.dimensions} dimensions, fingerprint {spec.fingerprint}")

@@ -17,19 +17,16 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from pgembed.cli import (
     backfill,
+    database,
     demo,
     encode,
     encoders,
-    export,
     failures,
     index,
-    init,
     measuring,
-    pull,
     reembed,
     search,
     serve,
-    server,
     status,
     worker,
 )
@@ -44,7 +41,7 @@ app = typer.Typer(
 )
 for _group in (
     demo,
-    init,
+    database,
     status,
     backfill,
     worker,
@@ -52,12 +49,9 @@ for _group in (
     index,
     reembed,
     search,
-    export,
-    pull,
-    encode,
     encoders,
+    encode,
     serve,
-    server,
 ):
     _group.register(app)
 measuring.register(index.group)

@@ -1,40 +1,24 @@
-"""``embedding_column``, and what SQLAlchemy's events make of it.
-
-The column carries its declaration in ``Column.info``, which survives every copy that SQLAlchemy makes
-(mixins, abstract bases, ``to_metadata``). When its table is complete, the digest column is appended; when a
-class is mapped, the sources are resolved from attribute names. Both lead to :func:`_bind`, which puts the
-indexes on the table; the :class:`PendingIndex` holds the bound :class:`EmbeddingColumn`.
-"""
+"""``embedding_column``, and what its arguments may be."""
 
 from __future__ import annotations
 
+import inspect
+import string
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from typing import Any
-from weakref import WeakSet
 
-import numpy as np
-from sqlalchemy import Column, Index, MetaData, Table, Uuid, event
-from sqlalchemy.dialects.postgresql import UUID
-from sqlalchemy.orm import ColumnProperty, MappedColumn, Mapper, mapped_column
+from sqlalchemy import event
+from sqlalchemy.dialects import registry
+from sqlalchemy.exc import NoSuchModuleError
+from sqlalchemy.orm import MappedColumn, mapped_column
 from sqlalchemy.types import TypeEngine
 
-from pgembed.columns.arguments import check_arguments, check_options
-from pgembed.columns.embedding import (
-    INFO,
-    SOURCES,
-    Embedding,
-    EmbeddingColumn,
-    Fill,
-    IndexDeclaration,
-    OnError,
-    PendingIndex,
-    TextEncoder,
-    bound_in,
-    unsettled,
-)
-from pgembed.columns.names import LONGEST_NAME, octets
+from pgembed.columns.binding import attached
+from pgembed.columns.embedding import INFO, Embedding, Fill, IndexDeclaration, OnError, TextEncoder
 from pgembed.columns.types import VectorType
 from pgembed.columns.values import Storage
+from pgembed.constants import MAX_DIMENSIONS
 from pgembed.exc import DeclarationError, MetricNotSupportedError
 from pgembed.metrics import metric as metric_named
 from pgembed.metrics import metrics_of
@@ -89,8 +73,8 @@ def embedding_column(
     :raises DeclarationError: at declaration, for whatever cannot work.
     :raises MetricNotSupportedError: no such metric, or none that the index can serve.
     """
-    check_arguments(sources, encoder, template, index, fill, on_error, type)
-    check_options(embedding_column, options)
+    _check_arguments(sources, encoder, template, index, fill, on_error, type)
+    _check_options(embedding_column, options)
     declaration = Embedding(
         sources=sources,
         encoder=encoder,
@@ -115,227 +99,94 @@ def embedding_column(
         info={INFO: declaration, **options.pop("info", {})},
         **options,
     )
-    event.listen(column.column, "after_parent_attach", _attached, propagate=True)
+    event.listen(column.column, "after_parent_attach", attached, propagate=True)
     return column
 
 
-def _bind(table: Table, vector: Column[Any], sources: tuple[Column[Any], ...]) -> EmbeddingColumn:
-    """Put the indexes of an embedding on its table, unless they are there over the same sources."""
-    present = next((each for each in bound_in(table) if each.vector is vector), None)
-    if present is not None and present.sources == sources:
-        return present
-    declaration: Embedding = vector.info[INFO]
-    if declaration.replaces == vector.name:
-        raise DeclarationError(
-            f"{table.fullname}.{vector.name} replaces itself: the new column needs a name of its own, "
-            f'name="{vector.name}_2"'
-        )
-    embedding = EmbeddingColumn(declaration, table, vector, _digest_column(table, vector), sources)
-    vector.info[SOURCES] = tuple(source.key for source in sources)
-    # Constructed over columns of a table, an index attaches itself. They count as part of the column, as
-    # with Column(index=True), so that Table.to_metadata leaves them to the binding of the copied column.
-    indexes: list[Index] = [PendingIndex(embedding)]
-    if declaration.index is not None:
-        indexes.append(declaration.index.bound_to(vector, declaration.metric))
-    for index in indexes:
-        index._column_flag = True
-        index.info[INFO] = declaration
-        others = {other for other in table.indexes if other is not index and other.name == index.name}
-        if any(INFO not in other.info for other in others):
-            raise DeclarationError(
-                f"{table.fullname} has an index called {index.name}, as {embedding} has: rename it"
-            )
-        table.indexes -= others
-    return embedding
-
-
-def _digest_column(table: Table, vector: Column[Any]) -> Column[Any]:
-    name = f"{vector.name}_digest"
-    if octets(name) > LONGEST_NAME:
-        room = LONGEST_NAME - octets("_digest")
-        raise DeclarationError(
-            f"{table.fullname}.{vector.name}: the name of an embedding column has {room} bytes at most, "
-            f"found {octets(vector.name)}: Postgres would cut {name!r}, its digest, at {LONGEST_NAME}; "
-            'give it a shorter one, with name="..."'
-        )
-    column = next((column for column in table.c if name in (column.name, column.key)), None)
-    if column is None:
-        column = Column(name, UUID(as_uuid=True), nullable=True)
-        table.append_column(column)
-    kind: Any = column.type
-    fits = isinstance(kind, Uuid) and kind.as_uuid and kind.native_uuid and column.name == name
-    if not fits or not column.nullable or column.computed is not None:
-        null = "" if column.nullable else ", NOT NULL"
-        raise DeclarationError(
-            f"{table.fullname}.{name} is declared as {kind!r}{null}, and it is the name of the digest of "
-            f"{vector.name}: rename it, or the embedding column, with name=. Declared as the digest, it is "
-            "Mapped[uuid.UUID | None]"
-        )
-    return column
-
-
-_complete: WeakSet[Table] = WeakSet()
-
-
-@event.listens_for(Table, "after_parent_attach")
-def _table_complete(table: Table, _parent: MetaData) -> None:
-    """Append digests; bind what can be bound by the names of columns (all that a Core table needs)."""
-    _complete.add(table)
-    for vector in _vectors(table):
-        _digest_column(table, vector)
-        keys = _source_keys(vector)
-        if all(key in table.c for key in keys) and table.primary_key.columns:
-            _bind(table, vector, tuple(table.c[key] for key in keys))
-    _note(table)
-
-
-def _attached(vector: Column[Any], table: Any) -> None:
-    """A column that is added to a table that was complete: ``append_column``, ``extend_existing=True``."""
-    if table in _complete and INFO in vector.info:
-        _table_complete(table, table.metadata)
-
-
-def _vectors(table: Table) -> list[Column[Any]]:
-    return [column for column in table.c if INFO in column.info]
-
-
-def _source_keys(vector: Column[Any]) -> tuple[str, ...]:
-    keys: tuple[str, ...] = vector.info.get(SOURCES, vector.info[INFO].sources)
-    return keys
-
-
-def _note(table: Table) -> None:
-    """Remember whether a table has an embedding that is still to be bound: its sources may be attributes of a
-    class that is not mapped yet, or columns that are added later."""
-    if {*_vectors(table)} == {each.vector for each in bound_in(table)}:
-        unsettled.pop(table, None)
-    else:
-        unsettled[table] = _settle
-
-
-def _settle(table: Table) -> None:
+def _check_arguments(
+    sources: tuple[str, ...],
+    encoder: TextEncoder,
+    template: str | None,
+    index: IndexDeclaration | None,
+    fill: str,
+    on_error: str,
+    storage: str,
+) -> None:
     """
-    :raises DeclarationError: an embedding cannot be bound, now that the table is used.
+    :raises DeclarationError: one of them has a value that it cannot have.
     """
-    for vector in {*_vectors(table)} - {each.vector for each in bound_in(table)}:
-        keys = _source_keys(vector)
-        for key in keys:
-            if key not in table.c:
-                near = get_close_matches(key, table.c.keys(), n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(table.c.keys())}"
-                what = f"the source {key!r} is not a column of the table; {hint}"
-                raise DeclarationError(f"{table.fullname}.{vector.name}: {what}")
-        _bind(table, vector, tuple(table.c[key] for key in keys))
-    _note(table)
+    if not sources or not all(isinstance(source, str) for source in sources):
+        raise DeclarationError(
+            f"embedding_column needs the names of its source attributes, as in "
+            f'embedding_column("title", "body", encoder=...); found {sources!r}'
+        )
+    if len(set(sources)) < len(sources):
+        raise DeclarationError(f"embedding_column names a source twice: {sources!r}")
+    if isinstance(encoder, type) or not isinstance(encoder, TextEncoder):
+        parts = ("name", "dimensions", "fingerprint", "encode_documents", "encode_queries")
+        missing = [part for part in parts if not hasattr(encoder, part)]
+        found = "it is a class" if isinstance(encoder, type) else f"it has no {' and no '.join(missing)}"
+        raise DeclarationError(
+            f"encoder={encoder!r} is not an encoder, {found}; expected a pgembed.Encoder, or an object "
+            "of your own with the attributes of pgembed.TextEncoder"
+        )
+    if index is not None and (isinstance(index, type) or not hasattr(index, "bound_to")):
+        raise DeclarationError(
+            f"index={index!r} is not an index declaration; expected HNSW(...) or IVFFlat(...)"
+        )
+    if fill not in ("flush", "worker"):
+        raise DeclarationError(f'fill={fill!r}; expected "flush" or "worker"')
+    if on_error not in ("raise", "pending"):
+        raise DeclarationError(f'on_error={on_error!r}; expected "raise" or "pending"')
+    if storage not in MAX_DIMENSIONS:
+        raise DeclarationError(f'type={storage!r}; expected "vector" or "halfvec"')
+    if template is not None:
+        _check_template(template, sources)
 
 
-@event.listens_for(Mapper, "instrument_class")
-def _digest_is_free(mapper: Mapper[Any], owner: type[Any]) -> None:
-    """Before SQLAlchemy maps the digest: it would combine it with another column of the attribute's name."""
-    table = mapper.local_table
-    given = mapper._init_properties
-    listed = (prop if isinstance(prop, list | tuple) else [prop] for prop in given.values())
-    placed = {column for props in listed for prop in props for column in getattr(prop, "columns", (prop,))}
-    for vector in _vectors(table) if isinstance(table, Table) else ():
-        digest = table.c.get(f"{vector.name}_digest")
-        if digest is not None and digest.key in given and digest not in placed:
-            _forget_table(mapper)
-            raise _taken(owner, digest.key, vector.key)
-
-
-def _taken(owner: type[Any], attribute: str, vector: str) -> DeclarationError:
-    return DeclarationError(
-        f"{owner.__name__}.{attribute} is declared as something else, and it is the name of the digest of "
-        f"{vector}: rename one of the two"
-    )
-
-
-@event.listens_for(Mapper, "after_mapper_constructed")
-def _class_mapped(mapper: Mapper[Any], _class: type[Any]) -> None:
-    """Resolve sources by the names of attributes, and map the digest as the vector is."""
-    vectors = [
-        (key, column)
-        for key, column in mapper.columns.items()
-        if isinstance(column, Column) and INFO in column.info and column.table in mapper.tables
-    ]
+def _check_template(template: str, sources: tuple[str, ...]) -> None:
+    if not isinstance(template, str):
+        raise DeclarationError(f"template={template!r}; expected a str")
+    if "\0" in template or any("\ud800" <= each <= "\udfff" for each in template):
+        raise DeclarationError(
+            f"template {template!r} holds a NUL character or half a surrogate pair, which the comment that "
+            "registers the column cannot hold"
+        )
     try:
-        for key, vector in vectors:
-            map_embedding(mapper, key, vector)
-    except DeclarationError:
-        # SQLAlchemy would keep the half-mapped class, and fail on it when other mappers are configured.
-        _forget(mapper)
-        raise
-
-
-def map_embedding(mapper: Mapper[Any], key: str, vector: Column[Any]) -> None:
-    """Bind the embedding of an attribute, and map its digest, unless that is done.
-
-    :raises DeclarationError: a source is not an attribute, or the digest's attribute is taken.
-    """
-    declaration: Embedding = vector.info[INFO]
-    owner = mapper.class_.__name__
-    sources = []
-    for name in declaration.sources:
-        if name not in mapper.columns:
-            raise DeclarationError(
-                f"{owner}.{key}: the source {name!r} is not a column attribute of {owner}; "
-                f"there are {', '.join(mapper.columns.keys())}"
-            )
-        if not isinstance(mapper.columns[name], Column):
-            raise DeclarationError(
-                f"{owner}.{key}: the source {name!r} is an SQL expression (column_property()); expected a "
-                "column of the table, such as a generated one: Computed(..., persisted=True)"
-            )
-        sources.append(mapper.columns[name])
-    embedding = _bind(vector.table, vector, tuple(sources))
-    _note(vector.table)
-    if embedding.digest not in mapper.columns.values():
-        attribute = f"{key}_digest"
-        if attribute in mapper.all_orm_descriptors or hasattr(mapper.class_, attribute):
-            raise _taken(mapper.class_, attribute, key)
-        mapper.add_property(attribute, ColumnProperty(embedding.digest))
-    combined = mapper.get_property_by_column(embedding.digest).columns
-    if len(combined) > 1:
+        fields = [part for part in string.Formatter().parse(template) if part[1] is not None]
+    except ValueError as error:
+        raise DeclarationError(f"template {template!r}: {error}") from None
+    used = {name for _, name, _, _ in fields}
+    if used != set(sources) or any(spec or conversion for _, _, spec, conversion in fields):
+        wanted = ", ".join(f"{{{source}}}" for source in sources)
         raise DeclarationError(
-            f"{owner}.{key}: its digest {embedding.digest} and {combined[-1]} are one attribute: rename the "
-            "column of the parent's table, or the embedding column, with name="
+            f"template {template!r} has the fields {sorted(map(str, used))}; expected plain fields, "
+            f"one for each source: {wanted} (write a literal brace twice)"
         )
-    attribute = getattr(mapper.class_, key)
-    if not event.contains(attribute, "set", _copy):
-        event.listen(attribute, "set", _copy, retval=True)
-    if declaration.deferred:
-        _defer(mapper, vector, group=key)
-        _defer(mapper, embedding.digest, group=key)
 
 
-def _copy(_target: Any, value: Any, _before: Any, _initiator: Any) -> Any:
-    """An array that is assigned is copied: programs fill one buffer again and again before a flush."""
-    return value.copy() if isinstance(value, np.ndarray) and value.flags.writeable else value
+def _check_options(function: Callable[..., Any], options: Iterable[str]) -> None:
+    """Refuse what neither ``function`` nor ``mapped_column`` takes, nor a dialect of SQLAlchemy.
 
-
-def _defer(mapper: Mapper[Any], column: Column[Any], *, group: str) -> None:
-    """Load vector and digest when one of them is asked for, and then both.
-
-    A vector is worth nothing without the digest that says what it was made from: a detached object that
-    carries only the vector would be merged as one that the user has brought. How a property is loaded is
-    decided when mappers are configured, from the attributes that are set here.
+    :raises DeclarationError: an unknown argument; the message names the nearest known one.
     """
-    prop = mapper.get_property_by_column(column)
-    assert isinstance(prop, ColumnProperty)
-    prop.deferred = True
-    prop.group = group
-    prop.strategy_key = (("deferred", True), ("instrument", True))
+    own, passed = _keywords(function), _keywords(mapped_column)
+    for name in options:
+        if name not in passed and not _is_of_a_dialect(name):
+            near = get_close_matches(name, dict.fromkeys(own + passed), n=1)
+            hint = f"did you mean {near[0]}=?" if near else f"it has {', '.join(own)}, and mapped_column's"
+            raise DeclarationError(f"{function.__name__} has no argument {name}=; {hint}")
 
 
-def _forget(mapper: Mapper[Any]) -> None:
-    """Take a class that was refused out of its registry, and its table out of the metadata."""
-    manager = mapper.class_manager
-    mapper.registry._dispose_manager_and_mapper(manager)
-    mapper.registry._managers.pop(manager, None)
-    _forget_table(mapper)
+def _keywords(function: Callable[..., Any]) -> list[str]:
+    kinds = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return [name for name, each in inspect.signature(function).parameters.items() if each.kind in kinds]
 
 
-def _forget_table(mapper: Mapper[Any]) -> None:
-    table = mapper.local_table
-    if isinstance(table, Table) and (mapper.inherits is None or mapper.inherits.local_table is not table):
-        table.metadata.remove(table)
+def _is_of_a_dialect(name: str) -> bool:
+    """Whether it starts with the name of a dialect, as ``postgresql_storage`` does."""
+    dialect, _, rest = name.partition("_")
+    try:
+        return bool(rest and registry.load(dialect))
+    except NoSuchModuleError:
+        return False

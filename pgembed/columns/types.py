@@ -18,7 +18,7 @@ from sqlalchemy.sql import operators
 from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.types import TypeEngine, UserDefinedType
 
-from pgembed.columns.values import Array, Storage, as_array, received, sent, to_text
+from pgembed.columns.values import Array, Storage, VectorArray, as_array, received, sent, to_text
 from pgembed.constants import MAX_DIMENSIONS
 from pgembed.exc import DeclarationError, UnsupportedDialectError
 from pgembed.metrics import metric
@@ -186,10 +186,63 @@ def _type(type_: VectorType, compiler: Any, **_: Any) -> str:
     raise UnsupportedDialectError(dialect.name, f"a column of type {type_.get_col_spec().lower()}")
 
 
+class NamedType(UserDefinedType[Any]):
+    """A type by the name that Postgres gave it, for casts."""
+
+    cache_ok = True
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def get_col_spec(self, **_: Any) -> str:
+        return self.name
+
+
+class VectorArrayType(UserDefinedType[Any]):
+    """The SQL type of an array of vectors. Values are float32 arrays of the shape ``(n, d)``.
+
+    :param element: SQL name of the vector type, with its schema.
+    :param element_oid: its oid, which the binary form of an array holds.
+    """
+
+    cache_ok = True
+
+    def __init__(self, element: str, element_oid: int) -> None:
+        self.element = element
+        self.element_oid = element_oid
+
+    def get_col_spec(self, **_: Any) -> str:
+        return f"{self.element}[]"
+
+    def bind_processor(self, dialect: Dialect) -> Callable[[Any], Any]:
+        width = 2 if self.element.endswith("halfvec") else 4
+
+        def binary(vectors: Array) -> VectorArray:
+            return VectorArray(vectors, self.element_oid, width)
+
+        def texts(vectors: Array) -> list[str]:
+            return [to_text(vector) for vector in vectors]
+
+        return binary if dialect.driver == "psycopg" else texts
+
+
+@compiles(NamedType)
+@compiles(VectorArrayType)
+def _named(type_: Any, compiler: Any, **_: Any) -> str:
+    """Drivers whose placeholders are ``%s`` or ``%(name)s`` take ``%%`` for a per cent sign in a name."""
+    name: str = type_.get_col_spec()
+    return name.replace("%", "%%") if compiler.dialect.paramstyle in ("format", "pyformat") else name
+
+
 if TYPE_CHECKING:
     Vector: TypeAlias = Array
 else:
     Vector = VectorType
+
+
+def copied(_target: Any, value: Any, _before: Any, _initiator: Any) -> Any:
+    """A listener of attributes. Programs fill one buffer again and again before a flush."""
+    return value.copy() if isinstance(value, np.ndarray) and value.flags.writeable else value
 
 
 @event.listens_for(Pool, "checkout")

@@ -25,8 +25,8 @@ from pgembed.encoders.text.texts import (
     repeated,
 )
 from pgembed.encoders.text.tokenizer import AnyTokenizer
-from pgembed.encoders.threads import in_thread
-from pgembed.exc import EncoderError, EncoderOptionError, encoder_errors
+from pgembed.encoders.threads import encoder_errors, in_thread
+from pgembed.exc import EncoderError, EncoderOptionError
 
 
 class Encoder:

@@ -15,14 +15,18 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import os
+import signal
 import threading
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-from pgembed.exc import EncoderOptionError
+from pgembed.exc import EncoderOptionError, EncoderPanicError
 
 VARIABLE = "PGEMBED_ASYNC_THREADS"
 
@@ -75,6 +79,49 @@ async def in_thread(function: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwa
         # a deadlock when all of them do.
         return call()
     return await asyncio.get_running_loop().run_in_executor(_started(), call)
+
+
+def off_event_loop(function: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R:
+    """Call ``function``; under an async engine or session, on a thread while the event loop goes on.
+
+    SQLAlchemy's asyncio extension runs its synchronous internals (flushes, bind processors) in a greenlet,
+    and lets such code await by switching to the greenlet of the loop. Outside of it, this is a plain call.
+    Errors of ``function`` reach the caller as they
+    are; context variables are those of the caller.
+    """
+    # Without greenlet nothing runs in one, and SQLAlchemy's own functions raise.
+    if find_spec("greenlet") is None:
+        return function(*args, **kwargs)
+    from sqlalchemy.util.concurrency import await_only, in_greenlet
+
+    if not in_greenlet():
+        return function(*args, **kwargs)
+    return await_only(in_thread(function, *args, **kwargs))
+
+
+@contextmanager
+def encoder_errors(encoder: str) -> Iterator[None]:
+    """Let whatever an encoder raises be an ``Exception``, so that no thread or program ends by it.
+
+    :param encoder: its name.
+    :raises EncoderPanicError: it raised anything else. What is meant for the program passes: Ctrl-C, and what
+        the handler of a signal raises; both arrive in the main thread, in the middle of whatever it does.
+    """
+    try:
+        yield
+    except Exception:
+        raise
+    except BaseException as error:
+        if threading.current_thread() is threading.main_thread() and _is_of_a_signal(error):
+            raise
+        raise EncoderPanicError(encoder, error) from error
+
+
+def _is_of_a_signal(error: BaseException) -> bool:
+    handlers = [signal.getsignal(number) for number in signal.valid_signals()]
+    codes = {code for code in (getattr(handler, "__code__", None) for handler in handlers) if code}
+    frames = traceback.walk_tb(error.__traceback__)
+    return isinstance(error, KeyboardInterrupt) or any(frame.f_code in codes for frame, _ in frames)
 
 
 def _started() -> ThreadPoolExecutor:

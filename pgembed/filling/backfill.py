@@ -10,8 +10,8 @@ from typing import Any
 from sqlalchemy import ColumnElement, Engine
 
 from pgembed.columns.conditions import condition
-from pgembed.filling.claims import Counts
 from pgembed.filling.cycle import Cycle, Settings
+from pgembed.filling.flow import Counts
 from pgembed.filling.statements import Statements
 from pgembed.filling.targets import Target, target_of
 from pgembed.filling.transactions import Transactions, warn_superuser

@@ -13,9 +13,9 @@ from collections import deque
 from collections.abc import Callable
 
 from pgembed.columns import Array, TextEncoder, answered
-from pgembed.exc import EncoderAnswerError, EncoderError, TextError, encoder_errors
-from pgembed.filling.claims import Encoded, Row
-from pgembed.filling.pace import Pace
+from pgembed.encoders.threads import encoder_errors
+from pgembed.exc import EncoderAnswerError, EncoderError, TextError
+from pgembed.filling.flow import Encoded, Pace, Row
 
 #: What any encoder can encode that can encode anything.
 _HARMLESS = "text"

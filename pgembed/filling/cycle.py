@@ -21,10 +21,8 @@ from sqlalchemy import ColumnElement, Engine
 
 from pgembed.filling import failures
 from pgembed.filling.bisection import Encoding
-from pgembed.filling.channel import Channel, Closed
-from pgembed.filling.claims import Counter, Counts, Encoded, Row
+from pgembed.filling.flow import Channel, Closed, Counter, Counts, Encoded, Pace, Row
 from pgembed.filling.leases import Leases
-from pgembed.filling.pace import Pace
 from pgembed.filling.statements import Statements
 from pgembed.filling.targets import Target
 from pgembed.filling.transactions import Transactions

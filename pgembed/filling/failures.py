@@ -29,8 +29,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import INTERVAL, OID, insert
 
-from pgembed.filling.statements import Statements, same
-from pgembed.filling.tables import failure, lease
+from pgembed.filling.sql import failure, lease, same
+from pgembed.filling.statements import Statements
 from pgembed.filling.targets import Target
 
 _attribute = table(

@@ -25,9 +25,9 @@ from sqlalchemy.exc import DBAPIError
 
 from pgembed.columns.extension import LOCK_NOT_AVAILABLE, lock_within
 from pgembed.exc import sqlstate
-from pgembed.filling.claims import Row
-from pgembed.filling.statements import Statements, lines, text_array
-from pgembed.filling.tables import lease
+from pgembed.filling.flow import Row
+from pgembed.filling.sql import lease, lines, text_array
+from pgembed.filling.statements import Statements
 from pgembed.filling.targets import Target
 from pgembed.filling.transactions import Transactions
 

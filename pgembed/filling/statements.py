@@ -35,13 +35,12 @@ whatever its columns and types are; JSON has no line breaks.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import reduce
 from operator import add
 from typing import Any
 
 from sqlalchemy import (
-    BigInteger,
     ColumnElement,
     Executable,
     Integer,
@@ -61,12 +60,12 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy import table as table_
-from sqlalchemy.dialects.postgresql import ARRAY, JSONB, UUID
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.sql.selectable import FromClause, TableValuedAlias
 
 from pgembed.columns.digest import digest_sql, pending_sql
-from pgembed.filling import tables
-from pgembed.filling.arrays import NamedType, VectorArrayType
+from pgembed.columns.types import NamedType, VectorArrayType
+from pgembed.filling import sql
 from pgembed.filling.targets import Target
 
 _trigger = table_("pg_trigger", *map(column, ("tgrelid", "tgisinternal", "tgtype")), schema="pg_catalog")
@@ -79,8 +78,8 @@ class Statements:
 
     def __init__(self, target: Target) -> None:
         self._target = target
-        self._failure = tables.failure.alias(self._apart("pgembed_failure"))
-        self._lease = tables.lease.alias(self._apart("pgembed_lease"))
+        self._failure = sql.failure.alias(self._apart("pgembed_failure"))
+        self._lease = sql.lease.alias(self._apart("pgembed_lease"))
 
     # --- reading ----------------------------------------------------------------------------------
 
@@ -113,7 +112,7 @@ class Statements:
             .where(self.key(table).not_in(self._leased()))
             .where(~due_later)
             .order_by(*(column.desc() if newest else column for column in keys))
-            .limit(_bigint("rows"))
+            .limit(sql.bigint("rows"))
         )
         if after:
             statement = statement.where(self._after(table))
@@ -132,7 +131,7 @@ class Statements:
                 within.c.bare,
                 *texts,
             )
-            .where(or_(within.c.total <= _bigint("octets"), within.c.total == within.c.octets))
+            .where(or_(within.c.total <= sql.bigint("octets"), within.c.total == within.c.octets))
             .order_by(*(within.c[f"key_{i}"] for i in range(len(keys))))
         )
 
@@ -153,7 +152,7 @@ class Statements:
     def still_wanting(self) -> Select[Any]:
         """Which of the bound ``keys`` still want the vectors of the bound ``digests``."""
         bare = self._target.bare
-        given = self._unnest(k=_lines("keys"), d=_digests())
+        given = self._unnest(k=sql.bound_lines("keys"), d=sql.digests())
         return (
             select(given.c.k)
             .select_from(bare.table.join(given, self._matches(bare.table, given.c.k)))
@@ -179,7 +178,7 @@ class Statements:
         """``(key, again)`` as of :meth:`write`, of the bound ``keys``, where an AFTER UPDATE trigger has made
         them pending again. Asked in the same transaction, which has their rows locked."""
         bare = self._target.bare
-        given = self._unnest(k=_lines("keys"))
+        given = self._unnest(k=sql.bound_lines("keys"))
         return (
             select(given.c.k, func.coalesce(cast(bare.wanted(), Text), ""))
             .select_from(bare.table.join(given, self._matches(bare.table, given.c.k)))
@@ -206,8 +205,8 @@ class Statements:
         t = bare.table.alias("t")
         vectors = VectorArrayType(target.vector_type, target.vector_type_oid)
         v = self._unnest(
-            k=_lines("keys"),
-            d=_digests(),
+            k=sql.bound_lines("keys"),
+            d=sql.digests(),
             e=cast(bindparam("vectors", type_=vectors), vectors),
         )
         names = [key.key for key in bare.table.primary_key.columns]
@@ -229,7 +228,7 @@ class Statements:
             )
             .where(
                 *(
-                    _equal(bare.table.c[name], locked.c[f"key_{i}"], target.builtin_keys[i])
+                    sql.equal(bare.table.c[name], locked.c[f"key_{i}"], target.builtin_keys[i])
                     for i, name in enumerate(names)
                 )
             )
@@ -290,13 +289,16 @@ class Statements:
     def _matches(self, table: FromClause, key: ColumnElement[Any]) -> ColumnElement[bool]:
         pairs = zip(self._keys(table), self._parsed(key), strict=True)
         return and_(
-            *(_equal(*pair, builtin) for pair, builtin in zip(pairs, self._target.builtin_keys, strict=True))
+            *(
+                sql.equal(*pair, builtin)
+                for pair, builtin in zip(pairs, self._target.builtin_keys, strict=True)
+            )
         )
 
     def _after(self, table: FromClause) -> ColumnElement[bool]:
         own, given = self._keys(table), self._parsed(bindparam("after", type_=Text()))
         if len(own) == 1:
-            return _compared(own[0], ">", given[0]) if self._target.builtin_keys[0] else own[0] > given[0]
+            return sql.compared(own[0], ">", given[0]) if self._target.builtin_keys[0] else own[0] > given[0]
         return tuple_(*own) > tuple_(*given)
 
     def _lacks(self, digest: ColumnElement[Any]) -> ColumnElement[bool]:
@@ -306,8 +308,8 @@ class Statements:
 
     def _mine(self, table: FromClause) -> tuple[ColumnElement[bool], ...]:
         return (
-            same(table.c.relation, self._target.oid),
-            same(table.c.column_name, self._target.column_name),
+            sql.same(table.c.relation, self._target.oid),
+            sql.same(table.c.column_name, self._target.column_name),
         )
 
     def _leased(self) -> Select[Any]:
@@ -331,39 +333,3 @@ class Statements:
         )
         any_failed = select(exists().where(*self._mine(self._failure))).scalar_subquery()
         return func.coalesce(case((any_failed, mine.scalar_subquery())), literal_column("false"))
-
-
-def same(left: ColumnElement[Any], right: Any) -> ColumnElement[bool]:
-    """``left = right`` by Postgres's own operator, which somebody's own on the ``search_path`` that fits the
-    types better cannot take the place of."""
-    return _compared(left, "=", right)
-
-
-def _compared(left: ColumnElement[Any], sign: str, right: Any) -> ColumnElement[bool]:
-    return left.bool_op(f"OPERATOR(pg_catalog.{sign})")(right)
-
-
-def _equal(left: ColumnElement[Any], right: ColumnElement[Any], builtin: bool) -> ColumnElement[bool]:
-    return same(left, right) if builtin else left == right
-
-
-def lines(values: Iterable[str | None]) -> str:
-    """Many values as one parameter; ``None`` is an empty line."""
-    return "\n".join(value or "" for value in values)
-
-
-def text_array(text: Any) -> ColumnElement[Any]:
-    """:func:`lines` as ``text[]``, NULL where a line is empty."""
-    return func.pg_catalog.string_to_array(cast(text, Text), func.pg_catalog.chr(10), "", type_=ARRAY(Text))
-
-
-def _lines(parameter: str) -> ColumnElement[Any]:
-    return text_array(bindparam(parameter, type_=Text()))
-
-
-def _bigint(parameter: str) -> ColumnElement[int]:
-    return bindparam(parameter, type_=BigInteger)
-
-
-def _digests() -> ColumnElement[Any]:
-    return cast(_lines("digests"), ARRAY(UUID))

@@ -24,8 +24,8 @@ from pgembed.columns.extension import LOCK_NOT_AVAILABLE
 from pgembed.exc import PgembedError, sqlstate
 from pgembed.filling import failures
 from pgembed.filling.backfill import pending
-from pgembed.filling.claims import Counts
 from pgembed.filling.cycle import Cycle, Settings
+from pgembed.filling.flow import Counts
 from pgembed.filling.heartbeat import Heartbeat, State
 from pgembed.filling.listener import Listener
 from pgembed.filling.targets import Refused, Target, find_targets

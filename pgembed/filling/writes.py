@@ -12,9 +12,9 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
 from pgembed.exc import sqlstate
-from pgembed.filling.claims import Encoded, Row
-from pgembed.filling.pace import Pace
-from pgembed.filling.statements import Statements, lines
+from pgembed.filling.flow import Encoded, Pace, Row
+from pgembed.filling.sql import lines
+from pgembed.filling.statements import Statements
 from pgembed.filling.transactions import Transactions, is_lost
 
 logger = logging.getLogger(__name__)

@@ -41,11 +41,11 @@ from sqlalchemy.sql.selectable import ScalarSelect
 from sqlalchemy.types import TypeDecorator, TypeEngine, UserDefinedType
 
 from pgembed.columns import Array, Embedding, TextEncoder, VectorType, answered, as_array
-from pgembed.columns.concurrency import off_event_loop
 from pgembed.columns.types import is_postgres
 from pgembed.columns.values import Storage, as_bits, as_sparse
 from pgembed.encoders.text.texts import checked
-from pgembed.exc import QueryError, UnsupportedDialectError, encoder_errors
+from pgembed.encoders.threads import encoder_errors, off_event_loop
+from pgembed.exc import QueryError, UnsupportedDialectError
 from pgembed.queries.subject import Subject
 
 #: What a search is for: text, a vector, ``bindparam("q")``, an entity, or a scalar subquery.

@@ -24,9 +24,8 @@ from sqlalchemy.orm import InstanceState, Mapper, Session, SessionTransaction, U
 from sqlalchemy.orm.base import NO_VALUE, PASSIVE_NO_INITIALIZE
 from sqlalchemy.sql.elements import ColumnElement
 
-from pgembed.columns.hooks.encoder_batch import Filling, encode
 from pgembed.columns.hooks.mapped import UNKNOWN, MappedEmbedding, given_text, mapped_embeddings, text_of
-from pgembed.columns.hooks.outcome import ABSENT, Change, settle
+from pgembed.columns.hooks.outcome import ABSENT, Change, Filling, encode, settle
 from pgembed.columns.values import as_array
 
 #: What each embedding of each object of the running flush was last looked at with.

@@ -11,7 +11,7 @@ from sqlalchemy import Column, Null
 from sqlalchemy.orm import Mapper
 from sqlalchemy.sql.elements import ClauseElement
 
-from pgembed.columns.declaration import map_embedding
+from pgembed.columns.binding import map_embedding
 from pgembed.columns.embedding import INFO, EmbeddingColumn, bound
 from pgembed.exc import TextError
 

@@ -3,7 +3,7 @@
 =================  ===============================================================================
 installation       the extension ``vector`` and pgembed's SQL objects
 columns            type, dimensions and ``NOT NULL`` of vector columns
-tables             one table after Alembic's own comparison: its subjects in their order
+whole_table        one table after Alembic's own comparison: its subjects in their order
 indexes            vector indexes and pending indexes, with their registrations
 encoder_series     changes of encoder, as a series of revisions
 refusals           changes of encoder that are refused
@@ -11,13 +11,13 @@ refusals           changes of encoder that are refused
 
 Each of the first three has a ``setup()`` that registers its comparators with Alembic. A comparator has a
 subgroup of its own, so that what it returns does not stop others. The others are functions of what the model
-and the database have, which ``tables`` calls.
+and the database have, which ``whole_table`` calls.
 """
 
-from pgembed.migrations.compare import columns, installation, tables
+from pgembed.migrations.compare import columns, installation, whole_table
 
 
 def setup() -> None:
     """Register all comparators."""
-    for subject in (installation, columns, tables):
+    for subject in (installation, columns, whole_table):
         subject.setup()

@@ -17,7 +17,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from pgembed.cli import encode, encoders, export, serve
+from pgembed.cli import encode, encoders, serve
 from pgembed.encoders import Encoder, export_onnx
 from pgembed.encoders.serving import Limits, Server
 from pgembed.exc import EncoderNotFoundError, EncoderServerError, TextError
@@ -35,7 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def app() -> typer.Typer:
     application = typer.Typer()
-    for module in (encode, encoders, export, serve):
+    for module in (encode, encoders, serve):
         module.register(application)
     return application
 

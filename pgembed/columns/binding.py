@@ -1,0 +1,247 @@
+"""What SQLAlchemy's events make of :func:`~pgembed.columns.declaration.embedding_column`.
+
+The column carries its declaration in ``Column.info``, which survives every copy that SQLAlchemy makes
+(mixins, abstract bases, ``to_metadata``). When its table is complete, the digest column is appended; when a
+class is mapped, the sources are resolved from attribute names. Both lead to :func:`_bind`, which puts the
+indexes on the table; the :class:`PendingIndex` holds the bound :class:`EmbeddingColumn`.
+"""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from typing import Any
+from weakref import WeakSet
+
+from sqlalchemy import Column, Index, MetaData, Table, Uuid, event
+from sqlalchemy.dialects.postgresql import UUID
+from sqlalchemy.orm import ColumnProperty, Mapper
+
+from pgembed.columns.embedding import (
+    INFO,
+    SOURCES,
+    Embedding,
+    EmbeddingColumn,
+    PendingIndex,
+    bound_in,
+    unsettled,
+)
+from pgembed.columns.names import LONGEST_NAME, octets
+from pgembed.columns.types import copied
+from pgembed.exc import DeclarationError
+
+
+def _bind(table: Table, vector: Column[Any], sources: tuple[Column[Any], ...]) -> EmbeddingColumn:
+    """Put the indexes of an embedding on its table, unless they are there over the same sources."""
+    present = next((each for each in bound_in(table) if each.vector is vector), None)
+    if present is not None and present.sources == sources:
+        return present
+    declaration: Embedding = vector.info[INFO]
+    if declaration.replaces == vector.name:
+        raise DeclarationError(
+            f"{table.fullname}.{vector.name} replaces itself: the new column needs a name of its own, "
+            f'name="{vector.name}_2"'
+        )
+    embedding = EmbeddingColumn(declaration, table, vector, _digest_column(table, vector), sources)
+    vector.info[SOURCES] = tuple(source.key for source in sources)
+    # Constructed over columns of a table, an index attaches itself. They count as part of the column, as
+    # with Column(index=True), so that Table.to_metadata leaves them to the binding of the copied column.
+    indexes: list[Index] = [PendingIndex(embedding)]
+    if declaration.index is not None:
+        indexes.append(declaration.index.bound_to(vector, declaration.metric))
+    for index in indexes:
+        index._column_flag = True
+        index.info[INFO] = declaration
+        others = {other for other in table.indexes if other is not index and other.name == index.name}
+        if any(INFO not in other.info for other in others):
+            raise DeclarationError(
+                f"{table.fullname} has an index called {index.name}, as {embedding} has: rename it"
+            )
+        table.indexes -= others
+    return embedding
+
+
+def _digest_column(table: Table, vector: Column[Any]) -> Column[Any]:
+    name = f"{vector.name}_digest"
+    if octets(name) > LONGEST_NAME:
+        room = LONGEST_NAME - octets("_digest")
+        raise DeclarationError(
+            f"{table.fullname}.{vector.name}: the name of an embedding column has {room} bytes at most, "
+            f"found {octets(vector.name)}: Postgres would cut {name!r}, its digest, at {LONGEST_NAME}; "
+            'give it a shorter one, with name="..."'
+        )
+    column = next((column for column in table.c if name in (column.name, column.key)), None)
+    if column is None:
+        column = Column(name, UUID(as_uuid=True), nullable=True)
+        table.append_column(column)
+    kind: Any = column.type
+    fits = isinstance(kind, Uuid) and kind.as_uuid and kind.native_uuid and column.name == name
+    if not fits or not column.nullable or column.computed is not None:
+        null = "" if column.nullable else ", NOT NULL"
+        raise DeclarationError(
+            f"{table.fullname}.{name} is declared as {kind!r}{null}, and it is the name of the digest of "
+            f"{vector.name}: rename it, or the embedding column, with name=. Declared as the digest, it is "
+            "Mapped[uuid.UUID | None]"
+        )
+    return column
+
+
+_complete: WeakSet[Table] = WeakSet()
+
+
+@event.listens_for(Table, "after_parent_attach")
+def _table_complete(table: Table, _parent: MetaData) -> None:
+    """Append digests; bind what can be bound by the names of columns (all that a Core table needs)."""
+    _complete.add(table)
+    for vector in _vectors(table):
+        _digest_column(table, vector)
+        keys = _source_keys(vector)
+        if all(key in table.c for key in keys) and table.primary_key.columns:
+            _bind(table, vector, tuple(table.c[key] for key in keys))
+    _note(table)
+
+
+def attached(vector: Column[Any], table: Any) -> None:
+    """A column that is added to a table that was complete: ``append_column``, ``extend_existing=True``."""
+    if table in _complete and INFO in vector.info:
+        _table_complete(table, table.metadata)
+
+
+def _vectors(table: Table) -> list[Column[Any]]:
+    return [column for column in table.c if INFO in column.info]
+
+
+def _source_keys(vector: Column[Any]) -> tuple[str, ...]:
+    keys: tuple[str, ...] = vector.info.get(SOURCES, vector.info[INFO].sources)
+    return keys
+
+
+def _note(table: Table) -> None:
+    """Remember whether a table has an embedding that is still to be bound: its sources may be attributes of a
+    class that is not mapped yet, or columns that are added later."""
+    if {*_vectors(table)} == {each.vector for each in bound_in(table)}:
+        unsettled.pop(table, None)
+    else:
+        unsettled[table] = _settle
+
+
+def _settle(table: Table) -> None:
+    """
+    :raises DeclarationError: an embedding cannot be bound, now that the table is used.
+    """
+    for vector in {*_vectors(table)} - {each.vector for each in bound_in(table)}:
+        keys = _source_keys(vector)
+        for key in keys:
+            if key not in table.c:
+                near = get_close_matches(key, table.c.keys(), n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(table.c.keys())}"
+                what = f"the source {key!r} is not a column of the table; {hint}"
+                raise DeclarationError(f"{table.fullname}.{vector.name}: {what}")
+        _bind(table, vector, tuple(table.c[key] for key in keys))
+    _note(table)
+
+
+@event.listens_for(Mapper, "instrument_class")
+def _digest_is_free(mapper: Mapper[Any], owner: type[Any]) -> None:
+    """Before SQLAlchemy maps the digest: it would combine it with another column of the attribute's name."""
+    table = mapper.local_table
+    given = mapper._init_properties
+    listed = (prop if isinstance(prop, list | tuple) else [prop] for prop in given.values())
+    placed = {column for props in listed for prop in props for column in getattr(prop, "columns", (prop,))}
+    for vector in _vectors(table) if isinstance(table, Table) else ():
+        digest = table.c.get(f"{vector.name}_digest")
+        if digest is not None and digest.key in given and digest not in placed:
+            _forget_table(mapper)
+            raise _taken(owner, digest.key, vector.key)
+
+
+def _taken(owner: type[Any], attribute: str, vector: str) -> DeclarationError:
+    return DeclarationError(
+        f"{owner.__name__}.{attribute} is declared as something else, and it is the name of the digest of "
+        f"{vector}: rename one of the two"
+    )
+
+
+@event.listens_for(Mapper, "after_mapper_constructed")
+def _class_mapped(mapper: Mapper[Any], _class: type[Any]) -> None:
+    """Resolve sources by the names of attributes, and map the digest as the vector is."""
+    vectors = [
+        (key, column)
+        for key, column in mapper.columns.items()
+        if isinstance(column, Column) and INFO in column.info and column.table in mapper.tables
+    ]
+    try:
+        for key, vector in vectors:
+            map_embedding(mapper, key, vector)
+    except DeclarationError:
+        # SQLAlchemy would keep the half-mapped class, and fail on it when other mappers are configured.
+        _forget(mapper)
+        raise
+
+
+def map_embedding(mapper: Mapper[Any], key: str, vector: Column[Any]) -> None:
+    """Bind the embedding of an attribute, and map its digest, unless that is done.
+
+    :raises DeclarationError: a source is not an attribute, or the digest's attribute is taken.
+    """
+    declaration: Embedding = vector.info[INFO]
+    owner = mapper.class_.__name__
+    sources = []
+    for name in declaration.sources:
+        if name not in mapper.columns:
+            raise DeclarationError(
+                f"{owner}.{key}: the source {name!r} is not a column attribute of {owner}; "
+                f"there are {', '.join(mapper.columns.keys())}"
+            )
+        if not isinstance(mapper.columns[name], Column):
+            raise DeclarationError(
+                f"{owner}.{key}: the source {name!r} is an SQL expression (column_property()); expected a "
+                "column of the table, such as a generated one: Computed(..., persisted=True)"
+            )
+        sources.append(mapper.columns[name])
+    embedding = _bind(vector.table, vector, tuple(sources))
+    _note(vector.table)
+    if embedding.digest not in mapper.columns.values():
+        attribute = f"{key}_digest"
+        if attribute in mapper.all_orm_descriptors or hasattr(mapper.class_, attribute):
+            raise _taken(mapper.class_, attribute, key)
+        mapper.add_property(attribute, ColumnProperty(embedding.digest))
+    combined = mapper.get_property_by_column(embedding.digest).columns
+    if len(combined) > 1:
+        raise DeclarationError(
+            f"{owner}.{key}: its digest {embedding.digest} and {combined[-1]} are one attribute: rename the "
+            "column of the parent's table, or the embedding column, with name="
+        )
+    attribute = getattr(mapper.class_, key)
+    if not event.contains(attribute, "set", copied):
+        event.listen(attribute, "set", copied, retval=True)
+    if declaration.deferred:
+        _defer(mapper, vector, group=key)
+        _defer(mapper, embedding.digest, group=key)
+
+
+def _defer(mapper: Mapper[Any], column: Column[Any], *, group: str) -> None:
+    """Load vector and digest when one of them is asked for, and then both.
+
+    A vector is worth nothing without the digest that says what it was made from: a detached object that
+    carries only the vector would be merged as one that the user has brought. How a property is loaded is
+    decided when mappers are configured, from the attributes that are set here.
+    """
+    prop = mapper.get_property_by_column(column)
+    assert isinstance(prop, ColumnProperty)
+    prop.deferred = True
+    prop.group = group
+    prop.strategy_key = (("deferred", True), ("instrument", True))
+
+
+def _forget(mapper: Mapper[Any]) -> None:
+    """Take a class that was refused out of its registry, and its table out of the metadata."""
+    manager = mapper.class_manager
+    mapper.registry._dispose_manager_and_mapper(manager)
+    mapper.registry._managers.pop(manager, None)
+    _forget_table(mapper)
+
+
+def _forget_table(mapper: Mapper[Any]) -> None:
+    table = mapper.local_table
+    if isinstance(table, Table) and (mapper.inherits is None or mapper.inherits.local_table is not table):
+        table.metadata.remove(table)

@@ -1,0 +1,155 @@
+"""What flows through a cycle: rows with their texts, then with their vectors; how many at once, in what."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass, replace
+from typing import Generic, NamedTuple, TypeVar
+
+from pgembed.columns import Array
+
+_T = TypeVar("_T")
+
+
+class Row(NamedTuple):
+    """A row in hand: its key, the text to encode, and the digest of what the text was made of.
+
+    ``digest`` is ``None`` where there is no text, and so no vector; ``failed_before`` says that the text, as
+    it stands, has failed before, ``bare`` that the row has no vector, not even an older one.
+    """
+
+    key: str
+    digest: str | None
+    text: str
+    failed_before: bool = False
+    bare: bool = True
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Rows and their vectors, float32 ``(len(rows), d)``."""
+
+    rows: list[Row]
+    vectors: Array
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What a cycle has done so far.
+
+    :ivar claimed: rows taken in hand.
+    :ivar encoded: texts that were turned into vectors.
+    :ivar written: rows that became fresh, those without a text included.
+    :ivar left: rows whose text changed meanwhile, that are gone, or that somebody had locked for long.
+    :ivar failed: rows that were set aside with an error.
+    """
+
+    claimed: int = 0
+    encoded: int = 0
+    written: int = 0
+    left: int = 0
+    failed: int = 0
+
+    @property
+    def done(self) -> int:
+        """Rows that are no longer in hand."""
+        return self.written + self.left + self.failed
+
+
+class Counter:
+    """Counts that several threads add to."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counts = Counts()
+
+    def add(self, **numbers: int) -> Counts:
+        """Add to the fields of that name; returns the new counts."""
+        with self._lock:
+            new = {name: getattr(self._counts, name) + number for name, number in numbers.items()}
+            self._counts = replace(self._counts, **new)
+            return self._counts
+
+    @property
+    def counts(self) -> Counts:
+        """The counts now."""
+        return self._counts
+
+
+class Pace:
+    """A number of rows that follows a time: pieces of work of about ``seconds`` each.
+
+    It is found by measuring, because neither encoders nor indexes tell their speed.
+
+    :param seconds: what one piece should take.
+    :param start: rows of the first piece.
+    :param largest: rows of a piece at most.
+    :param growth: how many times larger the next piece may be. It may always be a fifth of the last one.
+    """
+
+    def __init__(self, seconds: float, *, start: int, largest: int, growth: float = 2.0) -> None:
+        self._seconds = seconds
+        self._largest = largest
+        self._growth = growth
+        self.rows = min(start, largest)
+
+    def took(self, rows: int, seconds: float) -> None:
+        """Learn from a piece of work that is done."""
+        factor = min(max(self._seconds / max(seconds, 1e-6), 0.2), self._growth)
+        # A piece much smaller than what was allowed says little about large ones.
+        if factor < 1 or rows * 2 > self.rows:
+            self.rows = min(max(int(rows * factor), 1), self._largest)
+
+
+class Closed(Exception):  # noqa: N818  (no error: the other end has nothing more, or wants nothing more)
+    """The channel is closed, and for a reader also empty."""
+
+
+class Channel(Generic[_T]):
+    """A queue between two threads that either end can close; at most ``size`` items wait in it."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._items: deque[_T] = deque()
+        self._closed = False
+        self._changed = threading.Condition()
+
+    def put(self, item: _T) -> None:
+        """Hand over an item, once there is room.
+
+        :raises Closed: nobody will take it.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or len(self._items) < self._size)
+            if self._closed:
+                raise Closed
+            self._items.append(item)
+            self._changed.notify_all()
+
+    def get(self, timeout: float | None = None) -> _T | None:
+        """The next item, or ``None`` when none came within ``timeout`` seconds.
+
+        :raises Closed: there are no more.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        with self._changed:
+            while not self._items:
+                if self._closed:
+                    raise Closed
+                left = None if deadline is None else deadline - time.monotonic()
+                if left is not None and left <= 0:
+                    return None
+                self._changed.wait(left)
+            item = self._items.popleft()
+            self._changed.notify_all()
+            return item
+
+    def close(self, *, discard: bool = False) -> None:
+        """Let writers stop now, and readers once it is empty; ``discard`` empties it."""
+        with self._changed:
+            self._closed = True
+            if discard:
+                self._items.clear()
+            self._changed.notify_all()
