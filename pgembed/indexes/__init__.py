@@ -9,7 +9,7 @@ ddl                        statements about indexes that SQLAlchemy has no const
 build_plan, sizes          ``plan``: memory, space and time that a build takes
 build, concurrent          ``create``; and while the table is used: build, rebuild, drop
 partitions, progress       indexes of partitioned tables; how far a build is
-locks, settings            short locks; settings for the time of a block
+locks, server_settings     short locks; settings of the server for the time of a block
 standing                   the indexes of a database, and whether they stand as they are declared
 findings                   ``check``: what is wrong with them; bugs of pgvector, by version
 query_plan                 ``explain``: whether a statement uses an index, and why not

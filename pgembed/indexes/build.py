@@ -17,7 +17,7 @@ from pgembed.indexes.indexed import indexed
 from pgembed.indexes.locks import turn
 from pgembed.indexes.methods import suitable_lists
 from pgembed.indexes.partitions import Series, is_partitioned, refuse_foreign_partitions
-from pgembed.indexes.settings import applied, in_autocommit
+from pgembed.indexes.server_settings import applied, in_autocommit
 from pgembed.indexes.standing import (
     StandingIndex,
     find,

@@ -31,7 +31,7 @@ from pgembed.indexes.indexed import Indexed
 from pgembed.indexes.locks import oid_of_table
 from pgembed.indexes.methods import AUTO
 from pgembed.indexes.query_plan import nodes, plan_of
-from pgembed.indexes.settings import applied
+from pgembed.indexes.server_settings import applied
 from pgembed.indexes.tables import (
     IndexTarget,
     access_method_of,

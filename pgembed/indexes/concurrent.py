@@ -29,7 +29,7 @@ from pgembed.indexes.errors import IndexBuildError
 from pgembed.indexes.locks import Patience, turn
 from pgembed.indexes.partitions import Series, count_leaves, is_partitioned, leaves
 from pgembed.indexes.progress import OnProgress, Progress, watched
-from pgembed.indexes.settings import applied, unlimited
+from pgembed.indexes.server_settings import applied, unlimited
 from pgembed.indexes.standing import (
     StandingIndex,
     find,

@@ -14,7 +14,7 @@ from pgembed.columns.names import written
 from pgembed.exc import sqlstate
 from pgembed.indexes.ddl import LockMaterializedView, LockTable
 from pgembed.indexes.errors import IndexBuildError
-from pgembed.indexes.settings import in_autocommit
+from pgembed.indexes.server_settings import in_autocommit
 
 _LOCK_NOT_AVAILABLE = "55P03"
 _DEADLOCK = "40P01"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,6 +39,17 @@ BY_NAME = {
 }
 #: Who may use the package's face: moved names are answered by it.
 FACED = {"pgembed.indexes"}
+
+#: Names that several files have, and why each is the same thing there.
+SHARED_NAMES = {
+    "backfill": "the command in cli and what it runs",
+    "failures": "the command in cli and what it lists",
+    "search": "the command in cli and the statement that it runs",
+    "worker": "the command in cli and what it runs",
+    "declaration": "what users declare: an embedding column, and an index",
+    "indexes": "one subject of migrations: compared, and its operations",
+    "installation": "one subject of migrations: compared, and its operations",
+}
 
 
 class Imports:
@@ -257,6 +269,12 @@ def test_every_part_has_its_layer() -> None:
         path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
     }
     assert parts - {"__init__"} <= LEVEL.keys()
+
+
+def test_a_file_has_a_name_of_its_own() -> None:
+    """But for pairs with one meaning, which docs/development.md explains."""
+    names = Counter(file.stem for file in PACKAGE.rglob("*.py") if file.stem != "__init__")
+    assert {name: count for name, count in names.items() if count > 1} == dict.fromkeys(SHARED_NAMES, 2)
 
 
 def loaded(code: str, *modules: str) -> list[str]:

@@ -11,7 +11,7 @@ from sqlalchemy import Index, Row, text
 
 from pgembed.indexes.locks import turn
 from pgembed.indexes.partitions import is_partitioned
-from pgembed.indexes.settings import unlimited
+from pgembed.indexes.server_settings import unlimited
 from pgembed.indexes.tables import name_of, relation_of
 from pgembed.migrations.definitions import MigrationError
 from pgembed.migrations.operations.base import Identifier, Statement
