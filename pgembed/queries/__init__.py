@@ -15,6 +15,7 @@ nearest                       the nearest rows as a subquery, exact or through a
 eligibility, readiness        which declared index can be used, and whether the database has it
 settings                      pgvector's search settings, asked for within the statement
 statement                     selects that refuse late clauses; rows joined back to what the caller selects
+templates                     statements that are built once, and come again with other values
 ============================  =============================================================================
 """
 

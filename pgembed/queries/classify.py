@@ -10,7 +10,7 @@ from sqlalchemy.orm import Mapped
 from sqlalchemy.types import NULLTYPE
 
 from pgembed.exc import QueryError
-from pgembed.queries.arguments import choice, expression, whole
+from pgembed.queries.arguments import choice, expression, real, whole
 from pgembed.queries.nearest import Mode, Nearest, Stale
 from pgembed.queries.settings import SearchSettings
 from pgembed.queries.statement import Votes
@@ -72,7 +72,7 @@ def knn_classify(
         [labelled, *subject.conditions(where, stale), *conditions],
         k,
         0,
-        max_distance,
+        None if max_distance is None else real("max_distance", max_distance),
         mode,
         SearchSettings(ef_search, probes),
     ).subquery(label)  # type: ignore[arg-type]

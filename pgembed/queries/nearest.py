@@ -14,7 +14,7 @@ from sqlalchemy.sql.visitors import iterate
 
 from pgembed.constants import ALIKE
 from pgembed.indexes import Indexed
-from pgembed.queries.arguments import choice, real, whole
+from pgembed.queries.arguments import choice, whole
 from pgembed.queries.eligibility import choose, is_implied
 from pgembed.queries.settings import SearchSettings
 from pgembed.queries.statement import materialized
@@ -45,7 +45,7 @@ class Nearest:
     conditions: Sequence[ColumnElement[bool]]
     limit: int
     offset: int
-    max_distance: float | None
+    max_distance: float | ColumnElement[float] | None
     mode: Mode
     settings: SearchSettings
     asked: CTE | None = None
@@ -55,8 +55,6 @@ class Nearest:
         for name, least in (("limit", 1), ("offset", 0)):
             object.__setattr__(self, name, whole(name, getattr(self, name), least))
         whole("limit + offset", self.rows, 1)
-        if self.max_distance is not None:
-            object.__setattr__(self, "max_distance", real("max_distance", self.max_distance))
         if self.mode == "exact":
             self.settings.refuse('mode="exact" uses no index')
         elif not self.approximate:

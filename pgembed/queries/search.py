@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Any, TypeVarTuple, overload
 
-from sqlalchemy import ColumnElement, Select
+from sqlalchemy import ColumnElement, Float, Select, bindparam
 from sqlalchemy.orm import Mapped
 
+from pgembed.queries.arguments import real
 from pgembed.queries.nearest import Mode, Nearest, Stale
 from pgembed.queries.settings import SearchSettings
 from pgembed.queries.statement import Entity, SearchSelect, selecting
 from pgembed.queries.subject import VectorColumn, resolve
+from pgembed.queries.templates import templated
 from pgembed.queries.vectors import Query, query_sql
 
 _Ts = TypeVarTuple("_Ts")
@@ -123,21 +125,40 @@ def semantic_search(
         that is bound to a column without an encoder.
     :raises DimensionMismatchError: the vector is of other dimensions than the column.
     """
-    subject = resolve(column, metric)
-    vector, conditions = query_sql(subject, query)
-    nearest = Nearest(
-        subject,
-        vector,
-        [*subject.conditions(where, stale), *conditions],
-        limit,
-        offset,
-        max_distance,
-        mode,
-        SearchSettings(ef_search, probes),
-    )
-    hits = nearest.subquery()
-    distance = hits.c.distance
-    statement = selecting(subject, base, hits, helper="semantic_search").order_by(distance, *subject.keys)
-    return SearchSelect.sealing(
-        statement, subject.entity, distance=distance, score=subject.metric.score(distance)
+    where = [] if where is None else list(where) if isinstance(where, list | tuple) else [where]
+    most = None
+    if max_distance is not None:
+        most = bindparam("max_distance", real("max_distance", max_distance), Float, unique=True)
+
+    def build(query: Query) -> SearchSelect[*tuple[Any, ...]]:
+        subject = resolve(column, metric)
+        vector, conditions = query_sql(subject, query)
+        nearest = Nearest(
+            subject,
+            vector,
+            [*subject.conditions(where, stale), *conditions],
+            limit,
+            offset,
+            most,
+            mode,
+            SearchSettings(ef_search, probes),
+        )
+        hits = nearest.subquery()
+        distance = hits.c.distance
+        statement = selecting(subject, base, hits, helper="semantic_search")
+        return SearchSelect.sealing(
+            statement.order_by(distance, *subject.keys),
+            subject.entity,
+            distance=distance,
+            score=subject.metric.score(distance),
+        )
+
+    return templated(
+        build,
+        column,
+        query,
+        (limit, offset, mode, ef_search, probes, stale),
+        metric=metric,
+        base=base,
+        expressions=[most, *where],
     )
