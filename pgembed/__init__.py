@@ -23,8 +23,10 @@ if TYPE_CHECKING:
         hybrid_search,
         knn_classify,
         near_duplicates,
+        recommend,
         search_many,
         semantic_search,
+        vector_of,
     )
 else:
 
@@ -63,6 +65,8 @@ __all__ = [
     "knn_classify",
     "measuring",
     "near_duplicates",
+    "recommend",
     "search_many",
     "semantic_search",
+    "vector_of",
 ]

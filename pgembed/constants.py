@@ -39,6 +39,10 @@ OVERSAMPLE = {"halfvec": 2, "vector": 4, "sparsevec": 4, "bit": 10}
 #: elements know each other only, and nothing leads to the rest.
 ALIKE = 80
 
+#: The candidates that are scored again, for each row that a search wants, and for however few rows.
+CANDIDATES_PER_ROW = 4
+CANDIDATES_FLOOR = 50
+
 #: The neighbours of each row that a search for near-duplicates can ask an index for.
 NEIGHBOURS = Range(1, 1000)
 #: Up to this many rows, comparing all pairs is about as fast as looking up the neighbours of each.

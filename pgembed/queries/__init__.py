@@ -5,6 +5,8 @@ file                          what it is for
 ============================  =============================================================================
 search                        ``semantic_search``
 many, asked                   ``search_many``, and its queries as rows
+recommendation, examples      ``recommend``, and what it is given
+sums                          ``vector_of``: sums of vectors as a query
 hybrid, fulltext              ``hybrid_search``, and its full-text leg
 classify                      ``knn_classify``
 duplicates                    ``near_duplicates``, ``duplicate_groups``
@@ -23,13 +25,17 @@ from pgembed.queries.classify import knn_classify
 from pgembed.queries.duplicates import duplicate_groups, near_duplicates
 from pgembed.queries.hybrid import hybrid_search
 from pgembed.queries.many import search_many
+from pgembed.queries.recommendation import recommend
 from pgembed.queries.search import semantic_search
+from pgembed.queries.sums import vector_of
 
 __all__ = [
     "duplicate_groups",
     "hybrid_search",
     "knn_classify",
     "near_duplicates",
+    "recommend",
     "search_many",
     "semantic_search",
+    "vector_of",
 ]

@@ -25,6 +25,7 @@ from sqlalchemy.sql.selectable import ScalarSelect
 from sqlalchemy.types import NullType
 
 from pgembed.columns.conditions import condition
+from pgembed.constants import CANDIDATES_FLOOR, CANDIDATES_PER_ROW
 from pgembed.encoders.text.texts import checked
 from pgembed.exc import QueryError
 
@@ -66,6 +67,19 @@ def real(name: str, value: Any, expected: str = "a number", *, finite: bool = Fa
     if math.isnan(number) or (finite and math.isinf(number)):
         raise QueryError(f"{name}={value!r}; expected {expected}")
     return number
+
+
+def candidates_for(rows: int, given: Any) -> int:
+    """``candidates=``, or what is usual for this number of rows.
+
+    :raises QueryError: it is not a whole number, or fewer than the rows.
+    """
+    if given is None:
+        return min(max(CANDIDATES_PER_ROW * rows, CANDIDATES_FLOOR), MOST)
+    candidates = whole("candidates", given, 1)
+    if candidates < rows:
+        raise QueryError(f"candidates={candidates}; expected at least limit + offset = {rows}")
+    return candidates
 
 
 def choice(name: str, value: Any, options: Sequence[str]) -> None:

@@ -218,6 +218,13 @@ class Searches(SearchSelect[*_Ts]):
     helper = "search_many"
 
 
+class Recommended(SearchSelect[*_Ts]):
+    """The statement of ``recommend``."""
+
+    inherit_cache = True
+    helper = "recommend"
+
+
 class Hybrid(SearchSelect[*_Ts]):
     """The statement of ``hybrid_search``."""
 

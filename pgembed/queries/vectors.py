@@ -7,7 +7,7 @@ when the statement is built, printed or compiled, and once for each statement ob
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,7 +58,29 @@ _NO_VECTORS |= {JSON, ARRAY}
 _NO_DIRECTION = "a vector of zeros has no direction, so no cosine distance to anything"
 
 
-class QueryText:
+class QueryValue:
+    """A value whose vector is known when the statement is executed."""
+
+    __slots__ = ()
+
+    def vector(self, declaration: Embedding | None, dimensions: int | None, column: str) -> Array:
+        """The vector that is searched for; texts are encoded by the encoder of the column.
+
+        :raises QueryError: the column has no encoder.
+        :raises EncoderAnswerError: the encoder answers with something else.
+        """
+        raise NotImplementedError
+
+
+@runtime_checkable
+class Composed(Protocol):
+    """A query that is made of others."""
+
+    def query_sql(self, subject: Subject) -> tuple[ColumnElement[Any], list[ColumnElement[bool]]]:
+        """What :func:`query_sql` returns for it."""
+
+
+class QueryText(QueryValue):
     """A text on its way to the database; it keeps its vector, so that a statement encodes once.
 
     :raises QueryError: the text is blank: its neighbours would be any rows.
@@ -80,21 +102,25 @@ class QueryText:
     def __reduce__(self) -> tuple[Any, ...]:
         return QueryText, (self.text,)  # elsewhere another encoder may be in its place
 
-    def vector(self, declaration: Embedding, dimensions: int | None, column: str) -> Array:
-        """The text's vector, by the encoder of the column that is searched.
-
-        :raises EncoderAnswerError: the encoder answers with something else.
-        """
+    def vector(self, declaration: Embedding | None, dimensions: int | None, column: str) -> Array:
         encode([self], declaration, dimensions, column)
         assert self._encoded is not None
         return self._encoded[1]
 
 
-def encode(texts: Sequence[QueryText], declaration: Embedding, dimensions: int | None, column: str) -> None:
+def encode(
+    texts: Sequence[QueryText], declaration: Embedding | None, dimensions: int | None, column: str
+) -> None:
     """Let the texts keep their vectors, those that have none yet by one batch.
 
+    :raises QueryError: there is no encoder.
     :raises EncoderAnswerError: the encoder answers with something else.
     """
+    if declaration is None:
+        raise QueryError(
+            "a text needs an encoder, and the column is not declared with embedding_column(): "
+            "search for a vector"
+        )
     encoder = declaration.encoder
     new = [text for text in texts if text._encoded is None or text._encoded[0] is not encoder]
     if new:
@@ -157,12 +183,9 @@ class QueryVectorType(VectorType):
         if isinstance(value, str):
             value = QueryText(value)
         if isinstance(value, QueryText):
-            if self.declaration is None:
-                raise QueryError(
-                    "a text needs an encoder, and the column is not declared with embedding_column(): "
-                    "search for a vector"
-                )
             return value.vector(self.declaration, self.dimensions, self.column)
+        if isinstance(value, QueryValue):
+            value = value.vector(self.declaration, self.dimensions, self.column)
         array = as_array(value, self.dimensions, self.storage)
         if self.directed and not np.any(array):
             raise QueryError(_NO_DIRECTION)
@@ -222,6 +245,8 @@ def query_sql(subject: Subject, query: Query) -> tuple[ColumnElement[Any], list[
         return bindparam("query", kind.accepted(query), type_=kind, unique=True), []
     if isinstance(query, BindParameter):
         return typed(query, kind), []
+    if isinstance(query, Composed):
+        return query.query_sql(subject)
     if isinstance(query, Select):
         query = query.scalar_subquery()
     if isinstance(query, ClauseElement) or hasattr(query, "__clause_element__"):
@@ -287,6 +312,18 @@ def _expression(query: Any) -> ColumnElement[Any]:
 
 def _row(subject: Subject, state: InstanceState[Any]) -> tuple[ColumnElement[Any], list[ColumnElement[bool]]]:
     """The stored vector of an entity, which is not a neighbour of itself."""
+    identity = identity_of(subject, state)
+    vector, keys = stored(subject)
+    own = and_(*(key == value for key, value in zip(keys, identity, strict=True)))
+    another = ~and_(*(key == value for key, value in zip(subject.keys, identity, strict=True)))
+    return select(vector).where(own).scalar_subquery(), [another]
+
+
+def identity_of(subject: Subject, state: InstanceState[Any]) -> tuple[Any, ...]:
+    """The primary key of an entity, one of those that are searched.
+
+    :raises QueryError: it is of another class, or not stored yet.
+    """
     mapper = inspect(subject.entity, raiseerr=False)
     searched: Any = getattr(mapper, "mapper", None)
     # Classes of one hierarchy share the columns of the tables that they share.
@@ -300,11 +337,17 @@ def _row(subject: Subject, state: InstanceState[Any]) -> tuple[ColumnElement[Any
         raise QueryError(
             f"the query is a {state.class_.__name__} that is not stored yet: flush the session first"
         )
-    # A Core alias, so that criteria for the entity (with_loader_criteria) do not hide the row asked about.
-    stored = subject.column.table.alias()
-    columns = searched.primary_key if subject.column.table is searched.primary_key[0].table else None
-    keys = columns or tuple(subject.column.table.primary_key)  # the table of a base class has its own key
-    own = and_(*(stored.c[key.key] == value for key, value in zip(keys, state.identity, strict=True)))
-    vector = select(stored.c[subject.column.key]).where(own).scalar_subquery()
-    another = ~and_(*(key == value for key, value in zip(subject.keys, state.identity, strict=True)))
-    return vector, [another]
+    return state.identity
+
+
+def stored(subject: Subject) -> tuple[ColumnElement[Any], list[ColumnElement[Any]]]:
+    """The vectors that are asked about, and the keys that tell whose: columns of an alias of the table.
+
+    It is a Core alias, so that criteria for the entity (with_loader_criteria) do not hide the rows.
+    """
+    table = subject.column.table
+    alias = table.alias()
+    mapper = getattr(inspect(subject.entity, raiseerr=False), "mapper", None)
+    columns = mapper.primary_key if mapper is not None and mapper.primary_key[0].table is table else None
+    keys = columns or tuple(table.primary_key)  # the table of a base class has its own key
+    return alias.c[subject.column.key], [alias.c[key.key] for key in keys]
