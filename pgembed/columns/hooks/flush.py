@@ -67,11 +67,11 @@ def _before_flush(session: Session, _context: UOWTransaction, _instances: Any) -
 
 @event.listens_for(Session, "after_flush")
 def _after_flush(session: Session, _context: UOWTransaction) -> None:
+    _written(session)
     for state, key in _seen.pop(session, {}):
         _ours.pop(state, None)
         if isinstance(vector := state.dict.get(key), np.ndarray | list | tuple):
             state.dict[key] = as_array(vector)  # as if loaded; a change in place would not be seen
-    _written(session)
 
 
 @event.listens_for(Session, "after_soft_rollback")
@@ -106,15 +106,19 @@ def _guard(mapper: Mapper[Any], connection: Connection, target: Any) -> None:
 def _fill(session: Session, objects: Iterable[Any]) -> None:
     """Encode what is stale among ``objects`` and write vectors and digests into them."""
     seen = _seen.setdefault(session, {})
-    states = [state for state in map(inspect, objects) if mapped_embeddings(state.mapper)]
+    states = [
+        (state, embeddings)
+        for state in map(inspect, objects)
+        if (embeddings := mapped_embeddings(state.mapper))
+    ]
     _load_expired_sources(session, states)
     looked = [
         (state, mapped)
-        for state in states
-        for mapped in mapped_embeddings(state.mapper)
+        for state, embeddings in states
+        for mapped in embeddings
         if not _look(state, mapped).same(seen.get((state, mapped.vector)))
     ]
-    encode(filling for state, mapped in looked for filling in _examine(state, mapped))
+    encode([filling for state, mapped in looked for filling in _examine(state, mapped)])
     for state, mapped in looked:
         seen[state, mapped.vector] = _look(state, mapped)
 
@@ -128,7 +132,7 @@ def _look(state: InstanceState[Any], mapped: MappedEmbedding) -> Look:
     )
 
 
-def _examine(state: InstanceState[Any], mapped: MappedEmbedding) -> Iterator[Filling]:
+def _examine(state: InstanceState[Any], mapped: MappedEmbedding) -> list[Filling]:
     """Settle one embedding of one object."""
     change: Change = "same"
     if state.key is None:
@@ -136,9 +140,10 @@ def _examine(state: InstanceState[Any], mapped: MappedEmbedding) -> Iterator[Fil
     elif any(_changed(state, source) for source in mapped.sources):
         change = "changed"
     vector = state.dict.get(mapped.vector) if _changed(state, mapped.vector) else None
-    if change != "same" or vector is not None:
-        texts, digest = list(_texts(state, mapped)), _made_from(state, mapped, vector)
-        yield from settle(mapped, change, texts, vector, digest, partial(_write, state, mapped))
+    if change == "same" and vector is None:
+        return []
+    texts, digest = list(_texts(state, mapped)), _made_from(state, mapped, vector)
+    return settle(mapped, change, texts, vector, digest, partial(_write, state, mapped))
 
 
 def _made_from(state: InstanceState[Any], mapped: MappedEmbedding, vector: Any) -> Any:
@@ -167,18 +172,20 @@ def _texts(state: InstanceState[Any], mapped: MappedEmbedding) -> Iterator[Any]:
             yield state.dict.get(key, UNKNOWN)
 
 
-def _load_expired_sources(session: Session, states: Sequence[InstanceState[Any]]) -> None:
+def _load_expired_sources(
+    session: Session, states: Sequence[tuple[InstanceState[Any], tuple[MappedEmbedding, ...]]]
+) -> None:
     """Load expired sources of objects with a changed source, in one SELECT for many of a class.
 
     After a commit every attribute is expired, and reading one would load it anyway. Attributes that were
     never loaded (deferred ones) are left alone.
     """
     by_mapper: dict[Mapper[Any], list[InstanceState[Any]]] = {}
-    for state in states:
+    for state, embeddings in states:
         if state.key is not None and any(
             any(source in state.expired_attributes and source not in state.dict for source in mapped.sources)
             and any(_changed(state, source) for source in mapped.sources)
-            for mapped in mapped_embeddings(state.mapper)
+            for mapped in embeddings
         ):
             by_mapper.setdefault(state.mapper, []).append(state)
     for mapper, expired in by_mapper.items():

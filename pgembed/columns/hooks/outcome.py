@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Literal, TypeAlias
@@ -77,20 +77,15 @@ def outcome(change: Change, texts: Knowledge, brought: Brought, stamp: Stamp, fi
 class Filling:
     """One vector to compute.
 
-    :ivar texts: those of the sources, not all of them empty.
-    :ivar digest: the digest of the texts.
+    :ivar text: what is encoded.
+    :ivar digest: the digest of the texts of the sources.
     :ivar write: takes vector and digest, by the names of attributes, to where they are written from.
     """
 
     mapped: MappedEmbedding
-    texts: tuple[str | None, ...]
+    text: str
     digest: uuid.UUID
     write: Callable[[dict[str, Any]], None]
-
-    @property
-    def embedding(self) -> EmbeddingColumn:
-        """The column that the vector is for."""
-        return self.mapped.embedding
 
 
 def settle(
@@ -102,8 +97,8 @@ def settle(
     write: Callable[[dict[str, Any]], None],
     *,
     expressions: bool = True,
-) -> Iterator[Filling]:
-    """Write into one row what the table says; yields what has to be encoded for it.
+) -> list[Filling]:
+    """Write into one row what the table says; returns what has to be encoded for it.
 
     :param texts: those that the row will hold; what is neither a text nor ``None`` is not known.
     :param vector: what is assigned, or ``None``; and ``digest``, or :data:`ABSENT`.
@@ -112,7 +107,7 @@ def settle(
     """
     declaration = mapped.embedding.declaration
     known = all(text is None or isinstance(text, str) for text in texts)
-    wanted: uuid.UUID | None = declaration.digest(tuple(texts)) if known else None
+    wanted: uuid.UUID | None = declaration.digest(texts) if known else None
     chosen = outcome(
         change,
         "unknown" if not known else "empty" if wanted is None else "known",
@@ -129,7 +124,8 @@ def settle(
     elif chosen is Outcome.PENDING:
         write({mapped.digest: None})
     elif chosen is Outcome.ENCODE and wanted is not None:
-        yield Filling(mapped, tuple(texts), wanted, write)
+        return [Filling(mapped, declaration.compose(texts), wanted, write)]
+    return []
 
 
 def _origin(vector: Any) -> Brought:
@@ -155,25 +151,26 @@ def encode(fillings: Iterable[Filling]) -> None:
     """
     by_encoder: dict[TextEncoder, list[Filling]] = {}
     for filling in fillings:
-        by_encoder.setdefault(filling.embedding.declaration.encoder, []).append(filling)
+        by_encoder.setdefault(filling.mapped.embedding.declaration.encoder, []).append(filling)
     for encoder, group in by_encoder.items():
         _encode(encoder, group)
 
 
 def _encode(encoder: TextEncoder, fillings: list[Filling]) -> None:
-    texts = [filling.embedding.declaration.compose(filling.texts) for filling in fillings]
+    texts = [filling.text for filling in fillings]
+    columns = dict.fromkeys(filling.mapped.embedding for filling in fillings)
     before = encoder.cut if isinstance(encoder, Encoder) else 0
     try:
         documents = encoder_errors(encoder.name)(encoder.encode_documents)
-        column = ", ".join(dict.fromkeys(str(filling.embedding) for filling in fillings))
-        vectors = answered(encoder, off_event_loop(documents, texts), len(texts), column=column)
+        answer = off_event_loop(documents, texts)
+        vectors = answered(encoder, answer, len(texts), column=", ".join(map(str, columns)))
     except Exception as error:
-        if any(filling.embedding.declaration.on_error == "raise" for filling in fillings):
+        if any(column.declaration.on_error == "raise" for column in columns):
             raise
         logger.warning("%d rows stay pending: encoder %r failed: %s", len(texts), encoder.name, error)
         return
     if isinstance(encoder, Encoder) and encoder.cut > before:
-        _say_what_is_cut(encoder, fillings, texts)
+        _say_what_is_cut(encoder, fillings)
     vectors.flags.writeable = False
     for filling, vector in zip(fillings, vectors, strict=True):
         filling.write({filling.mapped.vector: vector, filling.mapped.digest: filling.digest})
@@ -183,22 +180,21 @@ def _encode(encoder: TextEncoder, fillings: list[Filling]) -> None:
 _said: WeakSet[Embedding] = WeakSet()
 
 
-def _say_what_is_cut(encoder: Encoder, fillings: list[Filling], texts: list[str]) -> None:
+def _say_what_is_cut(encoder: Encoder, fillings: list[Filling]) -> None:
     """Warn, once a column and process, that a text is longer than the encoder's limit.
 
     The encoder counts over all its columns and threads; whose texts they were is counted here, once more.
     """
-    by_column: dict[Embedding, list[str]] = {}
-    for filling, text in zip(fillings, texts, strict=True):
-        by_column.setdefault(filling.embedding.declaration, []).append(text)
-    names = {filling.embedding.declaration: str(filling.embedding) for filling in fillings}
-    for declaration, given in by_column.items():
-        if declaration not in _said and off_event_loop(encoder.count_cut, given):
-            _said.add(declaration)
+    by_column: dict[EmbeddingColumn, list[str]] = {}
+    for filling in fillings:
+        by_column.setdefault(filling.mapped.embedding, []).append(filling.text)
+    for column, texts in by_column.items():
+        if column.declaration not in _said and off_event_loop(encoder.count_cut, texts):
+            _said.add(column.declaration)
             logger.warning(
                 "texts of %s are cut at the %d tokens of encoder %r: their vectors cover the beginning. "
                 "`pgembed status` says how many are; see docs/filling.md. (Said once a column and process.)",
-                names[declaration],
+                column,
                 encoder.max_tokens,
                 encoder.name,
             )
