@@ -73,7 +73,7 @@ class IndexDefinition(ABC):
 
     @property
     def expressions(self) -> tuple[str | None, ...]:
-        """What Postgres compares, since it writes expressions in a form of its own."""
+        """What Postgres compares, since it rewrites expressions."""
         return (self.where,)
 
     @property
@@ -161,15 +161,6 @@ class VectorIndexDefinition(IndexDefinition):
     @property
     def expressions(self) -> tuple[str | None, ...]:
         return (self.where, self.expression)
-
-    @property
-    def counts_rows(self) -> bool:
-        """Whether a parameter depends on the number of rows when the index is built."""
-        return AUTO in self.parameters.values()
-
-    def built_on(self, rows: int) -> Self:
-        """The same index with the parameters that suit this number of rows."""
-        return replace(self, parameters=ACCESS_METHODS[self.using].parameters_for(self.parameters, rows))
 
     def settings(self, free: Collection[str] = ()) -> tuple[Any, ...]:
         """What is compared by value, with the defaults filled in, except parameters that are ``free``."""

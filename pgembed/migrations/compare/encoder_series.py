@@ -1,4 +1,4 @@
-"""A change of encoder without downtime: a second column takes the place of the first.
+"""A change of encoder without downtime: a second column replaces the first.
 
 =========  ===============================================  =========================================
 part       operations                                       locks
@@ -25,7 +25,7 @@ from typing import Any
 
 from alembic.autogenerate.api import AutogenContext
 from alembic.operations import MigrateOperation, ops
-from sqlalchemy import Column, Connection, Index, MetaData, Table
+from sqlalchemy import Column, Connection, MetaData, Table
 
 from pgembed.columns import EmbeddingColumn, PendingIndex, embeddings_of
 from pgembed.columns.embedding import INFO, SOURCES
@@ -55,7 +55,7 @@ class Series:
     """One column that is replacing another.
 
     :ivar old: the name of the column that is in use.
-    :ivar new: the column that takes its place, declared so or as it is proposed.
+    :ivar new: the column that replaces it, as declared or proposed.
     :ivar proposed: the model does not declare the new column yet.
     :ivar indexes: the names of the old column's indexes that are kept though no model declares them.
     :ivar facts: how the old column is registered, if it is.
@@ -73,14 +73,8 @@ class Series:
         """The name of the new column."""
         return str(self.new.vector.name)
 
-    @property
-    def columns(self) -> set[str]:
-        """The names of both vector columns and both digest columns, which all exist until the end."""
-        digest = {str(self.facts["digest"])} if self.facts else set()
-        return {self.old, self.name, str(self.new.digest.name)} | digest
-
     def add_columns(self, modify_ops: ops.ModifyTableOps, model: Table) -> list[MigrateOperation]:
-        """The operations that add the new columns, in place of what Alembic would add and change."""
+        """The operations that add the new columns, instead of what Alembic would add and change."""
         new = {self.name: self.new.vector, str(self.new.digest.name): self.new.digest}
         remaining: list[MigrateOperation] = []
         for operation in modify_ops.ops:
@@ -95,7 +89,8 @@ class Series:
                         continue
             remaining.append(operation)
         modify_ops.ops[:] = remaining
-        settle(modify_ops, self.columns)
+        # Both vectors and both digests exist until the end.
+        settle(modify_ops, {self.old, *new} | ({str(self.facts["digest"])} if self.facts else set()))
         name, schema = modify_ops.table_name, modify_ops.schema
         found: list[MigrateOperation] = []
         for column in new.values():
@@ -123,13 +118,14 @@ class Series:
         wanted: dict[str, IndexDefinition] = {}
         for index in self.new.table.indexes:
             definition = definition_of(index, schema)
-            if definition is None or not self._has(index):
+            pending = isinstance(index, PendingIndex) and index.embedding is self.new
+            if definition is None or not (pending or self.new.vector in index.columns.values()):
                 continue
             name = definition.name
             if name in kept and not self.proposed:
                 raise MigrationError(
-                    f"{self.new}: its index {name!r} has the name of the index of {self.old!r}, whose "
-                    "place it takes while that is still in use: give it another name, or none"
+                    f"{self.new}: its index {name!r} has the name of the index of {self.old!r}, which it "
+                    "replaces and which is still in use: give it another name, or none"
                 )
             name += self.name.removeprefix(self.old) if name in kept else ""
             wanted[name] = definition.renamed(name)
@@ -144,12 +140,6 @@ class Series:
             dropped=indexes.dropped - wanted.keys(),
             compared=indexes.compared - kept | (wanted.keys() & existing.keys()),
         ), [*wanted]
-
-    def _has(self, index: Index) -> bool:
-        """Whether an index is one of the new column."""
-        if isinstance(index, PendingIndex):
-            return index.embedding is self.new
-        return self.new.vector in index.columns.values()
 
     @property
     def reason(self) -> tuple[str, ...]:
@@ -183,7 +173,7 @@ class SeriesParts:
     :ivar add: operations that add new columns, and ``back`` what a downgrade checks before it.
     :ivar drop: operations that drop old columns, and ``checks`` what is checked before them.
     :ivar waiting: the names of the indexes of new columns, with the column.
-    :ivar ended: the names of the indexes of columns whose place was taken.
+    :ivar ended: the names of the indexes of columns that were replaced.
     """
 
     indexes: TableIndexes

@@ -12,7 +12,9 @@ from alembic.operations import MigrateOperation, Operations
 from sqlalchemy import Index, MetaData, Table, func, select
 from sqlalchemy.schema import conv
 
+from pgembed.indexes import ACCESS_METHODS
 from pgembed.indexes.indexed import bare
+from pgembed.indexes.methods import AUTO
 from pgembed.migrations.definitions import (
     Facts,
     IndexDefinition,
@@ -41,13 +43,8 @@ class ChangeIndexOp(PgembedOp):
     :ivar old: the index as it was; ``None`` creates it. If it is dropped, names suffice.
     """
 
-    names = (
-        "create_vector_index",
-        "drop_vector_index",
-        "replace_vector_index",
-        "create_pending_index",
-        "drop_pending_index",
-        "replace_pending_index",
+    names = tuple(
+        f"{action}_{kind}_index" for kind in ("vector", "pending") for action in ("create", "drop", "replace")
     )
 
     old: IndexDefinition | None
@@ -113,7 +110,9 @@ class ChangeIndexOp(PgembedOp):
         schema: str | None = None,
         concurrently: bool = False,
     ) -> None:
-        """Drop a vector index: ``DROP INDEX ix_article_embedding_hnsw``.
+        """Drop an index: ``DROP INDEX ix_article_embedding_hnsw``.
+
+        With a pending index goes the registration of its embedding column.
 
         :param concurrently: wait for other transactions instead of blocking them.
         :raises MigrationError: ``concurrently`` where it is impossible.
@@ -122,6 +121,8 @@ class ChangeIndexOp(PgembedOp):
             name=index_name, table=table_name, expression="", using="hnsw", schema=schema
         )
         operations.invoke(cls(old, None, concurrently))
+
+    drop_pending_index = drop_vector_index
 
     @classmethod
     def replace_vector_index(
@@ -199,24 +200,6 @@ class ChangeIndexOp(PgembedOp):
         """
         new = _pending_index(index_name, table_name, columns, where, registration, schema)
         operations.invoke(cls(None, new, concurrently))
-
-    @classmethod
-    def drop_pending_index(
-        cls,
-        operations: Operations,
-        index_name: str,
-        table_name: str,
-        *,
-        schema: str | None = None,
-        concurrently: bool = False,
-    ) -> None:
-        """Drop the index of the pending rows, and with it the registration of the embedding column.
-
-        :param concurrently: wait for other transactions instead of blocking them.
-        :raises MigrationError: ``concurrently`` where it is impossible.
-        """
-        old = _pending_index(index_name, table_name, (), "", None, schema)
-        operations.invoke(cls(old, None, concurrently))
 
     @classmethod
     def replace_pending_index(
@@ -358,9 +341,11 @@ def _pending_index(
 
 def _counted(operations: Operations, definition: IndexDefinition) -> IndexDefinition:
     """With the parameters that depend on the number of rows; offline they are pgvector's defaults."""
-    if not isinstance(definition, VectorIndexDefinition) or not definition.counts_rows:
-        return definition
-    if operations.get_context().as_sql:
+    if (
+        not isinstance(definition, VectorIndexDefinition)
+        or AUTO not in definition.parameters.values()
+        or operations.get_context().as_sql
+    ):
         return definition
     index = definition.index()
     assert index.table is not None
@@ -368,4 +353,5 @@ def _counted(operations: Operations, definition: IndexDefinition) -> IndexDefini
     counting = select(func.count(bare(indexed))).select_from(index.table)
     where = index.dialect_options["postgresql"]["where"]
     rows = operations.get_bind().scalar(counting if where is None else counting.where(where)) or 0
-    return definition.built_on(rows)
+    parameters = ACCESS_METHODS[definition.using].parameters_for(definition.parameters, rows)
+    return replace(definition, parameters=parameters)
