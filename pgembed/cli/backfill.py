@@ -102,7 +102,7 @@ def _fill(
     line = f"{target}: {counts.written:,} rows filled"
     if counts.failed:
         line += f", {counts.failed:,} failed (see `pgembed failures list`)"
-    left = pending(engine, target, where=where, in_hand=False) - counts.failed if limit is None else 0
+    left = pending(engine, target, where=where, claimed=False) - counts.failed if limit is None else 0
     if left > 0:
         line += f", {left:,} still pending"
     say(line)

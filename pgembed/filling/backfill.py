@@ -55,12 +55,12 @@ def backfill(
     :param column: a mapped attribute, a column, or a :class:`~pgembed.filling.targets.Target`.
     :param where: which rows, as a condition over the table's columns, or as SQL.
     :param limit: how many rows at most.
-    :param throttle: how many rows a second at most.
+    :param throttle: rows per second at most.
     :param on_progress: called with the counts so far, from other threads as well.
     :returns: how many rows were written, left for later, and set aside with an error.
     :raises DeclarationError: it is not an embedding column, or ``where`` is more than a condition.
     :raises NotInstalledError: the database does not have it, or has it with another encoder or template.
-    :raises NotTrustedError: its table is of somebody whom the database was not told to trust.
+    :raises NotTrustedError: the owner of its table is not trusted.
     :raises RegistrationError: its registration cannot be read, or its pending index is of other rows.
     :raises EncoderNotFoundError: the encoder's weights are not on this machine.
     :raises BrokenEncoderError: the encoder fails with any text.
@@ -80,15 +80,15 @@ def backfill(
 
 
 def pending(
-    engine: Engine, column: Any, *, where: ColumnElement[bool] | str | None = None, in_hand: bool = True
+    engine: Engine, column: Any, *, where: ColumnElement[bool] | str | None = None, claimed: bool = True
 ) -> int:
     """How many rows of a column are pending; counted exactly, in the index that holds just them.
 
-    :param in_hand: whether those count that a worker is about to fill; without them, after a backfill, these
-        are the rows that could not be filled.
+    :param claimed: whether to count rows that a worker has claimed; without them, after a backfill, these are
+        the rows that could not be filled.
     """
     target = _target(engine, column)
-    statement = Statements(target).pending_count(_conditions(where), in_hand=in_hand)
+    statement = Statements(target).pending_count(_conditions(where), claimed=claimed)
     return int(Transactions(engine, patience=0, target=target).run(lambda c: c.scalar(statement)) or 0)
 
 
@@ -119,7 +119,7 @@ def estimate(
     texts = [compose(texts) for _, wanted, _, _, *texts in found if wanted is not None]
     if not texts:
         return Estimate(rows, None)
-    target.encoder.encode_documents(texts[:1])  # opens the weights, which is no part of the speed
+    target.encoder.encode_documents(texts[:1])  # opens the weights, which does not count
     started = time.perf_counter()
     target.encoder.encode_documents(texts)
     speed = len(texts) / max(time.perf_counter() - started, 1e-6)

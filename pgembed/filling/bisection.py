@@ -1,4 +1,4 @@
-"""Texts to vectors with an encoder that may fail: poison is found by bisection, and the good rows go first.
+"""Texts to vectors with an encoder that may fail: bisection finds the bad rows, and the good ones go first.
 
 Where a batch fails, a harmless text tells an encoder that is broken from one that stumbled over a text. A
 broken encoder is the column's error. Otherwise the batch is halved, and the halves wait as *suspects*: the
@@ -17,12 +17,12 @@ from pgembed.encoders.threads import encoder_errors
 from pgembed.exc import EncoderAnswerError, EncoderError, TextError
 from pgembed.filling.flow import Encoded, Pace, Row
 
-#: What any encoder can encode that can encode anything.
+#: A text that every working encoder can encode.
 _HARMLESS = "text"
 
 
 class BrokenEncoderError(EncoderError):
-    """An encoder fails with any text, so that no row is to blame; the cause is its own error."""
+    """An encoder fails with every text, so no row is at fault; the cause is its own error."""
 
     def __init__(self, encoder: str, cause: BaseException) -> None:
         self.encoder = encoder
@@ -54,7 +54,7 @@ class Encoding:
         self.suspects: deque[list[Row]] = deque()
 
     def open(self) -> None:
-        """Open the encoder's weights, if it is of the kind that has some, before rows are claimed.
+        """Open the encoder's weights, if it has any, before rows are claimed.
 
         :raises EncoderError: they are not here, or damaged.
         """
@@ -131,7 +131,8 @@ class Encoding:
     def _finite(
         self, rows: list[Row], vectors: Array, refused: dict[int, EncoderAnswerError]
     ) -> Encoded | None:
-        """Leave out rows whose vectors Postgres would refuse, for each of which it would refuse them all."""
+        """Leave out the rows whose vectors Postgres would refuse: one of them would fail the whole
+        statement."""
         if not refused:
             return Encoded(rows, vectors)
         for position, error in refused.items():

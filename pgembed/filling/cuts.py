@@ -38,17 +38,17 @@ def count_cuts(connection: Connection, target: Target, *, total: int, rows: int 
 
         SELECT title FROM article TABLESAMPLE system (:percent) ORDER BY random() LIMIT :rows
 
-    The sample is one of pages, so the whole table is not read, however large it is.
+    The sample consists of pages, so a large table is never read as a whole.
 
     :param total: about how many rows there are.
-    :raises EncoderOptionError: the encoder is of a kind that does not tell what it cuts.
+    :raises EncoderOptionError: the encoder cannot say what it cuts.
     :raises EncoderNotFoundError: it is not on this machine.
     """
     encoder = target.encoder
     if not isinstance(encoder, Encoder):
         raise EncoderOptionError("encoder", encoder.name, needed="one that tells what it cuts")
     embedding = target.embedding
-    # Somewhat more than are needed, because pages differ in how many rows they hold.
+    # A few more, because pages differ in how many rows they hold.
     percent = min(100.0, 150.0 * rows / max(total, 1)) if total > rows else 100.0
     sample = embedding.table.tablesample(func.system(literal(percent, Double())))
     statement = (

@@ -1,8 +1,7 @@
-"""The fill cycle of one column: claim and read, encode, write; three threads, and little between them.
+"""The fill cycle of one column: claim and read, encode, write, each on a thread of its own.
 
-Only the two database ends open transactions, short ones; none is open while the encoder runs. What waits
-between the threads is bounded, one batch before the encoder and one behind it, so a process that is killed
-leaves at most that much to be done again, and memory does not grow with the table.
+Transactions are short, and none is open while the encoder runs. At most one batch waits before the encoder
+and one behind it, so a killed process loses no more than that, and memory does not grow with the table.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from pgembed.filling.writes import Writing
 
 logger = logging.getLogger(__name__)
 
-#: A pause between two passes that wrote nothing is doubled up to so many times the polling interval.
+#: The pause between two passes that wrote nothing doubles, up to this many polling intervals.
 _LONGEST_IDLE = 16
 
 
@@ -43,11 +42,11 @@ class Settings:
     :ivar batch_octets: bytes of text in a batch at most.
     :ivar first_batch: rows of the first batch, while the encoder's speed is not known.
     :ivar write_seconds: how long one write transaction should take: how long a user's write may wait.
-    :ivar lease: for how long the rows of a worker that was killed stay untouched; longer than any use of
-        the encoder should take.
+    :ivar lease: how long the rows of a killed worker stay claimed; longer than any use of the encoder should
+        take.
     :ivar retry: pause before a failed row is tried again; doubled each time, up to a day.
-    :ivar poll: seconds between two looks for pending rows, when there are none.
-    :ivar patience: seconds for which a server that is gone is waited for, before it is an error.
+    :ivar poll: seconds between two searches for pending rows, when there are none.
+    :ivar patience: seconds to wait for a server that is gone before raising the error.
     """
 
     batch_seconds: float = 2.0
@@ -65,8 +64,8 @@ class Cycle:
     """Fills one column, until nothing is pending or until it is stopped.
 
     :param where: conditions on the rows to fill, over the target's own table.
-    :param limit: how many rows to take in hand at most.
-    :param throttle: how many rows a second at most.
+    :param limit: how many rows to claim at most.
+    :param throttle: rows per second at most.
     :param on_progress: called with the counts so far, from any of the threads.
     """
 
@@ -137,9 +136,9 @@ class Cycle:
 
     @property
     def waiting_since(self) -> float | None:
-        """The time (of :func:`time.time`) since when nothing has got done of what there is to do; ``None``
-        where there is nothing to do."""
-        return None if self._idle and not self._in_hand() else self._moved_at
+        """When work last got done (:func:`time.time`) while there is some to do; ``None`` where there is
+        none."""
+        return None if self._idle and not self._has_claimed() else self._moved_at
 
     def stop(self) -> None:
         """Finish the batch that is being encoded, write it, give back the rest, and return from ``run``."""
@@ -147,15 +146,15 @@ class Cycle:
         self._woken.set()
 
     def wake(self) -> None:
-        """Look for pending rows now: somebody says that there are some."""
+        """Look for pending rows now, since there may be some."""
         self._woken.set()
 
     def run(self, *, once: bool) -> Counts:
         """Fill rows; from one thread, once.
 
-        :param once: return when nothing is pending that could be filled; otherwise go on until stopped.
-        :raises BrokenEncoderError: the encoder fails with anything.
-        :raises EncoderError: the encoder's weights are not here, or not those that the column needs.
+        :param once: return when nothing that can be filled is pending; otherwise go on until stopped.
+        :raises BrokenEncoderError: the encoder fails with every text.
+        :raises EncoderError: the encoder's weights are missing, or not those of the column.
         """
         self._encoding.open()
         self._started = time.monotonic()
@@ -203,7 +202,7 @@ class Cycle:
 
     # --- reading ----------------------------------------------------------------------------------
 
-    def _in_hand(self) -> bool:
+    def _has_claimed(self) -> bool:
         counts = self.counts
         return counts.done < counts.claimed
 
@@ -222,25 +221,25 @@ class Cycle:
             if self._room() == 0:
                 return
             if once:
-                # Rows that changed while they were in hand are the next pass's.
+                # The next pass takes rows that changed after they were claimed.
                 while self.counts.done < self.counts.claimed and not self._stop.wait(0.02):
                     pass
                 if not claimed or self.counts.written == before.written:
                     return
                 continue
-            # Rows that somebody keeps locked are not to be encoded over and over.
-            in_vain = self.counts.left > before.left and self.counts.written == before.written
-            idle = min(2 * idle, _LONGEST_IDLE) if in_vain else 1
+            # Rows that stay locked are not to be encoded over and over.
+            stuck = self.counts.left > before.left and self.counts.written == before.written
+            idle = min(2 * idle, _LONGEST_IDLE) if stuck else 1
             self._idle = True
-            (self._stop if in_vain else self._woken).wait(self._settings.poll * idle)
-            if not self._in_hand():
+            (self._stop if stuck else self._woken).wait(self._settings.poll * idle)
+            if not self._has_claimed():
                 self._moved_at = time.time()
             self._idle = False
 
     def _pass(self) -> int:
         """One pass; while it replaces older vectors, every second batch is new rows, which have none.
 
-        New rows are found at the end of the order of the keys, where keys that count up put them.
+        Ascending keys put new rows at the end.
         """
         after: str | None = None
         newest: str | None = None
@@ -331,7 +330,7 @@ class Cycle:
             self._leases.settle(self._settled)
             self._settled = []
         if self._outdated:
-            # A pass that was woken for their new texts may have found them in hand.
+            # A pass that was woken for their new texts may have found them claimed.
             self._outdated = False
             self._woken.set()
 

@@ -1,7 +1,7 @@
 """Rows that cannot be filled: one row each in ``pgembed.failure``, with the error and the next attempt.
 
-A failure belongs to a text (by its digest). Another text is a new chance at once; the same text is tried
-again after a pause that doubles with every attempt.
+A failure belongs to a text (by its digest). Another text is tried at once; the same text again after a pause
+that doubles with every attempt.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _attribute = table(
     "pg_attribute", column("attrelid"), column("attname"), column("attisdropped"), schema="pg_catalog"
 )
 
-#: No pause between two attempts is longer.
+#: The longest pause between two attempts.
 LONGEST_PAUSE = timedelta(days=1)
 
 #: Errors can carry whole texts.
@@ -108,9 +108,9 @@ def record(
 
 
 def sweep(connection: Connection, target: Target, statements: Statements) -> int:
-    """Delete the column's failures that say nothing any more; returns how many.
+    """Delete the column's failures that are over; returns how many.
 
-    A failure is over when its row was filled (by anybody), deleted, or given another text.
+    A failure is over when its row was filled, deleted, or given another text.
     """
     mine = (same(failure.c.relation, target.oid), same(failure.c.column_name, target.column_name))
     if connection.scalar(select(failure.c.key).where(*mine).limit(1)) is None:
@@ -122,9 +122,9 @@ def sweep(connection: Connection, target: Target, statements: Statements) -> int
 
 
 def clean(connection: Connection) -> None:
-    """Delete what belongs to tables and columns that are gone, and leases that expired long ago.
+    """Delete failures of tables and columns that are gone, and leases that expired long ago.
 
-    :raises DBAPIError: others keep such rows locked for two seconds.
+    :raises DBAPIError: other sessions keep such rows locked for two seconds.
     """
     connection.execute(text("SELECT pg_catalog.set_config('lock_timeout', '2s', true)"))
     for kept in (failure, lease):

@@ -1,4 +1,4 @@
-"""What flows through a cycle: rows with their texts, then with their vectors; how many at once, in what."""
+"""What the threads of a cycle share: rows with texts and vectors, their number, counts, queues."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _T = TypeVar("_T")
 
 
 class Row(NamedTuple):
-    """A row in hand: its key, the text to encode, and the digest of what the text was made of.
+    """A claimed row: its key, the text to encode, and the digest of its sources.
 
-    ``digest`` is ``None`` where there is no text, and so no vector; ``failed_before`` says that the text, as
-    it stands, has failed before, ``bare`` that the row has no vector, not even an older one.
+    ``digest`` is ``None`` where there is no text, and so no vector; ``failed_before`` says that this text has
+    failed before, ``bare`` that the row has no vector, not even a stale one.
     """
 
     key: str
@@ -39,10 +39,10 @@ class Encoded:
 class Counts:
     """What a cycle has done so far.
 
-    :ivar claimed: rows taken in hand.
+    :ivar claimed: rows that were claimed.
     :ivar encoded: texts that were turned into vectors.
     :ivar written: rows that became fresh, those without a text included.
-    :ivar left: rows whose text changed meanwhile, that are gone, or that somebody had locked for long.
+    :ivar left: rows whose text changed meanwhile, that are gone, or that stayed locked.
     :ivar failed: rows that were set aside with an error.
     """
 
@@ -54,7 +54,7 @@ class Counts:
 
     @property
     def done(self) -> int:
-        """Rows that are no longer in hand."""
+        """Rows that are no longer claimed."""
         return self.written + self.left + self.failed
 
 
@@ -79,14 +79,14 @@ class Counter:
 
 
 class Pace:
-    """A number of rows that follows a time: pieces of work of about ``seconds`` each.
+    """How many rows make a piece of work of about ``seconds``.
 
-    It is found by measuring, because neither encoders nor indexes tell their speed.
+    It is measured, because neither encoders nor indexes tell their speed.
 
     :param seconds: what one piece should take.
     :param start: rows of the first piece.
     :param largest: rows of a piece at most.
-    :param growth: how many times larger the next piece may be. It may always be a fifth of the last one.
+    :param growth: how many times larger the next piece may be; it can shrink to a fifth.
     """
 
     def __init__(self, seconds: float, *, start: int, largest: int, growth: float = 2.0) -> None:
@@ -98,13 +98,13 @@ class Pace:
     def took(self, rows: int, seconds: float) -> None:
         """Learn from a piece of work that is done."""
         factor = min(max(self._seconds / max(seconds, 1e-6), 0.2), self._growth)
-        # A piece much smaller than what was allowed says little about large ones.
+        # A piece much smaller than allowed says little about large ones.
         if factor < 1 or rows * 2 > self.rows:
             self.rows = min(max(int(rows * factor), 1), self._largest)
 
 
 class Closed(Exception):  # noqa: N818  (no error: the other end has nothing more, or wants nothing more)
-    """The channel is closed, and for a reader also empty."""
+    """The channel is closed, and for a reader empty as well."""
 
 
 class Channel(Generic[_T]):
@@ -119,7 +119,7 @@ class Channel(Generic[_T]):
     def put(self, item: _T) -> None:
         """Hand over an item, once there is room.
 
-        :raises Closed: nobody will take it.
+        :raises Closed: the reader has closed the channel.
         """
         with self._changed:
             self._changed.wait_for(lambda: self._closed or len(self._items) < self._size)

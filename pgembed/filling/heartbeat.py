@@ -1,8 +1,8 @@
 """The heartbeat of workers: a small file each, by which a health check sees whether rows are being filled.
 
 A worker writes ``worker-<pid>.json`` every two seconds, by renaming, into a folder of its user. For each
-column it says since when rows have been waiting there without anything being done; idle, nothing waits.
-:func:`problems` reads the files of all workers of the machine that are alive, and asks no database.
+column it says since when rows have been waiting without progress; for an idle one, nothing. :func:`problems`
+reads the files of all workers of the machine that are alive, and needs no database.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ BEAT = 2.0
 class State:
     """What waits in a column, or in the worker as a whole.
 
-    :ivar since: the time (of :func:`time.time`) since when something waits that ought to be done.
+    :ivar since: since when work has been waiting (:func:`time.time`).
     :ivar what: what waits and why, for people.
     """
 
@@ -47,8 +47,8 @@ def default_folder() -> Path:
 class Heartbeat:
     """One worker's file, from the first beat to :meth:`stop`.
 
-    A folder that cannot be written to is logged, and is no reason not to fill; the check will not find the
-    worker there.
+    Where the folder cannot be written to, the worker logs that and fills all the same; the check will not
+    find it.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -76,7 +76,7 @@ class Heartbeat:
             self._complained = True
 
     def stop(self) -> None:
-        """The worker ends in order: nobody is to miss it."""
+        """The worker ends in order, and the check must not report it."""
         self._file.unlink(missing_ok=True)
 
 
@@ -122,7 +122,7 @@ def _make(folder: Path) -> None:
 
 
 def _is_ours(folder: Path) -> bool:
-    """Whether the folder is there and nobody else's: the folder above may be everybody's."""
+    """Whether the folder exists and is ours: anyone may write to the folder above."""
     try:
         return folder.is_dir() and folder.lstat().st_uid in (_uid(), 0)
     except FileNotFoundError:

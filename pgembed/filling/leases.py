@@ -1,10 +1,9 @@
 """Claims: which rows this worker is filling, which the others read in ``pgembed.lease``.
 
-A claim is a short transaction. Under an advisory lock, which serialises the claims on one table, it reads
-the pending rows that nobody has in hand and inserts their keys as a lease. Reading is a statement of its
-own after the lock is taken, so it sees every lease that was committed; and because a lease is released
-only after the rows are written, a row that is seen as pending by it is nobody's. No row of the user's table
-is locked.
+A claim is a short transaction. Under an advisory lock, which serialises the claims on one table, it reads the
+pending rows that no worker has claimed, and inserts their keys as a lease. It reads in a separate statement
+after taking the lock, so it sees every committed lease; and because a lease is released only after the rows
+are written, a row that it sees as pending is unclaimed. No row of the user's table is locked.
 """
 
 from __future__ import annotations
@@ -35,17 +34,17 @@ logger = logging.getLogger(__name__)
 
 #: First half of the advisory lock of a table's claims; the second is the table's oid.
 _LOCK = 0x7067656D
-#: How long it is waited for; a claim takes milliseconds.
+#: How long to wait for it; a claim takes milliseconds.
 LOCK_PATIENCE = "10s"
-#: Seconds for which it is not asked for after somebody has kept it for longer.
+#: Seconds without the lock after another session has kept it for longer than that.
 _ALONE = 60.0
 
 
 class Leases:
     """The leases of one worker on one column.
 
-    :param ttl: for how long a lease holds after it was last renewed: how long the rows of a worker that was
-        killed stay untouched.
+    :param ttl: how long a lease holds after it was last renewed: how long the rows of a killed worker stay
+        claimed.
     :param octets: how many bytes of text to claim at most at once.
     """
 
@@ -76,7 +75,7 @@ class Leases:
 
         :param rows: how many at most; less where their texts are long.
         :param after: the key to go on after.
-        :param newest: rows without a vector among so many last ones after that key, instead.
+        :param newest: instead, those without a vector among the last ``rows`` after that key.
         """
         number = uuid.uuid4()
         waiting = False
@@ -102,7 +101,7 @@ class Leases:
                         keys=keys,
                         expires_at=self._expiry,
                     )
-                    # A second attempt, after a commit that was not heard of.
+                    # A second attempt, when the outcome of the first commit is unknown.
                     .on_conflict_do_update(index_elements=["id"], set_={"keys": keys})
                 )
             return claimed
@@ -112,7 +111,7 @@ class Leases:
         except DBAPIError as error:
             if not waiting or sqlstate(error) != LOCK_NOT_AVAILABLE:
                 raise
-            # The lock spares work and nothing else: a row that two workers encode is written once.
+            # The lock only saves work: a row that two workers encode is written once.
             self._alone_until = time.monotonic() + _ALONE
             logger.warning(
                 "event=lock column=%r error='another session has held the advisory lock of claims for %s; "
@@ -171,5 +170,5 @@ class Leases:
 
 
 def _signed(oid: int) -> int:
-    """The oid, which has no sign, as the integer of the same 32 bits."""
+    """The unsigned oid as the signed integer of the same 32 bits."""
     return oid - (1 << 32) if oid >= 1 << 31 else oid

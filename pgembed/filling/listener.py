@@ -1,8 +1,7 @@
-"""Being woken by NOTIFY, rather than by the next look for pending rows.
+"""Waking by NOTIFY, before the next poll.
 
-A notification is a hint and carries nothing. The worker goes on polling, so one that is lost (Postgres was
-restarted; a pooler of transactions stands in between, through which LISTEN does not work) costs no more than
-the polling interval.
+A notification is a hint and carries nothing. The worker goes on polling, so a lost one (Postgres was
+restarted; LISTEN does not work through a transaction pooler) costs no more than the polling interval.
 """
 
 from __future__ import annotations
@@ -20,18 +19,18 @@ from pgembed.exc import DatabaseError
 
 logger = logging.getLogger(__name__)
 
-#: What ``pgembed.notify_workers()`` notifies, and anybody else may.
+#: The channel of ``pgembed.notify_workers()``; any session may notify it.
 CHANNEL = "pgembed"
 
-#: Seconds after which the thread looks whether it is to end.
+#: Seconds after which the thread checks whether it should end.
 _LOOK = 0.2
-#: Seconds within which a notification of one's own has to arrive.
+#: Seconds within which our own notification has to arrive.
 _ECHO = 5.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 30.0
 
 
 class Listener:
-    """A connection of its own that listens, while the context lasts.
+    """A separate connection that listens while the context lasts.
 
     :param engine: with psycopg as its driver.
     :raises DatabaseError: it has another one.
@@ -57,7 +56,7 @@ class Listener:
         self._thread.join()
 
     def heard(self) -> bool:
-        """Whether there was a notification since this was asked last."""
+        """Whether there was a notification since the last call."""
         if not self._heard.is_set():
             return False
         self._heard.clear()
@@ -78,7 +77,7 @@ class Listener:
     def _listen(self, connection: Connection) -> None:
         raw: Any = connection.connection.driver_connection
         connection.detach()  # from the pool, to be closed in the end
-        # The server keeps the connection known to whatever lies in between.
+        # Keeps the connection alive for firewalls and proxies in between.
         raw.execute("SELECT set_config('tcp_keepalives_idle', '60', false)")
         raw.execute(f"LISTEN {CHANNEL}")
         self._pause = _FIRST_PAUSE

@@ -1,7 +1,7 @@
-"""What the database itself says of its embedding columns: the registry, and the tables it is about.
+"""What the database knows of its embedding columns: the registry, and their tables.
 
-For a column known from the database alone, a :class:`sqlalchemy.Table` is built of what the registry says, so
-that a worker that is given no models runs the same SQL as one that is given some.
+For a column known from the database alone, a :class:`sqlalchemy.Table` is built from the registry, so a
+worker without models runs the same SQL as one with them.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def entries(connection: Connection) -> list[dict[str, Any]]:
     """
     require_installed(connection)
     rows = [dict(row) for row in connection.execute(text(_REGISTERED)).mappings()]
-    # Drivers differ in what they make of jsonb.
+    # Drivers decode jsonb differently.
     return [
         row | {"options": json.loads(row["options"] or "{}") or {}, "fields": fields_of(row)} for row in rows
     ]
@@ -91,8 +91,8 @@ def problems(connection: Connection) -> dict[tuple[int, str | None], NotTrustedE
 
 def check_index(entry: Mapping[str, Any]) -> None:
     """
-    :raises RegistrationError: the pending index is not one of the rows that the registration describes. Where
-        its table is locked at this moment nothing is known.
+    :raises RegistrationError: the pending index does not fit the registration. Where its table is locked at
+        this moment, nothing is checked.
     """
     if entry["in_index"] is False:
         raise RegistrationError(
@@ -110,7 +110,7 @@ def name_of(entry: Mapping[str, Any]) -> str:
 def registered_encoder(entry: dict[str, Any]) -> Encoder:
     """The encoder that the column is filled with: looked up by its name, which is never taken for a path.
 
-    :raises RegistrationError: it has no name that encoders are looked up by; or see :func:`encoder_options`.
+    :raises RegistrationError: its name cannot be looked up; or see :func:`encoder_options`.
     """
     if not is_name(entry["encoder"]):
         raise RegistrationError(
@@ -126,7 +126,7 @@ def encoder_options(entry: dict[str, Any]) -> dict[str, Any]:
 
     None of them names a file, a server or a library.
 
-    :raises RegistrationError: some are none that this version knows, or can take.
+    :raises RegistrationError: this version does not know one of them, or its value.
     """
     for name, value in entry["options"].items():
         if type(value) is not _OPTIONS.get(name):

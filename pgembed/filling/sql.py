@@ -50,8 +50,8 @@ failure = Table(
 
 
 def same(left: ColumnElement[Any], right: Any) -> ColumnElement[bool]:
-    """``left = right`` by Postgres's own operator, which somebody's own on the ``search_path`` that fits the
-    types better cannot take the place of."""
+    """``left = right`` by Postgres's own operator, even if one on the ``search_path`` fits the types
+    better."""
     return compared(left, "=", right)
 
 

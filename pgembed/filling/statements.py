@@ -1,6 +1,6 @@
 """The SQL of the fill cycle, once for each column. For a table ``article (id, title)``:
 
-Claim (the rows to encode next, with their texts; nothing of the user's is locked)::
+Claim (the rows to encode next, with their texts; no user row is locked)::
 
     SELECT key, <wanted>, failed_before, bare, title FROM (
       SELECT *, sum(octets) OVER (ORDER BY id ROWS UNBOUNDED PRECEDING) AS total FROM (
@@ -21,16 +21,15 @@ Write back::
     UPDATE article SET embedding = CASE WHEN l.d IS NOT NULL THEN l.e END, embedding_digest = l.d FROM l
     WHERE article.id = l.id AND <wanted> IS NOT DISTINCT FROM l.d AND <held> IS DISTINCT FROM l.d
 
-(*l* and *v*, like the tables of pgembed, have longer names in truth, which the user's table does not have.)
+(*l* and *v* really have longer names, which cannot be the user's table's.)
 
-A row is locked before it is updated, in the order of the keys, and one that somebody else has locked is
-left alone: the statement waits for nobody, so it is never part of a deadlock. Its condition holds for rows
-that still have the text that was encoded and no vector of it yet; under READ COMMITTED, it is tried on the
-newest version of the row.
+Rows are locked in key order before they are updated, and locked ones are skipped: the statement never waits,
+so it is never part of a deadlock. Its condition holds for rows that still have the text that was encoded and
+no vector of it yet; under READ COMMITTED, Postgres evaluates it on the newest version of the row.
 
-Keys and digests travel as one text each, a line each: that is ten times cheaper to make than an array of a
-thousand parameters, and the same with every driver. *key* is the primary key as the text of a JSON array,
-whatever its columns and types are; JSON has no line breaks.
+Keys and digests travel as one text each, with a line for each row: ten times cheaper than an array of a
+thousand parameters, and the same with every driver. *key* is the primary key as a JSON array, whatever its
+columns and types; JSON has no line breaks.
 """
 
 from __future__ import annotations
@@ -74,7 +73,7 @@ _BEFORE, _UPDATE = 2, 16
 
 
 class Statements:
-    """What the cycle says to the database about one column."""
+    """The statements of the cycle for one column."""
 
     def __init__(self, target: Target) -> None:
         self._target = target
@@ -86,7 +85,7 @@ class Statements:
     def claim(
         self, *, where: Sequence[ColumnElement[bool]] = (), after: bool = False, newest: bool = False
     ) -> Select[Any]:
-        """Rows ``(key, wanted, failed_before, bare, *sources)`` that nobody has in hand, ordered by key.
+        """Rows ``(key, wanted, failed_before, bare, *sources)`` that no worker has claimed, ordered by key.
 
         Binds ``rows``, ``octets``, which all their texts but the first stay within, and ``after``, a key.
 
@@ -136,17 +135,17 @@ class Statements:
         )
 
     def pending_count(
-        self, where: Sequence[ColumnElement[bool]] = (), *, in_hand: bool = True
+        self, where: Sequence[ColumnElement[bool]] = (), *, claimed: bool = True
     ) -> Select[Any]:
-        """How many rows are pending, counted in the index that holds just them.
+        """How many rows are pending, counted in their index.
 
-        :param in_hand: whether those count that a worker is about to fill.
+        :param claimed: whether to count rows that a worker has claimed.
         """
         embedding = self._target.embedding
         count: Select[Any] = select(func.count()).select_from(embedding.table)
-        if not in_hand:
+        if not claimed:
             count = count.where(self.key(embedding.table).not_in(self._leased()))
-        # With a parameter a driver sends one statement alone, whatever is written into a condition.
+        # With a parameter, drivers send a single statement, so a condition cannot smuggle in another.
         return count.where(embedding.pending(), *where).limit(1)
 
     def still_wanting(self) -> Select[Any]:
@@ -160,12 +159,12 @@ class Statements:
         )
 
     def writable(self) -> Select[Any]:
-        """Those of :meth:`still_wanting` that nobody has locked; they are locked now."""
+        """Those of :meth:`still_wanting` that no session has locked; this locks them."""
         table = self._target.bare.table
         return self.still_wanting().with_for_update(key_share=True, of=table, skip_locked=True)
 
     def has_after_trigger(self) -> Select[Any]:
-        """Whether a trigger of the user's fires after an update of the table."""
+        """Whether the table has a user's trigger that fires after updates."""
         return select(
             exists().where(
                 _trigger.c.tgrelid == self._target.oid,
@@ -176,7 +175,7 @@ class Statements:
 
     def changed_since(self) -> Select[Any]:
         """``(key, again)`` as of :meth:`write`, of the bound ``keys``, where an AFTER UPDATE trigger has made
-        them pending again. Asked in the same transaction, which has their rows locked."""
+        them pending again. To be run in the same transaction, which has the rows locked."""
         bare = self._target.bare
         given = self._unnest(k=sql.bound_lines("keys"))
         return (
@@ -246,9 +245,9 @@ class Statements:
         return cast(func.pg_catalog.jsonb_build_array(*self._keys(table)), Text)
 
     def sweepable(self) -> Select[Any]:
-        """Keys of failure rows that say nothing any more: of rows filled since, gone, or with another text.
+        """Keys of failures that are over: the row was filled since, is gone, or has another text.
 
-        They are locked in order, so that workers that sweep at once do not wait for each other.
+        They are locked in order, so that concurrent sweeps do not wait for each other.
         """
         embedding = self._target.embedding
         table = embedding.table
@@ -267,7 +266,7 @@ class Statements:
         )
 
     def _apart(self, name: str) -> str:
-        """A name for a part of a statement, which the user's table does not have."""
+        """A name for a part of a statement that is not the user's table's."""
         return f"{name}_" if name == self._target.embedding.table.name else name
 
     def _unnest(self, **arrays: ColumnElement[Any]) -> TableValuedAlias:
@@ -318,10 +317,10 @@ class Statements:
         )
 
     def _of_failure(self, what: ColumnElement[bool]) -> ColumnElement[bool]:
-        """``what`` of the failure of the row as it stands now, false if there is none.
+        """``what`` of the failure of the row with its present text, false if there is none.
 
         It stays a look-up for each row, made only where the column has failures at all, and never becomes a
-        join, which could cost the statement the order of the index.
+        join, which could lose the order of the index.
         """
         embedding = self._target.embedding
         table = embedding.table

@@ -1,7 +1,7 @@
-"""The columns that are to be filled: found in models, or in the database, and checked against it.
+"""The columns to fill: found in models or in the database, and checked against the database.
 
-A worker that is given models and one that is given none run the same SQL: both have an
-:class:`~pgembed.columns.EmbeddingColumn`, and its predicate is what the pending index was made with.
+Workers with and without models run the same SQL: both have an :class:`~pgembed.columns.EmbeddingColumn`,
+whose predicate is that of the pending index.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from pgembed.columns.trust import require_trust
 from pgembed.exc import DeclarationError, NotInstalledError, PgembedError, RegistrationError
 from pgembed.filling import registry
 
-#: What ``jsonb ->> 0`` does not give back in a form that can be cast to the type again.
+#: Types that cannot be cast back from what ``jsonb ->> 0`` gives.
 _UNUSABLE_KEYS = re.compile(r"\[\]$|^(json|jsonb|record)$")
 
 _RELATION = """
@@ -51,7 +51,7 @@ WHERE c.relname = CAST(:name AS text) AND c.relkind IN ('r', 'p')
 class Target:
     """An embedding column of a database, ready to be filled.
 
-    :ivar embedding: its declaration, over the table that the user's conditions are about.
+    :ivar embedding: its declaration, over the table that the user's conditions name.
     :ivar bare: the same over a table of names alone, which no ``onupdate`` of a model acts on.
     :ivar relation: the table's oid.
     :ivar name: schema, table and column as SQL writes them, for people.
@@ -94,7 +94,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Refused:
-    """A column that cannot be filled from here, and why; it is no reason not to fill the others."""
+    """A column that cannot be filled from here, and why; the others are filled all the same."""
 
     name: str
     error: PgembedError
@@ -103,7 +103,7 @@ class Refused:
 def registered_targets(connection: Connection) -> list[Target | Refused]:
     """Every embedding column that the database's registry (``pgembed.embedding_columns``) knows.
 
-    Encoders are made of their names and fingerprints, and looked up where they are used.
+    Encoders are made from their names and fingerprints, and looked up at first use.
 
     :raises NotInstalledError: the database has no SQL objects of pgembed.
     """
@@ -114,7 +114,7 @@ def registered_targets(connection: Connection) -> list[Target | Refused]:
             found.append(_opened(registry.declared(entry, columns), entry, columns))
         except PgembedError as error:
             found.append(Refused(registry.name_of(entry), error))
-        except SQLAlchemyError as error:  # the table of such names is none that SQLAlchemy takes
+        except SQLAlchemyError as error:  # SQLAlchemy does not accept a table of these names
             if isinstance(error, DBAPIError):
                 raise
             name = registry.name_of(entry)
@@ -124,7 +124,7 @@ def registered_targets(connection: Connection) -> list[Target | Refused]:
 
 
 def model_targets(connection: Connection, embeddings: Sequence[EmbeddingColumn]) -> list[Target | Refused]:
-    """The columns of models, as they stand in the database.
+    """The columns of models, checked against the database.
 
     :param embeddings: such as :func:`embeddings_in` finds.
     :raises NotInstalledError: the database has no SQL objects of pgembed.
@@ -149,7 +149,7 @@ def find_targets(
     """The columns to fill: those of models, or without any those of the registry; all, or a table's, or one.
 
     :param table: the table as SQL writes it, schema and quotes included.
-    :raises NotInstalledError: nothing of that name, or no SQL objects of pgembed in the database.
+    :raises NotInstalledError: there is no such column, or the database has no SQL objects of pgembed.
     """
     found = registered_targets(connection) if embeddings is None else model_targets(connection, embeddings)
     if table is None:
@@ -210,7 +210,7 @@ def embeddings_in(where: str) -> list[EmbeddingColumn]:
         found: Any = importlib.import_module(module)
         for part in name.split("."):
             found = getattr(found, part)
-    except Exception as error:  # the module is code of the application
+    except Exception as error:  # the module is the application's code
         raise DeclarationError(f"{where}: {_what_and_where(error)}") from error
     embeddings = [embedding for table in _tables(found) for embedding in embeddings_of(table)]
     if not embeddings:
@@ -247,7 +247,7 @@ def _checked(
     connection: Connection, embedding: EmbeddingColumn, registered: dict[tuple[int, str], dict[str, Any]]
 ) -> Target:
     """The target of a model's column. Two workers with different declarations of one column would undo each
-    other's work for ever, and a predicate other than the index's would read the whole table each time."""
+    other's work for ever, and a predicate that is not the index's would scan the whole table each time."""
     table = embedding.table
     schema = connection.schema_for_object(table)  # through schema_translate_map
     relation = connection.scalar(text(_RELATION), {"name": table.name, "schema": schema})
@@ -309,7 +309,7 @@ def _bare(embedding: EmbeddingColumn) -> EmbeddingColumn:
     names = dict.fromkeys(
         column.name for column in (*embedding.table.primary_key.columns, *embedding.sources)
     )
-    # The keys are none that a parameter could have: SQLAlchemy would take it for the column's new value.
+    # No parameter may have such a key: SQLAlchemy would take it for the column's new value.
     columns = {
         name: Column(name, Text, key=f"column {place}", primary_key=place < len(embedding.table.primary_key))
         for place, name in enumerate(names)

@@ -20,16 +20,16 @@ logger = logging.getLogger(__name__)
 
 _R = TypeVar("_R")
 
-#: A commit that a crash of the server undoes leaves its rows pending, to be filled again; and who does not
-#: wait for the disk holds locks on rows for a shorter time. Rows are looked up by their keys, some thousands
-#: at most: other joins would read all of a table of middling size, for each batch.
+#: If a crash of the server undoes a commit, its rows are pending again; and not waiting for the disk shortens
+#: the time that rows are locked. Rows are looked up by their keys, some thousands at most: other joins would
+#: scan a table of medium size for each batch.
 _SETTINGS = text(
     "SELECT pg_catalog.set_config('synchronous_commit', 'off', true), "
     "pg_catalog.set_config('enable_hashjoin', 'off', true), "
     "pg_catalog.set_config('enable_mergejoin', 'off', true), "
     "pg_catalog.set_config('TimeZone', coalesce(:zone, pg_catalog.current_setting('TimeZone')), true)"
 )
-#: Whether the table is still the one that was looked at, and counts; before a statement that names it.
+#: Whether the table is still the same one, and trusted; run before a statement that names it.
 _GUARD = text("""
 SELECT pgembed.distrust(CAST(CAST(:relation AS bigint) AS oid)) AS problem,
        EXISTS (SELECT FROM pg_catalog.pg_class AS c
@@ -45,7 +45,7 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 
 
 def is_lost(error: BaseException) -> bool:
-    """Whether an error says that the server is gone, restarting or full, which passes by itself."""
+    """Whether the server is gone, restarting or full, which passes by itself."""
     if not isinstance(error, DBAPIError):
         return False
     if error.connection_invalidated:
@@ -60,7 +60,7 @@ _warned: set[str] = set()
 
 
 def warn_superuser(connection: Connection) -> None:
-    """Say, once a process and database, that less than a superuser would do to fill columns.
+    """Warn, once per process and database, that filling needs no superuser.
 
     The embedded server is for development, and has no other role.
     """
@@ -78,16 +78,16 @@ def warn_superuser(connection: Connection) -> None:
 
 
 class Transactions:
-    """Runs functions, each in a transaction of its own, at READ COMMITTED.
+    """Runs each function in a transaction at READ COMMITTED.
 
-    What is run must be repeatable: where the connection is lost, it is unknown whether the transaction was
-    committed, and the function is run again.
+    Functions must be repeatable: if the connection is lost, nobody knows whether the transaction was
+    committed, and the function runs again.
 
     :param engine: connects; several threads do so at once.
-    :param patience: seconds for which a server that is gone is waited for.
+    :param patience: seconds to wait for a server that is gone.
     :param stop: no more attempts once it is set.
-    :param target: the column that is worked on. Each transaction asks first whether its table is still the
-        one that was looked at, and trusted: owners and names change.
+    :param target: the column to work on. Each transaction first checks that its table is still the same one,
+        and trusted: owners and names change.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class Transactions:
 
         :raises DBAPIError: as it is, unless the server was gone and came back in time.
         :raises NotTrustedError: the owner of the target's table is not trusted any more.
-        :raises NotInstalledError: the target's table is not the one that was looked at.
+        :raises NotInstalledError: the target's table has been replaced.
         """
         deadline = time.monotonic() + self._patience
         pause = _FIRST_PAUSE
@@ -129,8 +129,8 @@ class Transactions:
     def once(self, work: Callable[[Connection], _R]) -> _R:
         """As :meth:`run`, in one attempt."""
         with self._engine.connect() as connection:
-            # The newest version of a row is what conditions of an UPDATE must be tried on: only this level
-            # does. Not an option of the engine: SQLAlchemy 2.0 had engines that took options only once.
+            # Only this level evaluates the conditions of an UPDATE on the newest version of a row. Not an
+            # option of the engine: SQLAlchemy 2.0 had engines that took options only once.
             connection.execution_options(isolation_level="READ COMMITTED")
             with connection.begin():
                 connection.execute(_SETTINGS, {"zone": self._zone})
@@ -139,8 +139,8 @@ class Transactions:
                 return work(connection)
 
     def _check(self, connection: Connection, target: Target) -> None:
-        """Ask with the table locked, where the role may lock it as a whole: a statement that waits for an
-        ALTER TABLE would look its name up again after that, and plan what it finds."""
+        """Checks with the table locked, where the role may lock it: a statement that waits for an ALTER TABLE
+        looks up the name again afterwards."""
         table = target.embedding.table
         schema = connection.schema_for_object(table)
         if self._may_lock is None:

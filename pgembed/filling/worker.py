@@ -1,8 +1,8 @@
 """The worker: a cycle for each embedding column of a database, kept alive.
 
 A column whose encoder is missing or broken, or whose table cannot be read, is tried again after a pause that
-doubles up to a minute; the others know nothing of it. The columns are looked up anew from time to time, so
-that new ones are filled, and those whose declaration changed are filled by the new one.
+doubles up to a minute; the others go on. The columns are looked up from time to time, so that new and changed
+ones are filled.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from pgembed.filling.transactions import Transactions, is_lost, warn_superuser
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between two looks at what columns there are.
+#: Seconds between two look-ups of the columns.
 _LOOK = 30.0
-#: Seconds between two log lines on what a column's cycle has done.
+#: Seconds between two log lines on a column's progress.
 _REPORT = 10.0
 _LONGEST_PAUSE = 60.0
 
@@ -68,12 +68,12 @@ class _Job:
 class Worker:
     """Fills all embedding columns of a database, or those of some models.
 
-    :param engine: its pool should have room for three connections a column.
+    :param engine: its pool should have room for three connections per column.
     :param models: the columns to fill; without any, those in the database's registry, whose encoders are
         looked up by name.
     :param table: only this table, as SQL writes it; and ``column_name`` only this column.
     :param listen: whether ``NOTIFY pgembed`` makes it look for pending rows at once.
-    :param heartbeat: a folder in which it says that it is alive, and what waits; see
+    :param heartbeat: the folder of its heartbeat file; see
         :mod:`pgembed.filling.heartbeat`.
     :raises DatabaseError: to listen, the engine needs the driver psycopg.
     """
@@ -111,10 +111,10 @@ class Worker:
     def run(self, *, once: bool = False) -> bool:
         """Fill until stopped.
 
-        :param once: until nothing is pending that could be filled; every column is tried once.
+        :param once: until nothing that can be filled is pending; every column is tried once.
         :returns: whether all columns went well and, with ``once``, no row is left that could not be filled.
         :raises NotInstalledError: the database has no SQL objects of pgembed.
-        :raises DBAPIError: with ``once``, the database cannot be reached; otherwise it is waited for.
+        :raises DBAPIError: with ``once``, the database cannot be reached; otherwise the worker waits for it.
         """
         with self._listener or nullcontext():
             return self._run(once=once)
@@ -154,7 +154,7 @@ class Worker:
         return not self._refused and all(job.error is None and not job.left for job in self._jobs.values())
 
     def _waiting(self) -> Iterator[State]:
-        """What ought to get done, and since when it has not."""
+        """What has been waiting without progress, and since when."""
         if self._lost is not None:
             yield self._lost
         for job in self._jobs.values():
@@ -222,7 +222,7 @@ class Worker:
         def body() -> None:
             try:
                 cycle.run(once=once)
-            except BaseException as error:  # a thread that ended otherwise would not be missed
+            except BaseException as error:  # a thread that ends in another way must not go unnoticed
                 job.error = error
 
         logger.info("event=start column=%r encoder=%r", str(job.target), job.target.encoder.name)
@@ -235,7 +235,7 @@ class Worker:
         job.thread = None
         if job.error is None:
             job.done = True
-            job.left = pending(self._engine, job.target, in_hand=False)
+            job.left = pending(self._engine, job.target, claimed=False)
             if job.left:
                 logger.warning("event=left column=%r rows=%d", str(job.target), job.left)
             return
@@ -254,7 +254,7 @@ class Worker:
     def _note_failing(self, job: _Job) -> None:
         """Remember since when a column has failed, while there is something to fill in it."""
         try:
-            rows = pending(self._engine, job.target, in_hand=False)
+            rows = pending(self._engine, job.target, claimed=False)
         except (DBAPIError, PgembedError):
             waiting = "pending rows cannot be counted"
         else:

@@ -1,4 +1,4 @@
-"""Vectors into rows: short transactions that wait for nobody, sized so that nobody waits long for them."""
+"""Writing vectors: short transactions that wait for no lock, sized so that others hardly wait for theirs."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from pgembed.filling.transactions import Transactions, is_lost
 
 logger = logging.getLogger(__name__)
 
-#: Seconds after which a write to rows that somebody has locked is tried again; then they are left.
+#: Seconds after which a write to locked rows is tried again; after the last, they are left.
 _RETRIES = (0.1, 0.4, 1.5)
 
-#: Seconds between two looks at what triggers the table has.
+#: Seconds between two look-ups of the table's triggers.
 _LOOK = 5.0
 
-#: Classes of SQLSTATE that say that rows in motion met, or that somebody else was first: later, then.
+#: Classes of SQLSTATE of conflicts with other sessions: the write is tried again.
 _LATER = ("40", "55P03")
 #: Classes that blame a row: bad data, a constraint, a trigger that raises.
 _ROW = ("21", "22", "23", "27", "38", "39", "44", "P0")
@@ -33,7 +33,7 @@ _ROW = ("21", "22", "23", "27", "38", "39", "44", "P0")
 
 @dataclass(frozen=True)
 class Locked:
-    """Vectors whose rows somebody had locked: when to try again, and for which time that will be."""
+    """Vectors whose rows were locked: when to try again, and the number of that attempt."""
 
     encoded: Encoded
     due: float
@@ -43,9 +43,9 @@ class Locked:
 class Writing:
     """The database's part of the cycle.
 
-    :param seconds: what one transaction should take: an ANN index makes rows ten times dearer.
-    :param on_failure: called with each row that the database refuses alone, the digest of the text that it
-        has then, and the error.
+    :param seconds: what one transaction should take: an ANN index makes rows ten times as costly.
+    :param on_failure: called with each row that the database refuses, the digest of its present text, and the
+        error.
     :param on_settled: called with the rows that need nothing more, and how many of them were written.
     """
 
@@ -80,11 +80,11 @@ class Writing:
         return max(min(locked.due for locked in self._locked) - time.monotonic(), 0.0)
 
     def write(self, encoded: Encoded) -> None:
-        """Write vectors into their rows, those of them that still have the text and are not locked."""
+        """Write vectors into those of their rows that still have the text and are not locked."""
         self._write_all(encoded, attempt=0)
 
     def write_due(self) -> None:
-        """Try again what was locked, where its time has come."""
+        """Try again what was locked and is due."""
         now = time.monotonic()
         due = [locked for locked in self._locked if locked.due <= now]
         self._locked = [locked for locked in self._locked if locked.due > now]
@@ -125,7 +125,7 @@ class Writing:
         self._on_settled(settled, len(written) - len(changed))
 
     def _execute(self, connection: Connection, some: Encoded) -> dict[str, str | None]:
-        """The keys of the rows that were written, and what :meth:`Statements.write` says of each."""
+        """The keys of the written rows, and what :meth:`Statements.write` returns for each."""
         given = _named(some.rows) | {"vectors": some.vectors}
         written: dict[str, str | None] = dict(connection.execute(self._write, given).all())
         if written and self._triggered(connection):
@@ -141,7 +141,7 @@ class Writing:
         return self._has_trigger
 
     def _wait_for_locks(self, some: Encoded, missed: list[int], attempt: int) -> set[str]:
-        """Keep the vectors of rows that still want them: somebody has them locked. Returns their keys."""
+        """Keep the vectors of locked rows that still want them; returns their keys."""
         if attempt == len(_RETRIES) or not missed:
             return set()
         given = _named([some.rows[position] for position in missed])
@@ -155,8 +155,8 @@ class Writing:
         return still
 
     def _swallowed(self, some: Encoded, missed: list[int]) -> set[str]:
-        """Set aside rows that want their vectors, that nobody has locked, and that were not written even so.
-        Returns their keys."""
+        """Set aside rows that want their vectors and are unlocked, but were not written; returns their
+        keys."""
         if not missed:
             return set()
         rest = Encoded([some.rows[position] for position in missed], some.vectors[missed])
@@ -190,8 +190,8 @@ class Writing:
             self._write_some(Encoded(some.rows[middle:], some.vectors[middle:]), attempt)
 
     def _is_policy(self, state: str) -> bool:
-        """Whether a row-level policy refuses a row: Postgres has one SQLSTATE for that and for a lack of
-        privileges, which is no row's fault."""
+        """Whether a row-level policy refuses a row: Postgres has one SQLSTATE for that and for missing
+        privileges, which no row is to blame for."""
         return state == "42501" and bool(self._transactions.run(lambda c: c.scalar(self._may_write)))
 
 

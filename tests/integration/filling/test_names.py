@@ -27,7 +27,7 @@ def statements(target: Target) -> list[Any]:
     return [getattr(made, name)() for name in named] + [
         made.claim(after=True),
         made.claim(after=True, newest=True),
-        made.pending_count(in_hand=False),
+        made.pending_count(claimed=False),
     ]
 
 
