@@ -1,7 +1,7 @@
 """Embeddings as an ordinary part of a Postgres schema.
 
-Importing this package loads no ONNX runtime, no Alembic and no command line. What has to do with a database
-is loaded when it is first asked for: a program that only encodes starts without it.
+Importing this package loads no ONNX runtime, no Alembic and no command line. The parts that need a database
+are loaded at first use: a program that only encodes starts without them.
 """
 
 import sys
@@ -43,7 +43,7 @@ else:
 
 @event.listens_for(Pool, "first_connect")
 def _know_vectors(*_: Any) -> None:
-    """Reflection knows vectors in programs too that have asked for nothing but ``import pgembed``."""
+    """Reflection knows vectors even where a program did no more than ``import pgembed``."""
     if "sqlalchemy.dialects.postgresql" in sys.modules:
         import_module("pgembed.columns")
 

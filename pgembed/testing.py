@@ -26,7 +26,7 @@ from pgembed.exc import DeclarationError
 def allow_dialect(name: str) -> None:
     """Let ``create_all`` create embedding columns on another database than Postgres, for this process.
 
-    Tests that only need all tables to exist can so go on using SQLite. Flushes fill the columns as they do
+    So tests that only need the tables to exist can go on using SQLite. Flushes fill the columns as they do
     on Postgres, and vectors, stored as text, load as arrays; there are no pending indexes, and searches are
     refused.
 
@@ -39,7 +39,7 @@ class HashEncoder:
     """A deterministic encoder: every word has a pseudo-random direction, a text is their normalised sum.
 
     Texts that share words are near each other, equal texts are equal, and nothing is read from disk.
-    ``calls`` holds the batches that were asked for, as tuples of texts.
+    ``calls`` holds the encoded batches, as tuples of texts.
 
     :param dimensions: length of the vectors.
     :param name: what statements and ``pgembed.status`` call it; part of the fingerprint.
@@ -72,10 +72,10 @@ class HashEncoder:
 
 
 class StandIn:
-    """An encoder that is another one in all respects but its vectors, and needs none of its files.
+    """An encoder that replaces another in all but its vectors, and needs none of its files.
 
     Name, fingerprint, dimensions and options are those of the original, so digests, registrations and
-    migrations are too. ``calls`` holds the batches that were asked for, as tuples of texts.
+    migrations are too. ``calls`` holds the encoded batches, as tuples of texts.
 
     :param original: the encoder to replace.
     :param vectors: what computes the vectors.
@@ -86,7 +86,7 @@ class StandIn:
         self.calls: list[tuple[str, ...]] = []
         self._vectors = vectors
 
-    # What is said of a pgembed.Encoder alone, such as its options, is said of its stand-in too.
+    # What only a pgembed.Encoder has, such as options, its stand-in has too.
     @property  # type: ignore[misc]
     def __class__(self) -> Any:
         return type(self.original)

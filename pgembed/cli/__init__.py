@@ -1,1 +1,1 @@
-"""The command line: one file a command group, each with a ``register`` function."""
+"""The command line: one file per command group, each with a ``register`` function."""

@@ -40,7 +40,7 @@ def backfill(
 ) -> None:
     """Fill all pending rows, beside users and workers. After an interruption, run it again: it resumes.
 
-    Exit code 1 if rows could not be filled, now or before, or somebody kept them locked.
+    Exit code 1 if rows could not be filled, now or before, or stayed locked.
     """
     if where is not None and table is None:
         raise typer.BadParameter("a condition needs a TABLE", param_hint="--where")
@@ -81,7 +81,7 @@ def _estimate(
 def _fill(
     engine: Engine, target: Target, where: str | None, limit: int | None, throttle: float | None
 ) -> bool:
-    """Fill a column; returns whether nothing is left that was asked for."""
+    """Fill a column; returns whether all requested rows are filled."""
     total = pending(engine, target, where=where)
     bar = Progress(
         TextColumn("{task.description}"),

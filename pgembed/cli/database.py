@@ -46,8 +46,8 @@ def server(
 ) -> None:
     """Run the embedded Postgres on a folder, for an application or its tests, until SIGTERM or SIGINT.
 
-    The first line of the output is the URL, which the commands of pgembed take as --url, and SQLAlchemy. The
-    server stops with the last of its users, of which this is one.
+    The first line of the output is the URL, for --url of pgembed's commands and for SQLAlchemy. The server
+    stops when its last user does; this command is one of them.
     """
     stopped = threading.Event()
 

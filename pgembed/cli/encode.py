@@ -1,4 +1,4 @@
-"""``pgembed encode``: texts, one a line, to vectors, one a line or as a numpy file."""
+"""``pgembed encode``: texts, one per line, to vectors, one per line or as a numpy file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pgembed.encoders import Encoder
 from pgembed.encoders.text.texts import Vectors
 from pgembed.exc import TextError
 
-# Lines encoded together: enough to find texts of like length among them, little enough to flow.
+# Lines encoded together: enough to batch texts of similar length, few enough to stream.
 _WINDOW = 1024
 
 
@@ -105,7 +105,7 @@ def _lines(files: Sequence[Path], stack: ExitStack) -> Iterator[str]:
 
 
 def _write_lines(vectors: Vectors, format: Format, file: IO[bytes] | None) -> None:
-    """One line a vector, with the nine digits that give back the same float32."""
+    """One line per vector, with the nine digits that restore the same float32."""
     comma = "," if format is Format.PGVECTOR else ", "
     pattern = f"[{comma.join(['%.9g'] * vectors.shape[1])}]\n"
     text = "".join(pattern % tuple(vector) for vector in vectors.tolist())

@@ -1,4 +1,4 @@
-"""``pgembed export``, ``pull`` and ``encoders``: encoders are made, fetched, listed and shown."""
+"""``pgembed export``, ``pull`` and ``encoders``: making, fetching and showing encoders."""
 
 from __future__ import annotations
 

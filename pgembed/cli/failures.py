@@ -1,4 +1,4 @@
-"""``pgembed failures``: the rows that could not be filled, and another try for them."""
+"""``pgembed failures``: rows that could not be filled, and trying them again."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def retry(
     column: OneColumn = None,
     key: Annotated[str | None, typer.Option(help="Only this row, by its key as `list` shows it.")] = None,
 ) -> None:
-    """Let workers try the rows again at once. Exit code 1 if none has failed that has the key."""
+    """Let workers try the rows again at once. Exit code 1 if no failed row has the key."""
     with connect(url) as connection:
         relation = _relation(connection, table)
         count = failures.retry(connection, relation, column, key)

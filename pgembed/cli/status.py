@@ -44,8 +44,8 @@ def status(
 ) -> None:
     """Show fresh, pending and failed rows of every embedding column (the view pgembed.status).
 
-    A text longer than its encoder's limit is cut. How many are is known from a sample of the rows, and where
-    the encoder's tokenizer is on this machine.
+    A text longer than its encoder's limit is cut. Their number is estimated from a sample of the rows, if the
+    encoder's tokenizer is on this machine.
     """
     with connect(url) as connection:
         require_installed(connection)
@@ -75,7 +75,7 @@ def _name(target: Target | Refused) -> str:
 def _cuts(
     connection: Connection, target: Target | Refused | None, row: dict[str, Any], sample: int
 ) -> dict[str, Any]:
-    """What is known of a column's cut texts, or why nothing is."""
+    """A column's cut texts, or why they cannot be counted."""
     found: dict[str, Any] = {"sampled": None, "cut": None, "cut_problem": None}
     try:
         if row["problem"] or row["total"] is None or target is None:

@@ -57,12 +57,12 @@ def worker(
 ) -> None:
     """Fill pending rows of all embedding columns as they appear.
 
-    Several workers share the work, on one machine or many. SIGTERM and SIGINT let it finish the batch at
-    hand. Exit code 1 if, with --once, rows are left that could not be filled.
+    Several workers share the work, on one machine or many. SIGTERM and SIGINT let it finish its batch. Exit
+    code 1 if, with --once, rows are left that could not be filled.
 
     With --health it is a check: exit code 0 if a worker runs on this machine and all that do are well, idle
-    or filling; 1 if none does, one is silent, or rows have been waiting for longer than --grace while it met
-    errors or got nothing done. Each problem is a line.
+    or filling; 1 if none runs, one is silent, or rows have been waiting for longer than --grace without
+    progress. Each problem is one line.
     """
     folder = heartbeat or default_folder()
     if health:
@@ -105,7 +105,7 @@ _NAME = {"application_name": "pgembed worker"}
 
 
 def _log_lines() -> None:
-    """One line an event, of keys and values, as log collectors read them."""
+    """One line per event, with keys and values, for log collectors."""
     handler = logging.StreamHandler(sys.stderr)
     line = "time=%(asctime)s.%(msecs)03d level=%(levelname)s %(message)s"
     handler.setFormatter(logging.Formatter(line, "%Y-%m-%dT%H:%M:%S"))

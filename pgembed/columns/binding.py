@@ -31,7 +31,7 @@ from pgembed.exc import DeclarationError
 
 
 def _bind(table: Table, vector: Column[Any], sources: tuple[Column[Any], ...]) -> EmbeddingColumn:
-    """Put the indexes of an embedding on its table, unless they are there over the same sources."""
+    """Put the indexes of an embedding on its table, unless it has them, over the same sources."""
     present = next((each for each in bound_in(table) if each.vector is vector), None)
     if present is not None and present.sources == sources:
         return present
@@ -179,7 +179,7 @@ def _class_mapped(mapper: Mapper[Any], _class: type[Any]) -> None:
 
 
 def map_embedding(mapper: Mapper[Any], key: str, vector: Column[Any]) -> None:
-    """Bind the embedding of an attribute, and map its digest, unless that is done.
+    """Bind the embedding of an attribute and map its digest, if that is still to do.
 
     :raises DeclarationError: a source is not an attribute, or the digest's attribute is taken.
     """
@@ -220,11 +220,10 @@ def map_embedding(mapper: Mapper[Any], key: str, vector: Column[Any]) -> None:
 
 
 def _defer(mapper: Mapper[Any], column: Column[Any], *, group: str) -> None:
-    """Load vector and digest when one of them is asked for, and then both.
+    """Load vector and digest on access, always together.
 
-    A vector is worth nothing without the digest that says what it was made from: a detached object that
-    carries only the vector would be merged as one that the user has brought. How a property is loaded is
-    decided when mappers are configured, from the attributes that are set here.
+    A vector means little without its digest: merging a detached object that has only the vector would count
+    that as the user's own. Mappers read the attributes that are set here when they are configured.
     """
     prop = mapper.get_property_by_column(column)
     assert isinstance(prop, ColumnProperty)
@@ -234,7 +233,7 @@ def _defer(mapper: Mapper[Any], column: Column[Any], *, group: str) -> None:
 
 
 def _forget(mapper: Mapper[Any]) -> None:
-    """Take a class that was refused out of its registry, and its table out of the metadata."""
+    """Remove a refused class from its registry, and its table from the metadata."""
     manager = mapper.class_manager
     mapper.registry._dispose_manager_and_mapper(manager)
     mapper.registry._managers.pop(manager, None)

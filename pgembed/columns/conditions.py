@@ -1,8 +1,7 @@
 """Conditions as SQL text, on their way into a statement of ours: they stay within their parentheses.
 
-``n = 3) OR (1=1`` would close the parentheses around it and undo what it is joined to by AND. So texts are
-read as Postgres's scanner reads them (literals, quoted names, dollar quotes, nested comments), and must close
-what they open and nothing else.
+``n = 3) OR (1=1`` would close the parentheses around it and escape the AND. So texts are scanned as Postgres
+does (literals, quoted names, dollar quotes, nested comments), and must close exactly what they open.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from pgembed.exc import DeclarationError
 # Of names and of the tags of dollar quotes; every character beyond ASCII counts, blanks of Unicode too.
 _LETTER = r"[A-Za-z_\x80-\U0010ffff]"
 _LETTER_OR_DIGIT = r"[A-Za-z0-9_\x80-\U0010ffff]"
-#: Where something begins that has an end of its own, or that matters here; names hide what looks like it.
+#: What has an end to look for, or matters here; names hide what looks like it.
 _BEGINS = re.compile(
     rf"--|/\*|[eE]'|\$(?:{_LETTER}{_LETTER_OR_DIGIT}*)?\$|{_LETTER}(?:{_LETTER_OR_DIGIT}|\$)*"
     rf"|[0-9]{_LETTER_OR_DIGIT}*|[^ \t\n\r\f\v]"
@@ -29,12 +28,12 @@ _BLOCK = re.compile(r"/\*|\*/")
 _NAME = re.compile(r'(?:[^"]|"")*"')
 _PLAIN = re.compile(r"(?:[^']|'')*'")
 _ESCAPES = r"(?:[^'\\]|''|\\.)*'"
-#: A literal goes on in the next line, in the way in which it has begun.
+#: A literal may continue on the next line, with the same escapes.
 _ESCAPED = re.compile(rf"{_ESCAPES}(?:(?:[ \t\n\r\f\v]|--[^\r\n]*[\r\n])*'{_ESCAPES})*", re.DOTALL)
 
 
 def condition(where: str | Any, *, what: str = "where=") -> Any:
-    """A condition that can be joined to others by AND, whatever it is made of.
+    """A condition that can safely be joined to others by AND.
 
     :param where: SQL text, or an expression; texts within it (``text()``, ``literal_column()``) count too.
     :param what: the argument, for messages.
@@ -43,7 +42,7 @@ def condition(where: str | Any, *, what: str = "where=") -> Any:
     """
     if isinstance(where, str):
         check_sql(where, what=what)
-        # A line of its own for the bracket: the text may end with a comment.
+        # The bracket gets its own line: the text may end with a comment.
         return literal_column(f"({where}\n)", Boolean())
     clause: ColumnElement[bool] = getattr(where, "__clause_element__", lambda: where)()
     if not isinstance(clause, ClauseElement):
@@ -72,7 +71,7 @@ def check_sql(sql: str, *, what: str = "where=", within: bool = False) -> None:
 
 
 def _problem(sql: str, plain: re.Pattern[str], within: bool) -> str | None:
-    """What speaks against a text.
+    """What is wrong with a text; ``None`` where nothing is.
 
     :param plain: how plain literals go on after their first quote.
     """

@@ -58,16 +58,16 @@ def embedding_column(
     :param encoder: what turns texts into vectors: a :class:`pgembed.Encoder`, or a :class:`TextEncoder` of
         your own.
     :param template: the text to encode, as ``"{title}: {body}"``; without it, the texts that are not empty,
-        a line each.
+        one per line.
     :param metric: ``"cosine"``, ``"l2"``, ``"inner_product"`` or ``"l1"``; what queries and ``index`` use.
     :param index: ``HNSW(...)``, built after the load (see :class:`pgembed.HNSW`).
     :param fill: ``"flush"`` encodes in the flush that writes the row; ``"worker"`` leaves the row pending.
     :param on_error: what a failing encoder does to the flush: ``"raise"``, or leave rows ``"pending"``.
-    :param type: ``"vector"`` (4 bytes a dimension) or ``"halfvec"`` (2 bytes).
+    :param type: ``"vector"`` (4 bytes per dimension) or ``"halfvec"`` (2 bytes).
     :param deferred: do not load vector and digest together with the entity.
     :param name: the column's name, if it is not the attribute's.
-    :param replaces: the name of the table's column that this one is to take the place of, while both are
-        there. Migrations let that one stand, and drop it when ``replaces`` is taken away.
+    :param replaces: the name of the column that this one is going to replace, while the table has both.
+        Migrations keep that one, and drop it when ``replaces`` is removed.
     :param options: further arguments of :func:`sqlalchemy.orm.mapped_column`, such as ``init=False`` for
         dataclasses. In a Core ``Table``, write ``embedding_column(..., name="embedding").column``.
     :raises DeclarationError: at declaration, for whatever cannot work.
@@ -113,7 +113,7 @@ def _check_arguments(
     storage: str,
 ) -> None:
     """
-    :raises DeclarationError: one of them has a value that it cannot have.
+    :raises DeclarationError: an argument has a wrong value.
     """
     if not sources or not all(isinstance(source, str) for source in sources):
         raise DeclarationError(

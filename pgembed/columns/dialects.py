@@ -1,11 +1,11 @@
-"""What SQLAlchemy's dialects of Postgres learn of vectors: reflection, arrays, functions that return vectors.
+"""What SQLAlchemy's dialects of Postgres learn about vectors: reflection, arrays, functions.
 
 Importing :mod:`pgembed.columns` applies it; for other types nothing changes.
 
 - Reflected columns have pgembed's types, or those of ``pgvector.sqlalchemy`` if that is imported as well.
 - ``ARRAY(Vector(3))`` works as a column and as an expression, such as ``func.array_agg(Article.embedding)``.
-  Values are lists of float32 arrays, and of ``None``; psycopg hands arrays of types that it does not know to
-  SQLAlchemy as one text.
+  Values are lists of float32 arrays, and of ``None``; psycopg returns arrays of types that it does not know
+  as one text.
 - ``func.avg(Article.embedding)`` and others of that kind have the type of their argument.
 """
 
@@ -115,7 +115,7 @@ for _dialect in (
 
 @event.listens_for(Column, "after_parent_attach")
 def _compare_arrays(column: Column[Any], _table: Any) -> None:
-    """Lists of numpy arrays cannot be compared by ``==``, with which the ORM finds what has changed."""
+    """The ORM finds changes by ``==``, which cannot compare lists of numpy arrays."""
     if isinstance(column.type, ARRAY) and _of_vectors(column.type):
         column.type.compare_values = _same  # type: ignore[method-assign, assignment]
 

@@ -8,7 +8,7 @@ With the parts *p1 ... pn* (the source columns, NULL counting as the empty text)
 where *recipe* is the MD5 of the encoder's fingerprint and the template. Every part has a fixed length, so
 texts that differ give inputs that differ, whatever separators they hold. Only built-in functions take part
 (an index on the digest can be dumped and restored anywhere), all are immutable, and none reads a collation.
-MD5 is a checksum here; whoever can forge a collision can also write the row.
+MD5 is only a checksum here: anyone who could use a collision can write the row anyway.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def digest_sql(recipe: str, columns: Sequence[ColumnElement[Any]]) -> ColumnElem
 
     The constants are literals, never parameters: the planner proves by comparing expressions that a query
     may use the pending index, and a parameter would defeat it. Functions are named with their schema: those
-    of Postgres take ``text``, and somebody's own ``md5(varchar)`` on the ``search_path`` would come first.
+    of Postgres take ``text``, and a user's ``md5(varchar)`` on the ``search_path`` would be preferred.
     """
     empty: ColumnElement[str] = literal_column("''")
     zero: ColumnElement[int] = literal_column("0")

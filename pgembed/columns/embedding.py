@@ -35,7 +35,7 @@ SOURCES = "pgembed.sources"
 class TextEncoder(Protocol):
     """What a column needs of its encoder; :class:`pgembed.Encoder` is one.
 
-    Both methods return one vector a text, in the order of the texts: a float32 array of the shape
+    Both methods return one vector per text, in the order of the texts: a float32 array of the shape
     ``(len(texts), dimensions)``; see :func:`answered`. They are called from several threads at once.
     """
 
@@ -71,7 +71,7 @@ def answered(
     column: object,
     refuse: Callable[[int, EncoderAnswerError], None] | None = None,
 ) -> Array:
-    """What an encoder answered to ``count`` texts, as float32 of shape ``(count, dimensions)``.
+    """An encoder's answer to ``count`` texts, as float32 of shape ``(count, dimensions)``.
 
     Whatever numpy reads as an array of numbers is taken (lists, floats of other widths, tensors on the CPU)
     and rounded to float32.
@@ -142,7 +142,7 @@ class Embedding:
         return digest.recipe(fingerprint, self.template)
 
     def compose(self, texts: Sequence[str | None]) -> str:
-        """The text that is encoded, of the texts of the sources.
+        """The text to encode, composed from those of the sources.
 
         With a template, its fields are filled in (NULL as the empty text); without one, the texts that are
         neither NULL nor empty are joined by newlines.
@@ -223,7 +223,7 @@ class PendingIndex(Index):
         self.ddl_if(callable_=on_postgres)
 
 
-#: Tables with an embedding whose sources or key were not found so far, and what tries again.
+#: Tables with an embedding whose sources or key are still to be found, and what looks again.
 unsettled: WeakKeyDictionary[Table, Callable[[Table], None]] = WeakKeyDictionary()
 
 

@@ -22,14 +22,14 @@ from pgembed.exc import (
 
 MIN_PGVECTOR = "0.8"
 _INSUFFICIENT_PRIVILEGE = "42501"
-#: SQLSTATE of a wait that lock_timeout has ended.
+#: SQLSTATE of a wait that ended at lock_timeout.
 LOCK_NOT_AVAILABLE = "55P03"
-#: For how long the lock of installations is waited for.
+#: How long to wait for the lock of installations.
 LOCK_PATIENCE = "60s"
 #: Key of the advisory lock under which extension and objects are created; any constant serves.
 _LOCK = 0x7067656D62656400
-#: The extension belongs to the whole database, so it goes where every search_path finds it: into ``public``,
-#: unless the search_path leaves that out. The first schema may be that of one tenant among many.
+#: The whole database shares the extension, so it goes where every search_path finds it: into ``public``,
+#: unless the search_path leaves that out. The first schema may belong to one tenant of many.
 _SCHEMA = """
 SELECT CASE WHEN 'public' = ANY (pg_catalog.current_schemas(false)) THEN 'public'
             ELSE pg_catalog.current_schema() END
@@ -37,7 +37,7 @@ SELECT CASE WHEN 'public' = ANY (pg_catalog.current_schemas(false)) THEN 'public
 
 
 def ensure_extension(connection: Connection, *, create: bool = True) -> str:
-    """See to it that the extension ``vector`` is there and new enough.
+    """Make sure that the extension ``vector`` exists and is new enough.
 
     ::
 
@@ -110,7 +110,7 @@ def require_visible(connection: Connection) -> None:
 
 @event.listens_for(Table, "before_create")
 def _before_table(table: Table, connection: Any, **_: Any) -> None:
-    embeddings_of(table)  # raises where one could never be filled
+    embeddings_of(table)  # raises if one could never be filled
     if not needs_extension(table, connection.dialect):
         return
     if isinstance(connection, Connection):
@@ -121,11 +121,11 @@ def _before_table(table: Table, connection: Any, **_: Any) -> None:
 
 
 def lock_within(connection: Connection, time: str, *keys: int) -> None:
-    """Take an advisory lock until the transaction ends, within a time: anybody can take one, and keep it.
+    """Take an advisory lock until the transaction ends, waiting a limited time: any session can hold one.
 
-    :param time: as ``lock_timeout`` is written; that setting is as before afterwards.
+    :param time: as for ``lock_timeout``, which is restored afterwards.
     :param keys: one, or two of 32 bits.
-    :raises DBAPIError: with :data:`LOCK_NOT_AVAILABLE`, others have it all that time.
+    :raises DBAPIError: with :data:`LOCK_NOT_AVAILABLE`, other sessions held it all that time.
     """
     given = (
         select(func.pg_catalog.current_setting("lock_timeout").label("given")).offset(0).subquery("settings")
@@ -142,7 +142,7 @@ def lock_within(connection: Connection, time: str, *keys: int) -> None:
 def lock_installation(connection: Connection) -> None:
     """Let one session at a time create shared objects, until its transaction ends.
 
-    :raises DatabaseError: another one has had the lock for a minute.
+    :raises DatabaseError: another session has held the lock for a minute.
     """
     try:
         lock_within(connection, LOCK_PATIENCE, _LOCK)

@@ -1,6 +1,4 @@
-"""Names as SQL writes them, and short enough that Postgres keeps them whole: it cuts what is longer than 63
-bytes, and says so in a notice only.
-"""
+"""Names as SQL writes them, no longer than the 63 bytes at which Postgres cuts them with a mere notice."""
 
 from __future__ import annotations
 
@@ -24,8 +22,8 @@ def octets(name: str) -> int:
 
 
 def shortened(name: str) -> conv:
-    """A name that pgembed chooses, shortened as SQLAlchemy would, but counted in bytes: a checksum at the
-    end keeps apart what begins alike."""
+    """A name that pgembed chooses, shortened as SQLAlchemy does, but counted in bytes: a checksum at the end
+    keeps similar names apart."""
     if octets(name) <= LONGEST_NAME:
         return conv(name)
     checksum = hashlib.md5(name.encode(), usedforsecurity=False).hexdigest()[-4:]

@@ -1,9 +1,9 @@
 """The registration of an embedding column: the JSON in the comment on its pending index.
 
-It is written when the index is created, and read strictly. Whoever owns a table can write such comments, so
-nothing is taken as it is found. The same rules in SQL are ``pgembed.registration_problem()``, in
-``sql/10_embedding_columns.sql``; a test compares the two. Keys that are not known here are of newer versions,
-and no fault.
+It is written when the index is created, and read strictly. The owner of a table can write any comment there,
+so nothing in it is trusted. The same rules in SQL are ``pgembed.registration_problem()``, in
+``sql/10_embedding_columns.sql``; a test compares the two. Unknown keys come from newer versions, and are
+allowed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from pgembed.metrics import metrics_of
 
 Facts: TypeAlias = dict[str, Any]
 
-#: How the comment begins; others are not ours.
+#: How our comments begin.
 _BEGINNING = '{"pgembed":'
 _LONGEST = 65536
 #: The options of an encoder that this version knows.
@@ -90,7 +90,7 @@ def _after_index(index: PendingIndex, connection: Any, **_: Any) -> None:
 
 
 def read_registration(comment: str | None) -> tuple[Facts | None, str | None]:
-    """The facts in a comment, or what is wrong with them; neither for a comment of somebody else's."""
+    """The facts in a comment, or what is wrong with them; neither for a comment that is not ours."""
     if comment is None or not comment.startswith(_BEGINNING):
         return None, None
     if len(comment.encode(errors="surrogatepass")) > _LONGEST:

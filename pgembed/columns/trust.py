@@ -1,7 +1,7 @@
-"""Whose tables count: what ``sql/05_trust.sql`` decides, asked before a statement names a table.
+"""Whose tables count: ``sql/05_trust.sql`` decides it, before a statement names a table.
 
-Whoever reads or writes a table runs what its owner has put there: a function in the predicate of an index
-runs as soon as a query is planned.
+Reading or writing a table runs its owner's code: a function in the predicate of an index runs as soon as a
+query is planned.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pgembed.exc import NotTrustedError
 
 _INSTALLED = text("SELECT pg_catalog.to_regprocedure('pgembed.distrust(oid)') IS NOT NULL")
 _DISTRUST = text("SELECT pgembed.distrust(CAST(CAST(:relation AS bigint) AS oid))")
-#: Without the SQL objects nobody is named: superusers are left, and the role that asks.
+#: Without the SQL objects, no role is listed: that leaves superusers and the current role.
 _FOREIGN = text("""
 WITH RECURSIVE tree AS (
     SELECT CAST(CAST(:relation AS bigint) AS oid) AS relid
@@ -29,7 +29,7 @@ SELECT pg_catalog.format('owner "%s" is not trusted: pgembed init --trust "%1$s"
 
 
 def distrust(connection: Connection, relation: int | None) -> str | None:
-    """Why a table is left alone; ``None`` where it is not, or where there is no such table.
+    """Why the owner of a table is not trusted; ``None`` if it is, or there is no such table.
 
     :param relation: its oid.
     """
@@ -43,7 +43,7 @@ def distrust(connection: Connection, relation: int | None) -> str | None:
 def require_trust(connection: Connection, relation: int | None, name: str) -> None:
     """
     :param name: the table's, for the message.
-    :raises NotTrustedError: the table is left alone.
+    :raises NotTrustedError: its owner is not trusted.
     """
     problem = distrust(connection, relation)
     if problem is not None:

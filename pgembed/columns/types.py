@@ -23,7 +23,7 @@ from pgembed.constants import MAX_DIMENSIONS
 from pgembed.exc import DeclarationError, UnsupportedDialectError
 from pgembed.metrics import metric
 
-#: Where columns may be created as text, beside Postgres: see :func:`pgembed.testing.allow_dialect`.
+#: Other databases where columns may be created as text: see :func:`pgembed.testing.allow_dialect`.
 TEXT_DIALECTS: set[str] = set()
 _POSTGRESQL: Any = postgresql.dialect()  # type: ignore[no-untyped-call]
 
@@ -67,7 +67,7 @@ class VectorType(UserDefinedType[Array]):
     to type checkers.
 
     :param dimensions: n; ``None`` declares the type without a limit.
-    :param storage: ``"vector"`` (4 bytes a dimension) or ``"halfvec"`` (2 bytes).
+    :param storage: ``"vector"`` (4 bytes per dimension) or ``"halfvec"`` (2 bytes).
     :raises DeclarationError: n is not within 1 to 16000, or the storage is unknown.
     """
 
@@ -122,8 +122,8 @@ class VectorType(UserDefinedType[Array]):
     def __get_pydantic_core_schema__(cls, _source: Any, _handler: Any) -> Any:
         """What the annotation ``Vector`` is to Pydantic, and so to SQLModel and FastAPI.
 
-        Whatever :func:`as_array` understands is valid, of any length; JSON is a list of numbers. An array
-        of float32 stays the one that it is, so that a vector that was loaded is known as such.
+        Whatever :func:`as_array` understands is valid, of any length; JSON is a list of numbers. An array of
+        float32 stays the same object, so that a loaded vector is recognised.
         """
         from pydantic_core import core_schema
 

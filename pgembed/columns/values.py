@@ -120,7 +120,7 @@ def _decoded(value: bytes) -> str:
 
 
 def _numbers(value: Any) -> Array:
-    """Numbers as float32; of whatever else numpy would take for numbers, an error."""
+    """Numbers as float32; an error for anything else that numpy would take for numbers."""
     try:
         raw = np.asarray(value)
         if raw.dtype.kind in "cMmUS":  # numpy drops imaginary parts, counts days and reads texts

@@ -27,11 +27,11 @@ _watchers: dict[Path, subprocess.Popen[bytes]] = {}
 def embedded(
     path: str | Path, *, database: str = "postgres", postgres_version: int | None = None
 ) -> Iterator[URL]:
-    """Run a Postgres server on the folder ``path`` for as long as somebody uses it.
+    """Run a Postgres server on the folder ``path`` while it has users.
 
     The folder is made by the first use and holds the data afterwards. Several threads and processes may use
-    it at once; the server stops with the last of them, however that ends: terminated or killed too. It
-    listens on a Unix socket and trusts whoever can reach it: for development and tests. Its extensions are
+    it at once; the server stops with the last of them, even if that is terminated or killed. It listens on a
+    Unix socket and trusts everyone who can reach it, so it is for development and tests. Its extensions are
     ``vector`` and ``plpgsql``.
 
     ::
@@ -43,8 +43,8 @@ def embedded(
     :param database: the database that the URL names (it is not created).
     :param postgres_version: a major version that the package carries; its newest where left out.
     :returns: a context manager that gives the :class:`sqlalchemy.URL`, for psycopg. Its host stands for the
-        folder of the socket, which the query names; other drivers, and whoever reads URLs more narrowly
-        than SQLAlchemy (pydantic's ``PostgresDsn``), take it as well.
+        folder of the socket, which the query names; other drivers, and stricter readers of URLs such as
+        pydantic's ``PostgresDsn``, take it as well.
     :raises MissingExtraError: the extra ``embedded`` is not installed.
     """
     try:
@@ -108,7 +108,7 @@ def _left(folder: Path, server: Any) -> None:
 def _watcher(folder: Path) -> subprocess.Popen[bytes]:
     """Start the process that ends the server when this process cannot.
 
-    A session of its own keeps it from what is sent to all processes of a terminal.
+    In a new session, it does not get the signals for all processes of a terminal.
     """
     return subprocess.Popen(  # noqa: S603
         [sys.executable, "-P", watcher.__file__, str(folder), str(os.getpid())],
@@ -135,6 +135,6 @@ if hasattr(os, "register_at_fork"):
 
 
 def is_embedded(connection: Connection) -> bool:
-    """Whether it is one to an embedded server that this process uses; asked as a superuser, who may know."""
+    """Whether it connects to an embedded server of this process; only a superuser may know."""
     folder = connection.scalar(text("SELECT pg_catalog.current_setting('data_directory', true)"))
     return folder is not None and Path(folder) in _users

@@ -26,7 +26,7 @@ _INTERNAL_ERROR = "XX000"
 
 
 def check_server(connection: Connection) -> None:
-    """Refuse a server or database that vectors cannot be kept right on.
+    """Refuse a server or database on which digests would not work.
 
     :raises UnsupportedServerError: older than Postgres 15.
     :raises DatabaseEncodingError: the database is not UTF8.
@@ -63,8 +63,8 @@ def install(connection: Connection, *, extension: bool = True, trust: Sequence[s
 
     :param extension: create the extension ``vector`` where it is missing. Creating extensions may need
         another role than creating tables does; with ``False``, a missing extension is an error.
-    :param trust: roles whose tables are counted and filled, besides those of the role that installs, of
-        superusers, and of the role that asks. They are noted in ``pgembed.trusted_owner``.
+    :param trust: roles whose tables are counted and filled, besides those of the installing role, superusers
+        and the current role. They are recorded in ``pgembed.trusted_owner``.
     :returns: whether anything was installed, or a role trusted that was not before.
     :raises UnsupportedServerError: the server is older than Postgres 15.
     :raises DatabaseEncodingError: the database is not UTF8.
@@ -94,7 +94,7 @@ def _install(connection: Connection, scripts: Installation) -> bool:
             "upgrade the package"
         )
     _check_privileges(connection)
-    # What the statements name without a schema is of Postgres, whatever else somebody put into the path.
+    # Unqualified names in the statements mean Postgres's own, whatever the path holds.
     path = connection.scalar(_PATH)
     for local in (True, False):  # where every statement is committed, a local setting is gone at once
         if connection.scalar(_PATH) != _PINNED:
@@ -109,7 +109,7 @@ def _install(connection: Connection, scripts: Installation) -> bool:
 
 
 def _trust(connection: Connection, roles: Sequence[str]) -> bool:
-    """Note roles whose tables count; returns whether one was not noted before."""
+    """Record trusted roles; returns whether one is new."""
     changed = False
     for role in roles:
         known = text("SELECT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = :role)")
@@ -164,7 +164,7 @@ def _installed(connection: Connection) -> tuple[int, str] | None:
     return None if row is None else (row[0], row[1])
 
 
-#: The schema, and what is in it, of roles that whoever installs has no reason to believe.
+#: The schema and its objects, if they belong to a role that the current one need not trust.
 _FOREIGN = text("""
 SELECT current_user, what, pg_catalog.pg_get_userbyid(owner)
   FROM (SELECT 0, 'schema ' || quote_literal(nspname), nspowner FROM pg_catalog.pg_namespace
@@ -188,7 +188,7 @@ SELECT current_user, what, pg_catalog.pg_get_userbyid(owner)
 
 
 def _check_owner(connection: Connection) -> None:
-    """Refuse a schema that somebody else has made: to read it, even, is to run what is in it."""
+    """Refuse a schema of another role: even reading it runs what is in it."""
     foreign = connection.execute(_FOREIGN).one_or_none()
     if foreign is not None:
         role, what, owner = foreign

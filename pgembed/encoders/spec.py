@@ -27,8 +27,7 @@ SPEC_FILE = "encoder.json"
 FORMAT = 1
 PRECISION_CLASSES = ("float", "int8")
 
-# The fields that decide a document's vector. Their order does not matter, their names do: renaming one
-# changes every fingerprint there is.
+# The fields that decide a document's vector. Their order is free, but renaming one changes every fingerprint.
 _DECIDING = (
     "weights",
     "tokenizer",

@@ -1,9 +1,9 @@
-"""How many threads this process may use, and the threads on which programs under asyncio encode.
+"""How many threads this process may use, those on which programs under asyncio encode, and panics.
 
-The latter are the encoders' own: the default executor of an event loop is shared with everything else that
-blocks, and encoding would wait behind it. All event loops of a process share them, first come, first served.
-``PGEMBED_ASYNC_THREADS`` bounds how many calls encode at once: by default 4 more than the process may use
-cores, since some only wait for a server.
+The threads are the encoders' own: in the default executor of an event loop, encoding would wait behind
+everything else that blocks. All event loops of a process share them. ``PGEMBED_ASYNC_THREADS`` bounds how
+many calls encode at once: by default 4 more than the process may use cores, since some only wait for a
+server.
 
 The threads start when they are needed. At its end, a process waits for the calls that have begun; those that
 a cancelled task has queued never begin (``asyncio.run`` cancels all tasks at its end). A forked child starts
@@ -86,8 +86,7 @@ def off_event_loop(function: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwar
 
     SQLAlchemy's asyncio extension runs its synchronous internals (flushes, bind processors) in a greenlet,
     and lets such code await by switching to the greenlet of the loop. Outside of it, this is a plain call.
-    Errors of ``function`` reach the caller as they
-    are; context variables are those of the caller.
+    Errors of ``function`` are raised unchanged; context variables are the caller's.
     """
     # Without greenlet nothing runs in one, and SQLAlchemy's own functions raise.
     if find_spec("greenlet") is None:
@@ -101,11 +100,11 @@ def off_event_loop(function: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwar
 
 @contextmanager
 def encoder_errors(encoder: str) -> Iterator[None]:
-    """Let whatever an encoder raises be an ``Exception``, so that no thread or program ends by it.
+    """Make whatever an encoder raises an ``Exception``, so that it ends no thread or program.
 
     :param encoder: its name.
-    :raises EncoderPanicError: it raised anything else. What is meant for the program passes: Ctrl-C, and what
-        the handler of a signal raises; both arrive in the main thread, in the middle of whatever it does.
+    :raises EncoderPanicError: it raised anything else. Ctrl-C and what signal handlers raise pass through;
+        they interrupt the main thread anywhere.
     """
     try:
         yield

@@ -17,9 +17,9 @@ _WIDTH = 96
 
 
 def render_types(context: AutogenContext) -> None:
-    """Have vector types of this run rendered as ``VECTOR(n)`` of pgvector, with the import that it needs.
+    """Render vector types of this run as pgvector's ``VECTOR(n)``, with its import.
 
-    It is asked before the ``render_item`` of ``context.configure()``, which renders everything else.
+    It goes before the ``render_item`` of ``context.configure()``, which renders everything else.
     """
     theirs = context.opts.get("render_item")
     if getattr(theirs, "renders_vectors", False):
@@ -55,7 +55,7 @@ class Code(str):
 
 
 def call(context: AutogenContext, function: str, positional: list[Any], **options: Any) -> str:
-    """A call of an operation, on one line or a line for each argument; options of ``None`` are left out."""
+    """A call of an operation, on one line or one line per argument; options of ``None`` are left out."""
     arguments = [_value(value) for value in positional]
     arguments += [f"{name}={_value(value)}" for name, value in options.items() if value is not None]
     name = f"{context.opts.get('alembic_module_prefix') or ''}{function}"
@@ -74,7 +74,7 @@ def _value(value: Any) -> str:
     text = pformat(value, width=_WIDTH - 10, sort_dicts=False)
     if "\n" not in text or not isinstance(value, dict | str):
         return text
-    if isinstance(value, str):  # in parentheses, a piece a line
+    if isinstance(value, str):  # in parentheses, one piece per line
         pieces = [piece.strip() for piece in text.removeprefix("(").removesuffix(")").splitlines()]
         return "\n".join(["(", *(f"    {piece}" for piece in pieces), ")"])
     items = [f"    {name!r}: {_value(each)}," for name, each in value.items()]

@@ -15,12 +15,12 @@ from alembic.util import rev_id
 from pgembed.database.scripts import REVISION
 from pgembed.migrations.operations.base import PgembedOp
 
-#: What is added to the message of each revision of a series, by its number.
+#: The end of the message of each revision of a series, by its number.
 _SUFFIXES = ("", "drop", "add", "index", "not null")
 
 
 class NextRevisionOp(PgembedOp):
-    """What follows goes into a revision of its own: the next part of a series."""
+    """What follows goes into a separate revision: the next part of a series."""
 
     def run(self, operations: Operations) -> None:
         """Nothing to do."""
@@ -36,7 +36,7 @@ class NextRevisionOp(PgembedOp):
 
 
 def in_parts(*parts: Iterable[MigrateOperation]) -> list[MigrateOperation]:
-    """Operations of one table, part by part; of each part, those of all tables become one revision."""
+    """Operations of one table by part; each part of all tables becomes one revision."""
     listed = [list(part) for part in parts]
     while listed and not listed[-1]:
         listed.pop()
@@ -164,7 +164,7 @@ def _is_ours(operation: MigrateOperation) -> bool:
 def written_installation(context: AutogenContext, upgrade_ops: ops.UpgradeOps) -> int:
     """The newest revision of pgembed's SQL objects that a migration of this environment installs, 0 for none.
 
-    Where there is no environment (``compare_metadata()``), nothing is known to be missing.
+    Without an environment (``compare_metadata()``), none is known.
     """
     environment = None if context.migration_context is None else context.migration_context.environment_context
     if environment is None:

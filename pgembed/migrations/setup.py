@@ -57,8 +57,8 @@ def setup() -> None:
 def _run(operations: Operations, operation: PgembedOp) -> None:
     """Carry an operation out in the schema that ``schema_translate_map`` has for the one it names.
 
-    It is looked up once, here: an operation reads the catalogue, emits DDL and lets Alembic emit some, and
-    SQLAlchemy translates only part of that.
+    The schema is looked up once, here: an operation reads the catalogue, emits DDL and lets Alembic emit
+    some, and SQLAlchemy would translate only part of that.
     """
     connection = None if operations.get_context().as_sql else operations.get_bind()
     schemas = connection and connection.get_execution_options().get("schema_translate_map")

@@ -1,7 +1,7 @@
 """A change of encoder by a second column: how far it has got, and whether searches may switch.
 
 The migrations are those of :mod:`pgembed.migrations`; the new column's registration names the one that it
-replaces, and all the rest is read from the database.
+replaces, and the rest is read from the database.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from pgembed.indexes import (
 from pgembed.indexes.standing import StandingIndex, declared_as, standing_on
 from pgembed.queries import semantic_search
 
-#: The share of fresh rows from which a column counts as filled: of a table in use, some are always pending.
+#: The share of fresh rows from which a column counts as filled: in a table in use, some are always pending.
 FILLED = 0.99
-#: Stored vectors whose cosine with those of the encoder at hand is lower are of another space.
+#: Stored vectors are of another space if their cosine with the encoder's is lower.
 _SAME = 0.99
 
 #: Tables with fewer rows are scanned as fast as an index is searched.
@@ -69,7 +69,7 @@ class Change:
     :ivar recall: what its index finds, if that was measured.
     :ivar exact: whether there was nothing to measure, because searches scan the rows, which are few or
         have no index.
-    :ivar obstacles: what is to be done before searches may use the new column; none when it is ready.
+    :ivar obstacles: what prevents searches from using the new column; none when it is ready.
     :ivar next_step: what to do now.
     """
 
@@ -113,7 +113,7 @@ def changes(
         vectors are also compared with what the encoder makes of their texts, and one is searched for.
     :param queries: how many rows to ask for.
     :raises NotInstalledError: the database has no SQL objects of pgembed.
-    :raises PgembedError: recall is asked for, and models have a column that the database does not have so.
+    :raises PgembedError: to measure recall, models and database must declare the columns alike.
     """
     require_installed(connection)
     found = []
@@ -165,7 +165,7 @@ def _change(
     queries: int,
 ) -> Change:
     embedding = target.embedding
-    # Rows without a text have no vector, and no share in what is filled.
+    # Rows without a text have no vector, and do not count.
     counted = select(func.count()).select_from(embedding.table)
     rows = connection.scalar(counted.where(embedding.vector.is_not(None) | embedding.pending())) or 0
     pending = connection.scalar(counted.where(embedding.pending())) or 0
@@ -227,7 +227,7 @@ def _measure(
     min_recall: float,
     queries: int,
 ) -> tuple[Recall | None, list[str]]:
-    """What the new index finds, and what speaks against the new column."""
+    """What the new index finds, and what is wrong with the new column."""
     problems = _other_space(connection, target.embedding)
     declared = vector_index_of(target.embedding.vector)
     if declared is None and index is not None:
@@ -239,9 +239,9 @@ def _measure(
     try:
         found = recall(connection, declared, queries=queries)
     except NoNeighboursError:
-        return None, problems  # whatever is asked for, that one row is the answer
+        return None, problems  # a search can only find that one row
     except IndexNotUsedError as error:
-        # The planner scans small tables: such searches are exact.
+        # The planner scans small tables, so searches are exact.
         return None, problems if rows < _SCANNED else [*problems, str(error)]
     except IndexMissingError as error:
         return None, [*problems, str(error)]

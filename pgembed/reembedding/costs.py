@@ -18,7 +18,7 @@ from pgembed.indexes.build_plan import server_of
 from pgembed.indexes.sizes import METHODS, Build, vector_size
 from pgembed.indexes.standing import StandingIndex, form_of, standing_on
 
-#: Rows in an index, and in those of the partitions, when it was built, vacuumed or analysed last.
+#: Rows in an index and those of partitions, when it was last built, vacuumed or analysed.
 _HELD = text("""
 SELECT sum(c.reltuples) FILTER (WHERE c.reltuples >= 0)
   FROM (SELECT CAST(CAST(:index AS bigint) AS oid) AS relid
@@ -34,7 +34,7 @@ class ReembeddingPlan:
     :ivar new: the name that the new column is given.
     :ivar rows: rows that have a text.
     :ivar column_size: what the new vectors add to the table.
-    :ivar index_size: what their index takes, built like the one that stands on the old column, and
+    :ivar index_size: what their index takes, built like that of the old column, and
         ``index_memory``, what its build holds in memory; ``None`` without one.
     :ivar rows_per_second: of the encoder, with a sample of the texts; ``None`` without its weights.
     """
@@ -62,7 +62,7 @@ class ReembeddingPlan:
 def plan_reembedding(
     connection: Connection, table: str, column_name: str, encoder: TextEncoder, *, sample: int = 256
 ) -> ReembeddingPlan:
-    """What it takes to give a column's texts to another encoder, as a second column.
+    """What it takes to fill a second column with another encoder.
 
     :param table: as SQL writes it.
     :param sample: how many texts to encode, to see how fast it goes.
@@ -100,14 +100,14 @@ def plan_reembedding(
 def _index_takes(
     connection: Connection, index: StandingIndex | None, target: Target, encoder: TextEncoder
 ) -> tuple[int | None, int | None]:
-    """Memory and disk of an index like the one that stands, over the vectors of the new encoder."""
+    """Memory and disk of an index like the existing one, over the vectors of the new encoder."""
     embedding = target.embedding
     form = None if index is None else form_of(index, embedding.vector)
     if index is None or form is None or index.access_method not in METHODS:
         return None, None
     counted = select(func.count()).select_from(embedding.table).where(embedding.wanted().is_not(None))
     rows = connection.scalar(counted) or 0
-    if form.where is not None:  # its predicate is not run, as nothing that is found in the catalogue is
+    if form.where is not None:  # its predicate is not run: nothing from the catalogue is
         held = connection.scalar(_HELD, {"index": index.oid})
         rows = rows if held is None else min(rows, int(held))
     dimensions = min(form.dimensions or encoder.dimensions, encoder.dimensions)
@@ -141,11 +141,11 @@ def next_name(old: str, taken: set[str]) -> str:
 
 
 def _speed(encoder: TextEncoder, texts: list[str]) -> float | None:
-    """Texts a second."""
+    """Texts per second."""
     if not texts:
         return None
     try:
-        encoder.encode_documents(texts[:1])  # opens the weights, which is no part of the speed
+        encoder.encode_documents(texts[:1])  # opens the weights, which does not count
         started = time.perf_counter()
         encoder.encode_documents(texts)
     except EncoderError:

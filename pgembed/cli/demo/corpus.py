@@ -50,8 +50,8 @@ class Documented:
 def standard_library(limit: int) -> list[Documented]:
     """At most ``limit`` entries of the standard library's documentation, the same ones each time.
 
-    Modules, classes and functions come before methods; of the methods, as many as there is room for are
-    taken evenly. Sources are parsed, not imported; only modules written in C are imported.
+    Modules, classes and functions come before methods; if there is no room for all methods, an even sample is
+    taken. Sources are parsed, not imported; only modules written in C are imported.
     """
     found = {entry.path: entry for entry in (*_from_sources(), *_from_extensions())}
     entries = sorted(found.values(), key=lambda entry: entry.path)

@@ -78,10 +78,10 @@ def load(
     hidden: dict[str, str],
     advance: Callable[[int], None],
 ) -> int:
-    """Bring the table to hold just ``entries``; returns how many were written, and so encoded.
+    """Make the table hold just ``entries``; returns how many were written, and so encoded.
 
     Objects that are in the table with the same values cost one SELECT. Each flush encodes its new and changed
-    objects in one batch; the longest texts come first, so that a batch holds texts of like length.
+    objects in one batch; the longest texts come first, so that a batch holds texts of similar length.
     """
     present = {entry.path: entry for entry in session.scalars(select(model))}
     gone = present.keys() - {entry.path for entry in entries}

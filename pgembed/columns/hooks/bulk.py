@@ -37,7 +37,7 @@ from pgembed.columns.hooks.flush import flushing
 from pgembed.columns.hooks.mapped import UNKNOWN, MappedEmbedding, given_text, mapped_embeddings, text_of
 from pgembed.columns.hooks.outcome import ABSENT, Change, Filling, encode, settle
 
-#: The execution option of statements that were looked at here.
+#: The execution option of statements that are already filled.
 FILLED = "pgembed_filled"
 
 _Rows: TypeAlias = Sequence[Mapping[str, Any]]
@@ -141,8 +141,8 @@ def fill_changed(
             texts = [given_text(row.get(key, UNKNOWN), column) for key, column in columns.items()]
             vector, digest = row.get(mapped.vector), row.get(mapped.digest, ABSENT)
             change: Change = "changed" if columns.keys() & row.keys() else "same"
-            # A vector among parameters that comes without its text leaves the digest as it is: fresh rows
-            # stay fresh, pending ones pending.
+            # A vector without its text among the parameters leaves the digest alone: fresh rows stay fresh,
+            # pending ones pending.
             fillings.extend(
                 settle(mapped, change, texts, vector, digest, row.update, expressions=expressions)
             )
@@ -159,7 +159,7 @@ def _added(row: Mapping[str, Any], given: Mapping[str, Any], mapper: Mapper[Any]
 
 
 def _complete_upsert(statement: Insert, embeddings: Sequence[MappedEmbedding]) -> Insert:
-    """Let ``ON CONFLICT DO UPDATE`` take vector and digest along, where it takes over every source."""
+    """Let an ``ON CONFLICT DO UPDATE`` that sets every source set vector and digest too."""
     clause: Any = getattr(statement, "_post_values_clause", None)
     assigned = getattr(clause, "update_values_to_set", None)
     if assigned is None:

@@ -28,10 +28,10 @@ from pgembed.columns.hooks.mapped import UNKNOWN, MappedEmbedding, given_text, m
 from pgembed.columns.hooks.outcome import ABSENT, Change, Filling, encode, settle
 from pgembed.columns.values import as_array
 
-#: What each embedding of each object of the running flush was last looked at with.
+#: The last look at each embedding of each object of the running flush.
 _seen: WeakKeyDictionary[Session, dict[tuple[InstanceState[Any], str], Look]] = WeakKeyDictionary()
-#: The vectors and digests that this module put into objects, by attribute. After a flush that failed they
-#: are still there, and such a digest says nothing of another vector that was put beside it.
+#: The vectors and digests that this module put into objects, by attribute. After a failed flush they are
+#: still there, and such a digest says nothing about a vector that was assigned since.
 _ours: WeakKeyDictionary[InstanceState[Any], dict[str, tuple[Any, Any]]] = WeakKeyDictionary()
 #: The connections that a flush is writing through; and those of each session.
 flushing: WeakSet[Connection] = WeakSet()

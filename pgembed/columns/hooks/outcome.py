@@ -37,13 +37,13 @@ ABSENT = object()
 
 
 class Outcome(Enum):
-    """What becomes of vector and digest.
+    """What happens to vector and digest.
 
-    :cvar LEAVE: nothing is written; the digest in the row tells by itself whether its vector is fresh.
+    :cvar LEAVE: nothing is written; the row's digest tells whether its vector is fresh.
     :cvar KEEP: the vector that is assigned counts for the texts, and gets their digest.
     :cvar CLEAR: both are NULL, because there is no text.
     :cvar ENCODE: both are made of the texts, in the same statement.
-    :cvar PENDING: nobody knows what the vector was made from: the digest is NULL.
+    :cvar PENDING: it is unknown what the vector was made from: the digest is NULL.
     """
 
     LEAVE = "leave"
@@ -176,14 +176,14 @@ def _encode(encoder: TextEncoder, fillings: list[Filling]) -> None:
         filling.write({filling.mapped.vector: vector, filling.mapped.digest: filling.digest})
 
 
-#: Declarations of columns of which it was said that texts are cut.
+#: Declarations of columns whose cut texts were reported.
 _said: WeakSet[Embedding] = WeakSet()
 
 
 def _say_what_is_cut(encoder: Encoder, fillings: list[Filling]) -> None:
-    """Warn, once a column and process, that a text is longer than the encoder's limit.
+    """Warn, once per column and process, that a text is longer than the encoder's limit.
 
-    The encoder counts over all its columns and threads; whose texts they were is counted here, once more.
+    The encoder counts over all its columns and threads, so the texts of each column are counted again here.
     """
     by_column: dict[EmbeddingColumn, list[str]] = {}
     for filling in fillings:

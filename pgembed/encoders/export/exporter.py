@@ -170,7 +170,7 @@ def _check_vocabulary(pipeline: Pipeline, rows: int) -> None:
 
 @contextmanager
 def _written_whole(target: Path, *, overwrite: bool) -> Iterator[Path]:
-    """A temporary folder beside ``target`` that takes its place at the end of the block.
+    """A temporary folder beside ``target`` that replaces it at the end of the block.
 
     An existing encoder is replaced (or, without ``overwrite``, kept); any other content is left alone.
 

@@ -36,7 +36,7 @@ class ModernBert:
         hidden = graph.layer_norm(words, "embeddings.norm", width, epsilon=epsilon)
         for index, kind in enumerate(_layer_types(config)):
             layer = f"layers.{index}"
-            # The first layer follows the norm of the embeddings and has none of its own.
+            # The first layer follows the norm of the embeddings and needs no other.
             name = f"{layer}.attn_norm"
             normed = graph.layer_norm(hidden, name, width, epsilon=epsilon) if index else hidden
             query, key, value = _projections(graph, normed, f"{layer}.attn.Wqkv", width)

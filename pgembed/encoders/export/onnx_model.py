@@ -50,7 +50,7 @@ def find(folder: Folder) -> str | None:
 
 
 class OnnxModel:
-    """A graph that somebody else exported; the attributes are those of :class:`BuiltModel`."""
+    """A ready graph; the attributes are those of :class:`BuiltModel`."""
 
     architecture = "onnx"
 

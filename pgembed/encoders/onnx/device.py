@@ -1,7 +1,7 @@
-"""Which device computes: the one that was asked for, or an error that says why that is impossible.
+"""Choosing the device: the requested one, or an error that says why it cannot be used.
 
-ONNX Runtime falls back to the CPU silently when CUDA cannot be used. Here a GPU that was asked for is used,
-or an error says what is missing.
+ONNX Runtime silently falls back to the CPU when CUDA cannot be used. Here, that is an error if a GPU was
+requested.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Batches of texts of similar length, as the inputs of a graph: padded on the right, or packed end to end.
 
-Padding is wasted work, and so is every further batch: it reads all weights again and wakes all threads. What
-a batch costs beyond its tokens is stated in tokens, and texts, sorted by length, are divided where that makes
-the sum of both least. The budget bounds the memory of a batch, whatever the lengths.
+Padding is wasted work, and so is every further batch: it reads all weights again and wakes all threads. The
+overhead of a batch is stated in tokens, and texts, sorted by length, are divided where the sum of both is
+least. The budget bounds the memory of a batch, whatever the lengths.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ Feeder = Callable[[Tokens, Batch, Allocate], Feed]
 def batches(lengths: Lengths, *, budget: int, overhead: int) -> Iterator[Batch]:
     """Indices into ``lengths``, batch by batch, the longest texts first.
 
-    Longest first, so that memory is asked for once and reused by all that follows.
+    Longest first, so that memory is allocated once and reused for all others.
 
-    :param budget: tokens of a batch, padding included; a single longer text is a batch of its own.
+    :param budget: tokens of a batch, padding included; a single longer text makes a batch.
     :param overhead: what a batch costs beyond its tokens, as a number of tokens.
     """
     if len(lengths) == 1:  # a query, whose time counts

@@ -1,4 +1,4 @@
-"""The files of an encoder's folder: what each graph is for, and whether they are those that were exported."""
+"""The files of an encoder's folder: what each graph is for, and whether they are unchanged."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pgembed.exc import EncoderFilesError
 MODEL_FILE = "model.onnx"  # float32, padded batches: the CPU's, and any device's
 INT8_FILE = "model.int8.onnx"  # linear layers in 8 bit, for the CPU
 CUDA_FILE = "model.cuda.onnx"  # float16, packed texts
-QUERY_FOLDER = "query"  # an encoder of its own for the queries, where a model has two towers
+QUERY_FOLDER = "query"  # the separate encoder for queries of a model with two towers
 WEIGHTS_FILE = "weights.bin"
 
 # The parts of an ONNX file on the way to the names of files, by the numbers of their fields in onnx.proto.

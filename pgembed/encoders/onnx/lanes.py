@@ -1,8 +1,8 @@
 """Runs of a session that share nothing, so that a GPU computes one while the data of others is copied.
 
-A lane has memory of its own for inputs and outputs, which the session reads and writes directly, batch after
-batch. On CUDA the memory is page-locked, so that the GPU can copy it by itself. The same code runs on the
-CPU, where there is nothing to lock.
+Each lane has its own memory for inputs and outputs, which the session reads and writes directly, batch after
+batch. On CUDA the memory is page-locked, so that the GPU can copy it by itself. On the CPU the same code runs
+without locking.
 """
 
 from __future__ import annotations

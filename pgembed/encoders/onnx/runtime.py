@@ -49,8 +49,8 @@ class Plan:
     :ivar feeder: makes its inputs.
     :ivar budget: tokens of a batch.
     :ivar overhead: what a batch costs beyond its tokens, as a number of tokens.
-    :ivar runs: batches that run at once, each in a lane of its own, so that a GPU need not wait for the
-        next one's inputs.
+    :ivar runs: batches that run at once, each in its own lane, so that a GPU need not wait for the next one's
+        inputs.
     """
 
     graph: str
@@ -119,8 +119,8 @@ class OnnxRuntime:
     def _start_on(self, folder: Path, device: Device, precision: str, threads: int) -> None:
         """Start with the best graph that the device can run.
 
-        Not every GPU has kernels for packed texts in 16 bits. Unless those were asked for, padded texts in 32
-        bits replace them, on the same GPU: the vectors are of the same class.
+        Not every GPU has kernels for packed texts in 16 bits. Unless those were requested, padded texts in 32
+        bits replace them, on the same GPU, with vectors of the same class.
         """
         try:
             self._start(folder, device, precision, threads)

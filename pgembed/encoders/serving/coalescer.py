@@ -36,7 +36,7 @@ class Job:
     """Texts of one request.
 
     :ivar reply: called with their vectors and numbers of tokens, or with the error.
-    :ivar wanted: whether somebody still waits for them.
+    :ivar wanted: whether a client still waits for them.
     :ivar pieces: what has not been encoded yet; each is encoded as a whole.
     :ivar start: the clock when the next piece begins to wait.
     """
@@ -75,7 +75,7 @@ class Coalescer:
 
     A pass takes about ``pass_seconds``, by the speed of those before it; larger requests are cut into pieces.
     The order is that of fair queueing: a request of one piece comes before the pieces of larger ones,
-    until these have fallen behind their share of the time.
+    until these have had less than their share of the time.
 
     :param encoder: what to feed.
     :param done: called on the thread with the jobs that are done and their results; it replies.
@@ -102,7 +102,7 @@ class Coalescer:
         self._seconds = seconds
         self._pass_seconds = pass_seconds
         self._speed = _SPEED
-        self._clock = 0.0  # what each of those that wait could have had so far
+        self._clock = 0.0  # the share of each that waits, so far
         self._waiting: list[Job] = []
         self._arrived = threading.Condition()
         self._closed = False
@@ -170,7 +170,7 @@ class Coalescer:
             self._done(answers)
 
     def _given_up(self) -> list[tuple[Job, Result]]:
-        """Take out the jobs that nobody waits for any more, and those that have waited for too long."""
+        """Remove jobs whose client has gone, and those that have waited for too long."""
         late = time.monotonic() - self._seconds
         answers: list[tuple[Job, Result]] = []
         for job in self._waiting:

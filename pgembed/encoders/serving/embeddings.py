@@ -1,4 +1,4 @@
-"""``POST /v1/embeddings``: what a request asks for, and the document that is the answer."""
+"""``POST /v1/embeddings``: the request, and the document that answers it."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def _refused_constant(name: str) -> NoReturn:
 
 
 def wished(body: dict[str, Any], encoder: Encoder, most: int) -> Wish:
-    """What a body asks of an encoder.
+    """What a body requests from an encoder.
 
     :param most: texts that are allowed.
     :raises RefusalError: a field has a wrong value.
@@ -101,7 +101,7 @@ def _texts(body: dict[str, Any], encoder: Encoder, most: int) -> list[str]:
 def _decoded(arrays: list[Any], tokenizer: Any, encoder: Encoder) -> list[str]:
     """The texts that arrays of token ids mean, if the request names the tokenizer.
 
-    Numbers do not say whose they are: by default, LangChain sends those of OpenAI's tokenizer to any server.
+    Ids do not tell their tokenizer: by default, LangChain sends those of OpenAI's to any server.
     """
     if tokenizer is None:
         raise _wrong(

@@ -128,7 +128,7 @@ class Server:
         return await self._finish()
 
     async def _finish(self) -> bool:
-        """Answer what has arrived; what is not done in time is cancelled."""
+        """Answer what has arrived; cancel what is not done in time."""
         loop = asyncio.get_running_loop()
         end = loop.time() + self.limits.stop_seconds
         for connection in list(self._connections):
@@ -201,7 +201,7 @@ class Server:
     # --- requests -----------------------------------------------------------------------------------
 
     def _admit(self, head: Head) -> None:
-        """Refuse who may not ask, before the body is read."""
+        """Refuse clients without the token, before the body is read."""
         scheme, _, given = head.headers.get("authorization", "").partition(" ")
         known = scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), self._token)
         if self._token and head.path != "/health" and not known:

@@ -1,4 +1,4 @@
-"""What clients may ask of a server, the bytes that it counts, and its refusals."""
+"""What clients may request from a server, the bytes that it counts, and its refusals."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ class Sender(Protocol):
 class Arriving:
     """The bytes of bodies that have not arrived whole, counted as they come.
 
-    Announced sizes do not count: who announces much and sends nothing takes no memory.
+    Announced sizes do not count: they take no memory.
     """
 
     def __init__(self, most: int) -> None:

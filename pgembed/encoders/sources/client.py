@@ -1,4 +1,4 @@
-"""A client that asks a server for JSON: connections are reused, and answers limited in time and size."""
+"""A client for JSON: it reuses connections, and limits answers in time and size."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def _remaining(deadline: float) -> float:
 class Client:
     """A client of one server; safe to use from several threads at once.
 
-    A server elsewhere is reached by the proxy that the environment names (``https_proxy``, ``http_proxy``,
+    A remote server is reached by the proxy that the environment names (``https_proxy``, ``http_proxy``,
     unless ``no_proxy`` names the server), one on the loopback directly.
 
     :param url: where the server is.
@@ -107,7 +107,7 @@ class Client:
         self._idle: list[http.client.HTTPConnection] = []  # append and pop are atomic
 
     def _go_by(self, proxy: SplitResult, parts: SplitResult) -> None:
-        """Connect to a proxy: it is asked for a tunnel, or without TLS for the whole URL."""
+        """Connect to a proxy: through a tunnel, or without TLS by the whole URL."""
         credentials = f"{unquote(proxy.username or '')}:{unquote(proxy.password or '')}"
         encoded = base64.b64encode(credentials.encode()).decode()
         headers = {"Proxy-Authorization": f"Basic {encoded}"} if proxy.username else {}
@@ -133,7 +133,7 @@ class Client:
     ) -> dict[str, Any]:
         """Send a request, again if necessary; returns the JSON object of the answer.
 
-        Nothing is sent anywhere but to the server, whatever it answers.
+        It follows no redirects.
 
         :param missing_allowed: whether an unknown path counts as an empty answer.
         :param most: bytes that the answer may have.

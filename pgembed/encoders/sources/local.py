@@ -1,7 +1,7 @@
 """Encoders on this machine: where they are, and their files as the source of an encoder.
 
-An encoder is found by path, or by name in the folders of ``PGEMBED_ENCODERS``; never relative to the folder
-in which the process happens to have been started.
+An encoder is found by path, or by name in the folders of ``PGEMBED_ENCODERS``; never relative to the working
+folder.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ class Local:
 
     @property
     def dimensions(self) -> int | None:
-        """The dimensions that were asked for."""
+        """The stated dimensions."""
         stated: int | None = self.options["dimensions"]
         return stated
 

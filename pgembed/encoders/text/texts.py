@@ -89,7 +89,7 @@ def checked_ids(arrays: Iterable[Sequence[int]], highest: int) -> list[list[int]
 def pieces(sizes: Sequence[int], *, count: int, room: float) -> Iterator[tuple[int, int]]:
     """Where to cut a list: each piece has ``count`` items at most, of sizes that sum up to ``room`` at most.
 
-    An item that is larger than ``room`` is a piece of its own.
+    An item larger than ``room`` makes a piece.
     """
     start, total = 0, 0.0
     for index, size in enumerate(sizes):
@@ -110,7 +110,7 @@ def distinct(texts: Sequence[str]) -> tuple[list[str], Indices]:
 
 
 def repeated(vectors: Vectors, inverse: Indices) -> Vectors:
-    """``vectors[inverse]`` for the indices of :func:`distinct`, in the place of ``vectors``.
+    """``vectors[inverse]`` for the indices of :func:`distinct`, in place.
 
     The first of equal texts comes no later than the others, so rows can be filled from the last to the first,
     and there are never two copies of a large result.

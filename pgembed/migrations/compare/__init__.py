@@ -1,4 +1,4 @@
-"""What autogenerate compares, a subject a file.
+"""What autogenerate compares, one subject per file.
 
 =================  ===============================================================================
 installation       the extension ``vector`` and pgembed's SQL objects
@@ -9,9 +9,9 @@ encoder_series     changes of encoder, as a series of revisions
 refusals           changes of encoder that are refused
 =================  ===============================================================================
 
-Each of the first three has a ``setup()`` that registers its comparators with Alembic. A comparator has a
-subgroup of its own, so that what it returns does not stop others. The others are functions of what the model
-and the database have, which ``whole_table`` calls.
+Each of the first three has a ``setup()`` that registers its comparators with Alembic. Each comparator has its
+own subgroup, so that its result does not stop others. The others compare model and database for
+``whole_table``.
 """
 
 from pgembed.migrations.compare import columns, installation, whole_table

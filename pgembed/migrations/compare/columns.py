@@ -26,7 +26,7 @@ _Result = PriorityDispatchResult
 def setup() -> None:
     """Register the comparators.
 
-    That of types is in Alembic's own subgroup: a type that is compared here is not compared there again.
+    That of types is in Alembic's own subgroup, so that Alembic does not compare a type again.
     """
     comparators.dispatch_for(
         "column", priority=DispatchPriority.FIRST, qualifier="postgresql", subgroup="types"

@@ -14,7 +14,7 @@ not null   set_not_null, where the model says so            exclusive, milliseco
 
 The model and the database alone decide which part comes next. The model declares the change in one of two
 ways: ``embedding_column(..., name="embedding_2", replaces="embedding")``; or it changes ``encoder=`` alone,
-and the new column is named here: a comment in the first revision asks to write that name into the model.
+and the new column gets its name here: a comment in the first revision asks to write it into the model.
 """
 
 from __future__ import annotations
@@ -256,7 +256,7 @@ def drop_columns(
 def backfilled(
     modify_ops: ops.ModifyTableOps, column: str, what: str, share: float = 0.99
 ) -> AssertBackfilledOp:
-    """The operation that waits for a column: building an index over existing vectors is faster."""
+    """The operation that waits until a column is filled: building an index is faster than adding to it."""
     return AssertBackfilledOp(
         modify_ops.table_name,
         column,

@@ -1,6 +1,6 @@
 """Vector indexes and pending indexes, with their registrations, as autogenerate compares them.
 
-Alembic's own comparison sees their names and columns alone.
+Alembic's own comparison sees only their names and columns.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def definition_of(index: Index, schema: str | None) -> IndexDefinition | None:
 def on_added_columns(
     modify_ops: ops.ModifyTableOps, model: Table, declared: Mapping[str, IndexDefinition]
 ) -> dict[str, str]:
-    """The vector indexes on embedding columns that are added, each with the column, which is filled first."""
+    """The vector indexes on added embedding columns, each with its column, which is filled first."""
     added = {each.column.name for each in modify_ops.ops if isinstance(each, ops.AddColumnOp)}
     filled = {each.vector for each in embeddings_of(model) if each.vector.name in added}
     return {
@@ -171,9 +171,9 @@ def compare_indexes(
 def same(connection: Connection, table: Table, old: IndexDefinition, new: IndexDefinition) -> bool:
     """Whether an index matches its declaration, apart from the registration.
 
-    Postgres keeps an expression as a tree and writes it out in a form of its own: both are put into one
-    ``EXPLAIN``, which writes them in the same form. It changes nothing and needs no more than ``SELECT``.
-    An expression that Postgres rejects (of a column that does not exist yet) counts as different.
+    Postgres keeps expressions as trees, and prints them in its own form: one ``EXPLAIN`` prints both in the
+    same form. It changes nothing and needs only ``SELECT``. An expression that Postgres rejects (of a column
+    that does not exist yet) counts as different.
     """
     if type(old) is not type(new) or not old.same_settings(new):
         return False

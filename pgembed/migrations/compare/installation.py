@@ -39,11 +39,11 @@ def compare_installation(
 ) -> PriorityDispatchResult:
     """Extension and SQL objects, before all other operations, if models have vector columns or indexes.
 
-    A revision must install them even where this database has them: the next one that it runs on may not.
+    A revision installs them even if this database has them: the next database may not.
     """
     render_types(context)
     split_revisions(context)
-    # With include_schemas Alembic would take pgembed's own tables for ones that no model declares any more.
+    # With include_schemas, Alembic would drop pgembed's own tables, which no model declares.
     schemas.discard("pgembed")
     connection = context.connection
     assert connection is not None
@@ -55,7 +55,7 @@ def compare_installation(
     )
     written = written_installation(context, upgrade_ops)
     if not extension or installed is None or min(installed, written) < REVISION:
-        # The downgrade of the first revision that installs is the one that uninstalls.
+        # Only the downgrade of the first revision that installs uninstalls.
         existing = installed if written else None
         upgrade_ops.ops.insert(0, InstallPgembedOp(existing=existing, had_extension=extension))
         log.info(

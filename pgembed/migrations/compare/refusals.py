@@ -112,7 +112,7 @@ def check_undeclared(embedding: EmbeddingColumn, new: str, model: Table) -> None
 
 
 def check_distinct(found: Iterable[tuple[EmbeddingColumn, str]]) -> None:
-    """A column is replaced by one other at most, and by none while its own encoder changes.
+    """At most one column replaces another, and none while its own encoder changes.
 
     :raises MigrationError: two columns replace the same one.
     """

@@ -18,7 +18,7 @@ from pgembed.migrations.rendering import comment
 
 @dataclass(eq=False)
 class PgembedOp(MigrateOperation):
-    """An operation that can be carried out and written into a migration.
+    """An operation that can be run and written into a migration.
 
     :cvar names: its names in ``op``, each a class method; empty if only autogenerate emits it.
     """
@@ -71,7 +71,7 @@ class Identifier(str):
 
 
 class Statement(DDLElement):
-    """SQL that takes no parameters, with names and values in place of ``:name``.
+    """SQL without parameters, with names and values instead of ``:name``.
 
     :param values: tables, indexes (with their schema), identifiers, texts, numbers and ``None``.
     """
@@ -106,8 +106,8 @@ def _written(preparer: Any, value: Table | Index | Identifier | str | float | No
 def _literal(preparer: Any, text: str) -> str:
     """A text as an SQL literal.
 
-    Offline there is no connection to ask how the server reads backslashes, and SQLAlchemy 2.0 then guesses
-    wrong; the form ``E'...'`` means the same everywhere.
+    Offline nothing tells how the server reads backslashes, and SQLAlchemy 2.0 guesses wrong; ``E'...'`` means
+    the same everywhere.
     """
     quoted = "'" + text.replace("'", "''") + "'"
     if "\\" in text:

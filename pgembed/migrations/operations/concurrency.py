@@ -1,4 +1,4 @@
-"""Changes of indexes, and what Postgres runs outside of transactions only: ``CREATE INDEX CONCURRENTLY``."""
+"""Changes of indexes, and what Postgres only runs outside transactions: ``CREATE INDEX CONCURRENTLY``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pgembed.indexes.tables import name_of, relation_of
 from pgembed.migrations.definitions import MigrationError
 from pgembed.migrations.operations.base import Identifier, Statement
 
-#: The comment on an index of a temporary name, by which a later attempt knows what this one left.
+#: The comment on an index of a temporary name, which marks it as a leftover for a later attempt.
 TEMPORARY = "pgembed replaces an index, and drops this one"
 
 _FOUND = text("""
@@ -60,7 +60,7 @@ def create_index(
 def drop_leftover(operations: Operations, index: Index) -> None:
     """Drop what a failed attempt left under a temporary name.
 
-    :raises MigrationError: the index that has this name is not one.
+    :raises MigrationError: the index of this name is not a leftover.
     """
     index.dialect_kwargs["postgresql_concurrently"] = True
     with outside_transaction(operations, index), in_turn(operations, index):
@@ -80,7 +80,7 @@ def drop_index(operations: Operations, index: Index, *, concurrently: bool) -> N
 
 @contextmanager
 def in_turn(operations: Operations, index: Index) -> Iterator[None]:
-    """Wait until no other session changes indexes of the table with pgembed; offline nothing waits."""
+    """Wait until no other session changes indexes of the table with pgembed; offline, do not."""
     if operations.get_context().as_sql:
         yield
         return
@@ -110,7 +110,7 @@ def outside_transaction(operations: Operations, index: Index) -> Iterator[None]:
 
 @contextmanager
 def autocommit(operations: Operations) -> Iterator[None]:
-    """Commit the migration's transaction; what follows runs in none, without time limits."""
+    """Commit the migration's transaction; what follows runs outside transactions, without time limits."""
     context = operations.get_context()
     with context.autocommit_block():
         if context.as_sql:
@@ -147,7 +147,7 @@ def rename(operations: Operations, index: Index, other: Index) -> None:
 
 
 def exists(operations: Operations, index: Index) -> bool:
-    """Whether an index is there; offline it is taken to be."""
+    """Whether an index exists; offline it is assumed to."""
     return operations.get_context().as_sql or _found(operations, index) is not None
 
 

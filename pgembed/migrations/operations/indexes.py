@@ -112,7 +112,7 @@ class ChangeIndexOp(PgembedOp):
     ) -> None:
         """Drop an index: ``DROP INDEX ix_article_embedding_hnsw``.
 
-        With a pending index goes the registration of its embedding column.
+        A pending index takes the registration of its embedding column with it.
 
         :param concurrently: wait for other transactions instead of blocking them.
         :raises MigrationError: ``concurrently`` where it is impossible.
@@ -149,8 +149,8 @@ class ChangeIndexOp(PgembedOp):
             ALTER INDEX ix_article_embedding_hnsw_new RENAME TO ix_article_embedding_hnsw;
             DROP INDEX ix_article_embedding_hnsw_old
 
-        The parameters are those of ``op.create_vector_index``. ``concurrently``, a comment marks the indexes
-        of temporary names, by which the next attempt knows what a failed one left.
+        The parameters are those of ``op.create_vector_index``. With ``concurrently``, a comment marks indexes
+        of temporary names, so that the next attempt recognises leftovers.
 
         :raises MigrationError: as ``op.create_vector_index``; or an index of one of the temporary names is
             not a leftover.
@@ -188,7 +188,7 @@ class ChangeIndexOp(PgembedOp):
             CREATE INDEX ix_article_embedding_pending ON article (id) WHERE CASE WHEN ... END;
             COMMENT ON INDEX ix_article_embedding_pending IS '{"pgembed": 1, "column": "embedding", ...}'
 
-        From there on ``pgembed.embedding_columns`` lists the column, and ``pgembed.status`` and workers see
+        From then on, ``pgembed.embedding_columns`` lists the column, and ``pgembed.status`` and workers see
         its pending rows.
 
         :param columns: the primary key.

@@ -56,7 +56,8 @@ class InstallPgembedOp(PgembedOp):
         :param revision: the revision that the migration was written for. An older package refuses it.
         :param extension: create the extension ``vector`` if it is missing; with ``False``, a missing one is
             an error.
-        :param extension_schema: where the extension is, or goes, for the offline form, which cannot look.
+        :param extension_schema: where the extension is, or goes, for the offline form, which cannot look it
+            up.
         :raises MigrationError: the package is older than the migration.
         """
         operations.invoke(cls(revision, extension=extension, extension_schema=extension_schema))

@@ -22,7 +22,7 @@ _LOCK_NOT_AVAILABLE = "55P03"
 _CHECK_VIOLATION = "23514"
 
 
-# A block with an exception clause is a savepoint: what it had locked is free again while it sleeps.
+# A block with an exception clause is a savepoint: it releases its locks before it sleeps.
 _LOCK = """DO $pgembed$
 DECLARE
     given text := current_setting('lock_timeout');
@@ -46,7 +46,7 @@ $pgembed$"""
 
 @dataclass(eq=False)
 class LockTableOp(PgembedOp):
-    """Take the lock that the statements after it need, without others waiting behind it for long.
+    """Take the lock that the next statements need, without making others wait for long.
 
     :ivar reason: why, for reviewers of the migration.
     """
