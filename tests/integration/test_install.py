@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import re
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from pathlib import Path
+from threading import Barrier
 
 import pytest
-from sqlalchemy import URL, Connection, Engine, create_engine, make_url, text
+from sqlalchemy import URL, Connection, Engine, create_engine, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from pgembed import HNSW, Vector, embedding_column, indexes
@@ -106,14 +107,6 @@ def test_a_rolled_back_installation_leaves_nothing(empty: Engine) -> None:
         assert connection.scalar(text("SELECT to_regnamespace('pgembed')")) is None
 
 
-def _install(url: str, barrier: object) -> None:
-    engine = create_engine(make_url(url))
-    with engine.begin() as connection:
-        barrier.wait()  # type: ignore[attr-defined]
-        install(connection)
-        Base.metadata.create_all(connection)
-
-
 def test_it_works_where_every_statement_is_committed(empty: Engine) -> None:
     with empty.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         Base.metadata.create_all(connection)
@@ -135,16 +128,18 @@ def test_a_server_that_refuses_md5_is_refused(empty: Engine) -> None:
             install(connection)
 
 
-def test_processes_that_install_at_once_wait_for_each_other(empty: Engine) -> None:
-    context = multiprocessing.get_context("spawn")
-    barrier = context.Barrier(4)
-    url = empty.url.render_as_string(hide_password=False)
-    processes = [context.Process(target=_install, args=(url, barrier)) for _ in range(4)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    assert [process.exitcode for process in processes] == [0] * 4
+def test_those_who_install_at_once_wait_for_each_other(empty: Engine) -> None:
+    barrier = Barrier(4)
+
+    def installing(_: int) -> bool:
+        with empty.begin() as connection:
+            barrier.wait(60)
+            done = install(connection)
+            Base.metadata.create_all(connection)
+        return done
+
+    with ThreadPoolExecutor(4) as threads:
+        assert sorted(threads.map(installing, range(4))) == [False, False, False, True]
 
 
 def test_create_all_alone_needs_only_the_extension(empty: Engine) -> None:

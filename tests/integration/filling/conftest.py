@@ -94,5 +94,11 @@ class Articles:
 
 
 @pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that stay locked are given up at once, not after two seconds."""
+    monkeypatch.setattr("pgembed.filling.writes._RETRIES", (0.01, 0.01, 0.01))
+
+
+@pytest.fixture
 def articles(engine: Engine) -> Articles:
     return Articles(engine, Picky())

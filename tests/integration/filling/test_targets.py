@@ -179,7 +179,7 @@ def test_templates_with_names_of_attributes(engine: Engine) -> None:
         assert sql[0] == sql[1].replace("public.", "")
 
 
-def test_tables_with_the_names_of_our_own(engine: Engine) -> None:
+def test_tables_with_the_names_of_our_own(engine: Engine, impatient: None) -> None:
     """Aliases and tables of the SQL that fills."""
     metadata = MetaData()
     encoder = HashEncoder(4)
