@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import event
 from sqlalchemy.pool import Pool
 
-from pgembed.encoders import Encoder, export_onnx
+from pgembed.encoders import Encoder, Reranker, export_onnx
 from pgembed.exc import PgembedError
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ __all__ = [
     "Encoder",
     "IVFFlat",
     "PgembedError",
+    "Reranker",
     "TextEncoder",
     "Vector",
     "database",

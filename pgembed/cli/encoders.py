@@ -47,26 +47,36 @@ def show(
 
 def _rows(spec: EncoderSpec) -> list[tuple[str, str]]:
     kept = f"{spec.dimensions} of {spec.width}" if spec.dimensions < spec.width else str(spec.dimensions)
+    last = [("weights (SHA-256)", spec.weights), ("tokenizer (SHA-256)", spec.tokenizer)]
     steps = [f"pooling: {' + '.join(spec.pooling)}", *spec.steps]
-    return [
+    first = [
         ("fingerprint", spec.fingerprint),
         ("architecture", spec.architecture),
         ("source", spec.source or "not recorded"),
-        ("dimensions", kept),
         ("texts are cut at", f"{spec.max_tokens} tokens (the model's limit is {spec.token_limit})"),
+    ]
+    if spec.labels:
+        return [
+            *first,
+            ("labels of pairs", ", ".join(spec.labels)),
+            ("activation", spec.activation),
+            *last,
+        ]
+    return [
+        *first,
+        ("dimensions", kept),
         ("steps", ", ".join(steps)),
         ("prompt of documents", repr(spec.document_prompt)),
         ("prompt of queries", repr(spec.query_prompt)),
         ("prompts are pooled", "yes" if spec.include_prompt else "no"),
         ("texts are lowered", "yes" if spec.lowercase else "no, or by the tokenizer"),
-        ("weights (SHA-256)", spec.weights),
-        ("tokenizer (SHA-256)", spec.tokenizer),
+        *last,
     ]
 
 
 def list_() -> None:
     """List the encoders in the folders of PGEMBED_ENCODERS and the user's data folder."""
-    table = Table("name", "dimensions", "tokens")
+    table = Table("name", "gives", "tokens")
     for heading in ("fingerprint", "folder"):
         table.add_column(heading, overflow="fold")
     for folder in local.folders():
@@ -76,9 +86,10 @@ def list_() -> None:
             except EncoderFilesError as error:
                 table.add_row(file.parent.name, "", "", f"unreadable: found {error.found}", str(folder))
                 continue
-            table.add_row(
-                file.parent.name, str(spec.dimensions), str(spec.max_tokens), spec.fingerprint, str(folder)
-            )
+            gives = f"{spec.dimensions} dimensions"
+            if spec.labels:
+                gives = "scores of pairs" + (f", {len(spec.labels)} labels" if len(spec.labels) > 1 else "")
+            table.add_row(file.parent.name, gives, str(spec.max_tokens), spec.fingerprint, str(folder))
     print_table(table)
 
 

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import os
-import threading
-import weakref
 from collections.abc import Iterable, Sequence
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 
-from pgembed.encoders.sources import Backend, Source
+from pgembed.encoders.shared import SharedModel
+from pgembed.encoders.sources import Source
 from pgembed.encoders.sources.local import Local, as_path
-from pgembed.encoders.spec import EncoderSpec
 from pgembed.encoders.text.texts import (
     Counts,
     Kind,
@@ -26,10 +23,10 @@ from pgembed.encoders.text.texts import (
 )
 from pgembed.encoders.text.tokenizer import AnyTokenizer
 from pgembed.encoders.threads import encoder_errors, in_thread
-from pgembed.exc import EncoderError, EncoderOptionError
+from pgembed.exc import EncoderOptionError
 
 
-class Encoder:
+class Encoder(SharedModel):
     """Texts to vectors.
 
     The constructor reads one small file, the encoder's spec, so encoders can be module constants next to
@@ -60,6 +57,8 @@ class Encoder:
     :raises EncoderOptionError: an option has a value that the encoder cannot take.
     :raises FingerprintMismatchError: the encoder found has another fingerprint than the one stated.
     """
+
+    noun = "encoder"
 
     def __init__(
         self,
@@ -154,36 +153,14 @@ class Encoder:
         """Set what describes an encoder; nothing else of it is copied or pickled."""
         if query_cache < 0:
             raise EncoderOptionError("query_cache", query_cache, needed="0 or more")
-        self._source = source
         self._query_cache = query_cache
         self._query_encoder = self._given_query_encoder = query_encoder
         self._tower_sought = False
-        self._lock = threading.RLock()
-        self._backend: Backend | None = None
         self._tokenizer: AnyTokenizer | None = None
-        self._closed = False
-        self._cut = 0
         self._recent = RecentVectors(query_cache)
-        self._spec = source.early_spec()
-        _alive.add(self)
+        self._begin(source)
 
     # --- what it is -------------------------------------------------------------------------------
-
-    @property
-    def name(self) -> str:
-        """The name in the spec, or the given one as long as no spec has been read."""
-        return self._source.name if self._spec is None else self._spec.name
-
-    @property
-    def spec(self) -> EncoderSpec:
-        """Everything that decides the vectors, with the options of this encoder in place.
-
-        :raises EncoderNotFoundError: only a fingerprint was stated, and there is no such encoder here.
-        """
-        with self._lock:
-            if self._spec is None:
-                self._spec = self._source.spec()
-            return self._spec
 
     @property
     def dimensions(self) -> int:
@@ -191,36 +168,11 @@ class Encoder:
         stated = self._source.dimensions
         return self.spec.dimensions if stated is None else stated
 
-    @property
-    def fingerprint(self) -> str:
-        """What decides the vectors of documents, as 32 hex digits; see :class:`EncoderSpec`."""
-        return self._source.fingerprint or self.spec.fingerprint
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """The given arguments that decide vectors: ``max_tokens``, prompts, ``precision="int8"``.
-
-        With :attr:`name`, :attr:`fingerprint` and :attr:`dimensions` they make the same encoder elsewhere.
-        """
-        return self._source.stated
-
-    @property
-    def max_tokens(self) -> int:
-        """Tokens at which texts are cut, special tokens and prompt included."""
-        return self.spec.max_tokens
-
-    @property
-    def cut(self) -> int:
-        """How many texts so far were longer than :attr:`max_tokens`."""
-        return self._cut
-
-    def __repr__(self) -> str:
-        shown = [self._source.label]
+    def _shown(self) -> list[str]:
+        shown = super()._shown()
         if self._spec is not None or self._source.dimensions is not None:
-            shown.append(f"dimensions={self.dimensions}")
-        if self._spec is not None or self._source.fingerprint is not None:
-            shown.append(f"fingerprint={self.fingerprint[:8]}...")
-        return f"<Encoder {', '.join(shown)}>"
+            shown.insert(1, f"dimensions={self.dimensions}")
+        return shown
 
     # --- what it does -----------------------------------------------------------------------------
 
@@ -313,59 +265,19 @@ class Encoder:
             return encoded.vectors, encoded.counts
         return repeated(encoded.vectors, inverse), encoded.counts[inverse]
 
-    # --- open and closed ------------------------------------------------------------------------------
-
-    def open(self) -> None:
-        """Open the weights now instead of at the first use."""
-        with encoder_errors(self.name):
-            self._opened()
-
     def close(self) -> None:
         """Free the memory of the weights; a closed encoder cannot encode."""
         with self._lock:
-            self._closed = True
-            self._backend = None
+            super().close()
             if self._query_encoder is not None and self._query_encoder is not self._given_query_encoder:
                 self._query_encoder.close()
-
-    def __enter__(self) -> Encoder:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def _opened(self) -> Backend:
-        backend = self._backend
-        if backend is not None:
-            return backend
-        with self._lock:
-            self._check_open()
-            if self._backend is None:
-                self._backend = self._source.backend()
-            return self._backend
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise EncoderError(f"encoder {self.name!r} is closed: make a new one")
-
-    # --- copies: an encoder is a shared resource, described by its arguments ------------------------
-
-    def __copy__(self) -> Encoder:
-        return self
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Encoder:
-        return self
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _made, (type(self), self._source, self._given_query_encoder, self._query_cache)
 
     def _after_fork(self) -> None:
-        """Forget, in the child, the parent's session, whose threads do not exist here, or its connections."""
-        self._lock = threading.RLock()
+        super()._after_fork()
         self._recent = RecentVectors(self._query_cache)
-        self._backend = None
 
 
 def _made(kind: type[Encoder], source: Source, query_encoder: Encoder | None, query_cache: int) -> Encoder:
@@ -373,16 +285,3 @@ def _made(kind: type[Encoder], source: Source, query_encoder: Encoder | None, qu
     encoder = kind.__new__(kind)
     encoder._start(source, query_encoder, query_cache)
     return encoder
-
-
-_alive: weakref.WeakSet[Encoder] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    for encoder in list(_alive):
-        encoder._after_fork()
-
-
-# After the hook of pgembed.encoders.forks, which keeps sessions: hooks run in the order of registration.
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)

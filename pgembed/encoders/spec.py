@@ -26,6 +26,7 @@ from pgembed.exc import EncoderFilesError, EncoderOptionError
 SPEC_FILE = "encoder.json"
 FORMAT = 1
 PRECISION_CLASSES = ("float", "int8")
+ACTIVATIONS = ("identity", "sigmoid", "softmax")
 
 # The fields that decide a document's vector. Their order is free, but renaming one changes every fingerprint.
 _DECIDING = (
@@ -45,6 +46,9 @@ _DECIDING = (
     "precision",
 )
 
+# What decides the scores of a cross-encoder besides; where there are no labels, nothing of it.
+_DECIDING_SCORES = ("labels", "activation", "segments")
+
 # How a field is read, by its type.
 _READERS: dict[str, Callable[[Settings, str], Any]] = {
     "str": Settings.text,
@@ -57,7 +61,9 @@ _READERS: dict[str, Callable[[Settings, str], Any]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderSpec:
-    """Everything that decides the vectors of an encoder.
+    """Everything that decides the vectors of an encoder, or the scores of a cross-encoder.
+
+    The "vectors" of a cross-encoder are its logits, a number for each label and pair of texts.
 
     :ivar name: the name that the encoder is looked up by.
     :ivar architecture: ``"bert"``, ``"static"``, ``"onnx"`` (a ready graph), ...
@@ -78,6 +84,9 @@ class EncoderSpec:
     :ivar special_tokens: whether the tokenizer adds its special tokens.
     :ivar precision: precision class, ``"float"`` or ``"int8"``.
     :ivar vocabulary: rows of the embedding table, 0 if unknown.
+    :ivar labels: the names of a cross-encoder's labels; empty for an encoder of texts.
+    :ivar activation: what makes scores of its logits: ``"identity"``, ``"sigmoid"`` or ``"softmax"``.
+    :ivar segments: whether it is told which of the two texts each token belongs to.
     :ivar files: SHA-256 (hex) of each file of the encoder's folder, to find damaged ones.
     :ivar source: where the model came from, for people.
     """
@@ -101,6 +110,9 @@ class EncoderSpec:
     special_tokens: bool = True
     precision: str = "float"
     vocabulary: int = 0
+    labels: tuple[str, ...] = ()
+    activation: str = ""
+    segments: bool = False
     files: Mapping[str, str] = field(default_factory=dict, hash=False)
     source: str = ""
 
@@ -117,11 +129,17 @@ class EncoderSpec:
             )
         if self.precision not in PRECISION_CLASSES:
             raise EncoderOptionError("precision", self.precision, needed=" or ".join(PRECISION_CLASSES))
+        if self.labels and self.dimensions != len(self.labels):
+            needed = f"{len(self.labels)}, one for each label"
+            raise EncoderOptionError("dimensions", self.dimensions, needed=needed)
+        if self.labels and self.activation not in ACTIVATIONS:
+            raise EncoderOptionError("activation", self.activation, needed=" or ".join(ACTIVATIONS))
 
     @property
     def fingerprint(self) -> str:
         """32 hex digits, equal exactly when two encoders give the same documents the same vectors."""
-        return self._hash({name: getattr(self, name) for name in _DECIDING})
+        names = _DECIDING + (_DECIDING_SCORES if self.labels else ())
+        return self._hash({name: getattr(self, name) for name in names})
 
     @property
     def query_fingerprint(self) -> str:

@@ -1,4 +1,4 @@
-"""Makes small random cross-encoders of every family and records what sentence-transformers computes with them.
+"""Makes small random cross-encoders of every family and records the scores of sentence-transformers.
 
 Run it in an environment with torch, transformers, sentence-transformers and onnx::
 

@@ -16,6 +16,7 @@ from pgembed.encoders.export.graph import Graph
 from pgembed.encoders.export.weights import Array
 
 _MAX_DISTANCE = 128
+_SEGMENTS = "embeddings.token_type_embeddings.weight"
 
 
 class Bert:
@@ -66,7 +67,9 @@ class Bert:
         epsilon, activation = self.epsilon(config), config.activation(self.activation)
         heads = config.heads(self.heads, width)
         positions = self._positions(graph, config, width)
-        words = graph.embed(graph.weights.take(self.anchors[0], None, width), positions)
+        table = graph.weights.take(self.anchors[0], None, width)
+        segments = graph.weights.take(_SEGMENTS, None, width) if graph.segments else None
+        words = graph.embed(table, positions, segments)
         hidden = graph.layer_norm(words, "embeddings.LayerNorm", width, epsilon=epsilon)
         bias = self.bias(graph, config, heads)
         for index in range(config.layers(self.layers)):
@@ -86,9 +89,9 @@ class Bert:
         rows, weights = config.size("max_position_embeddings"), graph.weights
         positions = weights.take("embeddings.position_embeddings.weight", rows, width)
         positions = positions[self.first_position(config) :]
-        if self.has_segments:
-            # A single text is all of segment 0, so that row goes into the positions.
-            positions = positions + weights.take("embeddings.token_type_embeddings.weight", None, width)[0]
+        if self.has_segments and not graph.segments:
+            # All tokens are of segment 0, so that row goes into the positions.
+            positions = positions + weights.take(_SEGMENTS, None, width)[0]
         return positions
 
 

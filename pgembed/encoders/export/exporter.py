@@ -83,7 +83,7 @@ def _try_out(folder: Path, spec: EncoderSpec, model: Path) -> None:
     """
     try:
         runtime = OnnxRuntime(folder, spec, device="cpu")
-        vectors = runtime.encode(["text"], "document").vectors
+        vectors = runtime.encode([("text", "text") if spec.labels else "text"], "document").vectors
     except MissingExtraError:
         return
     except Exception as error:  # onnxruntime's errors share no other base
@@ -108,6 +108,7 @@ def _write(
     checksum = digest(model.files)
     if expected is not None and checksum != expected:
         raise EncoderFilesError(pipeline.folder.path, f"weights with SHA-256 {checksum}", needed=expected)
+    classifier = pipeline.classifier
     unstated = pipelines.LIMIT_UNSTATED if pipeline.first == "Transformer" else model.token_limit
     _check_vocabulary(pipeline, model.vocabulary)
     width = model.write(folder)
@@ -126,7 +127,7 @@ def _write(
         max_tokens=min(pipeline.max_tokens or unstated, model.token_limit),
         token_limit=model.token_limit,
         pooling=model.pooling,
-        steps=tuple(str(step) for step in pipeline.steps),
+        steps=tuple(str(step) for step in pipeline.steps) if classifier is None else ("classifier",),
         normalize=pipeline.normalize,
         query_prompt=pipeline.query_prompt,
         document_prompt=pipeline.document_prompt,
@@ -135,6 +136,9 @@ def _write(
         lowercase=pipeline.lowercase,
         special_tokens=pipeline.first == "Transformer",
         vocabulary=model.vocabulary,
+        labels=() if classifier is None else classifier.labels,
+        activation="" if classifier is None else classifier.activation,
+        segments=model.segments,
         files={path.name: file_digest(path) for path in sorted(folder.iterdir()) if path.is_file()},
         source=source,
     )

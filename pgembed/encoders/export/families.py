@@ -18,6 +18,7 @@ from pgembed.encoders.export.bert import Bert, DistilBert, Mpnet, Roberta
 from pgembed.encoders.export.config import ModelConfig
 from pgembed.encoders.export.graph import Graph, WeightFile
 from pgembed.encoders.export.graph_variants import Int8Graph, PackedGraph
+from pgembed.encoders.export.head import Head
 from pgembed.encoders.export.modernbert import ModernBert
 from pgembed.encoders.export.pipeline import Pipeline
 from pgembed.encoders.export.weights import Array, Weights, weight_files
@@ -42,6 +43,11 @@ class Family(Protocol):
     @property
     def anchors(self) -> tuple[str, ...]:
         """Names of its embedding table."""
+        ...
+
+    @property
+    def has_segments(self) -> bool:
+        """Whether it tells the tokens of two texts apart."""
         ...
 
     def token_limit(self, config: ModelConfig) -> int:
@@ -72,6 +78,7 @@ class BuiltModel:
     :ivar token_limit: the longest text in tokens.
     :ivar pooling: the pooling modes.
     :ivar vocabulary: rows of the embedding table.
+    :ivar segments: whether it is told which text of a pair each token is of.
     :ivar files: the files with weights.
     :raises UnsupportedArchitectureError: no family builds the model.
     :raises EncoderFilesError: weights are missing or damaged.
@@ -80,6 +87,8 @@ class BuiltModel:
     def __init__(self, pipeline: Pipeline) -> None:
         self._pipeline = pipeline
         self._build: Callable[[Graph], str]
+        self._head: Head | None = None
+        self.segments = False
         if pipeline.first == "Transformer":
             config = ModelConfig.read(pipeline.folder.file("config.json"))
             family = FAMILIES.get(config.model_type)
@@ -91,6 +100,9 @@ class BuiltModel:
             self._weights = Weights(files, prefixes=family.prefixes, anchors=family.anchors)
             rows = self._weights.take(self._weights.anchor, None, None)
             self._build = lambda graph: family.build(graph, config)
+            if pipeline.classifier is not None:
+                self._head = Head(config, files, len(pipeline.classifier.labels))
+                self.segments = family.has_segments and pipeline.classifier.segments
         else:
             files = weight_files(pipeline.folder)
             self.architecture = "static" if pipeline.first == "StaticEmbedding" else "words"
@@ -98,7 +110,7 @@ class BuiltModel:
             self._weights = Weights(files, anchors=_WORD_VECTORS)
             rows = _word_vectors(self._weights)
             self._build = lambda graph: graph.embed(rows)
-        self.pooling = pipeline.pooling or ("mean",)
+        self.pooling = pipeline.pooling or ("mean",) if self._head is None else self._head.pooling
         self.vocabulary = int(rows.shape[0])
         self._hidden_width = int(rows.shape[1])
         self._steps, later = pooling.opened(pipeline.steps)
@@ -106,17 +118,24 @@ class BuiltModel:
 
     def write(self, folder: Path) -> int:
         """Write graph and weights into ``folder``; returns the width of the vectors."""
-        kinds = _TRANSFORMER_GRAPHS if self._pipeline.first == "Transformer" else _GRAPHS
+        pipeline = self._pipeline
+        kinds = _TRANSFORMER_GRAPHS if pipeline.first == "Transformer" else _GRAPHS
         with (folder / WEIGHTS_FILE).open("wb") as file:
             weight_file = WeightFile(file, WEIGHTS_FILE)
             for name, kind in kinds.items():
-                graph = kind(self._weights, weight_file, include_prompt=self._pipeline.include_prompt)
-                hidden = graph.to_pool(self._build(graph), self._hidden_width)
-                vectors = pooling.pool(graph, hidden, self.pooling)
-                width = self._hidden_width * len(self.pooling)
-                vectors, width = pooling.follow(graph, vectors, self._steps, width)
+                graph = kind(
+                    self._weights, weight_file, include_prompt=pipeline.include_prompt, segments=self.segments
+                )
+                vectors, width = self._after(graph, graph.to_pool(self._build(graph), self._hidden_width))
                 (folder / name).write_bytes(graph.model(vectors, width=width).SerializeToString())
         return width
+
+    def _after(self, graph: Graph, hidden: str) -> tuple[str, int]:
+        """What follows the transformer: the result and its width."""
+        if self._head is not None:
+            return self._head.add(graph, hidden, self._hidden_width)
+        vectors = pooling.pool(graph, hidden, self.pooling)
+        return pooling.follow(graph, vectors, self._steps, self._hidden_width * len(self.pooling))
 
 
 def _word_vectors(weights: Weights) -> Array:

@@ -68,12 +68,19 @@ class Graph:
     :param weights: the model's weights; none for a graph around a ready one.
     :param file: where large initializers go.
     :param include_prompt: whether the tokens of the prompt are pooled.
+    :param segments: whether there is ``token_type_ids`` as well, the text of a pair that each token is of.
     :param opset: the version of the operators, 15 or newer.
     :ivar pooled: whether the transformer is complete and what follows is added.
     """
 
     def __init__(
-        self, weights: Weights | None, file: WeightFile, *, include_prompt: bool = True, opset: int = OPSET
+        self,
+        weights: Weights | None,
+        file: WeightFile,
+        *,
+        include_prompt: bool = True,
+        segments: bool = False,
+        opset: int = OPSET,
     ) -> None:
         self._weights = weights
         self._opset = opset
@@ -85,6 +92,9 @@ class Graph:
         padded = (TensorProto.INT64, ("texts", "tokens"))
         self._inputs: dict[str, tuple[int, tuple[str, ...]]] = {"input_ids": padded, "attention_mask": padded}
         self.pooled = False
+        self.segments = segments
+        if segments:
+            self._inputs["token_type_ids"] = padded
         self.pooling_mask = "attention_mask"
         if not include_prompt:
             self.pooling_mask = "pooling_mask"
@@ -154,14 +164,30 @@ class Graph:
 
     # --- layers -----------------------------------------------------------------------------------
 
-    def embed(self, table: npt.NDArray[Any], positions: npt.NDArray[Any] | None = None) -> str:
-        """Rows of ``table`` for the input ids, plus the first rows of ``positions``: (tokens, width)."""
-        words = self.op("Gather", self.initializer("words", table), "input_ids")
+    def embed(
+        self,
+        table: npt.NDArray[Any],
+        positions: npt.NDArray[Any] | None = None,
+        segments: npt.NDArray[Any] | None = None,
+    ) -> str:
+        """Rows of ``table`` for the input ids, plus the first rows of ``positions``: (tokens, width).
+
+        :param segments: a row for each text of a pair, which is added too.
+        """
+        words = self._words(table, segments)
         if positions is not None:
             rows = self.initializer("positions", positions)
             first = self.op("Slice", rows, self.constant([0]), self.length(), self.constant([0]))
             words = self.op("Add", words, first)
         return self.op("Reshape", words, self.constant([-1, table.shape[1]]))
+
+    def _words(self, table: npt.NDArray[Any], segments: npt.NDArray[Any] | None) -> str:
+        words = self.op("Gather", self.initializer("words", table), "input_ids")
+        if segments is None:
+            return words
+        return self.op(
+            "Add", words, self.op("Gather", self.initializer("segments", segments), "token_type_ids")
+        )
 
     def linear(
         self,

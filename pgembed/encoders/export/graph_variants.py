@@ -57,11 +57,18 @@ class PackedGraph(Graph):
     """
 
     def __init__(
-        self, weights: Weights | None, file: WeightFile, *, include_prompt: bool = True, opset: int = OPSET
+        self,
+        weights: Weights | None,
+        file: WeightFile,
+        *,
+        include_prompt: bool = True,
+        segments: bool = False,
+        opset: int = OPSET,
     ) -> None:
-        super().__init__(weights, file, include_prompt=include_prompt, opset=opset)
+        super().__init__(weights, file, include_prompt=include_prompt, segments=segments, opset=opset)
         padded = self._inputs["attention_mask"]
-        self._inputs["input_ids"] = self._inputs["position_ids"] = (TensorProto.INT64, ("all_tokens",))
+        for name in ("input_ids", "position_ids", *(["token_type_ids"] if segments else [])):
+            self._inputs[name] = (TensorProto.INT64, ("all_tokens",))
         self._inputs["token_offset"] = (TensorProto.INT32, padded[1])
         self._inputs["cumulative_sequence_length"] = (TensorProto.INT32, ("texts_and_one",))
 
@@ -79,9 +86,14 @@ class PackedGraph(Graph):
         """The number of tokens of the longest text, an int64 vector of one."""
         return self.once("length", lambda: self.shape("token_offset", 1, 2))
 
-    def embed(self, table: npt.NDArray[Any], positions: npt.NDArray[Any] | None = None) -> str:
-        """Rows of ``table`` for the input ids, plus rows of ``positions``: (tokens, width)."""
-        words = self.op("Gather", self.initializer("words", table), "input_ids")
+    def embed(
+        self,
+        table: npt.NDArray[Any],
+        positions: npt.NDArray[Any] | None = None,
+        segments: npt.NDArray[Any] | None = None,
+    ) -> str:
+        """Sum of the rows of ``table``, of ``positions`` and of ``segments``: (tokens, width)."""
+        words = self._words(table, segments)
         if positions is None:
             return words
         return self.op(

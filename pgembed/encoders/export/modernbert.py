@@ -20,6 +20,7 @@ class ModernBert:
 
     prefixes: tuple[str, ...] = ("model.",)
     anchors: tuple[str, ...] = ("embeddings.tok_embeddings.weight",)
+    has_segments = False
 
     def token_limit(self, config: ModelConfig) -> int:
         """The longest text in tokens."""

@@ -41,6 +41,7 @@ _INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
 _INPUT_TYPES = (TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL, *_FLOATS)
 _TOKEN_OUTPUTS = ("last_hidden_state", "token_embeddings")
 _TEXT_OUTPUTS = ("sentence_embedding", "sentence_embeddings", "text_embeds", "embedding")
+_LOGITS = ("logits", "scores")
 _OTHER_OUTPUTS = ("pooler_output", "logits")  # made for other purposes than comparing texts
 
 
@@ -70,6 +71,8 @@ class OnnxModel:
         )
         external = _read_external(model, self._path, folder)
         self._inputs = self._checked_inputs(model)
+        told = pipeline.classifier is not None and pipeline.classifier.segments
+        self.segments = told and "token_type_ids" in self._inputs
         self._output, self._pooled = self._choose(model)
         versions = [entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")]
         if not versions:
@@ -131,25 +134,29 @@ class OnnxModel:
         floats = {
             name: len(tensor.shape.dim) for name, tensor in tensors.items() if tensor.elem_type in _FLOATS
         }
+        others = _OTHER_OUTPUTS if self._pipeline.classifier is None else ("pooler_output",)
         by_rank = {
-            rank: [name for name, found in floats.items() if found == rank and name not in _OTHER_OUTPUTS]
+            rank: [name for name, found in floats.items() if found == rank and name not in others]
             for rank in (2, 3)
         }
-        choices = [(_TOKEN_OUTPUTS, 3), (_TEXT_OUTPUTS, 2)]
+        choices: list[tuple[tuple[str, ...], int]] = [(_TOKEN_OUTPUTS, 3), (_TEXT_OUTPUTS, 2)]
         if not self._pipeline.pooling:
             choices.reverse()
+        if self._pipeline.classifier is not None:
+            choices = [(_LOGITS, 2)]
         for names, rank in choices:
             for name in names:
                 if name in by_rank[rank]:
                     return self._taken(name, rank)
-        for rank in (3, 2):
+        for rank in (3, 2) if self._pipeline.classifier is None else (2,):
             if len(by_rank[rank]) == 1:  # of whatever name
                 return self._taken(by_rank[rank][0], rank)
         listed = ", ".join(
             f"{shown(name)} ({_type_name(tensor.elem_type)}, {len(tensor.shape.dim)} axes)"
             for name, tensor in tensors.items()
         )
-        needed = f"floats called {' or '.join((*_TOKEN_OUTPUTS, *_TEXT_OUTPUTS))}"
+        named = (*_TOKEN_OUTPUTS, *_TEXT_OUTPUTS) if self._pipeline.classifier is None else _LOGITS
+        needed = f"floats called {' or '.join(named)}"
         raise self._wrong(f"the outputs {listed or 'none'}", needed=needed)
 
     def _taken(self, name: str, rank: int) -> tuple[str, bool]:
@@ -183,6 +190,7 @@ class OnnxModel:
                 None,
                 WeightFile(file, WEIGHTS_FILE),
                 include_prompt=self._pipeline.include_prompt,
+                segments=self.segments,
                 opset=self._opset,
             )
             self._connect(graph)
@@ -208,7 +216,7 @@ class OnnxModel:
     def _connect(self, graph: Graph) -> None:
         """Compute the graph's own inputs from those that every encoder has."""
         for name, kind in self._inputs.items():
-            if name in ("input_ids", "attention_mask"):
+            if name in ("input_ids", "attention_mask") or (name == "token_type_ids" and self.segments):
                 value = name
             else:
                 shape = graph.op("Shape", "input_ids")
@@ -225,6 +233,12 @@ class OnnxModel:
         """Width of the output, from its declared shape or the configuration."""
         declared = next(value for value in self._model.graph.output if value.name == output)
         last = declared.type.tensor_type.shape.dim[-1]
+        classifier = self._pipeline.classifier
+        if classifier is not None and last.dim_value in (0, len(classifier.labels)):
+            return len(classifier.labels)
+        if classifier is not None:
+            needed = f"{len(classifier.labels)}, one for each label in config.json"
+            raise self._wrong(f"{last.dim_value} logits", needed=needed)
         if last.HasField("dim_value"):
             if last.dim_value < 1:
                 raise self._wrong(f"vectors of {last.dim_value} dimensions", needed="1 or more")

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pgembed.encoders.export import classifier
+from pgembed.encoders.export.classifier import Classifier
 from pgembed.encoders.files import Folder, Settings, is_name, read_json, shown
 from pgembed.encoders.spec import SPEC_FILE
 from pgembed.encoders.text.tokenizer import TOKENIZER_FILE, WORDS_FILE
@@ -86,6 +88,7 @@ class Pipeline:
     :ivar steps: the modules after the pooling.
     :ivar max_tokens: the limit that the folder states, ``None`` if it states none.
     :ivar dimensions: dimensions to keep, ``None`` for all.
+    :ivar classifier: what else the folder says, if the model classifies pairs of texts.
     """
 
     first: str
@@ -98,6 +101,7 @@ class Pipeline:
     query_prompt: str
     document_prompt: str
     dimensions: int | None
+    classifier: Classifier | None = None
 
     @property
     def tokenizer(self) -> Path:
@@ -162,6 +166,8 @@ def read(folder: Folder, *, route: str = "document") -> Pipeline:
         raise EncoderFilesError(folder.path, "no folder", needed=needed)
     if folder.has(SPEC_FILE):
         raise EncoderFilesError(folder.path, "an encoder, which has been exported already", needed="a model")
+    if _is_classifier(folder):
+        return _classifier(folder)
     first, *later = _modules(folder, route)
     listed = folder.file(MODULES_FILE)
     pooling: Settings | None = None
@@ -189,6 +195,40 @@ def read(folder: Folder, *, route: str = "document") -> Pipeline:
         query_prompt=query_prompt,
         document_prompt=document_prompt,
         dimensions=prompts.integer("truncate_dim", 0, least=1) or None,
+    )
+
+
+def _is_classifier(folder: Folder) -> bool:
+    """By the first module's task, where there is a list of modules, else by the class of the model."""
+    modules = _listed(folder)
+    if modules is None:
+        return classifier.names_classifier(_settings(folder, "config.json"))
+    if [module.kind for module in modules[:1]] != ["Transformer"]:
+        return False
+    place = folder.subfolder(modules[0].place, stated_in=folder.file(MODULES_FILE))
+    return _first_settings(place).get("transformer_task") == classifier.TASK
+
+
+def _classifier(folder: Folder) -> Pipeline:
+    """A classifier of pairs of texts: a transformer with its head, and nothing else."""
+    modules = _listed(folder) or [_Module("Transformer", "")]
+    if len(modules) > 1:
+        found = f"{modules[1].kind} after a Transformer that classifies"
+        raise EncoderFilesError(folder.file(MODULES_FILE), found, needed="nothing after it")
+    place = folder.subfolder(modules[0].place, stated_in=folder.file(MODULES_FILE))
+    settings = _transformer_settings(place, task=classifier.TASK, output="scores", method_output="logits")
+    return Pipeline(
+        first="Transformer",
+        folder=place,
+        pooling=(),
+        steps=(),
+        include_prompt=True,
+        max_tokens=_limit("Transformer", place, settings),
+        lowercase=settings.flag("do_lower_case", False),
+        query_prompt="",
+        document_prompt="",
+        dimensions=None,
+        classifier=classifier.read(place, _settings(folder, PROMPTS_FILE)),
     )
 
 
@@ -282,22 +322,32 @@ def _check_features(kind: str, config: Settings) -> None:
             raise EncoderFilesError(config.path, found, needed=f"one for {_TEXT_VECTOR}")
 
 
-def _transformer_settings(place: Folder) -> Settings:
-    """The settings of a transformer besides ``config.json``; the first file with content counts.
-
-    :raises EncoderFilesError: the output is not the last hidden state of a text, or the model is to be opened
-        with other settings than its files state.
-    """
+def _first_settings(place: Folder) -> Settings:
+    """The settings of a transformer besides ``config.json``; the first file with content counts."""
     found = (_settings(place, name) for name in SETTINGS_FILES)
-    settings = next(filter(len, found), Settings(place.file(SETTINGS_FILES[0]), {}))
-    settings.expect("transformer_task", "feature-extraction")
-    settings.expect("module_output_name", "token_embeddings")
+    return next(filter(len, found), Settings(place.file(SETTINGS_FILES[0]), {}))
+
+
+def _transformer_settings(
+    place: Folder,
+    *,
+    task: str = "feature-extraction",
+    output: str = "token_embeddings",
+    method_output: str = "last_hidden_state",
+) -> Settings:
+    """
+    :raises EncoderFilesError: the output is another one of a text, or the model is to be opened with other
+        settings than its files state.
+    """
+    settings = _first_settings(place)
+    settings.expect("transformer_task", task)
+    settings.expect("module_output_name", output)
     modalities = settings.table("modality_config")
     if modalities and "text" not in modalities:
         raise settings.wrong("modality_config", needed="one for text")
     text = modalities.table("text")
     text.expect("method", "forward")
-    text.expect("method_output_name", "last_hidden_state")
+    text.expect("method_output_name", method_output)
     for key, harmless in _OVERRIDES.items():
         table = settings.table(key)
         for name in table:

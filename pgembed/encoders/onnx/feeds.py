@@ -8,7 +8,7 @@ least. The budget bounds the memory of a batch, whatever the lengths.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ from pgembed.encoders.text.tokenizer import Tokens
 Feed = dict[str, npt.NDArray[Any]]
 Batch = npt.NDArray[np.intp]  # indices of texts
 Lengths = npt.NDArray[np.int64]
+Number = TypeVar("Number", bound=np.integer[Any])
 
 
 class Allocate(Protocol):
@@ -82,16 +83,21 @@ def padded(tokens: Tokens, batch: Batch, new: Allocate = fresh) -> Feed:
     inside = _inside(tokens, batch)
     ids = new("input_ids", inside.shape, np.int64)
     ids.fill(0)
-    ids[inside] = _joined(tokens, batch)
+    ids[inside] = _joined(tokens, batch, tokens.ids)
     mask = new("attention_mask", inside.shape, np.int64)
     np.copyto(mask, inside)
-    return {"input_ids": ids, "attention_mask": mask}
+    feed = {"input_ids": ids, "attention_mask": mask}
+    if tokens.segments is not None:
+        segments = feed["token_type_ids"] = new("token_type_ids", inside.shape, np.int64)
+        segments.fill(0)
+        segments[inside] = _joined(tokens, batch, tokens.segments)
+    return feed
 
 
 def packed(tokens: Tokens, batch: Batch, new: Allocate = fresh) -> Feed:
     """Inputs without padding, for :class:`~pgembed.encoders.export.graph_variants.PackedGraph`."""
     inside = _inside(tokens, batch)
-    joined = _joined(tokens, batch)
+    joined = _joined(tokens, batch, tokens.ids)
     feed = {
         "input_ids": new("input_ids", joined.shape, np.int64),
         "position_ids": new("position_ids", joined.shape, np.int64),
@@ -107,6 +113,9 @@ def packed(tokens: Tokens, batch: Batch, new: Allocate = fresh) -> Feed:
     feed["cumulative_sequence_length"][0] = 0
     np.cumsum(tokens.lengths[batch], out=feed["cumulative_sequence_length"][1:], dtype=np.int32)
     np.copyto(feed["attention_mask"], inside)
+    if tokens.segments is not None:
+        segments = feed["token_type_ids"] = new("token_type_ids", joined.shape, np.int64)
+        np.copyto(segments, _joined(tokens, batch, tokens.segments))
     return feed
 
 
@@ -123,11 +132,11 @@ def _inside(tokens: Tokens, batch: Batch) -> npt.NDArray[np.bool_]:
     return np.less(np.arange(max(int(lengths.max()), 1)), lengths[:, None])
 
 
-def _joined(tokens: Tokens, batch: Batch) -> npt.NDArray[np.int32]:
-    """The ids of the batch's texts, end to end."""
+def _joined(tokens: Tokens, batch: Batch, values: npt.NDArray[Number]) -> npt.NDArray[Number]:
+    """What ``values`` has for each token, of the batch's texts end to end."""
     lengths = tokens.lengths[batch]
     ends = np.cumsum(lengths)
     # From the place of each token in the batch to its place among all.
     shifts = np.repeat(tokens.offsets[batch] - (ends - lengths), lengths)
-    joined: npt.NDArray[np.int32] = tokens.ids[np.arange(len(shifts)) + shifts]
+    joined: npt.NDArray[Number] = values[np.arange(len(shifts)) + shifts]
     return joined

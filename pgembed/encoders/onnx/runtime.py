@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,8 +29,9 @@ from pgembed.encoders.onnx.feeds import (
 from pgembed.encoders.onnx.graph_files import CUDA_FILE, INT8_FILE, MODEL_FILE, check_files
 from pgembed.encoders.onnx.lanes import Lanes
 from pgembed.encoders.spec import EncoderSpec
-from pgembed.encoders.text.texts import Encoded, Kind, Vectors
-from pgembed.encoders.text.tokenizer import Tokens, tokenizer_of
+from pgembed.encoders.text.pair_tokenizer import tokenizer_of
+from pgembed.encoders.text.texts import Encoded, Kind, Text, Vectors
+from pgembed.encoders.text.tokenizer import Tokens
 from pgembed.encoders.threads import available_threads
 from pgembed.exc import DeviceError, EncoderError, EncoderFilesError, EncoderOptionError
 
@@ -157,14 +158,15 @@ class OnnxRuntime:
     def _try(self, fingerprint: str) -> None:
         """Encode a little: only a run shows that a GPU lacks some of the kernels."""
         try:
-            vectors = self.encode(["a", fingerprint], "document").vectors
+            tried = [(text, text) if self._spec.labels else text for text in ("a", fingerprint)]
+            vectors = self.encode(tried, "document").vectors
         except Exception as error:  # onnxruntime's errors share no other base
             raise _refused(self.device, self._plan.graph, error) from error
         if not np.isfinite(vectors).all():
             raise _refused(self.device, self._plan.graph, "vectors with NaN or infinity")
 
-    def encode(self, texts: list[str], kind: Kind) -> Encoded:
-        """Vectors of ``texts``, each with the prompt of its kind in front."""
+    def encode(self, texts: Sequence[Text], kind: Kind) -> Encoded:
+        """Vectors of ``texts``, each with the prompt of its kind in front; or the logits of pairs."""
         prompt = self._spec.query_prompt if kind == "query" else self._spec.document_prompt
         skipped = self._tokenizer.leading(prompt) if prompt and not self._spec.include_prompt else 0
         vectors = np.empty((len(texts), self._spec.dimensions), dtype=np.float32)
@@ -191,12 +193,12 @@ class OnnxRuntime:
         _all_done(compute, planned(), threads=self._plan.runs)
         return Encoded(vectors, counts, cut)
 
-    def _tokenised(self, texts: list[str], prompt: str) -> Iterator[Tokens]:
+    def _tokenised(self, texts: Sequence[Text], prompt: str) -> Iterator[Tokens]:
         """The tokens of ``texts``, window by window; a GPU works on one while the next is tokenised."""
 
         def tokenise(start: int) -> Tokens:
             window = texts[start : start + _WINDOW]
-            return self._tokenizer([prompt + text for text in window] if prompt else window)
+            return self._tokenizer([f"{prompt}{text}" for text in window] if prompt else window)
 
         starts = range(0, len(texts), _WINDOW)
         if self._plan.runs == 1 or len(starts) == 1:

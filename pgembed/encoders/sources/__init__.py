@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from pgembed.encoders.spec import EncoderSpec
-from pgembed.encoders.text.texts import Encoded, Kind
+from pgembed.encoders.text.texts import Encoded, Kind, Text
 from pgembed.encoders.text.tokenizer import AnyTokenizer
 
 
 class Backend(Protocol):
     """A session of this process, or a server."""
 
-    def encode(self, texts: list[str], kind: Kind) -> Encoded:
-        """Vectors of different texts, prompts not yet included."""
+    def encode(self, texts: Sequence[Text], kind: Kind) -> Encoded:
+        """Vectors of different texts, prompts not yet included; or logits of different pairs of texts."""
         ...
 
 

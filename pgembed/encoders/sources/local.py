@@ -21,7 +21,8 @@ from pgembed.encoders.onnx import device as devices
 from pgembed.encoders.onnx.graph_files import MODEL_FILE, QUERY_FOLDER, WEIGHTS_FILE
 from pgembed.encoders.onnx.runtime import OnnxRuntime
 from pgembed.encoders.spec import SPEC_FILE, EncoderSpec
-from pgembed.encoders.text.tokenizer import AnyTokenizer, tokenizer_of
+from pgembed.encoders.text.pair_tokenizer import tokenizer_of
+from pgembed.encoders.text.tokenizer import AnyTokenizer
 from pgembed.exc import (
     EncoderFilesError,
     EncoderNotFoundError,
@@ -113,6 +114,17 @@ def spec_file(path: Path, *, given: str = "") -> Path:
     raise EncoderNotFoundError(str(path), [path], hint=hint)
 
 
+def check_kind(spec: EncoderSpec, given: str, *, pairs: bool) -> None:
+    """
+    :raises EncoderOptionError: the spec is one of an encoder of texts instead of pairs, or the reverse.
+    """
+    if bool(spec.labels) != pairs:
+        kinds = ("encodes texts", "scores pairs of texts")
+        right = "Reranker" if spec.labels else "Encoder"
+        needed = f"a model that {kinds[pairs]}; this one {kinds[not pairs]}: open it with {right}(...)"
+        raise EncoderOptionError("name_or_path", given, needed=needed)
+
+
 @dataclass(frozen=True)
 class Local:
     """A folder or a spec, by path or by name.
@@ -122,6 +134,7 @@ class Local:
     :ivar fingerprint: the fingerprint that was stated.
     :ivar options: values that replace those of the spec, unless they are ``None``.
     :ivar device: as of :class:`~pgembed.encoders.Encoder`; ``precision`` and ``threads`` too.
+    :ivar pairs: whether it scores pairs of texts.
     """
 
     given: str
@@ -131,6 +144,7 @@ class Local:
     device: str
     precision: str
     threads: int | None
+    pairs: bool = False
 
     def __post_init__(self) -> None:
         devices.check_name(self.device)
@@ -204,7 +218,9 @@ class Local:
 
     def _found(self) -> tuple[Path, EncoderSpec]:
         file = spec_file(self.path or find(self.name), given=self.given)
-        spec = EncoderSpec.load(file).replace(**self.options)
+        spec = EncoderSpec.load(file)
+        check_kind(spec, self.given, pairs=self.pairs)
+        spec = spec.replace(**self.options)
         if self.fingerprint is not None and spec.fingerprint != self.fingerprint:
             raise FingerprintMismatchError(
                 spec.fingerprint, self.fingerprint, where=f"the encoder in {file.parent}"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 
 from pgembed.encoders.sources.client import Client
+from pgembed.encoders.sources.local import check_kind
 from pgembed.encoders.spec import EncoderSpec
 from pgembed.encoders.text.texts import Encoded, Kind, Vectors, pieces
 from pgembed.exc import EncoderError, EncoderOptionError, EncoderServerError, FingerprintMismatchError
@@ -116,6 +118,7 @@ class Remote:
         except (TypeError, ValueError, AttributeError, KeyError, OverflowError) as error:
             reason = f"a spec that cannot be read ({type(error).__name__}: {error})"
             raise EncoderServerError(self._url, reason, status=200) from error
+        check_kind(spec, self.label, pairs=False)
         if type(spec.dimensions) is not int or not 0 < spec.dimensions <= _MOST_DIMENSIONS:
             reason = f"a spec of {str(spec.dimensions)[:20]} dimensions, expected 1 to {_MOST_DIMENSIONS}"
             raise EncoderServerError(self._url, reason, status=200)
@@ -152,7 +155,7 @@ class _RemoteBackend:
         self._batch = batch
         self._fingerprint = fingerprint
 
-    def encode(self, texts: list[str], kind: Kind) -> Encoded:
+    def encode(self, texts: Sequence[Any], kind: Kind) -> Encoded:
         """Vectors of ``texts``; only the server knows how many tokens they have and what was cut."""
         vectors = np.empty((len(texts), self._dimensions), dtype=np.float32)
         lengths = [len(text) for text in texts]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -13,10 +13,14 @@ import numpy.typing as npt
 from pgembed.exc import TextError
 
 Kind = Literal["document", "query"]
+Pair = tuple[str, str]
+Text = str | Pair  # what a backend computes a row of numbers for
 Vectors = npt.NDArray[np.float32]
 Counts = npt.NDArray[np.int64]
 Encode = Callable[[list[str]], tuple[Vectors, Counts]]
 Indices = npt.NDArray[np.intp]
+
+AnyText = TypeVar("AnyText", str, Pair)
 
 _ROWS = 4096  # moved at once
 
@@ -47,18 +51,41 @@ def checked(texts: Iterable[str]) -> list[str]:
         )
     listed = list(texts)
     for position, text in enumerate(listed):
-        if not isinstance(text, str):
-            raise TextError(f"found {type(text).__name__}, expected str", position=position)
-        if not text.isascii():
-            try:
-                text.encode()
-            except UnicodeEncodeError as error:
-                raise TextError(
-                    f"found a lone surrogate (U+{ord(text[error.start]):04X} at character {error.start}), "
-                    "which is not text: decode the bytes with errors='replace' instead of 'surrogateescape'",
-                    position=position,
-                ) from None
+        _check_text(text, position)
     return listed
+
+
+def checked_pairs(pairs: Iterable[Pair]) -> list[Pair]:
+    """``pairs`` as a list of pairs of encodable strings.
+
+    :raises TextError: one is not a pair, or one of its texts is not a text; with the position of the first.
+    """
+    if isinstance(pairs, (str, bytes)):
+        raise TextError(f"a single {type(pairs).__name__} was given where a list of pairs is needed")
+    listed: list[Pair] = []
+    for position, pair in enumerate(pairs):
+        if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2:
+            found = f"{type(pair).__name__} of {len(pair)}" if hasattr(pair, "__len__") else repr(type(pair))
+            raise TextError(f"found {found}, expected a pair of texts (query, text)", position=position)
+        for text in pair:
+            _check_text(text, position)
+        listed.append((pair[0], pair[1]))
+    return listed
+
+
+def _check_text(text: Any, position: int) -> None:
+    """:raises TextError: it is not an encodable string."""
+    if not isinstance(text, str):
+        raise TextError(f"found {type(text).__name__}, expected str", position=position)
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise TextError(
+                f"found a lone surrogate (U+{ord(text[error.start]):04X} at character {error.start}), "
+                "which is not text: decode the bytes with errors='replace' instead of 'surrogateescape'",
+                position=position,
+            ) from None
 
 
 def checked_ids(arrays: Iterable[Sequence[int]], highest: int) -> list[list[int]]:
@@ -100,9 +127,9 @@ def pieces(sizes: Sequence[int], *, count: int, room: float) -> Iterator[tuple[i
     yield start, len(sizes)
 
 
-def distinct(texts: Sequence[str]) -> tuple[list[str], Indices]:
+def distinct(texts: Sequence[AnyText]) -> tuple[list[AnyText], Indices]:
     """The different texts in order of appearance, and for each text the index of its equal among them."""
-    seen: dict[str, int] = {}
+    seen: dict[AnyText, int] = {}
     inverse = np.fromiter(
         (seen.setdefault(text, len(seen)) for text in texts), dtype=np.intp, count=len(texts)
     )

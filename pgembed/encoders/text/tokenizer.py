@@ -19,7 +19,6 @@ import numpy.typing as npt
 
 from pgembed.encoders import forks
 from pgembed.encoders.files import Settings, check_file
-from pgembed.encoders.spec import EncoderSpec
 from pgembed.exc import EncoderFilesError, EncoderOptionError
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -42,11 +41,13 @@ class Tokens:
     :ivar ids: int32, all texts' ids one after the other.
     :ivar offsets: int64, ``len(texts) + 1`` of them; text ``i`` is ``ids[offsets[i]:offsets[i + 1]]``.
     :ivar cut: how many texts were longer than the limit.
+    :ivar segments: int64, for each id the text of a pair that it belongs to, where a model is told that.
     """
 
     ids: npt.NDArray[np.int32]
     offsets: npt.NDArray[np.int64]
     cut: int
+    segments: npt.NDArray[np.int64] | None = None
 
     @classmethod
     def of(cls, texts: Sequence[Sequence[int]], *, limit: int) -> Tokens:
@@ -83,8 +84,8 @@ class AnyTokenizer(Protocol):
         """The texts that arrays of its ids mean."""
         ...
 
-    def __call__(self, texts: Sequence[str]) -> Tokens:
-        """Tokenise ``texts``."""
+    def __call__(self, texts: Sequence[Any], /) -> Tokens:
+        """Tokenise ``texts``, or pairs of texts."""
         ...
 
 
@@ -108,17 +109,6 @@ def open_tokenizer(
     )
 
 
-def tokenizer_of(folder: Path, spec: EncoderSpec) -> AnyTokenizer:
-    """The tokenizer in ``folder`` with the limit and the options of the spec."""
-    return open_tokenizer(
-        folder,
-        max_tokens=spec.max_tokens,
-        special_tokens=spec.special_tokens,
-        lowercase=spec.lowercase,
-        words=WORDS_FILE in spec.files,
-    )
-
-
 class Tokenizer:
     """A ``tokenizer.json`` without its own padding and limit; the side on which it cuts is kept.
 
@@ -126,12 +116,23 @@ class Tokenizer:
     :param max_tokens: where texts are cut, special tokens included.
     :param special_tokens: whether to add them.
     :param lowercase: whether to lowercase texts first.
+    :param pairs: whether texts are halves of pairs, which special tokens are put around later; the limit is
+        that of a pair.
+    :ivar max_tokens: where texts are cut, without the special tokens of a pair.
+    :ivar at_end: whether they are cut at their end.
+    :ivar pair: the encoding of a pair of texts.
     :raises EncoderFilesError: the file is missing or not a tokenizer.
     :raises EncoderOptionError: the special tokens alone exceed the limit.
     """
 
     def __init__(
-        self, path: Path, *, max_tokens: int, special_tokens: bool = True, lowercase: bool = False
+        self,
+        path: Path,
+        *,
+        max_tokens: int,
+        special_tokens: bool = True,
+        lowercase: bool = False,
+        pairs: bool = False,
     ) -> None:
         import tokenizers
 
@@ -147,12 +148,17 @@ class Tokenizer:
             present = [step for step in steps if step is not None]
             self._tokenizer.normalizer = tokenizers.normalizers.Sequence(present)
         self._tokenizer.no_padding()
-        least = self._tokenizer.num_special_tokens_to_add(False) if special_tokens else 0
+        least = self._tokenizer.num_special_tokens_to_add(pairs) if special_tokens else 0
         if max_tokens < least:
             raise EncoderOptionError("max_tokens", max_tokens, needed=f"{least} or more, for special tokens")
         side = (self._tokenizer.truncation or {}).get("direction", "right")
+        if pairs:
+            self._tokenizer.no_truncation()
+            self.pair = self._tokenizer.encode("a", "a")
+            max_tokens, special_tokens = max_tokens - least, False
         self._tokenizer.enable_truncation(max_tokens, direction=side)
-        self._max_tokens = max_tokens
+        self.max_tokens = max_tokens
+        self.at_end = side == "right"
         beginning_counts = side == "right" and _splits_at_blanks(self._tokenizer)
         self._beginning = _CHARACTERS * max_tokens if beginning_counts else None
         self._special_tokens = special_tokens
@@ -164,8 +170,13 @@ class Tokenizer:
 
     def __call__(self, texts: Sequence[str]) -> Tokens:
         """Tokenise ``texts``, on several threads (in a forked child, on one)."""
+        pieces, cut = self.separately(texts)
+        return Tokens.joined(pieces, sum(cut))
+
+    def separately(self, texts: Sequence[str]) -> tuple[list[npt.NDArray[np.int32]], list[bool]]:
+        """The ids of each text, and whether it was longer than the limit."""
         pieces: list[npt.NDArray[np.int32]] = []
-        cut = 0
+        cut: list[bool] = []
         for start in range(0, len(texts), _CHUNK):
             chunk = texts[start : start + _CHUNK]
             beginnings = [self._begin(text) for text in chunk]
@@ -173,8 +184,13 @@ class Tokenizer:
                 if len(beginning) < len(text) and _overflow(encoding) < _MARGIN:
                     (encoding,) = self._encode([text])
                 pieces.append(np.array(encoding.ids, dtype=np.int32))
-                cut += len(pieces[-1]) >= self._max_tokens and bool(encoding.overflowing)
-        return Tokens.joined(pieces, cut)
+                cut.append(len(pieces[-1]) >= self.max_tokens and bool(encoding.overflowing))
+        return pieces, cut
+
+    def length(self, text: str) -> int:
+        """How many tokens the whole text has, special tokens included."""
+        (encoding,) = self._encode([text])
+        return len(encoding) + _overflow(encoding)
 
     def _encode(self, texts: Sequence[str]) -> list[Any]:
         with self._named_errors():
@@ -230,7 +246,7 @@ class Tokenizer:
 
 def _overflow(encoding: Any) -> int:
     """How many tokens were cut off."""
-    return sum(len(rest.ids) for rest in encoding.overflowing)
+    return sum(map(len, encoding.overflowing))
 
 
 def _splits_at_blanks(tokenizer: Any) -> bool:

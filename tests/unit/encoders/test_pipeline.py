@@ -11,7 +11,7 @@ import pytest
 
 from pgembed.encoders import Encoder, EncoderSpec, export_onnx
 from pgembed.encoders.spec import SPEC_FILE
-from pgembed.encoders.text.tokenizer import tokenizer_of
+from pgembed.encoders.text.pair_tokenizer import tokenizer_of
 from pgembed.exc import EncoderError, EncoderFilesError
 from tests.unit.encoders.models import MODELS, TEXTS, copied, edit
 

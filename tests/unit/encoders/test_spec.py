@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 
 from pgembed.encoders import EncoderSpec
+from pgembed.exc import EncoderOptionError
 
 SPEC = EncoderSpec(
     name="minilm",
@@ -44,10 +45,13 @@ INDIFFERENT = {
     "files": {"model.onnx": "e" * 64},
     "source": "elsewhere",
 }
+#: Of a cross-encoder; where there are no labels they decide nothing.
+DECIDING_SCORES = {"labels": ("no", "maybe", "yes"), "activation": "softmax", "segments": True}
 
 
 def test_every_field_is_classified() -> None:
-    assert {field.name for field in dataclasses.fields(EncoderSpec)} == {*DECIDING, *INDIFFERENT}
+    fields = {field.name for field in dataclasses.fields(EncoderSpec)}
+    assert fields == {*DECIDING, *INDIFFERENT, *DECIDING_SCORES}
 
 
 @pytest.mark.parametrize("field", DECIDING)
@@ -60,6 +64,20 @@ def test_deciding(field: str) -> None:
 def test_indifferent(field: str) -> None:
     changed = SPEC.replace(**{field: INDIFFERENT[field]})
     assert changed.fingerprint == SPEC.fingerprint
+
+
+@pytest.mark.parametrize("field", DECIDING_SCORES)
+def test_deciding_scores(field: str) -> None:
+    labels = ("yes", "no", "maybe")
+    scores = SPEC.replace(width=3, dimensions=3, labels=labels, activation="identity")
+    assert scores.replace(**{field: DECIDING_SCORES[field]}).fingerprint != scores.fingerprint
+    if field != "labels":
+        assert SPEC.replace(**{field: DECIDING_SCORES[field]}).fingerprint == SPEC.fingerprint
+
+
+def test_labels_are_the_dimensions() -> None:
+    with pytest.raises(EncoderOptionError, match="dimensions is 384, expected 2, one for each label"):
+        SPEC.replace(labels=("yes", "no"), activation="identity")
 
 
 def test_queries_have_their_own() -> None:
