@@ -16,11 +16,12 @@ from pgembed.exc import PgembedError
 
 if TYPE_CHECKING:
     from pgembed import database, filling, indexes, measuring
-    from pgembed.columns import TextEncoder, Vector, embedding_column
+    from pgembed.columns import TextEncoder, Vector, Words, embedding_column
     from pgembed.indexes import HNSW, IVFFlat
     from pgembed.queries import (
         duplicate_groups,
         hybrid_search,
+        keyword_search,
         knn_classify,
         near_duplicates,
         recommend,
@@ -56,6 +57,7 @@ __all__ = [
     "Reranker",
     "TextEncoder",
     "Vector",
+    "Words",
     "database",
     "duplicate_groups",
     "embedding_column",
@@ -63,6 +65,7 @@ __all__ = [
     "filling",
     "hybrid_search",
     "indexes",
+    "keyword_search",
     "knn_classify",
     "measuring",
     "near_duplicates",

@@ -16,6 +16,7 @@ from pgembed.columns.embedding import (
 )
 from pgembed.columns.types import Vector, VectorType
 from pgembed.columns.values import Array, as_array
+from pgembed.columns.words import Words
 
 __all__ = [
     "Array",
@@ -25,6 +26,7 @@ __all__ = [
     "TextEncoder",
     "Vector",
     "VectorType",
+    "Words",
     "answered",
     "as_array",
     "bound",

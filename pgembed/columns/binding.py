@@ -27,22 +27,29 @@ from pgembed.columns.embedding import (
 )
 from pgembed.columns.names import LONGEST_NAME, octets
 from pgembed.columns.types import copied
+from pgembed.columns.words import WORDS, bind_words
 from pgembed.exc import DeclarationError
 
 
-def _bind(table: Table, vector: Column[Any], sources: tuple[Column[Any], ...]) -> EmbeddingColumn:
-    """Put the indexes of an embedding on its table, unless it has them, over the same sources."""
-    present = next((each for each in bound_in(table) if each.vector is vector), None)
-    if present is not None and present.sources == sources:
-        return present
+def _bind(table: Table, vector: Column[Any], read: tuple[Column[Any], ...]) -> EmbeddingColumn:
+    """Put the columns and indexes of an embedding on its table, unless it has them, over the same sources.
+
+    :param read: the sources, and those of ``words=`` behind them.
+    """
     declaration: Embedding = vector.info[INFO]
+    sources, texts = read[: len(declaration.sources)], read[len(declaration.sources) :]
+    present = next((each for each in bound_in(table) if each.vector is vector), None)
+    if present is not None and present.read == read:
+        return present
     if declaration.replaces == vector.name:
         raise DeclarationError(
             f"{table.fullname}.{vector.name} replaces itself: the new column needs a name of its own, "
             f'name="{vector.name}_2"'
         )
-    embedding = EmbeddingColumn(declaration, table, vector, _digest_column(table, vector), sources)
-    vector.info[SOURCES] = tuple(source.key for source in sources)
+    digest = _digest_column(table, vector)
+    words = declaration.words and bind_words(declaration.words, table, vector, texts or sources)
+    embedding = EmbeddingColumn(declaration, table, vector, digest, sources, words)
+    vector.info[SOURCES] = tuple(column.key for column in read)
     # Constructed over columns of a table, an index attaches itself. They count as part of the column, as
     # with Column(index=True), so that Table.to_metadata leaves them to the binding of the copied column.
     indexes: list[Index] = [PendingIndex(embedding)]
@@ -111,7 +118,7 @@ def _vectors(table: Table) -> list[Column[Any]]:
 
 
 def _source_keys(vector: Column[Any]) -> tuple[str, ...]:
-    keys: tuple[str, ...] = vector.info.get(SOURCES, vector.info[INFO].sources)
+    keys: tuple[str, ...] = vector.info.get(SOURCES, vector.info[INFO].read)
     return keys
 
 
@@ -144,6 +151,9 @@ def _settle(table: Table) -> None:
 def _digest_is_free(mapper: Mapper[Any], owner: type[Any]) -> None:
     """Before SQLAlchemy maps the digest: it would combine it with another column of the attribute's name."""
     table = mapper.local_table
+    if isinstance(table, Table) and (words := {column for column in table.c if WORDS in column.info}):
+        # Mapped, they would be fetched after every INSERT, as what the server has generated.
+        mapper.exclude_properties = {*(mapper.exclude_properties or ()), *words}
     given = mapper._init_properties
     listed = (prop if isinstance(prop, list | tuple) else [prop] for prop in given.values())
     placed = {column for props in listed for prop in props for column in getattr(prop, "columns", (prop,))}
@@ -186,7 +196,7 @@ def map_embedding(mapper: Mapper[Any], key: str, vector: Column[Any]) -> None:
     declaration: Embedding = vector.info[INFO]
     owner = mapper.class_.__name__
     sources = []
-    for name in declaration.sources:
+    for name in declaration.read:
         if name not in mapper.columns:
             raise DeclarationError(
                 f"{owner}.{key}: the source {name!r} is not a column attribute of {owner}; "

@@ -18,6 +18,7 @@ from pgembed.columns.binding import attached
 from pgembed.columns.embedding import INFO, Embedding, Fill, IndexDeclaration, OnError, TextEncoder
 from pgembed.columns.types import VectorType
 from pgembed.columns.values import Storage
+from pgembed.columns.words import Words
 from pgembed.constants import MAX_DIMENSIONS
 from pgembed.exc import DeclarationError, MetricNotSupportedError
 from pgembed.metrics import metric as metric_named
@@ -36,6 +37,7 @@ def embedding_column(
     deferred: bool = True,
     name: str | None = None,
     replaces: str | None = None,
+    words: Words | None = None,
     **options: Any,
 ) -> MappedColumn[Any]:
     """A column that holds the vector of the texts in other columns, and fills itself.
@@ -68,6 +70,9 @@ def embedding_column(
     :param name: the column's name, if it is not the attribute's.
     :param replaces: the name of the column that this one is going to replace, while the table has both.
         Migrations keep that one, and drop it when ``replaces`` is removed.
+    :param words: ``Words(...)`` has the texts searched by their words as well (see
+        :func:`pgembed.keyword_search`): a generated column ``<c>_words tsvector`` with a GIN index, and a
+        table of statistics, ``<table>_<c>_words``.
     :param options: further arguments of :func:`sqlalchemy.orm.mapped_column`, such as ``init=False`` for
         dataclasses. In a Core ``Table``, write ``embedding_column(..., name="embedding").column``.
     :raises DeclarationError: at declaration, for whatever cannot work.
@@ -75,6 +80,8 @@ def embedding_column(
     """
     _check_arguments(sources, encoder, template, index, fill, on_error, type)
     _check_options(embedding_column, options)
+    if words is not None and not isinstance(words, Words):
+        raise DeclarationError(f'words={words!r}; expected Words(...), such as Words("title", "body")')
     declaration = Embedding(
         sources=sources,
         encoder=encoder,
@@ -86,6 +93,7 @@ def embedding_column(
         on_error=on_error,
         deferred=deferred,
         replaces=replaces,
+        words=words,
     )
     column_type: TypeEngine[Any] = VectorType(encoder.dimensions, type)
     if declaration.metric.name not in metrics_of(type):

@@ -19,6 +19,7 @@ from pgembed.columns import digest
 from pgembed.columns.names import shortened
 from pgembed.columns.types import on_postgres
 from pgembed.columns.values import Array, Storage
+from pgembed.columns.words import Words, WordsColumn
 from pgembed.exc import DeclarationError, EncoderAnswerError
 from pgembed.metrics import Metric
 
@@ -126,6 +127,12 @@ class Embedding:
     on_error: OnError
     deferred: bool
     replaces: str | None = None
+    words: Words | None = None
+
+    @property
+    def read(self) -> tuple[str, ...]:
+        """All attributes that are read: the sources, and those of ``words`` behind them."""
+        return (*self.sources, *(self.words.sources if self.words else ()))
 
     @cached_property
     def recipe(self) -> str:
@@ -170,9 +177,10 @@ class EmbeddingColumn:
     vector: Column[Any]
     digest: Column[Any]
     sources: tuple[Column[Any], ...]
+    words: WordsColumn | None = None
 
     def __post_init__(self) -> None:
-        for source in self.sources:
+        for source in (*self.sources, *(self.words.sources if self.words else ())):
             if source.table is not self.table:
                 raise DeclarationError(
                     f"{self}: the source {source.name!r} belongs to the table {source.table}, not to "
@@ -185,6 +193,12 @@ class EmbeddingColumn:
 
     def __str__(self) -> str:
         return f"{self.table.fullname}.{self.vector.name}"
+
+    @property
+    def read(self) -> tuple[Column[Any], ...]:
+        """All columns that are read; see :attr:`Embedding.read`."""
+        named = self.declaration.words is not None and self.declaration.words.sources
+        return (*self.sources, *(self.words.sources if self.words and named else ()))
 
     @property
     def pending_index_name(self) -> str:

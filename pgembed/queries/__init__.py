@@ -7,7 +7,9 @@ search                        ``semantic_search``
 many, asked                   ``search_many``, and its queries as rows
 recommendation, examples      ``recommend``, and what it is given
 sums                          ``vector_of``: sums of vectors as a query
-hybrid, fulltext              ``hybrid_search``, and its full-text leg
+hybrid                        ``hybrid_search``
+keywords                      ``keyword_search``
+fulltext, bm25                rows by their words: by ``ts_rank``, and by BM25 where words are declared
 classify                      ``knn_classify``
 duplicates                    ``near_duplicates``, ``duplicate_groups``
 pairs, components             pairs of near rows; the groups that they make
@@ -24,6 +26,7 @@ templates                     statements that are built once, and come again wit
 from pgembed.queries.classify import knn_classify
 from pgembed.queries.duplicates import duplicate_groups, near_duplicates
 from pgembed.queries.hybrid import hybrid_search
+from pgembed.queries.keywords import keyword_search
 from pgembed.queries.many import search_many
 from pgembed.queries.recommendation import recommend
 from pgembed.queries.search import semantic_search
@@ -32,6 +35,7 @@ from pgembed.queries.sums import vector_of
 __all__ = [
     "duplicate_groups",
     "hybrid_search",
+    "keyword_search",
     "knn_classify",
     "near_duplicates",
     "recommend",

@@ -10,7 +10,6 @@ import contextlib
 import math
 import numbers
 import operator
-import re
 from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any
@@ -25,12 +24,11 @@ from sqlalchemy.sql.selectable import ScalarSelect
 from sqlalchemy.types import NullType
 
 from pgembed.columns.conditions import condition
+from pgembed.columns.words import CONFIGURATION
 from pgembed.constants import CANDIDATES_FLOOR, CANDIDATES_PER_ROW
 from pgembed.encoders.text.texts import checked
 from pgembed.exc import QueryError
 
-_PART = r"(?:\"(?:[^\"]|\"\")+\"|[^\W\d][\w$]*)"
-_NAME = re.compile(rf"{_PART}(?:\.{_PART})?")
 #: Expressions whose type is told, not guessed from an operator's left side.
 _VALUES = (ColumnClause, FunctionElement, BindParameter, ScalarSelect, Cast)
 #: The most rows that are asked for, Postgres's largest ``integer``.
@@ -113,7 +111,7 @@ def configuration(name: str, value: Any) -> str:
 
     :raises QueryError: it is none. (Whether there is one of that name, the database says.)
     """
-    if not _NAME.fullmatch(words(name, value)):
+    if not CONFIGURATION.fullmatch(words(name, value)):
         raise QueryError(
             f"{name}={value!r}; expected the name of a text search configuration, such as 'english' or "
             "'public.mine'"

@@ -1,4 +1,4 @@
-"""The full-text leg of a hybrid search: text columns as tsvector, a question as tsquery."""
+"""Rows by the words of their texts: the leg of a keyword search, and of a hybrid one."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from sqlalchemy import (
     BindParameter,
     Column,
     Dialect,
+    Float,
     String,
     TypeDecorator,
     bindparam,
@@ -26,8 +27,10 @@ from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.sql.selectable import Subquery
 from sqlalchemy.sql.visitors import iterate
 
+from pgembed.columns.words import separated
 from pgembed.exc import QueryError
 from pgembed.queries.arguments import configuration, expression, words
+from pgembed.queries.bm25 import best_matches, lexemes_of, quoted
 from pgembed.queries.eligibility import sql_of
 from pgembed.queries.nearest import literal_rows
 from pgembed.queries.readiness import holds
@@ -54,24 +57,31 @@ class QuestionType(TypeDecorator[str]):
     cache_ok = True
 
     def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:  # noqa: ARG002
-        """:raises QueryError: Postgres cannot store the value as text."""
-        return None if value is None else words("terms", value)[:_QUESTION]
+        return None if value is None else asked("terms", value)[:_QUESTION]
+
+
+def asked(name: str, value: Any) -> str:
+    """A text to look for. A NUL character, which no text in Postgres can have, is a sign between words.
+
+    :raises QueryError: it is not a string.
+    """
+    return words(name, value.replace("\0", " ") if isinstance(value, str) else value)
 
 
 def matching(
     subject: Subject,
-    text: TextColumns,
+    text: TextColumns | None,
     terms: str | ColumnElement[Any],
-    config: str,
+    config: str | None,
     conditions: Sequence[ColumnElement[bool]],
     rows: int,
 ) -> Subquery:
-    """The rows that share a word with the terms: ``key_1``, ..., ``text_rank`` (1 is the best).
+    """The rows that share a word with the terms: ``key_1``, ..., ``text_score``, ``text_rank`` (from 1).
 
-    ::
+    By BM25 where words are declared, see :mod:`pgembed.queries.bm25`, and otherwise::
 
-        SELECT key_1, row_number() OVER (ORDER BY rank DESC, key_1) AS text_rank FROM (
-            SELECT id AS key_1, ts_rank_cd(<text>, <terms>) AS rank FROM article
+        SELECT key_1, text_score, row_number() OVER (ORDER BY text_score DESC, key_1) AS text_rank FROM (
+            SELECT id AS key_1, ts_rank(<text>, <terms>, 1) AS text_score FROM article
             WHERE <text> @@ <terms> AND (octet_length(title) <= 250000 OR <indexed>) AND <conditions>
             UNION ALL
             <the same of left(title, 130000), for other rows>) AS matches
@@ -80,6 +90,47 @@ def matching(
     Where an index holds the words, all of them have fitted into it. (Postgres looks at the length first,
     since ``to_tsvector`` is a hundred times as dear.) A ``tsvector`` column needs no second leg.
     """
+    looked_for = terms_sql(terms)
+    declared = None if subject.embedding is None else subject.embedding.words
+    if text is None and declared is not None:
+        if config is not None:
+            raise QueryError(
+                f"config={config!r} is for text=; the words of {subject} are declared in "
+                f"{declared.declaration.config!r}"
+            )
+        matches = best_matches(subject, declared, looked_for, conditions, rows)
+    else:
+        chosen = _columns(subject, _sources(subject) if text is None else text)
+        matches = _ranked(subject, chosen, looked_for, "english" if config is None else config, conditions)
+    keys = keys_of(subject, matches)
+    rank = func.row_number().over(order_by=(matches.c.text_score.desc(), *keys))
+    return (
+        select(*keys, matches.c.text_score, rank.label("text_rank"))
+        .order_by(literal_column("text_rank"))
+        .limit(literal_rows(rows))
+        .subquery()
+    )
+
+
+def _sources(subject: Subject) -> list[Any]:
+    """The texts that the vectors are made of.
+
+    :raises QueryError: nothing says which they are.
+    """
+    if subject.embedding is None:
+        raise QueryError(
+            f"{subject} is not declared with embedding_column(): pass the columns of text as text=[...]"
+        )
+    return [subject.own(source) for source in subject.embedding.sources]
+
+
+def _ranked(
+    subject: Subject,
+    columns: Sequence[Any],
+    terms: ColumnElement[str],
+    config: str,
+    conditions: Sequence[ColumnElement[bool]],
+) -> Subquery:
     # The configuration is a literal in the SQL, since an index on to_tsvector('english', title) only serves
     # an expression that is the same before parameters are known.
     name = configuration("config", config)
@@ -88,19 +139,11 @@ def matching(
     legs = [
         select(
             *(key.label(f"key_{n}") for n, key in enumerate(subject.keys, 1)),
-            func.ts_rank_cd(vector, question).label("rank"),
+            cast(func.ts_rank(vector, question, literal_column("1")), Float(53)).label("text_score"),
         ).where(vector.op("@@", is_comparison=True)(question), *gate, *conditions)
-        for vector, gate in _vectors(_columns(subject, text), name, named)
+        for vector, gate in _vectors(columns, name, named)
     ]
-    matches = (legs[0] if len(legs) == 1 else union_all(*legs)).subquery()
-    keys = keys_of(subject, matches)
-    rank = func.row_number().over(order_by=(matches.c.rank.desc(), *keys))
-    return (
-        select(*keys, rank.label("text_rank"))
-        .order_by(literal_column("text_rank"))
-        .limit(literal_rows(rows))
-        .subquery()
-    )
+    return (legs[0] if len(legs) == 1 else union_all(*legs)).subquery()
 
 
 def _columns(subject: Subject, text: TextColumns) -> list[Any]:
@@ -155,15 +198,23 @@ def _is_indexed(whole: Any, config: str) -> ColumnElement[bool]:
     return holds(table, f"to_tsvector('{name}', {sql})")
 
 
-def _any_of(terms: str | ColumnElement[Any], config: ColumnElement[Any]) -> ColumnElement[Any]:
-    """The words of a question, joined by OR: joined by AND, a long question would match nothing."""
-    given: Any
+def _any_of(terms: ColumnElement[str], config: ColumnElement[Any]) -> ColumnElement[Any]:
+    """The words of a question, joined by OR: joined by AND, a long question would match nothing.
+
+    Both as Postgres reads them and apart: "dog/cat" is a path to it, no word of which is in other texts.
+    """
+    both = terms.op("||")(literal_column("' '")).op("||")(separated(terms))
+    lexemes = lexemes_of(config, both).alias("lexemes")
+    either = func.string_agg(quoted(lexemes.c.lexeme), literal_column("' | '"))
+    return select(cast(either, TSQUERY)).select_from(lexemes).scalar_subquery()
+
+
+def terms_sql(terms: str | ColumnElement[Any]) -> ColumnElement[str]:
+    """What is looked for, as SQL: of a text the first 2,000 characters."""
     if isinstance(terms, str):
-        given = bindparam("terms", terms, QuestionType, unique=True)
+        given: Any = bindparam("terms", terms, QuestionType, unique=True)
     elif isinstance(terms, BindParameter):
         given = typed(terms, QuestionType())
     else:
-        given = func.left(cast(terms, String), _QUESTION)
-    parsed = cast(func.plainto_tsquery(config, cast(given, String)), String)
-    either = func.replace(parsed, literal_column("' & '"), literal_column("' | '"))
-    return cast(func.nullif(either, literal_column("''")), TSQUERY)  # a NULL matches nothing
+        return func.left(cast(terms, String), _QUESTION)
+    return cast(given, String)

@@ -1,18 +1,20 @@
-"""``hybrid_search``: nearest by vector and best by words, fused by their ranks."""
+"""``hybrid_search``: nearest by vector and best by words, fused."""
 
 from __future__ import annotations
 
-from typing import Any, TypeVarTuple, overload
+from collections.abc import Sequence
+from typing import Any, Literal, TypeAlias, TypeVarTuple, overload
 
 import numpy as np
-from sqlalchemy import BindParameter, Float, Select, and_, func, literal, select
+from sqlalchemy import BindParameter, Float, Integer, Select, func, literal, literal_column, select, union_all
 from sqlalchemy.orm import Mapped
 from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.sql.selectable import Subquery
 
+from pgembed.constants import CANDIDATES_FLOOR, CANDIDATES_PER_ROW
 from pgembed.exc import QueryError
-from pgembed.queries.arguments import MOST, real, whole, words
-from pgembed.queries.fulltext import TextColumns, matching
+from pgembed.queries.arguments import MOST, choice, real, whole
+from pgembed.queries.fulltext import TextColumns, asked, matching
 from pgembed.queries.nearest import Mode, Nearest, Stale
 from pgembed.queries.settings import SearchSettings
 from pgembed.queries.statement import Entity, Hybrid, selecting
@@ -20,6 +22,10 @@ from pgembed.queries.subject import Subject, VectorColumn, keys_of, resolve
 from pgembed.queries.vectors import Query, query_sql
 
 _Ts = TypeVarTuple("_Ts")
+Fusion: TypeAlias = Literal["rrf", "weighted"]
+
+#: As many weights of one as there are searches.
+EQUAL = (1.0, 1.0)
 
 
 @overload
@@ -27,39 +33,41 @@ def hybrid_search(
     column: Mapped[Any],
     query: Query,
     *,
-    text: TextColumns,
+    text: TextColumns | None = ...,
     terms: str | ColumnElement[Any] | None = ...,
     limit: int = ...,
     offset: int = ...,
     where: Any = ...,
     base: None = ...,
-    config: str = ...,
+    config: str | None = ...,
     candidates: int | None = ...,
+    fusion: Fusion = ...,
     k: float = ...,
-    weights: tuple[float, float] = ...,
+    weights: Sequence[float] = ...,
     mode: Mode = ...,
     ef_search: int | None = ...,
     probes: int | None = ...,
     stale: Stale = ...,
     metric: str | None = ...,
-) -> Hybrid[Entity, float, int | None, int | None]: ...
+) -> Hybrid[Entity, float, int | None, int | None, float | None, float | None]: ...
 
 
 @overload
 def hybrid_search(
-    column: ColumnElement[Any],
+    column: ColumnElement[Any] | Sequence[VectorColumn],
     query: Query,
     *,
-    text: TextColumns,
+    text: TextColumns | None = ...,
     terms: str | ColumnElement[Any] | None = ...,
     limit: int = ...,
     offset: int = ...,
     where: Any = ...,
     base: None = ...,
-    config: str = ...,
+    config: str | None = ...,
     candidates: int | None = ...,
+    fusion: Fusion = ...,
     k: float = ...,
-    weights: tuple[float, float] = ...,
+    weights: Sequence[float] = ...,
     mode: Mode = ...,
     ef_search: int | None = ...,
     probes: int | None = ...,
@@ -73,137 +81,210 @@ def hybrid_search(
     column: VectorColumn,
     query: Query,
     *,
-    text: TextColumns,
+    text: TextColumns | None = ...,
     terms: str | ColumnElement[Any] | None = ...,
     limit: int = ...,
     offset: int = ...,
     where: Any = ...,
     base: Select[*_Ts],
-    config: str = ...,
+    config: str | None = ...,
     candidates: int | None = ...,
+    fusion: Fusion = ...,
     k: float = ...,
-    weights: tuple[float, float] = ...,
+    weights: Sequence[float] = ...,
     mode: Mode = ...,
     ef_search: int | None = ...,
     probes: int | None = ...,
     stale: Stale = ...,
     metric: str | None = ...,
-) -> Hybrid[*_Ts, float, int | None, int | None]: ...
+) -> Hybrid[*_Ts, float, int | None, int | None, float | None, float | None]: ...
+
+
+@overload
+def hybrid_search(
+    column: Sequence[VectorColumn],
+    query: Query,
+    *,
+    text: TextColumns | None = ...,
+    terms: str | ColumnElement[Any] | None = ...,
+    limit: int = ...,
+    offset: int = ...,
+    where: Any = ...,
+    base: Select[*tuple[Any, ...]],
+    config: str | None = ...,
+    candidates: int | None = ...,
+    fusion: Fusion = ...,
+    k: float = ...,
+    weights: Sequence[float] = ...,
+    mode: Mode = ...,
+    ef_search: int | None = ...,
+    probes: int | None = ...,
+    stale: Stale = ...,
+    metric: str | None = ...,
+) -> Hybrid[*tuple[Any, ...]]: ...
 
 
 def hybrid_search(
-    column: VectorColumn,
+    column: VectorColumn | Sequence[VectorColumn],
     query: Query,
     *,
-    text: TextColumns,
+    text: TextColumns | None = None,
     terms: str | ColumnElement[Any] | None = None,
     limit: int = 10,
     offset: int = 0,
     where: Any = None,
     base: Any = None,
-    config: str = "english",
+    config: str | None = None,
     candidates: int | None = None,
+    fusion: Fusion = "rrf",
     k: float = 60,
-    weights: tuple[float, float] = (1.0, 1.0),
+    weights: Sequence[float] = EQUAL,
     mode: Mode = "auto",
     ef_search: int | None = None,
     probes: int | None = None,
     stale: Stale = "include",
     metric: str | None = None,
 ) -> Hybrid[*tuple[Any, ...]]:
-    """Search by meaning and by words at once: rows ``(Entity, score, vector_rank, text_rank)``.
+    """Search by meaning and by words at once, as a statement.
 
     ::
 
-        session.execute(hybrid_search(Article.embedding, "error E1234 after reset",
-                                      text=[Article.title, Article.body])).all()
+        session.execute(hybrid_search(Article.embedding, "error E1234 after reset")).all()
 
-    The nearest rows and the rows that share words with the query are ranked each by themselves, and the ranks
-    are fused (reciprocal rank fusion; Cormack, Clarke and Buettcher, SIGIR 2009)::
+    Rows are ``(Entity, score, vector_rank, text_rank, vector_score, text_score)``. The nearest rows and the
+    rows that share words with the query are ranked each by themselves, and fused. By their ranks (reciprocal
+    rank fusion; Cormack, Clarke and Buettcher, SIGIR 2009), or by their scores, each search's scaled so that
+    its candidates have 0 to 1::
 
         score = weights[0] / (k + vector_rank) + weights[1] / (k + text_rank)
+        score = weights[0] * scaled(vector_score) + weights[1] * scaled(text_score)
 
-    The best come first, equal scores in the order of the primary key. A rank is NULL for a row that only the
-    other search has found; a row without a vector can be found by its words. A row matches when it has any
-    word of the query, and ranks by ``ts_rank_cd``.
+    The best come first, equal scores in the order of the primary key. Rank and score are NULL for a row that
+    only the other search has found; a row without a vector can be found by its words.
+
+    Where the column is declared with ``words=``, those rank by BM25, as in
+    :func:`~pgembed.queries.keyword_search`. Without, they rank by ``ts_rank(<text>, <query>, 1)``, which
+    finds less: docs/measurements.md has by how much.
 
     :param column: as in :func:`~pgembed.queries.semantic_search`, as are the other arguments not listed here.
-    :param query: a text, searched for by both; or anything else that ``semantic_search`` takes, with
+        Several columns of one entity are searched and fused as well: a weight for each, that of the words
+        last; their ranks and scores are called after them, as in ``title_embedding_rank``.
+    :param query: a text, searched for by all; or anything else that ``semantic_search`` takes, with
         ``terms``.
-    :param text: a column of the type ``tsvector``, a text column, or several. What is searched is
-        ``to_tsvector('<config>', title)``, or of several
-        ``to_tsvector('<config>', coalesce(title, '') || ' ' || coalesce(body, ''))``: an index on just that
-        expression, or on the ``tsvector`` column, makes it fast. Of a text of more than 250,000 bytes that no
-        such index holds, the first 130,000 characters are searched.
+    :param text: what to search instead of the words declared, or of the sources: a column of the type
+        ``tsvector``, a text column, or several. What is searched is ``to_tsvector('<config>', title)``, or of
+        several ``to_tsvector('<config>', coalesce(title, '') || ' ' || coalesce(body, ''))``: an index on
+        just that expression, or on the ``tsvector`` column, makes it fast. Of a text of more than 250,000
+        bytes that no such index holds, the first 130,000 characters are searched.
     :param terms: the words to look for, where they are not the text of ``query``; ``bindparam("terms")`` too.
         The first 2,000 characters count.
-    :param config: the text search configuration; Postgres says at execution if there is none of that name.
+    :param config: the text search configuration of the texts, ``"english"`` if left out; Postgres says at
+        execution if there is none of that name.
     :param candidates: how many rows each search contributes; left out, four times the rows asked for and at
         least 50. Pages (``offset=``) are parts of one result when they have the same number.
+    :param fusion: ``"rrf"``, by ranks, or ``"weighted"``, by scores.
     :param k: how much the first ranks are levelled.
-    :param weights: of the vector's rank and of the text's.
+    :param weights: of the vectors, and of the words.
     :raises QueryError: at construction, for whatever cannot give the right rows.
     :raises DimensionMismatchError: the vector is of other dimensions than the column.
     """
-    subject = resolve(column, metric)
+    columns: list[Any] = list(column) if isinstance(column, list | tuple) else [column]
+    subjects = [resolve(each, metric) for each in columns]
+    if not subjects or any(each.entity is not subjects[0].entity for each in subjects):
+        raise QueryError(f"column={column!r}; expected a column, or several columns of one entity")
     looked_for = _terms(query, terms)
-    vector, also = query_sql(subject, query)
-    conditions = [*subject.conditions(where, stale), *also]
-    wanted = Nearest(
-        subject, vector, conditions, limit, offset, None, mode, SearchSettings(ef_search, probes)
+    choice("fusion", fusion, ("rrf", "weighted"))
+    levelled, shares = _fusion(k, weights, len(subjects) + 1)
+    legs: list[tuple[str, Select[Any]]] = []
+    rows = 0
+    for subject in subjects:
+        vector, also = query_sql(subject, query)
+        conditions = [*subject.conditions(where, stale), *also]
+        settings = SearchSettings(ef_search, probes)
+        wanted = Nearest(subject, vector, conditions, limit, offset, None, mode, settings)
+        enough = (
+            min(max(CANDIDATES_PER_ROW * wanted.rows, CANDIDATES_FLOOR), MOST)
+            if candidates is None
+            else candidates
+        )
+        rows = whole("candidates", enough, 1)
+        if rows < wanted.rows:
+            raise QueryError(f"candidates={rows}; expected at least limit + offset = {wanted.rows}")
+        nearest = Nearest(subject, vector, conditions, rows, 0, None, mode, settings).subquery()
+        name = "vector" if len(subjects) == 1 else subject.column.key
+        legs.append((name, _near(subject, nearest)))
+    by_words = next((each for each in subjects if each.embedding and each.embedding.words), subjects[0])
+    conditions = by_words.conditions(where, stale)
+    if not isinstance(query, str):
+        conditions += query_sql(by_words, query)[1]
+    matches = matching(by_words, text, looked_for, config, conditions, rows)
+    ranked = select(
+        *keys_of(by_words, matches), matches.c.text_rank.label("rank"), matches.c.text_score.label("found")
     )
-    if candidates is None:
-        candidates = min(max(4 * wanted.rows, 50), MOST)
-    candidates = whole("candidates", candidates, 1)
-    if candidates < wanted.rows:
-        raise QueryError(f"candidates={candidates}; expected at least limit + offset = {wanted.rows}")
-    nearest = Nearest(subject, vector, conditions, candidates, 0, None, mode, wanted.settings).subquery()
-    matches = matching(subject, text, looked_for, config, conditions, candidates)
-    found = _fused(subject, nearest, matches, *_fusion(k, weights), wanted.limit, wanted.offset)
-    statement = selecting(subject, base, found, helper="hybrid_search")
+    legs.append(("text", ranked))
+    found = _fused(subjects[0], legs, fusion, levelled, shares, wanted.limit, wanted.offset)
+    statement = selecting(subjects[0], base, found, helper="hybrid_search")
     return Hybrid.sealing(
-        statement.order_by(found.c.score.desc(), *subject.keys),
-        subject.entity,
+        statement.order_by(found.c.score.desc(), *subjects[0].keys),
+        subjects[0].entity,
         score=found.c.score,
-        vector_rank=found.c.vector_rank,
-        text_rank=found.c.text_rank,
+        **{f"{name}_rank": found.c[f"rank_{n}"] for n, (name, _) in enumerate(legs)},
+        **{f"{name}_score": found.c[f"score_{n}"] for n, (name, _) in enumerate(legs)},
     )
+
+
+def _near(subject: Subject, nearest: Subquery) -> Select[Any]:
+    keys = keys_of(subject, nearest)
+    rank = func.row_number().over(order_by=(nearest.c.distance, *keys))
+    return select(*keys, rank.label("rank"), subject.metric.score(nearest.c.distance).label("found"))
 
 
 def _fused(
     subject: Subject,
-    nearest: Subquery,
-    matches: Subquery,
+    legs: Sequence[tuple[str, Select[Any]]],
+    fusion: Fusion,
     k: float,
-    weights: tuple[float, float],
+    weights: Sequence[float],
     limit: int,
     offset: int,
 ) -> Subquery:
-    near_keys = keys_of(subject, nearest)
-    ranked = select(
-        *near_keys,
-        func.row_number().over(order_by=(nearest.c.distance, *near_keys)).label("vector_rank"),
-    ).subquery()
-    pairs = list(zip(keys_of(subject, ranked), keys_of(subject, matches), strict=True))
-    keys = [func.coalesce(left, right).label(left.key) for left, right in pairs]
-    shares = (
-        func.coalesce(literal(weight, Float(53)) / (literal(k, Float(53)) + rank), 0.0)
-        for weight, rank in zip(weights, (ranked.c.vector_rank, matches.c.text_rank), strict=True)
-    )
-    score = next(shares) + next(shares)
-    fused = (
-        select(*keys, score.label("score"), ranked.c.vector_rank, matches.c.text_rank)
-        .select_from(ranked.join(matches, and_(*(left == right for left, right in pairs)), full=True))
-        .order_by(score.desc(), *keys)
-        .limit(limit)
-    )
+    """The best rows of all legs: ``key_1``, ..., ``score``, and ``rank_0``, ``score_0``, ... of each leg.
+
+    ::
+
+        SELECT key_1, sum(share) AS score, max(rank) FILTER (WHERE leg = 0) AS rank_0, ... FROM (
+            SELECT key_1, 0 AS leg, rank, found, 1 / (60 + rank) AS share FROM <the first leg>
+            UNION ALL ...) AS legs
+        GROUP BY key_1 ORDER BY score DESC, key_1 LIMIT :limit
+    """
+    double = Float(53)
+    parts = []
+    for number, ((_, leg), weight) in enumerate(zip(legs, weights, strict=True)):
+        c = leg.subquery().c
+        if fusion == "rrf":
+            part = literal(1.0, double) / (literal(k, double) + c.rank)
+        else:
+            lowest, highest = func.min(c.found).over(), func.max(c.found).over()
+            # Of candidates that are all alike, each is the best.
+            part = func.coalesce((c.found - lowest) / func.nullif(highest - lowest, 0.0, type_=double), 1.0)
+        share = (literal(weight, double) * part).label("share")
+        parts.append(select(*c, literal_column(str(number), Integer).label("leg"), share))
+    both = union_all(*parts).subquery()
+    keys = keys_of(subject, both)
+    score = func.sum(both.c.share).label("score")
+    of_legs = [
+        func.max(both.c[name]).filter(both.c.leg == literal_column(str(number))).label(f"{label}_{number}")
+        for number in range(len(legs))
+        for name, label in (("rank", "rank"), ("found", "score"))
+    ]
+    fused = select(*keys, score, *of_legs).group_by(*keys).order_by(score.desc(), *keys).limit(limit)
     return (fused.offset(offset) if offset else fused).subquery()
 
 
 def _terms(query: Query, terms: Any) -> Any:
     found = query if terms is None else terms
     if isinstance(found, str):
-        return words("query" if terms is None else "terms", found)
+        return asked("query" if terms is None else "terms", found)
     if terms is not None:
         if not isinstance(terms, ColumnElement):
             raise QueryError(f"terms={terms!r}; expected a str, or bindparam(...)")
@@ -216,16 +297,17 @@ def _terms(query: Query, terms: Any) -> Any:
     raise QueryError("the query is not a text: pass the words to look for as terms=")
 
 
-def _fusion(k: Any, weights: Any) -> tuple[float, tuple[float, float]]:
+def _fusion(k: Any, weights: Any, legs: int) -> tuple[float, list[float]]:
     expected = "a number that is not negative"
-    given = tuple(weights) if isinstance(weights, list | tuple | np.ndarray) else ()
-    if len(given) != 2:
-        raise QueryError(f"weights={weights!r}; expected two numbers: of the vector's rank and of the text's")
-    levelled, near, match = (
-        real(name, value, expected, finite=True)
-        for name, value in (("k", k), ("weights", given[0]), ("weights", given[1]))
-    )
-    for name, value in (("k", levelled), ("weights", near), ("weights", match)):
+    if weights is EQUAL:
+        weights = [1.0] * legs
+    given = list(weights) if isinstance(weights, list | tuple | np.ndarray) else []
+    if len(given) != legs:
+        vectors = "the vector" if legs == 2 else "each vector"
+        raise QueryError(f"weights={weights!r}; expected {legs} numbers: of {vectors}, and of the text")
+    levelled = real("k", k, expected, finite=True)
+    numbers = [real("weights", value, expected, finite=True) for value in given]
+    for name, value in (("k", levelled), *(("weights", number) for number in numbers)):
         if value < 0:
             raise QueryError(f"{name}={value}; expected {expected}")
-    return levelled, (near, match)
+    return levelled, numbers

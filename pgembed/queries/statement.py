@@ -232,6 +232,13 @@ class Hybrid(SearchSelect[*_Ts]):
     helper = "hybrid_search"
 
 
+class Keywords(SearchSelect[*_Ts]):
+    """The statement of ``keyword_search``."""
+
+    inherit_cache = True
+    helper = "keyword_search"
+
+
 def selecting(
     subject: Subject,
     base: Select[Any] | None,

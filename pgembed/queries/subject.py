@@ -122,10 +122,14 @@ class Subject:
                 f'stale="exclude" needs a column declared with embedding_column(); {self} has no digest that '
                 "would say what its vectors were made from"
             )
-        pending = self.embedding.pending()
+        pending: ColumnElement[bool] = self.own(self.embedding.pending())
+        return pending
+
+    def own(self, expression: Any) -> Any:
+        """An expression over the table as one over the entity, which may be an alias."""
         if self.selectable is self.column.table:
-            return pending
-        return ClauseAdapter(self.selectable).traverse(pending)
+            return expression
+        return ClauseAdapter(self.selectable).traverse(expression)
 
 
 def resolve(

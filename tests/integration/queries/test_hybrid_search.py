@@ -20,12 +20,16 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy.dialects.postgresql import TSVECTOR
-from sqlalchemy.orm import Session, aliased
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, aliased, mapped_column
 
+from pgembed import Vector, Words, embedding_column
 from pgembed.columns.types import VectorType
-from pgembed.queries import hybrid_search, semantic_search
+from pgembed.exc import QueryError
+from pgembed.queries import hybrid_search, keyword_search, semantic_search
+from pgembed.testing import HashEncoder
 
 QUERY = "w5 v17 u120"
+OWN = ("score", "vector_rank", "text_rank", "vector_score", "text_score")
 
 
 @pytest.fixture
@@ -38,7 +42,7 @@ def by_words(session, terms, limit, condition="true"):
     words = " | ".join(terms.split())
     sql = (
         "SELECT id FROM article, to_tsquery('english', :words) AS q WHERE to_tsvector('english', title) @@ q "
-        f"AND {condition} ORDER BY ts_rank_cd(to_tsvector('english', title), q) DESC, id LIMIT :limit"
+        f"AND {condition} ORDER BY ts_rank(to_tsvector('english', title), q, 1) DESC, id LIMIT :limit"
     )
     return list(session.scalars(text(sql), {"words": words, "limit": limit}))
 
@@ -131,7 +135,7 @@ def test_base_and_joins(corpus, session):
         base=select(article.id, author.name).outerjoin(article.author),
     )
     rows = session.execute(statement).all()
-    assert rows[0]._fields == ("id", "name", "score", "vector_rank", "text_rank")
+    assert rows[0]._fields == ("id", "name", *OWN)
     assert len(rows) == 10
 
 
@@ -252,3 +256,91 @@ def test_a_long_text_in_an_index_is_found_by_all_of_its_words(engine, documents,
             plan = explain(connection, statement)
             assert "Bitmap Index Scan on of_" in plan
             assert re.search(r"Seq Scan on document \w+ \(never executed\)\n.*130000", plan)
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Paper(Base):
+    """Two vectors and the words of a text; the last ones have no vectors."""
+
+    __tablename__ = "paper"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    title: Mapped[str]
+    body: Mapped[str]
+    heading: Mapped[Vector | None] = embedding_column("title", encoder=HashEncoder(16), fill="worker")
+    content: Mapped[Vector | None] = embedding_column(
+        "body", encoder=HashEncoder(16), fill="worker", words=Words("title", "body")
+    )
+
+
+@pytest.fixture
+def papers(engine):
+    Base.metadata.create_all(engine)
+    encoder = HashEncoder(16)
+    with Session(engine) as session:
+        for n in range(1, 201):
+            title, body = f"t{n % 11} u{n % 7}", " ".join(f"v{n % 13} w{n % 29}" for _ in range(1 + n % 4))
+            vectors = encoder.encode_documents([title, body]) if n <= 190 else (None, None)
+            session.add(Paper(id=n, title=title, body=body, heading=vectors[0], content=vectors[1]))
+        session.flush()
+        yield session
+
+
+def scaled(hits):
+    lowest, highest = min(hits.values()), max(hits.values())
+    return {key: (score - lowest) / (highest - lowest) for key, score in hits.items()}
+
+
+@pytest.mark.parametrize("fusion", ["rrf", "weighted"])
+def test_declared_words_and_several_vectors_are_fused(papers, fusion):
+    """Each search alone gives what the fusion says of it; and the score is that of the formula."""
+    query, weights = "t5 u3 v7 w11", (0.5, 2, 1.5)
+    alone = [
+        {row[0]: row.score for row in papers.execute(statement)}
+        for statement in (
+            semantic_search(Paper.heading, query, limit=50, base=select(Paper.id)),
+            semantic_search(Paper.content, query, limit=50, base=select(Paper.id)),
+            keyword_search(Paper.content, query, limit=50, base=select(Paper.id)),
+        )
+    ]
+    shares = [
+        scaled(hits) if fusion == "weighted" else {key: 1 / (60 + n) for n, key in enumerate(hits, 1)}
+        for hits in alone
+    ]
+    expected = {
+        key: sum(weight * share.get(key, 0) for weight, share in zip(weights, shares, strict=True))
+        for key in {key for hits in alone for key in hits}
+    }
+    statement = hybrid_search(
+        [Paper.heading, Paper.content], query, limit=50, candidates=50, fusion=fusion, weights=weights
+    )
+    rows = papers.execute(statement).all()
+    best = sorted(expected.items(), key=lambda hit: (-round(hit[1], 12), hit[0]))[:50]
+    assert [row.Paper.id for row in rows] == [key for key, _ in best]
+    assert [row.score for row in rows] == pytest.approx([score for _, score in best])
+    names = ("heading_score", "content_score", "text_score")
+    for row in rows:
+        found = [getattr(row, name) for name in names]
+        assert found == [
+            pytest.approx(hits[row.Paper.id]) if row.Paper.id in hits else None for hits in alone
+        ]
+        ranks = [list(hits).index(row.Paper.id) + 1 if row.Paper.id in hits else None for hits in alone]
+        assert [row.heading_rank, row.content_rank, row.text_rank] == ranks
+    assert any(row.heading_rank is None and row.text_rank for row in rows)
+
+
+def test_columns_are_of_one_entity_and_each_has_a_weight(corpus, session):
+    with pytest.raises(QueryError, match="columns of one entity"):
+        hybrid_search([corpus.article.embedding, Paper.content], QUERY)
+    with pytest.raises(QueryError, match="expected 3 numbers: of each vector, and of the text"):
+        hybrid_search([Paper.heading, Paper.content], QUERY, weights=(1, 2))
+    with pytest.raises(QueryError, match="pass the columns of text as text="):
+        hybrid_search(
+            Table(
+                "bare", MetaData(), Column("id", Integer, primary_key=True), Column("v", VectorType(2))
+            ).c.v,
+            [1, 0],
+            terms="x",
+        )
