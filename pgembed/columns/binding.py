@@ -47,7 +47,8 @@ def _bind(table: Table, vector: Column[Any], read: tuple[Column[Any], ...]) -> E
             f'name="{vector.name}_2"'
         )
     digest = _digest_column(table, vector)
-    words = declaration.words and bind_words(declaration.words, table, vector, texts or sources)
+    declared = declaration.words
+    words = None if declared is None else bind_words(declared, table, vector, texts or sources)
     embedding = EmbeddingColumn(declaration, table, vector, digest, sources, words)
     vector.info[SOURCES] = tuple(column.key for column in read)
     # Constructed over columns of a table, an index attaches itself. They count as part of the column, as

@@ -12,7 +12,7 @@ bisection                 a bad row is found by bisection
 writes, failures          short writes under the digest's guard; the rows that are set aside
 listener                  being woken by NOTIFY
 heartbeat                 what a health check reads: who is alive, and what waits
-words                     the statistics that searches by words rank by
+frequencies               the statistics that searches by words rank by
 cuts                      how many texts are longer than their encoder's limit, from a sample
 transactions              transactions that outlive a restart of the server
 ========================  ===========================================================================
@@ -21,7 +21,7 @@ transactions              transactions that outlive a restart of the server
 from pgembed.filling.backfill import Estimate, backfill, estimate
 from pgembed.filling.cycle import Settings
 from pgembed.filling.flow import Counts
-from pgembed.filling.words import WordStatistics, refresh_words
+from pgembed.filling.frequencies import WordStatistics, refresh_words
 from pgembed.filling.worker import Worker
 
 __all__ = [

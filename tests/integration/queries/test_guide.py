@@ -9,7 +9,8 @@ import pytest
 from sqlalchemy import bindparam, func, select, text
 from sqlalchemy.orm import Session, aliased
 
-from pgembed import HNSW
+import pgembed
+from pgembed import HNSW, Words
 from pgembed import queries as helpers
 from pgembed.testing import HashEncoder
 from tests.tables import library
@@ -17,7 +18,9 @@ from tests.tables import library
 GUIDE = (Path(__file__).parents[3] / "docs" / "queries.md").read_text(encoding="utf-8")
 
 
-Base, Author, Article = library(HashEncoder(16), "title", "body", index=HNSW(build="immediate"))
+Base, Author, Article = library(
+    HashEncoder(16), "title", "body", index=HNSW(build="immediate"), words=Words("title", "body")
+)
 
 
 @pytest.fixture
@@ -40,7 +43,7 @@ def test_the_python_of_the_guide(filled, capsys):
     blocks = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)
     names = {"session": filled, "select": select, "func": func, "bindparam": bindparam, "aliased": aliased}
     names |= {name: getattr(helpers, name) for name in helpers.__all__}
-    names |= {"Article": Article, "Author": Author}
+    names |= {"Article": Article, "Author": Author, "pgembed": pgembed}
     for block in blocks:
         exec(block, names)
     assert len(blocks) >= 7
