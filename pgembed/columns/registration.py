@@ -31,9 +31,13 @@ Facts: TypeAlias = dict[str, Any]
 #: How our comments begin.
 _BEGINNING = '{"pgembed":'
 _LONGEST = 65536
-#: The options of an encoder that this version knows.
-_OPTIONS = {"max_tokens": "number", "query_prompt": "text", "document_prompt": "text", "precision": "text"}
-_KINDS: dict[str, tuple[type, ...]] = {"number": (int, float), "text": (str,)}
+#: The options of an encoder that this version knows, and their types.
+OPTIONS: dict[str, type] = {
+    "max_tokens": int,
+    "query_prompt": str,
+    "document_prompt": str,
+    "precision": str,
+}
 _LINE = re.compile(r"[^\x00-\x1f\x7f]{1,255}")
 
 
@@ -185,9 +189,11 @@ def _problem_of_values(facts: Facts) -> str | None:
     if not isinstance(facts.get("options"), dict | None):
         return "options is not an object"
     options = facts.get("options") or {}
-    for name, kind in _OPTIONS.items():
-        if name in options and type(options[name]) not in _KINDS[kind]:
-            return f"the option {name} of the encoder is not a {kind}"
+    for name, kind in OPTIONS.items():
+        # To SQL, JSON has numbers alone; what is whole is checked where an encoder is made.
+        kinds, noun = ((int, float), "number") if kind is int else ((str,), "text")
+        if name in options and type(options[name]) not in kinds:
+            return f"the option {name} of the encoder is not a {noun}"
     return None
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Engine
 
+from pgembed.columns import TextEncoder
 from pgembed.columns.conditions import condition
 from pgembed.filling.cycle import Cycle, Settings
 from pgembed.filling.flow import Counts
@@ -119,11 +120,16 @@ def estimate(
     texts = [compose(texts) for _, wanted, _, _, *texts in found if wanted is not None]
     if not texts:
         return Estimate(rows, None)
-    target.encoder.encode_documents(texts[:1])  # opens the weights, which does not count
-    started = time.perf_counter()
-    target.encoder.encode_documents(texts)
-    speed = len(texts) / max(time.perf_counter() - started, 1e-6)
+    speed = texts_per_second(target.encoder, texts)
     return Estimate(rows, speed if throttle is None else min(speed, throttle))
+
+
+def texts_per_second(encoder: TextEncoder, texts: list[str]) -> float:
+    """The speed of an encoder with these texts, one or more."""
+    encoder.encode_documents(texts[:1])  # opens the weights, which does not count
+    started = time.perf_counter()
+    encoder.encode_documents(texts)
+    return len(texts) / max(time.perf_counter() - started, 1e-6)
 
 
 def _target(engine: Engine, column: Any) -> Target:

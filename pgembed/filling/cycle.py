@@ -162,43 +162,37 @@ class Cycle:
             self._thread(lambda: self._read(once=once), "read", self._windows.close),
             self._thread(self._write, "write", lambda: self._results.close(discard=True)),
         ]
+        self._carry_out(self._encode)
+        self._windows.close(discard=True)
+        self._results.close()
+        for thread in threads:
+            thread.join()
         try:
-            self._encode()
-        except Closed:
-            pass
-        except BaseException as error:
-            self._fail(error)
-        finally:
-            self._windows.close(discard=True)
-            self._results.close()
-            for thread in threads:
-                thread.join()
-            try:
-                self._leases.release()
-            except Exception as error:
-                logger.debug("event=release column=%r error=%r", str(self.target), error)
+            self._leases.release()
+        except Exception as error:
+            logger.debug("event=release column=%r error=%r", str(self.target), error)
         if self._error is not None:
             raise self._error
         return self.counts
 
     def _thread(self, work: Callable[[], None], name: str, close: Callable[[], None]) -> threading.Thread:
         def body() -> None:
-            try:
-                work()
-            except Closed:
-                pass
-            except BaseException as error:
-                self._fail(error)
-            finally:
-                close()
+            self._carry_out(work)
+            close()
 
         thread = threading.Thread(target=body, name=f"pgembed-{name} {self.target}", daemon=True)
         thread.start()
         return thread
 
-    def _fail(self, error: BaseException) -> None:
-        self._error = self._error or error
-        self.stop()
+    def _carry_out(self, work: Callable[[], None]) -> None:
+        """Do the work of a thread; an error, the first of all threads, stops the cycle."""
+        try:
+            work()
+        except Closed:
+            pass
+        except BaseException as error:
+            self._error = self._error or error
+            self.stop()
 
     # --- reading ----------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import Column, Connection, MetaData, Table, Text, text
 
 from pgembed.columns import EmbeddingColumn, embedding_column, embeddings_of
-from pgembed.columns.registration import fields_of
+from pgembed.columns.registration import OPTIONS, fields_of
 from pgembed.database.install import require_installed
 from pgembed.encoders import Encoder
 from pgembed.encoders.files import is_name
@@ -57,10 +57,6 @@ JOIN pg_catalog.pg_namespace AS n ON n.oid = t.typnamespace
 WHERE a.attrelid = CAST(CAST(:relation AS bigint) AS oid) AND a.attnum > 0 AND NOT a.attisdropped
 ORDER BY a.attnum
 """
-
-
-#: Options of an encoder that a registration may have, and their types.
-_OPTIONS = {"max_tokens": int, "query_prompt": str, "document_prompt": str, "precision": str}
 
 
 def entries(connection: Connection) -> list[dict[str, Any]]:
@@ -129,7 +125,7 @@ def encoder_options(entry: dict[str, Any]) -> dict[str, Any]:
     :raises RegistrationError: this version does not know one of them, or its value.
     """
     for name, value in entry["options"].items():
-        if type(value) is not _OPTIONS.get(name):
+        if type(value) is not OPTIONS.get(name):
             raise RegistrationError(
                 name_of(entry),
                 f"registered with the option {name} = {value!r} of its encoder, which this pgembed cannot "

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import re
-import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from sqlalchemy import Connection, func, select, text
 
-from pgembed.columns import TextEncoder
+from pgembed.columns import EmbeddingColumn, TextEncoder
 from pgembed.columns.names import written
 from pgembed.exc import DeclarationError, EncoderError
-from pgembed.filling.targets import Refused, Target, find_targets
+from pgembed.filling.backfill import texts_per_second
+from pgembed.filling.registry import columns_of
+from pgembed.filling.targets import Refused, find_targets
 from pgembed.indexes import ACCESS_METHODS
 from pgembed.indexes.build_plan import server_of
 from pgembed.indexes.sizes import METHODS, Build, vector_size
@@ -76,21 +77,18 @@ def plan_reembedding(
     declaration = embedding.declaration
     if declaration.encoder.fingerprint == encoder.fingerprint:
         raise DeclarationError(f"{target}: the column has that encoder already")
-    rows = connection.scalar(
-        select(func.count()).select_from(embedding.table).where(embedding.wanted().is_not(None))
-    )
-    texts = connection.execute(
-        select(*embedding.sources).where(embedding.wanted().is_not(None)).limit(sample)
-    ).all()
-    relation = written(embedding.table)
-    memory, size = _index_takes(connection, standing_on(connection, relation, column_name), target, encoder)
+    has_text = embedding.wanted().is_not(None)
+    rows = connection.scalar(select(func.count()).select_from(embedding.table).where(has_text)) or 0
+    texts = connection.execute(select(*embedding.sources).where(has_text).limit(sample)).all()
+    index = standing_on(connection, written(embedding.table), column_name)
+    memory, size = _index_takes(connection, index, embedding, encoder, rows)
     return ReembeddingPlan(
         table=table,
         old=column_name,
-        new=_free_name(connection, target),
-        rows=rows or 0,
+        new=next_name(column_name, {*columns_of(connection, target.relation)}),
+        rows=rows,
         dimensions=encoder.dimensions,
-        column_size=(rows or 0) * vector_size(declaration.storage, encoder.dimensions),
+        column_size=rows * vector_size(declaration.storage, encoder.dimensions),
         index_size=size,
         index_memory=memory,
         rows_per_second=_speed(encoder, [declaration.compose(tuple(row)) for row in texts]),
@@ -98,15 +96,16 @@ def plan_reembedding(
 
 
 def _index_takes(
-    connection: Connection, index: StandingIndex | None, target: Target, encoder: TextEncoder
+    connection: Connection,
+    index: StandingIndex | None,
+    embedding: EmbeddingColumn,
+    encoder: TextEncoder,
+    rows: int,
 ) -> tuple[int | None, int | None]:
     """Memory and disk of an index like the existing one, over the vectors of the new encoder."""
-    embedding = target.embedding
     form = None if index is None else form_of(index, embedding.vector)
     if index is None or form is None or index.access_method not in METHODS:
         return None, None
-    counted = select(func.count()).select_from(embedding.table).where(embedding.wanted().is_not(None))
-    rows = connection.scalar(counted) or 0
     if form.where is not None:  # its predicate is not run: nothing from the catalogue is
         held = connection.scalar(_HELD, {"index": index.oid})
         rows = rows if held is None else min(rows, int(held))
@@ -117,19 +116,8 @@ def _index_takes(
     return build.memory(rows), build.disk(rows)
 
 
-def _free_name(connection: Connection, target: Target) -> str:
-    """The name that migrations choose for the new column."""
-    columns = set(
-        connection.scalars(
-            text("SELECT attname FROM pg_catalog.pg_attribute WHERE attrelid = :relation AND attnum > 0"),
-            {"relation": target.relation},
-        )
-    )
-    return next_name(target.column_name, columns)
-
-
 def next_name(old: str, taken: set[str]) -> str:
-    """The name of the column that takes the place of one: ``embedding_2`` for ``embedding``."""
+    """The name that migrations choose for the new column: ``embedding_2`` for ``embedding``."""
     match = re.fullmatch(r"(.*)_(\d+)", old)
     stem, number = (match[1], int(match[2])) if match else (old, 1)
     while True:
@@ -141,13 +129,7 @@ def next_name(old: str, taken: set[str]) -> str:
 
 
 def _speed(encoder: TextEncoder, texts: list[str]) -> float | None:
-    """Texts per second."""
-    if not texts:
-        return None
     try:
-        encoder.encode_documents(texts[:1])  # opens the weights, which does not count
-        started = time.perf_counter()
-        encoder.encode_documents(texts)
+        return texts_per_second(encoder, texts) if texts else None
     except EncoderError:
         return None
-    return len(texts) / max(time.perf_counter() - started, 1e-6)

@@ -12,13 +12,13 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.schema import AddConstraint, conv
 from sqlalchemy.types import NullType, TypeEngine
 
+from pgembed.columns.extension import LOCK_NOT_AVAILABLE
 from pgembed.exc import sqlstate
 from pgembed.migrations.definitions import MigrationError
 from pgembed.migrations.operations.base import Identifier, NothingOp, PgembedOp, Statement
 from pgembed.migrations.operations.concurrency import autocommit, check_own_transaction, temporary_name
 from pgembed.migrations.rendering import call, comment
 
-_LOCK_NOT_AVAILABLE = "55P03"
 _CHECK_VIOLATION = "23514"
 
 
@@ -94,7 +94,7 @@ class LockTableOp(PgembedOp):
                 Statement(_LOCK, table=table, milliseconds=milliseconds, attempts=int(self.attempts))
             )
         except DBAPIError as error:
-            if sqlstate(error) != _LOCK_NOT_AVAILABLE:
+            if sqlstate(error) != LOCK_NOT_AVAILABLE:
                 raise
             raise MigrationError(
                 f"other sessions kept {table.fullname} locked during {self.attempts} attempts of "
