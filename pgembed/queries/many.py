@@ -7,6 +7,7 @@ from typing import Any, TypeVarTuple, overload
 from sqlalchemy import ColumnElement, Select
 from sqlalchemy.orm import Mapped
 
+from pgembed.queries.arguments import real
 from pgembed.queries.asked import Queries, asked_by
 from pgembed.queries.nearest import Mode, Nearest, Stale
 from pgembed.queries.settings import SearchSettings
@@ -106,7 +107,7 @@ def search_many(
         [*subject.conditions(where, stale, asked), *conditions],
         limit,
         offset,
-        max_distance,
+        None if max_distance is None else real("max_distance", max_distance),
         mode,
         SearchSettings(ef_search, probes),
         asked,

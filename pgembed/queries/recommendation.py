@@ -10,7 +10,7 @@ from sqlalchemy.orm import Mapped
 from sqlalchemy.sql.selectable import FromClause, Subquery
 
 from pgembed.exc import QueryError
-from pgembed.queries.arguments import candidates_for, choice
+from pgembed.queries.arguments import candidates_for, choice, real
 from pgembed.queries.examples import Examples
 from pgembed.queries.nearest import Mode, Nearest, Stale
 from pgembed.queries.settings import SearchSettings
@@ -143,6 +143,7 @@ def recommend(
     :raises DimensionMismatchError: a vector is of other dimensions than the column.
     """
     choice("strategy", strategy, ("average", "best"))
+    most = None if max_distance is None else real("max_distance", max_distance)
     subject = resolve(column, metric)
     examples = Examples.of(subject, positive, negative, positive_weights, negative_weights)
     conditions = [*subject.conditions(where, stale), *examples.conditions]
@@ -151,13 +152,13 @@ def recommend(
         if candidates is not None:
             raise QueryError('candidates= has no effect with strategy="average": pass limit=')
         query = examples.average()
-        page = Nearest(subject, query, conditions, limit, offset, max_distance, mode, settings)
+        page = Nearest(subject, query, conditions, limit, offset, most, mode, settings)
         hits = page.subquery()
         score: ColumnElement[Any] = subject.metric.score(hits.c.distance)
     else:
         if examples.weighted:
             raise QueryError('weights have no effect with strategy="best", which averages nothing')
-        page = Nearest(subject, subject.vector, conditions, limit, offset, max_distance, mode, settings)
+        page = Nearest(subject, subject.vector, conditions, limit, offset, most, mode, settings)
         hits = _best(examples, page, candidates)
         score = hits.c.score
     statement = selecting(subject, base, hits, helper="recommend")

@@ -41,6 +41,8 @@ from pgembed import (
     hybrid_search,
     knn_classify,
     near_duplicates,
+    recommend,
+    search_many,
     semantic_search,
 )
 from pgembed.columns import VectorType
@@ -89,6 +91,11 @@ HELPERS: dict[str, Callable[..., Any]] = {
         Item.vector, min_score=min_score, **options
     ),
 }
+HELPERS |= {
+    "search_many": lambda queries=("text",), **options: search_many(Item.vector, queries, **options),
+    "recommend": lambda positive=("text",), **options: recommend(Item.vector, positive, **options),
+}
+PAGES = ["semantic_search", "hybrid_search", "search_many", "recommend"]
 SEARCHES = ["semantic_search", "hybrid_search", "knn_classify"]
 PAIRS = ["near_duplicates", "duplicate_groups"]
 NOT_WHOLE = [True, 1.5, "5", "", None, float("nan"), float("inf"), 2**40, 2**31, 2**70, -1, [1], b"1", 1j]
@@ -108,16 +115,16 @@ NAMES = ["", "fast", None, True, 1, ["auto"], np.array(["auto", "exact"]), b"aut
 NO_LABELS = [Item.facts, Item.facts["a"], cast(Item.title, JSON)]
 NO_CONDITIONS = [func.now(), literal(1), select(1), cast(Item.id, Text)]
 BAD: list[tuple[list[str], str, list[Any]]] = [
-    (["semantic_search", "hybrid_search"], "limit", [0, *NOT_WHOLE]),
-    (["semantic_search", "hybrid_search"], "offset", NOT_WHOLE),
+    (PAGES, "limit", [0, *NOT_WHOLE]),
+    (PAGES, "offset", NOT_WHOLE),
     (["knn_classify"], "k", [0, *NOT_WHOLE]),
     (PAIRS, "k", [0, 1001, *NOT_WHOLE]),
     (SEARCHES + PAIRS, "ef_search", [0, 1001, *(bad for bad in NOT_WHOLE if bad is not None)]),
     (SEARCHES + PAIRS, "probes", [0, 32769, *(bad for bad in NOT_WHOLE if bad is not None)]),
-    (["semantic_search", "knn_classify"], "max_distance", NOT_REAL),
+    (["semantic_search", "knn_classify", "search_many", "recommend"], "max_distance", NOT_REAL),
     (PAIRS, "min_score", [None, float("inf"), -1.01, 1.01, *NOT_REAL]),
-    (SEARCHES + PAIRS, "mode", NAMES),
-    (SEARCHES + PAIRS, "stale", NAMES),
+    ([*SEARCHES, *PAIRS, *PAGES[2:]], "mode", NAMES),
+    ([*SEARCHES, *PAIRS, *PAGES[2:]], "stale", NAMES),
     (["knn_classify"], "weights", NAMES),
     (
         SEARCHES + PAIRS,
