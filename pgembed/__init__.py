@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pgembed.columns import TextEncoder, Vector, Words, embedding_column
     from pgembed.indexes import HNSW, IVFFlat
     from pgembed.queries import (
+        decay,
         duplicate_groups,
         hybrid_search,
         keyword_search,
@@ -59,6 +60,7 @@ __all__ = [
     "Vector",
     "Words",
     "database",
+    "decay",
     "duplicate_groups",
     "embedding_column",
     "export_onnx",

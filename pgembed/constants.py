@@ -52,5 +52,5 @@ BLOCK = 64
 
 #: A vote weighs 1 / (distance + this), so that an exact hit outweighs everything but other exact hits.
 VOTE_OFFSET = 1e-6
-#: The least exponent of a vote by inner product: Postgres raises an error on underflow.
-VOTE_EXPONENT = -700.0
+#: The least exponent of votes by inner product and of decay: Postgres raises an error on underflow.
+LEAST_EXPONENT = -700.0

@@ -25,7 +25,7 @@ from typing import Any
 from sqlalchemy import Float, func
 from sqlalchemy.sql.elements import ColumnElement
 
-from pgembed.constants import VOTE_EXPONENT, VOTE_OFFSET
+from pgembed.constants import LEAST_EXPONENT, VOTE_OFFSET
 from pgembed.exc import MetricNotSupportedError
 
 Expression = ColumnElement[Any]
@@ -70,7 +70,7 @@ def _inverse(distance: Expression) -> Expression:
 
 def _softmax(distance: Expression) -> Expression:
     """A vote is worth exp(inner product), relative to the best; Postgres raises an error on underflow."""
-    return func.exp(func.greatest(func.min(distance).over() - distance, VOTE_EXPONENT))
+    return func.exp(func.greatest(func.min(distance).over() - distance, LEAST_EXPONENT))
 
 
 _NUMBERS = ("vector", "halfvec", "sparsevec")

@@ -184,7 +184,7 @@ BEGIN
         SELECT n.extra, n.distance,
                CASE WHEN weights = 'uniform' THEN 1
                     WHEN chosen = 'inner_product'
-                        THEN exp(greatest(min(n.distance) OVER () - n.distance, @VOTE_EXPONENT@))
+                        THEN exp(greatest(min(n.distance) OVER () - n.distance, @LEAST_EXPONENT@))
                     ELSE 1 / (greatest(n.distance, 0) + @VOTE_OFFSET@)
                END AS weight
           FROM pgembed.nearest(relation, vector_column, query::@extschema:vector@.vector, k, chosen, exact,

@@ -5,6 +5,7 @@ file                          what it is for
 ============================  =============================================================================
 search                        ``semantic_search``
 many, asked                   ``search_many``, and its queries as rows
+boosts, groups                ``decay``, ``boost=`` and ``per=`` of ``semantic_search``
 recommendation, examples      ``recommend``, and what it is given
 sums                          ``vector_of``: sums of vectors as a query
 hybrid                        ``hybrid_search``
@@ -23,6 +24,7 @@ templates                     statements that are built once, and come again wit
 ============================  =============================================================================
 """
 
+from pgembed.queries.boosts import decay
 from pgembed.queries.classify import knn_classify
 from pgembed.queries.duplicates import duplicate_groups, near_duplicates
 from pgembed.queries.hybrid import hybrid_search
@@ -33,6 +35,7 @@ from pgembed.queries.search import semantic_search
 from pgembed.queries.sums import vector_of
 
 __all__ = [
+    "decay",
     "duplicate_groups",
     "hybrid_search",
     "keyword_search",

@@ -14,14 +14,15 @@ from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any
 
-from sqlalchemy import BindParameter, Boolean, Cast, SelectBase
+from sqlalchemy import JSON, BindParameter, Boolean, Cast, SelectBase
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.orm import QueryableAttribute, RelationshipProperty
 from sqlalchemy.sql import coercions, roles
 from sqlalchemy.sql.elements import ColumnClause, ColumnElement
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.sql.selectable import ScalarSelect
-from sqlalchemy.types import NullType
+from sqlalchemy.types import NULLTYPE, NullType
 
 from pgembed.columns.conditions import condition
 from pgembed.columns.words import CONFIGURATION
@@ -31,6 +32,7 @@ from pgembed.exc import QueryError
 
 #: Expressions whose type is told, not guessed from an operator's left side.
 _VALUES = (ColumnClause, FunctionElement, BindParameter, ScalarSelect, Cast)
+_POSTGRESQL: Any = postgresql.dialect()  # type: ignore[no-untyped-call]
 #: The most rows that are asked for, Postgres's largest ``integer``.
 MOST = 2**31 - 1
 
@@ -142,6 +144,22 @@ def _condition(given: Any) -> ColumnElement[bool]:
             "(SQL text goes into sqlalchemy.text())"
         )
     return condition(found if isinstance(given, bool) else given)  # type: ignore[no-any-return]
+
+
+def comparable(name: str, given: Any, example: str) -> Any:
+    """An expression whose values Postgres can compare.
+
+    :param example: as for :func:`expression`.
+    :raises QueryError: it is none.
+    """
+    found = expression(name, given, example)
+    kind = getattr(found, "type", NULLTYPE).dialect_impl(_POSTGRESQL)
+    if isinstance(kind, JSON) and not isinstance(kind, postgresql.JSONB):
+        raise QueryError(
+            f"{name}={given} is of the type json, whose values have no equality: cast it to JSONB, or take a "
+            'text out of it with ["key"].as_string()'
+        )
+    return found
 
 
 def expression(name: str, given: Any, example: str) -> Any:

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Literal, TypeVar
 
-from sqlalchemy import JSON, Float, SQLColumnExpression, func, literal_column, select, type_coerce
-from sqlalchemy.dialects import postgresql
+from sqlalchemy import Float, SQLColumnExpression, func, literal_column, select, type_coerce
 from sqlalchemy.orm import Mapped
-from sqlalchemy.types import NULLTYPE
 
-from pgembed.exc import QueryError
-from pgembed.queries.arguments import choice, expression, real, whole
+from pgembed.queries.arguments import choice, comparable, real, whole
 from pgembed.queries.nearest import Mode, Nearest, Stale
 from pgembed.queries.settings import SearchSettings
 from pgembed.queries.statement import Votes
@@ -18,7 +15,6 @@ from pgembed.queries.subject import VectorColumn, resolve
 from pgembed.queries.vectors import Query, query_sql
 
 _T = TypeVar("_T")
-_POSTGRESQL: Any = postgresql.dialect()  # type: ignore[no-untyped-call]
 
 
 def knn_classify(
@@ -63,7 +59,7 @@ def knn_classify(
     choice("weights", weights, ("distance", "uniform"))
     k = whole("k", k, 1)
     subject = resolve(column, metric)
-    labelled = _label(label).is_not(None)
+    labelled = comparable("label", label, "Article.section").is_not(None)
     subject.check_own(labelled, "label=")
     vector, conditions = query_sql(subject, query)
     nearest = Nearest(
@@ -96,15 +92,3 @@ def knn_classify(
         votes.c.share.desc(), votes.c.nearest, votes.c.label
     )
     return Votes.sealing(statement)
-
-
-def _label(label: Any) -> Any:
-    """:raises QueryError: no expression, or one whose values Postgres cannot compare."""
-    given = expression("label", label, "Article.section")
-    kind = getattr(given, "type", NULLTYPE).dialect_impl(_POSTGRESQL)
-    if isinstance(kind, JSON) and not isinstance(kind, postgresql.JSONB):
-        raise QueryError(
-            f"label={label} is of the type json, whose values have no equality: cast it to JSONB, or take a "
-            'text out of it with ["key"].as_string()'
-        )
-    return given

@@ -13,6 +13,7 @@ from sqlalchemy.sql.selectable import CTE, FromClause, Select, Subquery
 from sqlalchemy.sql.visitors import iterate
 
 from pgembed.constants import ALIKE
+from pgembed.exc import QueryError
 from pgembed.indexes import Indexed
 from pgembed.queries.arguments import choice, whole
 from pgembed.queries.eligibility import choose, is_implied
@@ -144,11 +145,35 @@ class Nearest:
             found = self._exact(payload).subquery()
         if self.asked is not None:
             return self._page_of_each(found)
-        hits = select(*found.c).where(found.c.distance < NAN)
-        if self.max_distance is not None:
-            hits = hits.where(found.c.distance <= self.max_distance)
+        hits = self._near(select(*found.c).where(found.c.distance < NAN), found)
         hits = hits.order_by(found.c.distance, *keys_of(self.subject, found)).limit(self.limit)
         return (hits.offset(self.offset) if self.offset else hits).subquery()
+
+    def all(self, *payload: ColumnElement[Any]) -> Subquery:
+        """Every row that fulfils the conditions, in no order: columns as of :meth:`subquery`."""
+        distance = self.subject.distance(self.query)
+        rows = select(*self._columns(payload), distance.label("distance"))
+        rows = rows.where(self.subject.vector.is_not(None), *self.conditions)
+        found = rows.offset(_ZERO).subquery()  # so that a distance is computed once
+        return self._near(select(*found.c).where(found.c.distance < NAN), found).subquery()
+
+    @property
+    def total(self) -> ColumnElement[int]:
+        """SQL, as a payload: how many rows there are, whatever ``limit`` and ``offset``.
+
+        :raises QueryError: an index is used, which does not see them all.
+        """
+        if self.approximate:
+            raise QueryError(
+                "total=True needs a search that sees all rows, and this one uses an index: pass "
+                'mode="exact", or count the rows within a distance with count_within()'
+            )
+        distance = self.subject.distance(self.query)
+        near = [] if self.max_distance is None else [distance <= self.max_distance]
+        return func.count().filter(distance < NAN, *near).over()
+
+    def _near(self, hits: Select[Any], found: FromClause) -> Select[Any]:
+        return hits if self.max_distance is None else hits.where(found.c.distance <= self.max_distance)
 
     def _page_of_each(self, found: FromClause) -> Subquery:
         order = (found.c.distance, *keys_of(self.subject, found))
@@ -157,10 +182,7 @@ class Nearest:
         asked = self._each[0]
         keys = (key for key in asked.c if key.key.startswith("query_"))
         hits = select(*keys, *ranked.c).select_from(ranked.join(asked, asked.c.n == ranked.c.n))
-        hits = hits.where(ranked.c.rank.between(self.offset + 1, self.rows))
-        if self.max_distance is not None:
-            hits = hits.where(ranked.c.distance <= self.max_distance)
-        return hits.subquery()
+        return self._near(hits.where(ranked.c.rank.between(self.offset + 1, self.rows)), ranked).subquery()
 
     def _columns(self, payload: Sequence[ColumnElement[Any]]) -> list[ColumnElement[Any]]:
         return [

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVarTuple, overload
+from typing import Any, Literal, TypeVarTuple, overload
 
 from sqlalchemy import ColumnElement, Float, Select, bindparam
 from sqlalchemy.orm import Mapped
 
+from pgembed.exc import QueryError
 from pgembed.queries.arguments import real
+from pgembed.queries.boosts import Boosting, boosted
+from pgembed.queries.groups import grouped
 from pgembed.queries.nearest import Mode, Nearest, Stale
 from pgembed.queries.settings import SearchSettings
 from pgembed.queries.statement import Entity, SearchSelect, selecting
@@ -33,6 +36,12 @@ def semantic_search(
     probes: int | None = ...,
     stale: Stale = ...,
     metric: str | None = ...,
+    per: Any = ...,
+    best: int = ...,
+    boost: Any = ...,
+    boosting: Boosting = ...,
+    candidates: int | None = ...,
+    total: Literal[False] = ...,
 ) -> SearchSelect[Entity, float, float]: ...
 
 
@@ -51,6 +60,12 @@ def semantic_search(
     probes: int | None = ...,
     stale: Stale = ...,
     metric: str | None = ...,
+    per: Any = ...,
+    best: int = ...,
+    boost: Any = ...,
+    boosting: Boosting = ...,
+    candidates: int | None = ...,
+    total: Literal[False] = ...,
 ) -> SearchSelect[*tuple[Any, ...]]: ...
 
 
@@ -69,7 +84,30 @@ def semantic_search(
     probes: int | None = ...,
     stale: Stale = ...,
     metric: str | None = ...,
+    per: Any = ...,
+    best: int = ...,
+    boost: Any = ...,
+    boosting: Boosting = ...,
+    candidates: int | None = ...,
+    total: Literal[False] = ...,
 ) -> SearchSelect[*_Ts, float, float]: ...
+
+
+@overload
+def semantic_search(
+    column: VectorColumn,
+    query: Query,
+    *,
+    limit: int = ...,
+    offset: int = ...,
+    where: Any = ...,
+    max_distance: float | None = ...,
+    base: Any = ...,
+    mode: Mode = ...,
+    stale: Stale = ...,
+    metric: str | None = ...,
+    total: Literal[True],
+) -> SearchSelect[*tuple[Any, ...]]: ...
 
 
 def semantic_search(
@@ -86,6 +124,12 @@ def semantic_search(
     probes: int | None = None,
     stale: Stale = "include",
     metric: str | None = None,
+    per: Any = None,
+    best: int = 1,
+    boost: Any = None,
+    boosting: Boosting = "multiply",
+    candidates: int | None = None,
+    total: bool = False,
 ) -> SearchSelect[*tuple[Any, ...]]:
     """The rows whose vectors are nearest to ``query``: rows ``(Entity, distance, score)``, as a statement.
 
@@ -121,10 +165,24 @@ def semantic_search(
     :param probes: IVFFlat's lists to look into, 1 to 32768; left out, the square root of all.
     :param stale: ``"exclude"`` leaves out rows whose text has changed since they were embedded.
     :param metric: how to measure, for columns that do not say; another metric than the index's is exact.
+    :param per: an expression over the entity, such as ``Article.author_id``: the rows are the ``best``
+        nearest of each group of equal values, one group after the other, the nearest group first; ``limit``
+        and ``offset`` count groups (see :func:`pgembed.queries.groups.grouped`). Rows where it is NULL are in
+        no group.
+    :param best: how many rows of each group at most.
+    :param boost: an SQL expression over the entity, such as ``Article.likes`` or
+        :func:`~pgembed.queries.decay`, that the score is multiplied by, or that is added to it; where it is
+        NULL, the score stays. The best score comes first.
+    :param boosting: ``"multiply"`` or ``"add"``.
+    :param candidates: how many of the nearest rows are scored with ``boost``; left out, four times the rows
+        asked for and at least 50. ``mode="exact"`` scores all rows.
+    :param total: add a column ``total``, how many rows there are on all pages. For exact searches, which see
+        all rows anyway.
     :raises QueryError: at construction, for whatever cannot give the right rows; at execution, for a text
         that is bound to a column without an encoder.
     :raises DimensionMismatchError: the vector is of other dimensions than the column.
     """
+    _check_chosen(per, best, boost, boosting, candidates, total)
     where = [] if where is None else list(where) if isinstance(where, list | tuple) else [where]
     most = None
     if max_distance is not None:
@@ -143,16 +201,26 @@ def semantic_search(
             mode,
             SearchSettings(ef_search, probes),
         )
-        hits = nearest.subquery()
-        distance = hits.c.distance
+        if per is not None:
+            hits = grouped(nearest, per, best)
+            order: list[ColumnElement[Any]] = [hits.c.group_rank, hits.c.rank]
+        elif boost is not None:
+            hits = boosted(nearest, boost, boosting, candidates)
+            order = [hits.c.score.desc(), hits.c.distance, *subject.keys]
+        else:
+            hits = nearest.subquery(*([nearest.total] if total else []))
+            order = [hits.c.distance, *subject.keys]
+        own = {
+            "distance": hits.c.distance,
+            "score": subject.metric.score(hits.c.distance) if boost is None else hits.c.score,
+        }
+        if total:
+            own["total"] = hits.c.payload_1
         statement = selecting(subject, base, hits, helper="semantic_search")
-        return SearchSelect.sealing(
-            statement.order_by(distance, *subject.keys),
-            subject.entity,
-            distance=distance,
-            score=subject.metric.score(distance),
-        )
+        return SearchSelect.sealing(statement.order_by(*order), subject.entity, **own)
 
+    if per is not None or boost is not None or total:
+        return build(query)
     return templated(
         build,
         column,
@@ -162,3 +230,18 @@ def semantic_search(
         base=base,
         expressions=[most, *where],
     )
+
+
+def _check_chosen(per: Any, best: Any, boost: Any, boosting: Any, candidates: Any, total: Any) -> None:
+    """:raises QueryError: options without the one that they belong to, or two that exclude each other."""
+    given = [name for name, value in (("per", per), ("boost", boost)) if value is not None]
+    given += ["total"] if total else []
+    if not isinstance(total, bool):
+        raise QueryError(f"total={total!r}; expected True or False")
+    if len(given) > 1:
+        raise QueryError(f"{given[0]}= and {given[1]}= cannot be combined: pass one of them")
+    if per is None and best != 1:
+        raise QueryError(f"best={best!r} has no effect without per=")
+    if boost is None and (candidates is not None or boosting != "multiply"):
+        name, value = ("candidates", candidates) if candidates is not None else ("boosting", boosting)
+        raise QueryError(f"{name}={value!r} has no effect without boost=")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from sqlalchemy import bindparam, func, select, text
-from sqlalchemy.orm import Session, aliased
+from sqlalchemy import DateTime, Integer, bindparam, func, select, text
+from sqlalchemy.orm import Session, aliased, mapped_column
 
 import pgembed
 from pgembed import HNSW, Words
@@ -21,6 +22,8 @@ GUIDE = (Path(__file__).parents[3] / "docs" / "queries.md").read_text(encoding="
 Base, Author, Article = library(
     HashEncoder(16), "title", "body", index=HNSW(build="immediate"), words=Words("title", "body")
 )
+Article.likes = mapped_column(Integer, default=3)
+Article.published = mapped_column(DateTime, default=func.localtimestamp())
 
 
 @pytest.fixture
@@ -42,6 +45,7 @@ def filled(engine):
 def test_the_python_of_the_guide(filled, capsys):
     blocks = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)
     names = {"session": filled, "select": select, "func": func, "bindparam": bindparam, "aliased": aliased}
+    names["timedelta"] = timedelta
     names |= {name: getattr(helpers, name) for name in helpers.__all__}
     names |= {"Article": Article, "Author": Author, "pgembed": pgembed}
     for block in blocks:
