@@ -121,6 +121,16 @@ class Application:
             session.commit()
         self.counts["writes"] += 1
 
+    def work(self, searches: int, writes: int) -> None:
+        """Let it do that much more."""
+        before = dict(self.counts)
+
+        def done() -> bool:
+            made = {name: self.counts[name] - before[name] for name in before}
+            return bool(self.errors) or (made["searches"] >= searches and made["writes"] >= writes)
+
+        wait_for(done, 180)
+
     def stop(self) -> None:
         self.stopping.set()
         for thread in self.threads:
@@ -226,11 +236,11 @@ def test_no_search_is_answered_from_two_spaces(engine: Engine, tmp_path: Path) -
         old_worker.enter_context(worker(engine, BEFORE))
         old = Application(engine, BEFORE, OLD, texts, 1)
         stack.callback(old.stop)
-        time.sleep(1)
+        old.work(searches=20, writes=20)
 
         # A transaction holds the table longer than the lock is waited for.
         assert len(migrations.generate_series(SWITCHED.metadata)) == 2
-        with long_report(engine, 2.5):
+        with long_report(engine, 1.5 * LOCK_TIMEOUT):
             migrations.upgrade("0001")
         stack.enter_context(worker(engine, SWITCHED))
         wait_for(lambda: pending(engine, SWITCHED) <= ROWS // 100, 180)
@@ -248,15 +258,16 @@ def test_no_search_is_answered_from_two_spaces(engine: Engine, tmp_path: Path) -
         # The switch: for a while both versions are there, and then only the new one.
         new = Application(engine, SWITCHED, NEW, texts, 2)
         stack.callback(new.stop)
-        time.sleep(2)
+        for version in (old, new):
+            version.work(searches=40, writes=20)
         old.stop()
         old_worker.close()
 
         migrations.generate(AFTER.metadata)
-        with long_report(engine, 2.5):
+        with long_report(engine, 1.5 * LOCK_TIMEOUT):
             wait_for(upgraded, 180)
         migrations.check()
-        time.sleep(1)
+        new.work(searches=20, writes=20)
         new.stop()
         wait_for(lambda: pending(engine, AFTER) == 0, 180)
         watcher.stop()

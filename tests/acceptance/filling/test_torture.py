@@ -1,6 +1,6 @@
 """Everything at once: workers and writers on the same few hundred rows, and a killer among them.
 
-``PGEMBED_TORTURE_SECONDS`` sets how long it goes on (25 seconds by default). It uses a server of its own,
+``PGEMBED_TORTURE_SECONDS`` sets how long it goes on (15 seconds by default). It uses a server of its own,
 because it is restarted in the middle.
 """
 
@@ -32,16 +32,17 @@ from tests.commands import start
 from .models import MODELS, Article, Base
 from .servers import Server, running
 
-SECONDS = float(os.environ.get("PGEMBED_TORTURE_SECONDS", "25"))
+SECONDS = float(os.environ.get("PGEMBED_TORTURE_SECONDS", "15"))
 KEYS = 500
 WORKERS = 4
 WRITERS = 12
 #: Seconds from one kill of a worker to the next, and from one restart of the server to the next.
-KILLS, RESTARTS = 3, 12
+KILLS, RESTARTS = 2, 6
 #: A worker's use of the encoder, much longer than any of its transactions may be.
 ENCODER_SECONDS = 2.0
-#: What a writer may wait behind a worker at most: milliseconds, but for a machine that stalls the worker.
-LONGEST_WAIT = 0.3
+#: What a writer may wait behind a worker at most: milliseconds, but for a machine that stalls the worker; and
+#: never for the encoder.
+LONGEST_WAIT = ENCODER_SECONDS / 2
 
 EMBEDDING = embeddings_of(Base.metadata.tables["article"])[0]
 TABLE = EMBEDDING.table
