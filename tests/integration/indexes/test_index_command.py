@@ -26,7 +26,7 @@ NOUNS = ("house", "car", "table", "dress", "boat", "window", "bike", "lamp")
 
 @pytest.fixture
 def run(engine, fill):
-    fill(rows=3000)
+    fill(rows=2000)
     url = engine.url.render_as_string(hide_password=False)
 
     def command(*arguments, code=0, stream="stdout"):
@@ -40,7 +40,7 @@ def run(engine, fill):
 def test_from_plan_to_reindex(engine, run):
     item = ('"Item"', "vector")
     planned = json.loads(run("plan", *item, "--m", "8", "--workers", "0", "--json"))
-    assert (planned["rows"], planned["parameters"]) == (3000, {"m": 8, "ef_construction": 64})
+    assert (planned["rows"], planned["parameters"]) == (2000, {"m": 8, "ef_construction": 64})
     assert "maintenance_work_mem" in run("plan", *item)
 
     created = json.loads(run("create", *item, "--m", "8", "--workers", "0", "--json"))

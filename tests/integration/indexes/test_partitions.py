@@ -118,9 +118,10 @@ def test_every_partition_gets_its_index(engine, partitioned, concurrently):
     assert files(engine) == before
 
 
-def test_a_backend_that_dies_costs_one_partition(engine, partitioned):
+def test_a_backend_that_dies_costs_one_partition(engine, partitioned, monkeypatch):
     """The second partition fails: the first keeps its index, and the next call goes on."""
-    index = HNSW("vector", name="ann", m=64, ef_construction=1000)
+    monkeypatch.setattr("pgembed.indexes.progress.INTERVAL", 0.01)
+    index = HNSW("vector", name="ann", ef_construction=400)
     partitioned(index)
     died = []
 

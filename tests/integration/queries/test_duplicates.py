@@ -166,9 +166,9 @@ def test_composite_keys_are_json_arrays(engine):
 
 @pytest.fixture
 def indexed(engine):
-    """2,000 rows in 16 dimensions behind an HNSW index, with 60 equal rows and two of zeros."""
+    """1,000 rows in 16 dimensions behind an HNSW index, with 60 equal rows and two of zeros."""
     table = table_of(16, HNSW("vector", build="immediate"))
-    vectors = with_twins(2000, 16)
+    vectors = with_twins(1000, 16)
     vectors[500:560] = vectors[500]
     vectors[7] = vectors[9] = 0
     store(engine, table, vectors)
@@ -189,7 +189,7 @@ def test_an_index_scan_that_gives_up_loses_no_pair(engine, indexed, explain):
     """The rows of the filter are far from each other: the scans end before they meet the others."""
     table, vectors = indexed
     statement = near_duplicates(
-        table.c.vector, min_score=-1, mode="approximate", where=table.c.id % 400 == 3, ef_search=10
+        table.c.vector, min_score=-1, mode="approximate", where=table.c.id % 200 == 3, ef_search=10
     )
     with engine.connect() as connection:
         connection.execute(text("SELECT '[1]'::vector"))
@@ -198,7 +198,7 @@ def test_an_index_scan_that_gives_up_loses_no_pair(engine, indexed, explain):
         connection.execute(text("SET LOCAL enable_seqscan = off"))
         assert "Index Scan using ix_item_vector_hnsw" in explain(connection, statement)
         found = keys(connection.execute(statement))
-    assert found == near(vectors, -1, lambda key: key % 400 == 3)
+    assert found == near(vectors, -1, lambda key: key % 200 == 3)
     assert len(found) == 10
 
 
@@ -209,7 +209,7 @@ def test_auto_looks_into_the_index_only_if_it_is_built_and_pays(engine, indexed,
         small = near_duplicates(table.c.vector, min_score=0.9)
         assert scan not in explain(connection, small)
         assert keys(connection.execute(small)) == near(vectors, 0.9)
-        monkeypatch.setattr(pairs, "EXACT_UP_TO", 1000)
+        monkeypatch.setattr(pairs, "EXACT_UP_TO", 500)
         large = near_duplicates(table.c.vector, min_score=0.9)
         assert scan in explain(connection, large)
         assert keys(connection.execute(large)) == near(vectors, 0.9)
