@@ -31,7 +31,7 @@ LISTS_DEFAULT = 100
 #: How a scan goes on that found too few rows, by access method.
 ITERATIVE_SCAN = {"hnsw": "strict_order", "ivfflat": "relaxed_order"}
 
-#: How many candidates are compared again for each row that is asked for, by the type of what an index holds
+#: How many candidates are compared again for each requested row, by the type of what an index holds
 #: in place of whole vectors.
 OVERSAMPLE = {"halfvec": 2, "vector": 4, "sparsevec": 4, "bit": 10}
 #: The most rows alike of which an index is believed. An element of an HNSW graph holds 10 rows of equal

@@ -29,7 +29,7 @@ def backfill(
     column: OneColumn = None,
     models: Models = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Fill at most N rows of a column.")] = None,
-    throttle: Annotated[float | None, typer.Option(min=0.1, help="Rows a second at most.")] = None,
+    throttle: Annotated[float | None, typer.Option(min=0.1, help="Rows per second at most.")] = None,
     where: Annotated[
         str | None, typer.Option(help="Fill only rows of TABLE that satisfy this SQL condition.")
     ] = None,

@@ -1,4 +1,4 @@
-"""Tables, indexes and encoders as the database knows them, for commands that are given names."""
+"""Tables, indexes and encoders of the database, by the names that commands take."""
 
 from __future__ import annotations
 
@@ -73,9 +73,9 @@ def encoded(
 
 
 def encoder_of(entry: dict[str, Any] | None, name_or_folder: str | None) -> Encoder:
-    """The encoder that was named on the command line, as the column is filled with it; else the column's.
+    """The encoder that was named on the command line, with the column's options; else the column's.
 
-    :param entry: of the registry, for the options; only what is registered is a name and never a folder.
+    :param entry: of the registry, for the options; a registered name is never taken for a folder.
     """
     if name_or_folder is None:
         assert entry is not None
@@ -96,12 +96,12 @@ def index_on(
     form: Form | None = None,
     parameters: Mapping[str, int | None] | None = None,
 ) -> VectorIndex:
-    """The index that stands on the column, or else the one that is asked for.
+    """The existing index on the column, or else a new one with these options.
 
     :param name: which one, of several.
-    :param new: whether it need not stand there yet; then it is of the metric that is asked for, or else of
-        that of the embedding column.
-    :param form: left out, any that stands will do, one on whole vectors of all rows first.
+    :param new: whether it may be missing; its metric is then the given one, or else that of the embedding
+        column.
+    :param form: left out, any index will do, preferably one on whole vectors of all rows.
     :raises NotInstalledError: there is no such table or column.
     :raises typer.BadParameter: there is no such index or access method.
     :raises DeclarationError: a parameter of the other access method.
@@ -124,7 +124,7 @@ def index_on(
         and name in (None, index.name)
         and method in (None, index.access_method)
         and (found.quantize == "bit" or wanted in (None, index.metric))  # bits are compared by bits
-        # Predicates are not compared: Postgres writes them otherwise than people do.
+        # Predicates are not compared: Postgres rewrites them.
         and (form is None or replace(found, where=None) == replace(form, where=None))
         and (form is None or (found.where is None) == (form.where is None))
     ]
@@ -188,7 +188,7 @@ def declared_on(
 
 
 def reflect(connection: Connection, name: str, schema: str) -> Table:
-    """A table as it stands. Columns of types that SQLAlchemy does not know are of no type, without a word."""
+    """A table as reflected. Columns of types that SQLAlchemy does not know get no type, and no warning."""
     import pgvector.sqlalchemy  # noqa: F401  (so that reflection knows the types)
 
     with warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""``pgembed index recall``, ``tune`` and ``check``: what the indexes that stand are worth."""
+"""``pgembed index recall``, ``tune`` and ``check``: how good the existing indexes are."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ def plan(
     else:
         say(
             f"time                  about {timedelta(seconds=round(found.seconds))} "
-            f"at {found.rows_per_second:,.0f} rows a second"
+            f"at {found.rows_per_second:,.0f} rows per second"
         )
     for number, step in enumerate(
         (
@@ -101,13 +101,15 @@ def status(
     if as_json:
         say(json.dumps([change.as_dict() for change in found], indent=2))
     elif not found:
-        say("no column of this database is about to take the place of another")
+        say("no column of this database is replacing another")
     for change in [] if as_json else found:
         _print(change)
     if gate is None:
         return
     if not found and embeddings is None:
-        say("the gate stays closed: whether one is wanted is known to the models, --models", err=True)
+        say(
+            "the gate stays closed: pass --models, since only the models say whether one is planned", err=True
+        )
         raise typer.Exit(1)
     if any(change.obstacles for change in found):
         raise typer.Exit(1)

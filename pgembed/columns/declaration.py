@@ -42,9 +42,9 @@ def embedding_column(
 ) -> MappedColumn[Any]:
     """A column that holds the vector of the texts in other columns, and fills itself.
 
-    Beside the column *c* stand its digest ``<c>_digest uuid``, which says what text the vector was made
-    from, and the partial index ``ix_<table>_<c>_pending`` of the rows whose vector is not that of their
-    text. Emitted by ``create_all`` for a table ``article (id, title)``::
+    The column *c* comes with its digest ``<c>_digest uuid``, which says what text the vector was made from,
+    and the partial index ``ix_<table>_<c>_pending`` of the rows whose vector is not that of their text.
+    Emitted by ``create_all`` for a table ``article (id, title)``::
 
         embedding VECTOR(384),
         embedding_digest UUID

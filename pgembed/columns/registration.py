@@ -133,7 +133,7 @@ def registration_problem(facts: Any) -> str | None:
 
 def _check_values(value: Any) -> None:
     """
-    :raises ValueError: what Postgres cannot store: NUL or a lone surrogate in a text, a number without end.
+    :raises ValueError: what Postgres cannot store: NUL or a lone surrogate in a text, infinity.
     """
     if isinstance(value, dict):
         value = [*value.keys(), *value.values()]

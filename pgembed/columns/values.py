@@ -192,8 +192,8 @@ class BinaryVector:
 class TextVector(str, pgvector.Vector):
     """A vector on its way through asyncpg: its text form, and the object of pgvector's Python package.
 
-    asyncpg sends the text form, unless pgvector's ``register_vector`` has put a codec of its own on the
-    connection, which takes its own objects alone.
+    asyncpg sends the text form, unless pgvector's ``register_vector`` has put its codec on the connection,
+    which only takes its own objects.
     """
 
     def __new__(cls, array: Array) -> TextVector:

@@ -203,7 +203,7 @@ def words_sql(sources: Sequence[ColumnElement[Any]], config: str) -> ColumnEleme
 
 
 def separated(text: ColumnElement[Any]) -> ColumnElement[Any]:
-    """A text whose words stand apart; see :data:`SEPARATORS`."""
+    """A text whose words are separated; see :data:`SEPARATORS`."""
     return func.pg_catalog.translate(
         text, literal_column(f"'{SEPARATORS}'"), literal_column(f"'{' ' * len(SEPARATORS)}'")
     )

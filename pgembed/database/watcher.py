@@ -63,7 +63,7 @@ def discard_stale(folder: Path) -> None:
     def works_there(process: psutil.Process) -> bool:
         try:
             return process.name().startswith("postgres") and Path(process.cwd()) == folder
-        except psutil.Error:  # it is gone, or somebody else's
+        except psutil.Error:  # it is gone, or another user's
             return False
 
     file = folder / "postmaster.pid"

@@ -115,11 +115,11 @@ class Encoder(SharedModel):
     ) -> Encoder:
         """An encoder whose vectors a server computes: ``pgembed serve``, or any with OpenAI's embeddings API.
 
-        ``pgembed serve`` reports the encoder's spec, so a URL is enough; the server is asked at the first
-        use, never here. With ``fingerprint`` and ``dimensions``, declaring models and migrating need no
-        server at all; the fingerprint is compared with the server's before the first vector. Other servers
-        report no fingerprint: pass one (any string of your own; change it when the server's model changes),
-        the dimensions, and the prompts.
+        ``pgembed serve`` reports the encoder's spec, so a URL is enough; the first use contacts the server,
+        this does not. With ``fingerprint`` and ``dimensions``, declaring models and migrating need no server
+        at all; the fingerprint is compared with the server's before the first vector. Other servers report no
+        fingerprint: pass one (any string of your own; change it when the server's model changes), the
+        dimensions, and the prompts.
 
         :param url: such as ``http://127.0.0.1:8817``, with or without ``/v1``.
         :param model: the model's name on the server; the first one by default.

@@ -18,7 +18,7 @@ from pgembed.exc import DeclarationError, need_connection
 
 # Without a driver's way of writing parameters, which would double per cent signs.
 _DIALECT: Any = PGDialect(paramstyle="named")  # type: ignore[no-untyped-call]
-#: Of larger tables so many rows are drawn, page by page.
+#: From larger tables, this many rows are drawn, page by page.
 SAMPLED_ROWS = 1_000_000
 
 # Rows of words that are gone are deleted, others inserted or changed: as long as the statement runs, readers
@@ -66,7 +66,7 @@ def refresh_words(connection: Connection, column: Any) -> WordStatistics:
     """Count how many rows have each word of an embedding column that is declared with ``words=``.
 
     The old statistics are read until the transaction is committed; a second refresh waits for the first one.
-    It takes a second for 100,000 rows; of more than a million rows that many are drawn at random.
+    It takes a second for 100,000 rows; from more than a million, it draws a million at random.
 
     :param column: a mapped attribute, a column, or an ``EmbeddingColumn``.
     :raises DeclarationError: the column is not declared with ``words=``.

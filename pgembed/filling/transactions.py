@@ -36,7 +36,7 @@ SELECT pgembed.distrust(CAST(CAST(:relation AS bigint) AS oid)) AS problem,
                  JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
                 WHERE c.oid = CAST(CAST(:relation AS bigint) AS oid) AND c.relname = CAST(:name AS text)
                   AND CASE WHEN CAST(:schema AS text) IS NULL THEN pg_catalog.pg_table_is_visible(c.oid)
-                           ELSE n.nspname = CAST(:schema AS text) END) AS stands
+                           ELSE n.nspname = CAST(:schema AS text) END) AS same
 """)
 _MAY_LOCK = text("SELECT pg_catalog.has_table_privilege(CAST(CAST(:relation AS bigint) AS oid), 'SELECT')")
 _SUPERUSER = text("SELECT rolname FROM pg_catalog.pg_roles WHERE rolname = current_user AND rolsuper")
@@ -80,8 +80,8 @@ def warn_superuser(connection: Connection) -> None:
 class Transactions:
     """Runs each function in a transaction at READ COMMITTED.
 
-    Functions must be repeatable: if the connection is lost, nobody knows whether the transaction was
-    committed, and the function runs again.
+    Functions must be repeatable: if the connection is lost, its outcome is unknown, and the function runs
+    again.
 
     :param engine: connects; several threads do so at once.
     :param patience: seconds to wait for a server that is gone.
@@ -151,8 +151,8 @@ class Transactions:
                 f"LOCK TABLE {name} IN ACCESS SHARE MODE", execution_options={"no_parameters": True}
             )
         named = {"relation": target.relation, "name": table.name, "schema": schema}
-        problem, stands = connection.execute(_GUARD, named).one()
+        problem, same = connection.execute(_GUARD, named).one()
         if problem is not None:
             raise NotTrustedError(target.name, problem)
-        if not stands:
+        if not same:
             raise NotInstalledError(f"{target}: the table was renamed, moved or dropped meanwhile")

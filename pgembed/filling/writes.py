@@ -74,7 +74,7 @@ class Writing:
 
     @property
     def due_in(self) -> float | None:
-        """Seconds until something is to be tried again; ``None`` if nothing is."""
+        """Seconds until the next retry; ``None`` if there is none."""
         if not self._locked:
             return None
         return max(min(locked.due for locked in self._locked) - time.monotonic(), 0.0)

@@ -49,7 +49,7 @@ WITH columns AS (
 SELECT CAST(n.relation AS text) AS relation, n.column_name, n.encoder, n.fingerprint, n.replaces,
        o.encoder AS old_encoder, o.fingerprint AS old_fingerprint,
        EXISTS (SELECT FROM pg_catalog.pg_attribute AS a
-                WHERE a.attrelid = n.relation AND NOT a.attisdropped AND a.attname = n.replaces) AS old_stands
+                WHERE a.attrelid = n.relation AND NOT a.attisdropped AND a.attname = n.replaces) AS old_exists
   FROM columns AS n
   LEFT JOIN columns AS o ON o.relation = n.relation AND o.column_name = n.replaces
  WHERE n.replaces IS NOT NULL
@@ -190,7 +190,7 @@ def _change(
         measured, problems = _measure(connection, target, index, rows, min_recall, queries)
         exact = measured is None and not problems
         obstacles += problems
-    if not row.old_stands:
+    if not row.old_exists:
         step = f"take replaces={row.replaces!r} away: that column is gone"
     elif obstacles:
         step = obstacles[0]
@@ -247,14 +247,14 @@ def _measure(
         return None, [*problems, str(error)]
     if found.recall < min_recall:
         problems.append(
-            f"the recall of {found.index} is {found.recall:.3f} at {found.setting} = {found.value}, wanted "
-            f"is {min_recall}: see `pgembed index tune`"
+            f"the recall of {found.index} is {found.recall:.3f} at {found.setting} = {found.value}, "
+            f"expected at least {min_recall}: see `pgembed index tune`"
         )
     return found, problems
 
 
 def _other_space(connection: Connection, embedding: EmbeddingColumn, sample: int = 16) -> list[str]:
-    """Whether vectors are those of the encoder, and a search for one's text is answered."""
+    """Problems: vectors are not those of the encoder, or a search for the text of one finds nothing."""
     declaration = embedding.declaration
     rows = connection.execute(
         select(embedding.vector, *embedding.sources)

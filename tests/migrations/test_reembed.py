@@ -191,7 +191,7 @@ def test_the_gate_is_closed_to_an_index_that_finds_too_little(
         )
     change = only(underway, min_recall=1.0, queries=100)
     assert change.recall.recall < 1
-    assert "wanted is 1.0" in change.next_step
+    assert "expected at least 1.0" in change.next_step
 
 
 def test_the_gate_is_closed_to_vectors_of_another_space(underway: Migrations) -> None:

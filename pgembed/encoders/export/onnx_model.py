@@ -125,7 +125,7 @@ class OnnxModel:
             ) from error
 
     def _choose(self, model: ModelProto) -> tuple[str, bool]:
-        """The output to take, and whether it already is one vector a text.
+        """The output to take, and whether it already is one vector per text.
 
         If the folder states how to pool, the vectors of the tokens are pooled so; if not, the graph's own
         vector of a text is taken.

@@ -1,4 +1,4 @@
-"""Vectors of tokens to one vector a text, inside the graph.
+"""Vectors of tokens to one vector per text, inside the graph.
 
 The modes and their formulas are those of sentence-transformers
 (``sentence_transformers.models.Pooling``), including their order when several are concatenated.

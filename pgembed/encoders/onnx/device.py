@@ -51,7 +51,7 @@ def check_name(device: str) -> None:
 def choose(device: str) -> Device:
     """The device to use.
 
-    :raises DeviceError: CUDA was asked for and cannot be used; or, with ``auto`` too, this process was forked
+    :raises DeviceError: CUDA was requested and cannot be used; or, with ``auto`` too, this process was forked
         from one that had opened CUDA.
     :raises MissingExtraError: ``onnxruntime`` is not installed.
     """

@@ -1,8 +1,8 @@
 """Batches of texts of similar length, as the inputs of a graph: padded on the right, or packed end to end.
 
-Padding is wasted work, and so is every further batch: it reads all weights again and wakes all threads. The
-overhead of a batch is stated in tokens, and texts, sorted by length, are divided where the sum of both is
-least. The budget bounds the memory of a batch, whatever the lengths.
+Padding is wasted work, and so is every further batch: it reads all weights again and wakes all threads. With
+the overhead of a batch stated in tokens, texts, sorted by length, are divided where the sum is least. The
+budget bounds the memory of a batch, whatever the lengths.
 """
 
 from __future__ import annotations

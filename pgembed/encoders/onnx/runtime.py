@@ -91,7 +91,7 @@ class OnnxRuntime:
     :param device: as of :class:`~pgembed.encoders.Encoder`; ``precision`` and ``threads`` too.
     :raises EncoderFilesError: a file is missing or damaged.
     :raises EncoderOptionError: the encoder has no graph for device and precision.
-    :raises DeviceError: CUDA was asked for and cannot be used.
+    :raises DeviceError: CUDA was requested and cannot be used.
     :raises MissingExtraError: ``onnxruntime`` is not installed.
     """
 
@@ -242,7 +242,7 @@ class OnnxRuntime:
         return feed
 
     def _kept(self, vectors: Vectors) -> Vectors:
-        """The first dimensions, if fewer were asked for; of length 1 again where those of the model are."""
+        """The first dimensions, if fewer were requested, normalised again where those of the model are."""
         if self._spec.dimensions == self._spec.width:
             return vectors
         kept = vectors[:, : self._spec.dimensions]

@@ -24,7 +24,7 @@ _CHARACTERS = 4  # a token
 _LONGEST = 512  # tokens, if the encoder does not say
 _EACH = 16
 _PIECES = 4  # of large requests in one pass
-_SPEED = 20_000.0  # at first, in costs a second
+_SPEED = 20_000.0  # at first, in costs per second
 
 
 class BusyError(Exception):

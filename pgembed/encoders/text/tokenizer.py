@@ -57,7 +57,7 @@ class Tokens:
 
     @classmethod
     def joined(cls, pieces: Sequence[npt.NDArray[np.int32]], cut: int) -> Tokens:
-        """From an array of ids a text."""
+        """From one array of ids per text."""
         offsets = np.zeros(len(pieces) + 1, dtype=np.int64)
         np.cumsum([len(piece) for piece in pieces], out=offsets[1:])
         return cls(np.concatenate(pieces) if pieces else np.empty(0, np.int32), offsets, cut)
