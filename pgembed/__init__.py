@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pgembed.columns import TextEncoder, Vector, Words, embedding_column
     from pgembed.indexes import HNSW, IVFFlat
     from pgembed.queries import (
+        arerank,
         decay,
         duplicate_groups,
         hybrid_search,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
         knn_classify,
         near_duplicates,
         recommend,
+        rerank,
         search_many,
         semantic_search,
         vector_of,
@@ -59,6 +61,7 @@ __all__ = [
     "TextEncoder",
     "Vector",
     "Words",
+    "arerank",
     "database",
     "decay",
     "duplicate_groups",
@@ -72,6 +75,7 @@ __all__ = [
     "measuring",
     "near_duplicates",
     "recommend",
+    "rerank",
     "search_many",
     "semantic_search",
     "vector_of",

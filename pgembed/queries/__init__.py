@@ -7,6 +7,7 @@ search                        ``semantic_search``
 many, asked                   ``search_many``, and its queries as rows
 boosts, groups                ``decay``, ``boost=`` and ``per=`` of ``semantic_search``
 recommendation, examples      ``recommend``, and what it is given
+reranking                     ``rerank``, ``arerank``: the rows of a search, scored by a cross-encoder
 sums                          ``vector_of``: sums of vectors as a query
 hybrid                        ``hybrid_search``
 keywords                      ``keyword_search``
@@ -31,10 +32,12 @@ from pgembed.queries.hybrid import hybrid_search
 from pgembed.queries.keywords import keyword_search
 from pgembed.queries.many import search_many
 from pgembed.queries.recommendation import recommend
+from pgembed.queries.reranking import arerank, rerank
 from pgembed.queries.search import semantic_search
 from pgembed.queries.sums import vector_of
 
 __all__ = [
+    "arerank",
     "decay",
     "duplicate_groups",
     "hybrid_search",
@@ -42,6 +45,7 @@ __all__ = [
     "knn_classify",
     "near_duplicates",
     "recommend",
+    "rerank",
     "search_many",
     "semantic_search",
     "vector_of",

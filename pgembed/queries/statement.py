@@ -133,7 +133,7 @@ class SearchSelect(_Select[*_Ts]):
         :param own: the columns that the search adds.
         """
         taken = {described["name"] for described in statement.column_descriptions} if own else ()
-        labels = (OwnLabel(_free(name, taken), column) for name, column in own.items())
+        labels = (OwnLabel(free_name(name, taken), column) for name, column in own.items())
         copy: Any = statement.add_columns(*labels)
         copy.__class__ = cls
         copy._searched = searched
@@ -155,13 +155,15 @@ class SearchSelect(_Select[*_Ts]):
         taken = {*spelt.keys(), *(str(getattr(column, "name", "")) for column in spelt)}
         renamed: Any = self.execution_options()
         renamed._raw_columns = [
-            OwnLabel(_free(column.name, taken), column.element) if isinstance(column, OwnLabel) else column
+            OwnLabel(free_name(column.name, taken), column.element)
+            if isinstance(column, OwnLabel)
+            else column
             for column in self._raw_columns
         ]
         return cast("Self", renamed)
 
 
-def _free(name: str, taken: Collection[str]) -> str:
+def free_name(name: str, taken: Collection[str]) -> str:
     """The name, with a number behind it if it is taken."""
     names = itertools.chain([name], (f"{name}_{number}" for number in itertools.count(1)))
     return next(free for free in names if free not in taken)

@@ -11,11 +11,12 @@ from sqlalchemy import DateTime, Integer, bindparam, func, select, text
 from sqlalchemy.orm import Session, aliased, mapped_column
 
 import pgembed
-from pgembed import HNSW, Words
+from pgembed import HNSW, Reranker, Words, export_onnx
 from pgembed import queries as helpers
 from pgembed.testing import HashEncoder
 from tests.tables import library
 
+RERANKERS = Path(__file__).parents[2] / "golden" / "rerankers"
 GUIDE = (Path(__file__).parents[3] / "docs" / "queries.md").read_text(encoding="utf-8")
 
 
@@ -42,17 +43,20 @@ def filled(engine):
         yield session
 
 
-def test_the_python_of_the_guide(filled, capsys):
+def test_the_python_of_the_guide(filled, capsys, tmp_path, monkeypatch):
+    export_onnx(RERANKERS / "bert", tmp_path / "ms-marco-MiniLM-L6-v2")
+    monkeypatch.setenv("PGEMBED_ENCODERS", str(tmp_path))
     blocks = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)
     names = {"session": filled, "select": select, "func": func, "bindparam": bindparam, "aliased": aliased}
     names["timedelta"] = timedelta
     names |= {name: getattr(helpers, name) for name in helpers.__all__}
-    names |= {"Article": Article, "Author": Author, "pgembed": pgembed}
+    names |= {"Article": Article, "Author": Author, "Reranker": Reranker, "pgembed": pgembed}
     for block in blocks:
         exec(block, names)
     assert len(blocks) >= 7
     printed = capsys.readouterr().out.splitlines()
     assert printed[0] == "1.00  reset my password"
+    assert len([line for line in printed if re.fullmatch(r"0\.\d\d  .*(reset|printer).*", line)]) >= 5
 
 
 def test_the_sql_of_the_guide(filled):
