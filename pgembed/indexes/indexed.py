@@ -38,7 +38,7 @@ class Indexed:
     :ivar storage: the type of the expression: ``"vector"``, ``"halfvec"``, ``"sparsevec"`` or ``"bit"``.
     :ivar metric: the metric of the operator class; ``None`` for one that pgembed does not know.
     :ivar where: the predicate of a partial index.
-    :ivar oversample: how many candidates are compared again for each row asked for; 1 where the index holds
+    :ivar oversample: how many candidates are compared again for each requested row; 1 where the index holds
         whole vectors, whose distances are the right ones.
     """
 
@@ -109,7 +109,7 @@ class Indexed:
     def candidates(self, rows: int, ef_search: int | None = None) -> int:
         """How many rows to take from the index, of which the ``rows`` nearest are kept.
 
-        HNSW looks at ``ef_search`` rows anyway: whoever asks for more has more compared again.
+        HNSW looks at ``ef_search`` rows anyway: a higher setting compares more of them again.
         """
         return rows if self.whole else max(rows * self.oversample, ef_search or 0)
 
@@ -207,6 +207,6 @@ def bare(element: Any) -> Any:
 
 
 def _condition(where: Any) -> ColumnElement[bool] | None:
-    """A text in parentheses: it may be alternatives, and stands among other conditions."""
+    """A text in parentheses: it may contain OR, and is joined to other conditions."""
     found = text(where) if isinstance(where, str) else where
     return Grouping(found) if isinstance(found, TextClause) else found

@@ -1,4 +1,4 @@
-"""The access methods of vector indexes, written once: what they index, take and are asked.
+"""The access methods of vector indexes, written once: what they index, their parameters and settings.
 
 One more (pgvectorscale's diskann, VectorChord's vchordrq) is one more entry::
 
@@ -11,7 +11,7 @@ One more (pgvectorscale's diskann, VectorChord's vchordrq) is one more entry::
     )
 
 and its indexes are declared as ``VectorIndex("embedding", using="diskann", parameters={...})``. Searches,
-``create`` and autogenerate look here; what a build takes, and its recall, are known of pgvector's own alone.
+``create`` and autogenerate look here; the cost of a build, and its recall, are only known for pgvector's own.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ AUTO: Literal["auto"] = "auto"
 
 @dataclass(frozen=True)
 class Parameter:
-    """A storage parameter: what it is where it is left out, its range, and what suits so many rows."""
+    """A storage parameter: its default, its range, and what suits a number of rows."""
 
     default: int
     low: int
@@ -54,7 +54,7 @@ class Search:
 
     :ivar argument: what the query helpers call it: ``"ef_search"`` or ``"probes"``.
     :ivar setting: the server's setting behind it, within ``low`` and ``high``.
-    :ivar suitable: the value for so many rows, given the storage parameters: numbers, or SQL where
+    :ivar suitable: the value for a number of rows, given the storage parameters: numbers, or SQL where
         a parameter is found when the index is built.
     :ivar iterative: the setting that has a scan go on where it found too few rows, and its value.
     """
@@ -111,7 +111,7 @@ class AccessMethod:
         self.check(numbers)
 
     def parameters_for(self, stated: Mapping[str, int | str], rows: int) -> dict[str, int]:
-        """The stated storage parameters, of an index that is built on so many rows."""
+        """The stated storage parameters, of an index that is built on this number of rows."""
         resolved = {}
         for name, value in stated.items():
             suitable = self.parameters[name].suitable if name in self.parameters else None

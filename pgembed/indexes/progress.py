@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import SQLAlchemyError
 
-#: Seconds between two looks.
+#: Seconds between two reports.
 INTERVAL = 0.25
 
 _PROGRESS = text("""
@@ -27,7 +27,7 @@ _PID = text("SELECT pg_catalog.pg_backend_pid()")
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a build stands.
+    """How far a build is.
 
     :ivar phase: as Postgres calls it: ``"building index: loading tuples"``, ...
     :ivar done: blocks or rows of this phase that are done.
@@ -50,8 +50,8 @@ def watched(
 ) -> None:
     """Run ``work``, which uses ``connection``, and report meanwhile.
 
-    The work has a thread of its own, so that the callback runs in the thread of the caller, where a terminal
-    is drawn and Ctrl-C arrives. An exception there cancels the work and is raised when that has ended.
+    The work runs on another thread, so that the callback runs in the caller's, which draws a terminal and
+    gets Ctrl-C. An exception there cancels the work and is raised once that has ended.
     """
     pid = connection.scalar(_PID)
     failure: list[BaseException] = []

@@ -40,20 +40,21 @@ class Build:
     server: int
 
     def memory(self, rows: int) -> int:
-        """What the build of so many rows holds in memory."""
+        """Memory that the build takes for this number of rows."""
         if self.method == "ivfflat":
             return ivfflat_memory(rows, self.vector, self.dimensions, self.parameters["lists"])
         return hnsw_memory(rows, self.vector, self.parameters["m"], self.server)
 
     def disk(self, rows: int) -> int:
-        """Size of the index of so many rows."""
+        """Size of the index for this number of rows."""
         if self.method == "ivfflat":
             return ivfflat_disk(rows, self.vector, self.parameters["lists"])
         return hnsw_disk(rows, self.vector, self.parameters["m"])
 
 
 def vector_size(storage: str, dimensions: int) -> int:
-    """Bytes of one value: ``vector`` has 4 a dimension, ``halfvec`` 2, ``bit`` 1/8, and all a header of 8."""
+    """Bytes of one value: ``vector`` has 4 per dimension, ``halfvec`` 2, ``bit`` 1/8, and all a header of
+    8."""
     bits = {"vector": 32, "halfvec": 16, "bit": 1}[storage]
     return ceil(bits * dimensions / 8) + 8
 
@@ -69,8 +70,8 @@ def hnsw_memory(rows: int, vector: int, m: int, server: int) -> int:
 def hnsw_disk(rows: int, vector: int, m: int) -> int:
     """Size of an HNSW index.
 
-    A node and its list of neighbours stand on the same page, if one page can hold both: as many nodes fit as
-    whole ones do, so that 1,024 dimensions take as much as 1,536.
+    A node and its list of neighbours share a page, if one page can hold both. Only whole nodes fit, so 1,024
+    dimensions take as much as 1,536.
     """
     node = _aligned(72 + vector)
     neighbours = _aligned(4 + 12 * m)
@@ -102,7 +103,7 @@ def ivfflat_disk(rows: int, vector: int, lists: int) -> int:
 def work_memory(memory: int, workers: int) -> int:
     """The ``maintenance_work_mem`` that holds a build of ``memory`` bytes by a leader and ``workers``.
 
-    A tenth and 4 MB more than needed, in whole kB. With workers at least 32 MB a process, below which
+    A tenth and 4 MB more than needed, in whole kB. With workers, at least 32 MB per process, below which
     Postgres plans none.
     """
     wanted = max(int(memory * _HEADROOM) + _BASE, _PER_PROCESS * (workers + 1) if workers else 0)

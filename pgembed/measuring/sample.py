@@ -17,7 +17,7 @@ from pgembed.exc import QueryError
 
 #: How many random rows to ask for; or the vectors or texts to ask for.
 Queries: TypeAlias = int | Sequence[Any]
-#: What identifies a row that is asked for; ``None`` for what is no row.
+#: What identifies a row to ask for; ``None`` for what is not a row.
 Key: TypeAlias = tuple[Any, ...] | None
 
 

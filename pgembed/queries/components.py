@@ -74,7 +74,7 @@ def _steps(vertices: CTE, directed: CTE) -> CTE:
     labels = steps.c.labels
     ends = func.unnest(array([directed.c.u, labels[directed.c.u]]))
     hooked = ends.table_valued(column("i", Integer)).render_derived()
-    # The aggregates stand in a subquery: Postgres allows none over the recursive reference itself.
+    # The aggregates are in a subquery: Postgres allows none over the recursive reference itself.
     hook = (
         select(hooked.c.i, func.min(labels[labels[directed.c.v]]).label("label"))
         .select_from(directed.join(hooked, true()))

@@ -40,7 +40,7 @@ def choose(indexes: Sequence[Indexed], conditions: Sequence[ColumnElement[bool]]
 
 
 def is_implied(index: Indexed, conditions: Sequence[ColumnElement[bool]]) -> bool:
-    """Whether every part of the predicate of a partial index stands among the parts of the conditions."""
+    """Whether every part of the predicate of a partial index is among the parts of the conditions."""
     wanted = set(_texts([index.where], index.column.table))
     return None not in wanted and wanted <= set(_texts(conditions, index.column.table))
 
