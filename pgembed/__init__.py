@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pgembed.queries import (
         arerank,
         decay,
+        diversify,
         duplicate_groups,
         hybrid_search,
         keyword_search,
@@ -64,6 +65,7 @@ __all__ = [
     "arerank",
     "database",
     "decay",
+    "diversify",
     "duplicate_groups",
     "embedding_column",
     "export_onnx",

@@ -6,6 +6,7 @@ file                          what it is for
 search                        ``semantic_search``
 many, asked                   ``search_many``, and its queries as rows
 boosts, groups                ``decay``, ``boost=`` and ``per=`` of ``semantic_search``
+diversity                     ``diversify``
 recommendation, examples      ``recommend``, and what it is given
 reranking                     ``rerank``, ``arerank``: the rows of a search, scored by a cross-encoder
 sums                          ``vector_of``: sums of vectors as a query
@@ -27,6 +28,7 @@ templates                     statements that are built once, and come again wit
 
 from pgembed.queries.boosts import decay
 from pgembed.queries.classify import knn_classify
+from pgembed.queries.diversity import diversify
 from pgembed.queries.duplicates import duplicate_groups, near_duplicates
 from pgembed.queries.hybrid import hybrid_search
 from pgembed.queries.keywords import keyword_search
@@ -39,6 +41,7 @@ from pgembed.queries.sums import vector_of
 __all__ = [
     "arerank",
     "decay",
+    "diversify",
     "duplicate_groups",
     "hybrid_search",
     "keyword_search",

@@ -164,7 +164,11 @@ def recommend(
     statement = selecting(subject, base, hits, helper="recommend")
     order = [hits.c.distance] if strategy == "average" else [score.desc()]
     return Recommended.sealing(
-        statement.order_by(*order, *subject.keys), subject.entity, distance=hits.c.distance, score=score
+        statement.order_by(*order, *subject.keys),
+        subject.entity,
+        page=(page, base) if strategy == "average" else None,
+        distance=hits.c.distance,
+        score=score,
     )
 
 

@@ -217,7 +217,8 @@ def semantic_search(
         if total:
             own["total"] = hits.c.payload_1
         statement = selecting(subject, base, hits, helper="semantic_search")
-        return SearchSelect.sealing(statement.order_by(*order), subject.entity, **own)
+        page = (nearest, base) if per is None and boost is None and not total else None
+        return SearchSelect.sealing(statement.order_by(*order), subject.entity, page=page, **own)
 
     if per is not None or boost is not None or total:
         return build(query)

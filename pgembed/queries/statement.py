@@ -108,6 +108,10 @@ class SearchSelect(_Select[*_Ts]):
     distinct = _refused("distinct", _GROUP)
 
     if not TYPE_CHECKING:
+
+        def __getstate__(self):
+            return super().__getstate__() | {"_page": None}  # elsewhere, it is a statement and no more
+
         subquery = _as_from("subquery")
         alias = _as_from("alias")
         cte = _as_from("cte")
@@ -126,10 +130,13 @@ class SearchSelect(_Select[*_Ts]):
             return super().with_only_columns(*entities, **options)
 
     @classmethod
-    def sealing(cls, statement: Select[Any], searched: Any = None, **own: ColumnElement[Any]) -> Self:
+    def sealing(
+        cls, statement: Select[Any], searched: Any = None, /, page: Any = None, **own: ColumnElement[Any]
+    ) -> Self:
         """``statement`` as a search; the statement given is left as it is.
 
         :param searched: the entity whose rows it selects.
+        :param page: the search and the base select, where the search can be asked for another page.
         :param own: the columns that the search adds.
         """
         taken = {described["name"] for described in statement.column_descriptions} if own else ()
@@ -137,6 +144,7 @@ class SearchSelect(_Select[*_Ts]):
         copy: Any = statement.add_columns(*labels)
         copy.__class__ = cls
         copy._searched = searched
+        copy._page = page
         return cast("Self", copy)
 
     def _refuse_aggregates(self, method: str, entities: Collection[Any]) -> None:
@@ -218,6 +226,13 @@ class Searches(SearchSelect[*_Ts]):
 
     inherit_cache = True
     helper = "search_many"
+
+
+class Diversified(SearchSelect[*_Ts]):
+    """The statement of ``diversify``."""
+
+    inherit_cache = True
+    helper = "diversify"
 
 
 class Recommended(SearchSelect[*_Ts]):
