@@ -28,8 +28,17 @@ def register(app: typer.Typer) -> None:
     app.command("serve")(serve)
 
 
+def _place(name: str) -> str | Path:
+    return Path(name) if Path(name).exists() else name
+
+
 def serve(
-    encoder: Annotated[list[str], typer.Option(help="Name or folder; may be given several times.")],
+    encoder: Annotated[
+        list[str] | None, typer.Option(help="Name or folder of an encoder; may be given several times.")
+    ] = None,
+    reranker: Annotated[
+        list[str] | None, typer.Option(help="Name or folder of a cross-encoder, for /rerank; likewise.")
+    ] = None,
     host: Annotated[str, typer.Option(help="Address; other than the loopback needs a token.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port, 0 for any free one.")] = 8817,
     token: Annotated[
@@ -61,11 +70,11 @@ def serve(
         float, _limit("In which SIGTERM lets what has arrived be answered.", 0.1)
     ] = Limits.stop_seconds,
 ) -> None:
-    """Serve encoders over HTTP, in the shape of OpenAI's embeddings API.
+    """Serve encoders over HTTP in the shape of OpenAI's embeddings API, rerankers in that of TEI and Cohere.
 
     SIGTERM and SIGINT let it answer what has arrived; a second one ends it at once.
     """
-    from pgembed.encoders import Encoder
+    from pgembed.encoders import Encoder, Reranker
     from pgembed.encoders.serving import Server
 
     limits = Limits(
@@ -83,14 +92,17 @@ def serve(
         answer_seconds=answer_seconds,
         stop_seconds=stop_seconds,
     )
-    paths = [Path(name) if Path(name).exists() else name for name in encoder]
-    encoders = [Encoder(path, device=device, precision=precision) for path in paths]
+    if not encoder and not reranker:
+        raise typer.BadParameter("expected --encoder NAME or --reranker NAME")
+    encoders = [Encoder(_place(name), device=device, precision=precision) for name in encoder or ()]
+    rerankers = [Reranker(_place(name), device=device, precision=precision) for name in reranker or ()]
+    models: list[Encoder | Reranker] = [*encoders, *rerankers]
     try:
-        server = Server(encoders, host=host, port=port, token=token, limits=limits)
+        server = Server(encoders, rerankers=rerankers, host=host, port=port, token=token, limits=limits)
     except OSError as error:
         reason = f"cannot listen there: {error.strerror or error}"
         raise EncoderServerError(f"{host}:{port}", reason, fix="Choose another --port") from error
-    for opened in encoders:
+    for opened in models:
         opened.open()
 
     def stop(number: int, _frame: object) -> None:
@@ -99,7 +111,7 @@ def serve(
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
-    names = ", ".join(f"{opened.name} ({opened.fingerprint})" for opened in encoders)
+    names = ", ".join(f"{opened.name} ({opened.fingerprint})" for opened in models)
     say(f"serving {names} on http://{host}:{server.server_port}")
     if not server.serve_forever():
         sys.stdout.flush()

@@ -2,7 +2,8 @@
 
 ``POST /v1/embeddings`` takes ``model``, ``input`` (a text or a list), ``encoding_format`` (``float`` or
 ``base64``) and, beyond OpenAI's, ``input_type`` (``document``, the default, or ``query``). ``GET /v1/models``
-lists the encoders with their specs, ``GET /health`` answers while the server lives.
+lists the models with their specs, ``GET /health`` answers while the server lives. ``POST /rerank`` (also
+``/v1/rerank`` and ``/v2/rerank``) scores texts for a query, in the form of TEI or in that of Cohere.
 """
 
 from pgembed.encoders.serving.endpoints import Server

@@ -10,12 +10,13 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from pgembed.encoders.encoder import Encoder
-from pgembed.encoders.text.texts import Counts, Kind, Vectors, pieces
+from pgembed.encoders.reranker import Reranker
+from pgembed.encoders.text.texts import Counts, Kind, Text, Vectors, pieces
 
 Result = tuple[Vectors, Counts] | BaseException
 
@@ -41,7 +42,7 @@ class Job:
     :ivar start: the clock when the next piece begins to wait.
     """
 
-    texts: list[str]
+    texts: Sequence[Text]
     kind: Kind
     reply: Callable[[Result], None]
     wanted: Callable[[], bool] = lambda: True
@@ -59,7 +60,7 @@ class Job:
 class Piece(NamedTuple):
     """Texts that are encoded together, and their cost."""
 
-    texts: list[str]
+    texts: Sequence[Text]
     cost: int
 
 
@@ -87,7 +88,7 @@ class Coalescer:
 
     def __init__(
         self,
-        encoder: Encoder,
+        encoder: Encoder | Reranker,
         done: Callable[[Answers], object],
         *,
         texts: int = 256,
@@ -143,10 +144,11 @@ class Coalescer:
         except Exception:  # an encoder without files says so when it has to encode
             return _CHARACTERS * _LONGEST
 
-    def _cost(self, text: str) -> int:
-        return min(len(text), self._longest) + _EACH
+    def _cost(self, text: Text) -> int:
+        characters = len(text) if isinstance(text, str) else sum(map(len, text))
+        return min(characters, self._longest) + _EACH
 
-    def _cut(self, texts: list[str]) -> Iterator[Piece]:
+    def _cut(self, texts: Sequence[Text]) -> Iterator[Piece]:
         """Pieces of which several fit into a pass."""
         costs = [self._cost(text) for text in texts]
         room = self._speed * self._pass_seconds / _PIECES
@@ -209,7 +211,8 @@ class Coalescer:
         """Encode; returns the jobs that are done, and their results."""
         texts = [text for _, piece in together for text in piece.texts]
         try:
-            vectors, counts = self.encoder.encode_counted(texts, together[0][0].kind)
+            encode: Callable[[list[Any], Kind], tuple[Vectors, Counts]] = self.encoder.encode_counted
+            vectors, counts = encode(texts, together[0][0].kind)
         except BaseException as error:  # even a panic of a library fails a request, not the server
             return self._failed(together, error)
         start = 0

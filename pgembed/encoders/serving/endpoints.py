@@ -9,18 +9,20 @@ import logging
 import socket
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import Any, cast
 from urllib.parse import unquote
 
 from pgembed.encoders.encoder import Encoder
-from pgembed.encoders.serving import embeddings
+from pgembed.encoders.reranker import Reranker
+from pgembed.encoders.serving import embeddings, rankings
 from pgembed.encoders.serving.coalescer import Answers, BusyError, Coalescer, Job, Result
 from pgembed.encoders.serving.http import HEAD, Connection, Head
 from pgembed.encoders.serving.limits import Arriving, Held, Limits, RefusalError, overloaded
 from pgembed.encoders.sources.client import is_loopback
-from pgembed.encoders.text.texts import Counts, Vectors
+from pgembed.encoders.text.texts import Counts, Kind, Text, Vectors
 from pgembed.exc import EncoderOptionError
 
 _logger = logging.getLogger("pgembed.serve")
@@ -28,16 +30,20 @@ _logger = logging.getLogger("pgembed.serve")
 _BACKLOG = 100  # connections that may be accepted at once, before they are counted
 _FILES = 64  # that the process needs besides its connections
 _LARGE = 2**20  # bytes of an answer that is written on another thread than the event loop's
+_RESULT = 128  # bytes of a text's score in an answer
 _SHOWN = 100  # characters of what a client sent, in the answer
 _PATHS = {"/health": "GET", "/v1/models": "GET", "/v1/embeddings": "POST"}
+_RERANK = ("/rerank", "/v1/rerank", "/v2/rerank")  # TEI's and Jina's, and those of Cohere's clients
+_PATHS |= dict.fromkeys(_RERANK, "POST")
 
 
 class Server:
-    """Serves encoders by name until :meth:`shutdown`.
+    """Serves encoders and rerankers by name until :meth:`shutdown`.
 
-    Connections are handled on one thread, with asyncio; each encoder has a thread that computes.
+    Connections are handled on one thread, with asyncio; each model has a thread that computes.
 
     :param encoders: the encoders; their names are the models' names, the first is the default.
+    :param rerankers: models for ``/rerank``, likewise.
     :param host: address to listen on; anything but the loopback needs a token.
     :param port: port to listen on, 0 for any free one; ``server_port`` says which.
     :param token: what clients must send as ``Authorization: Bearer``.
@@ -49,20 +55,22 @@ class Server:
         self,
         encoders: list[Encoder],
         *,
+        rerankers: Sequence[Reranker] = (),
         host: str = "127.0.0.1",
         port: int = 8817,
         token: str | None = None,
         limits: Limits | None = None,
     ) -> None:
-        if not encoders:
-            raise EncoderOptionError("encoders", encoders, needed="at least one")
+        if not encoders and not rerankers:
+            raise EncoderOptionError("encoders", encoders, needed="at least one, or a reranker")
         if not token and not is_loopback(host):
             needed = "a token, because others can reach that address (or 127.0.0.1)"
             raise EncoderOptionError("host", host, needed=needed)
         self.limits = limits or Limits()
-        self._encoders = {encoder.name: encoder for encoder in encoders}
-        if len(self._encoders) < len(encoders):
-            names = ", ".join(encoder.name for encoder in encoders)
+        models: list[Encoder | Reranker] = [*encoders, *rerankers]
+        self._models = {model.name: model for model in models}
+        if len(self._models) < len(models):
+            names = ", ".join(model.name for model in models)
             raise EncoderOptionError("encoders", names, needed="different names")
         self._token = token.encode() if token else b""
         self._made = int(time.time())
@@ -120,7 +128,7 @@ class Server:
                 seconds=limits.seconds,
                 pass_seconds=limits.pass_seconds,
             )
-            for name, encoder in self._encoders.items()
+            for name, encoder in self._models.items()
         }
         server = await asyncio.start_server(self._connected, sock=self._socket, limit=HEAD, backlog=_BACKLOG)
         await self._stopped.wait()
@@ -222,16 +230,18 @@ class Server:
             raise RefusalError(405, message, headers=f"Allow: {allowed}\r\n")
         if head.path == "/v1/embeddings":
             await self._embed(connection, body)
+        elif head.path in _RERANK:
+            await self._rerank(connection, body)
         elif head.path == "/health":
             await connection.answer(b'{"status": "ok"}')
         elif of_model:
             name = unquote(head.path.removeprefix("/v1/models/"))
             await connection.answer(json.dumps(self._model(self._coalescer(name).encoder)).encode())
         else:
-            models = [self._model(encoder) for encoder in self._encoders.values()]
+            models = [self._model(model) for model in self._models.values()]
             await connection.answer(json.dumps({"object": "list", "data": models}).encode())
 
-    def _model(self, encoder: Encoder) -> dict[str, Any]:
+    def _model(self, encoder: Encoder | Reranker) -> dict[str, Any]:
         """A model object: OpenAI's fields, and the encoder's spec."""
         return {
             "id": encoder.name,
@@ -241,37 +251,56 @@ class Server:
             "pgembed": encoder.spec.document(),
         }
 
-    def _coalescer(self, model: Any) -> Coalescer:
-        """The encoder that a request asks for; without a name, the first."""
-        if model is None:
-            return next(iter(self._coalescers.values()))
-        if not isinstance(model, str) or model not in self._coalescers:
-            message = f"no model {repr(model)[:_SHOWN]}; there are {', '.join(self._coalescers)}"
+    def _coalescer(self, model: Any, kind: type[Encoder | Reranker] | None = None) -> Coalescer:
+        """The model that a request asks for; without a name, the first of its kind."""
+        fitting = {
+            name: each for name, each in self._coalescers.items() if isinstance(each.encoder, kind or object)
+        }
+        if model is None and fitting:
+            return next(iter(fitting.values()))
+        if not isinstance(model, str) or model not in fitting:
+            purpose = {Encoder: " for embeddings", Reranker: " for /rerank"}.get(kind, "") if kind else ""
+            message = f"no model {repr(model)[:_SHOWN]}{purpose}; there are {', '.join(fitting) or 'none'}"
             raise RefusalError(404, message, param="model", code="model_not_found")
-        return self._coalescers[model]
+        return fitting[model]
 
     async def _embed(self, connection: Connection, content: bytearray) -> None:
         """Answer ``POST /v1/embeddings``."""
         body = embeddings.parsed(content, self.limits.texts)
-        coalescer = self._coalescer(body.get("model"))
-        encoder = coalescer.encoder
+        coalescer = self._coalescer(body.get("model"), Encoder)
+        encoder = cast("Encoder", coalescer.encoder)
         wishing = partial(embeddings.wished, body, encoder, self.limits.texts)
         wish = await asyncio.to_thread(wishing) if "input_tokenizer" in body else wishing()
         size = len(content) + wish.size(encoder)
         content.clear()
         body.clear()
         with self._held.taken(size):
-            vectors, counts = await _result(coalescer, wish, connection)
+            vectors, counts = await _result(coalescer, wish.texts, wish.kind, connection)
             tail = {"model": encoder.name, "fingerprint": encoder.fingerprint}
             write = partial(embeddings.document, vectors, counts, tail, wish.as_base64)
             answer = await asyncio.to_thread(write) if vectors.nbytes > _LARGE else write()
             await connection.answer(answer)
 
+    async def _rerank(self, connection: Connection, content: bytearray) -> None:
+        """Answer ``POST /rerank``."""
+        body = embeddings.parsed(content, 3 * self.limits.texts)  # each document may be an object with a text
+        coalescer = self._coalescer(body.get("model"), Reranker)
+        reranker = cast("Reranker", coalescer.encoder)
+        wish = rankings.wished(body, reranker, self.limits.texts)
+        size = (1 + wish.with_text) * len(content) + len(wish.pairs) * _RESULT
+        content.clear()
+        body.clear()
+        with self._held.taken(size):
+            if not wish.cutting:
+                await asyncio.to_thread(rankings.check_lengths, wish, reranker)
+            logits, counts = await _result(coalescer, wish.pairs, "document", connection)
+            await connection.answer(rankings.document(wish, reranker, logits, counts))
+
 
 async def _result(
-    coalescer: Coalescer, wish: embeddings.Wish, connection: Connection
+    coalescer: Coalescer, texts: Sequence[Text], kind: Kind, connection: Connection
 ) -> tuple[Vectors, Counts]:
-    """What the encoder makes of the texts.
+    """What the model makes of the texts, or pairs of texts.
 
     :raises RefusalError: it fails, or is too busy.
     """
@@ -283,7 +312,7 @@ async def _result(
 
     wanted = lambda: connection.open and not future.done()  # noqa: E731
     try:
-        coalescer.submit(Job(wish.texts, wish.kind, reply, wanted))
+        coalescer.submit(Job(texts, kind, reply, wanted))
     except BusyError as error:
         raise overloaded(str(error)) from None
     result = await future

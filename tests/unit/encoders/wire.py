@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from pgembed.encoders import Encoder
+from pgembed.encoders import Encoder, Reranker
 from pgembed.encoders.serving import Limits, Server
 
 
 @contextmanager
-def serving(encoder: Encoder, token: str | None = None, **limits: Any) -> Iterator[Server]:
-    server = Server([encoder], port=0, token=token, limits=Limits(**limits))
+def serving(
+    encoder: Encoder | None, token: str | None = None, rerankers: Sequence[Reranker] = (), **limits: Any
+) -> Iterator[Server]:
+    encoders = [] if encoder is None else [encoder]
+    server = Server(encoders, rerankers=rerankers, port=0, token=token, limits=Limits(**limits))
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     yield server
