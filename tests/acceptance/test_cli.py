@@ -205,7 +205,7 @@ def test_a_table_that_is_not_there_is_the_same_exit_code(helpdesk: str, command:
 
 
 def test_the_demo_embeds_once(server_folder: Path, environment: dict[str, str]) -> None:
-    arguments = ("demo", "--path", str(server_folder), "--limit", "200")
+    arguments = ("demo", "--path", str(server_folder), "--limit", "100")
     outside = {
         **environment,
         "PATH": os.defpath,
@@ -214,7 +214,7 @@ def test_the_demo_embeds_once(server_folder: Path, environment: dict[str, str]) 
     assert first.returncode == 0, first.stderr
     announced, measured = (
         first.stdout.index(part)
-        for part in ("Embedding 200 docstrings takes about", "200 docstrings embedded")
+        for part in ("Embedding 100 docstrings takes about", "100 docstrings embedded")
     )
     assert announced < measured
     assert re.search(r"^ *in all +\d+\.\d *$", first.stdout, re.M)
@@ -229,4 +229,4 @@ def test_the_demo_embeds_once(server_folder: Path, environment: dict[str, str]) 
     assert "nothing to embed again" in again.stdout
     assert "takes about" not in again.stdout
     shown = run("status", "--url", f"embedded:{server_folder}")
-    assert re.search(r"entry\.embedding .* 200 +200 +0 +0 +hnsw", shown.stdout), shown.stdout
+    assert re.search(r"entry\.embedding .* 100 +100 +0 +0 +hnsw", shown.stdout), shown.stdout
