@@ -12,11 +12,12 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
 from sqlalchemy import URL, Engine, create_engine, make_url, text
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import DeclarativeBase, Session
 
 from pgembed import Encoder
 from pgembed.database import embedded, install
@@ -143,6 +144,16 @@ def session(engine: Engine) -> Iterator[Session]:
     """A session on a new database with pgembed installed."""
     with Session(engine) as session:
         yield session
+
+
+@pytest.fixture
+def Base() -> Any:
+    """A declarative base of the test's own."""
+
+    class Base(DeclarativeBase):
+        pass
+
+    return Base
 
 
 @pytest.fixture

@@ -151,10 +151,9 @@ def test_more_expired_objects_than_a_statement_takes_parameters(session: Session
     models.check(session)
 
 
-def test_keys_that_postgres_gives_back_in_another_form(engine: Engine, hash_encoder: HashEncoder) -> None:
-    class Base(DeclarativeBase):
-        pass
-
+def test_keys_that_postgres_gives_back_in_another_form(
+    engine: Engine, hash_encoder: HashEncoder, Base: Any
+) -> None:
     class Note(Base):
         __tablename__ = "note"
         code: Mapped[str] = mapped_column(CHAR(6), primary_key=True)
@@ -283,10 +282,7 @@ def test_a_vector_put_by_a_later_listener_loses_to_a_changed_text(session: Sessi
     models.check(session)
 
 
-def test_nulls_and_defaults_are_what_the_insert_makes_of_them(engine: Engine) -> None:
-    class Base(DeclarativeBase):
-        pass
-
+def test_nulls_and_defaults_are_what_the_insert_makes_of_them(engine: Engine, Base: Any) -> None:
     encoder = HashEncoder()
 
     class Note(Base):
@@ -448,10 +444,9 @@ def test_a_column_that_says_raise_has_its_way_beside_one_that_says_pending(engin
             session.commit()
 
 
-def test_a_text_that_the_server_gives_is_not_guessed(engine: Engine, hash_encoder: HashEncoder) -> None:
-    class Base(DeclarativeBase):
-        pass
-
+def test_a_text_that_the_server_gives_is_not_guessed(
+    engine: Engine, hash_encoder: HashEncoder, Base: Any
+) -> None:
     class Page(Base):
         __tablename__ = "page"
         id: Mapped[int] = mapped_column(primary_key=True)
@@ -473,10 +468,9 @@ def test_a_text_that_the_server_gives_is_not_guessed(engine: Engine, hash_encode
         assert hash_encoder.calls == [("given\ntoo",)]
 
 
-def test_composite_keys_schemas_and_renamed_columns(engine: Engine, hash_encoder: HashEncoder) -> None:
-    class Base(DeclarativeBase):
-        pass
-
+def test_composite_keys_schemas_and_renamed_columns(
+    engine: Engine, hash_encoder: HashEncoder, Base: Any
+) -> None:
     class Page(Base):
         __tablename__ = "Odd page"
         __table_args__ = {"schema": "my schema"}  # noqa: RUF012

@@ -46,12 +46,14 @@ from pgembed.database import install
 from pgembed.exc import DeclarationError
 from pgembed.filling import backfill
 from pgembed.testing import HashEncoder
+from tests.tables import model
 
 ENCODER = HashEncoder(8)
 
 
-def exercise(engine: Engine, model: Any, make: Any, attribute: str = "words") -> None:
+def exercise(engine: Engine, model: Any, make: Any = None, attribute: str = "words") -> None:
     """Insert, edit and search objects of ``model``; its embedding is the one of the mapper."""
+    make = make or (lambda words: model(words=words))
     (mapped,) = mapped_embeddings(inspect(model))
     embedding = mapped.embedding
     with engine.begin() as connection:
@@ -74,10 +76,7 @@ def exercise(engine: Engine, model: Any, make: Any, attribute: str = "words") ->
         assert mapped.vector in inspect(session.scalars(select(model)).first()).unloaded
 
 
-def test_mixin_and_declared_attr(engine: Engine) -> None:
-    class Base(DeclarativeBase):
-        pass
-
+def test_mixin_and_declared_attr(engine: Engine, Base: Any) -> None:
     class Mixin:
         words: Mapped[str]
 
@@ -90,7 +89,7 @@ def test_mixin_and_declared_attr(engine: Engine) -> None:
         __table_args__ = ({"comment": "tuple arguments"},)
         id: Mapped[int] = mapped_column(primary_key=True)
 
-    exercise(engine, Note, lambda words: Note(words=words))
+    exercise(engine, Note)
 
 
 def test_abstract_base_and_naming_convention(engine: Engine) -> None:
@@ -106,15 +105,12 @@ def test_abstract_base_and_naming_convention(engine: Engine) -> None:
         __tablename__ = "note"
         id: Mapped[int] = mapped_column(primary_key=True)
 
-    exercise(engine, Note, lambda words: Note(words=words))
+    exercise(engine, Note)
     names = {index["name"] for index in inspect(engine).get_indexes("note")}
     assert names == {"ix_note_vec_pending"}
 
 
-def test_joined_inheritance(engine: Engine) -> None:
-    class Base(DeclarativeBase):
-        pass
-
+def test_joined_inheritance(engine: Engine, Base: Any) -> None:
     class Item(Base):
         __tablename__ = "item"
         id: Mapped[int] = mapped_column(primary_key=True)
@@ -133,10 +129,7 @@ def test_joined_inheritance(engine: Engine) -> None:
     assert embeddings_of(Book.__table__) == ()  # type: ignore[arg-type]
 
 
-def test_joined_inheritance_with_the_embedding_on_the_child(engine: Engine) -> None:
-    class Base(DeclarativeBase):
-        pass
-
+def test_joined_inheritance_with_the_embedding_on_the_child(engine: Engine, Base: Any) -> None:
     class Item(Base):
         __tablename__ = "item"
         id: Mapped[int] = mapped_column(primary_key=True)
@@ -158,10 +151,7 @@ def test_joined_inheritance_with_the_embedding_on_the_child(engine: Engine) -> N
             vec: Mapped[Vector | None] = embedding_column("title", encoder=ENCODER)
 
 
-def test_single_table_inheritance_with_the_embedding_on_a_subclass(engine: Engine) -> None:
-    class Base(DeclarativeBase):
-        pass
-
+def test_single_table_inheritance_with_the_embedding_on_a_subclass(engine: Engine, Base: Any) -> None:
     class Item(Base):
         __tablename__ = "item"
         id: Mapped[int] = mapped_column(primary_key=True)
@@ -173,7 +163,7 @@ def test_single_table_inheritance_with_the_embedding_on_a_subclass(engine: Engin
         vec: Mapped[Vector | None] = embedding_column("words", encoder=ENCODER, index=HNSW())
         __mapper_args__ = {"polymorphic_identity": "book"}  # noqa: RUF012
 
-    exercise(engine, Book, lambda words: Book(words=words))
+    exercise(engine, Book)
     with Session(engine) as session:
         session.add(Item())
         session.commit()
@@ -181,10 +171,7 @@ def test_single_table_inheritance_with_the_embedding_on_a_subclass(engine: Engin
         assert session.scalar(select(func.count()).where(embedding.pending())) == 0
 
 
-def test_concrete_inheritance(engine: Engine) -> None:
-    class Base(DeclarativeBase):
-        pass
-
+def test_concrete_inheritance(engine: Engine, Base: Any) -> None:
     class Searchable:
         """SQLAlchemy takes no deferred column on the AbstractConcreteBase itself, so a mixin brings it."""
 
@@ -201,7 +188,7 @@ def test_concrete_inheritance(engine: Engine) -> None:
         __mapper_args__ = {"concrete": True, "polymorphic_identity": "book"}  # noqa: RUF012
 
     configure_mappers()
-    exercise(engine, Book, lambda words: Book(words=words))
+    exercise(engine, Book)
 
 
 def test_imperative_mapping(engine: Engine) -> None:
@@ -236,10 +223,7 @@ def test_dataclass_mapping(engine: Engine) -> None:
     exercise(engine, Note, Note)
 
 
-def test_hybrid_declarative_table(engine: Engine) -> None:
-    class Base(DeclarativeBase):
-        pass
-
+def test_hybrid_declarative_table(engine: Engine, Base: Any) -> None:
     class Note(Base):
         __table__ = Table(
             "note",
@@ -249,7 +233,7 @@ def test_hybrid_declarative_table(engine: Engine) -> None:
             embedding_column("words", encoder=ENCODER, name="vec", index=HNSW()).column,
         )
 
-    exercise(engine, Note, lambda words: Note(words=words))
+    exercise(engine, Note)
 
 
 @pytest.mark.parametrize("how", ["automap", "deferred"])
@@ -280,7 +264,7 @@ def test_reflection(engine: Engine, how: str) -> None:
     assert embedding is not None
     with engine.begin() as connection:
         connection.execute(text("DROP TABLE note"))
-    exercise(engine, Note, lambda words: Note(words=words))
+    exercise(engine, Note)
 
 
 def test_two_embeddings_with_encoders_of_their_own(engine: Engine) -> None:
@@ -314,10 +298,7 @@ def test_two_embeddings_with_encoders_of_their_own(engine: Engine) -> None:
         )
 
 
-def test_copies_in_another_metadata_are_created_as_the_original(engine: Engine) -> None:
-    class Base(DeclarativeBase):
-        pass
-
+def test_copies_in_another_metadata_are_created_as_the_original(engine: Engine, Base: Any) -> None:
     class Note(Base):
         __tablename__ = "note"
         id: Mapped[int] = mapped_column(primary_key=True)
@@ -336,20 +317,12 @@ def test_copies_in_another_metadata_are_created_as_the_original(engine: Engine) 
 
 
 def test_a_schema_of_its_own_for_each_tenant(engine: Engine) -> None:
-    class Base(DeclarativeBase):
-        pass
-
-    class Note(Base):
-        __tablename__ = "note"
-        id: Mapped[int] = mapped_column(primary_key=True)
-        words: Mapped[str]
-        vec: Mapped[Vector | None] = embedding_column("words", encoder=ENCODER)
-
+    Note = model(ENCODER, table="note", source="words", vector="vec")
     for tenant in ("one", "two"):
         with engine.begin() as connection:
             connection.execute(text(f"CREATE SCHEMA {tenant}"))
         own = engine.execution_options(schema_translate_map={None: tenant})
-        Base.metadata.create_all(own)
+        Note.metadata.create_all(own)
         with Session(own) as session:
             session.add(Note(words="by the flush"))
             session.commit()
@@ -372,7 +345,7 @@ def test_sqlmodel(engine: Engine) -> None:
             repr=False,
         )
 
-    exercise(engine, Note, lambda words: Note(words=words))
+    exercise(engine, Note)
 
 
 def register_adapters(engine: Engine) -> None:
@@ -392,19 +365,11 @@ def register_adapters(engine: Engine) -> None:
 
 @pytest.mark.parametrize(("driver", "adapters"), [("psycopg2", False), ("psycopg2", True), ("psycopg", True)])
 def test_drivers(engine: Engine, driver: str, adapters: bool) -> None:
-    class Base(DeclarativeBase):
-        pass
-
-    class Note(Base):
-        __tablename__ = "note"
-        id: Mapped[int] = mapped_column(primary_key=True)
-        words: Mapped[str]
-        vec: Mapped[Vector | None] = embedding_column("words", encoder=ENCODER, index=HNSW())
-
+    Note = model(ENCODER, table="note", source="words", vector="vec", index=HNSW())
     other = create_engine(engine.url.set(drivername=f"postgresql+{driver}"))
     if adapters:
         register_adapters(other)
-    exercise(other, Note, lambda words: Note(words=words))
+    exercise(other, Note)
     with other.begin() as connection:
         connection.execute(insert(Note.__table__), [{"words": "by a backfill"}])  # type: ignore[arg-type]
     assert backfill(other, Note.vec).written == 1
@@ -414,15 +379,7 @@ def test_drivers(engine: Engine, driver: str, adapters: bool) -> None:
 @pytest.mark.parametrize("adapters", [False, True])
 @pytest.mark.parametrize("driver", ["asyncpg", "psycopg_async"])
 async def test_async_drivers(engine: Engine, driver: str, adapters: bool) -> None:
-    class Base(DeclarativeBase):
-        pass
-
-    class Note(Base):
-        __tablename__ = "note"
-        id: Mapped[int] = mapped_column(primary_key=True)
-        words: Mapped[str]
-        vec: Mapped[Vector | None] = embedding_column("words", encoder=ENCODER, index=HNSW(build="immediate"))
-
+    Note = model(ENCODER, table="note", source="words", vector="vec", index=HNSW(build="immediate"))
     url = engine.url.set(drivername=f"postgresql+{driver}")
     if driver == "asyncpg" and not url.host:
         url = url.set(host=str(url.query["host"])).set(query={})
@@ -431,7 +388,7 @@ async def test_async_drivers(engine: Engine, driver: str, adapters: bool) -> Non
         register_adapters(other.sync_engine)
     async with other.begin() as connection:
         assert not await connection.run_sync(install)
-        await connection.run_sync(Base.metadata.create_all)
+        await connection.run_sync(Note.metadata.create_all)
     async with AsyncSession(other, expire_on_commit=False) as session:
         session.add_all([Note(words="alpha beta"), Note(words="gamma")])
         await session.commit()

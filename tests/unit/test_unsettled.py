@@ -21,7 +21,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine.mock import MockConnection
-from sqlalchemy.orm import DeclarativeBase, Mapped, declarative_base, mapped_column, registry
+from sqlalchemy.orm import Mapped, declarative_base, mapped_column, registry
 
 from pgembed import embedding_column, semantic_search
 from pgembed.columns import bound, embeddings_of
@@ -145,10 +145,7 @@ def test_sources_of_imperative_mappings_are_attributes() -> None:
         registry().map_imperatively(type("Other", (), {}), misspelt())
 
 
-def test_a_column_added_to_a_class_later_is_filled_like_any_other() -> None:
-    class Base(DeclarativeBase):
-        pass
-
+def test_a_column_added_to_a_class_later_is_filled_like_any_other(Base: Any) -> None:
     class Page(Base):
         __tablename__ = "page"
         id: Mapped[int] = mapped_column(primary_key=True)

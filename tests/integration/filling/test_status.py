@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Column, Engine, Integer, MetaData, Table, Text, text
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.orm import Mapped, mapped_column
 
 from pgembed import HNSW, Encoder, Vector, embedding_column, indexes
 from pgembed.encoders.onnx.graph_files import MODEL_FILE
@@ -117,10 +117,7 @@ def test_the_state_of_the_index_is_told(engine: Engine) -> None:
     assert status(engine)["index"] == "hnsw (invalid)"
 
 
-def test_partitions_are_added_up(engine: Engine) -> None:
-    class Base(DeclarativeBase):
-        pass
-
+def test_partitions_are_added_up(engine: Engine, Base: Any) -> None:
     class Article(Base):
         __tablename__ = "article"
         __table_args__ = {"postgresql_partition_by": "LIST (part)"}  # noqa: RUF012

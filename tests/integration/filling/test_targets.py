@@ -40,7 +40,7 @@ from sqlalchemy import (
 from sqlalchemy import Column as C
 from sqlalchemy.dialects.postgresql import ARRAY, INET, UUID
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.orm import Mapped, mapped_column
 
 from pgembed import Vector, embedding_column
 from pgembed.columns import embeddings_of
@@ -157,10 +157,7 @@ def test_workers_in_different_time_zones_agree_on_keys(engine: Engine, url: URL)
     elsewhere.dispose()
 
 
-def test_templates_with_names_of_attributes(engine: Engine) -> None:
-    class Base(DeclarativeBase):
-        pass
-
+def test_templates_with_names_of_attributes(engine: Engine, Base: Any) -> None:
     class Page(Base):
         __tablename__ = "page"
         number: Mapped[int] = mapped_column("No", primary_key=True)

@@ -257,11 +257,8 @@ def test_rare_words_are_found_through_the_index(session, explain):
     assert "never executed" in plan.partition("Append")[2]
 
 
-def test_without_words_texts_are_ranked_by_postgres(engine):
+def test_without_words_texts_are_ranked_by_postgres(engine, Base):
     """By ts_rank with the length, over the sources or the columns that are named."""
-
-    class Base(DeclarativeBase):
-        pass
 
     class Page(Base):
         __tablename__ = "page"

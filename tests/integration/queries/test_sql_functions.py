@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sqlalchemy import Column, Integer, MetaData, String, Table, insert, text
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from pgembed import HNSW, IVFFlat, Vector, embedding_column
 from pgembed.columns.types import VectorType
@@ -159,10 +159,7 @@ def test_every_metric_and_type(engine, metric, storage):
 
 
 @pytest.mark.parametrize("options", [{"quantize": "half"}, {"quantize": "bit"}, {"dimensions": 4}])
-def test_an_index_on_an_expression_alone_is_used_as_by_the_helpers(engine, options):
-    class Base(DeclarativeBase):
-        pass
-
+def test_an_index_on_an_expression_alone_is_used_as_by_the_helpers(engine, options, Base):
     class Item(Base):
         __tablename__ = "item"
         id: Mapped[int] = mapped_column(primary_key=True)

@@ -8,7 +8,7 @@ import pytest
 from pgvector.sqlalchemy import BIT, HALFVEC, SPARSEVEC, VECTOR
 from sqlalchemy import Column, Index, Integer, MetaData, Table, Text, cast, create_mock_engine
 from sqlalchemy.dialects import postgresql
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.orm import Mapped, mapped_column
 from sqlalchemy.schema import CreateIndex
 
 from pgembed import HNSW, IVFFlat, Vector, embedding_column
@@ -84,10 +84,7 @@ def test_partial_indexes_of_text_and_of_expressions() -> None:
     assert ddl(index).endswith("WHERE section = 'news'")
 
 
-def test_in_a_class_the_condition_is_over_its_attributes() -> None:
-    class Base(DeclarativeBase):
-        pass
-
+def test_in_a_class_the_condition_is_over_its_attributes(Base: Any) -> None:
     class Article(Base):
         __tablename__ = "article"
         id: Mapped[int] = mapped_column(primary_key=True)
