@@ -7,6 +7,7 @@ search                        ``semantic_search``
 many, asked                   ``search_many``, and its queries as rows
 boosts, groups                ``decay``, ``boost=`` and ``per=`` of ``semantic_search``
 diversity                     ``diversify``
+counts                        ``count_within``, ``facets``
 recommendation, examples      ``recommend``, and what it is given
 reranking                     ``rerank``, ``arerank``: the rows of a search, scored by a cross-encoder
 sums                          ``vector_of``: sums of vectors as a query
@@ -28,6 +29,7 @@ templates                     statements that are built once, and come again wit
 
 from pgembed.queries.boosts import decay
 from pgembed.queries.classify import knn_classify
+from pgembed.queries.counts import count_within, facets
 from pgembed.queries.diversity import diversify
 from pgembed.queries.duplicates import duplicate_groups, near_duplicates
 from pgembed.queries.hybrid import hybrid_search
@@ -40,9 +42,11 @@ from pgembed.queries.sums import vector_of
 
 __all__ = [
     "arerank",
+    "count_within",
     "decay",
     "diversify",
     "duplicate_groups",
+    "facets",
     "hybrid_search",
     "keyword_search",
     "knn_classify",

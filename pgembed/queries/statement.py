@@ -55,6 +55,9 @@ _ORDER = "rows come best first; to sort them otherwise, select from its .subquer
 _LOCK = "{helper}() computes its rows; to lock those of a table, select them by their keys"
 _AGGREGATE = "an aggregate takes rows without an order: select it from the .subquery()"
 _PAIRS = "its rows are found already; pass where= to {helper}(), or select from its .subquery()"
+_COUNTED = "its rows are counted already; pass where= to the search"
+_COUNT = "its rows are counted already; pass where= to {helper}()"
+_ONE = "{helper}() gives one row"
 #: The aggregates of rows without more that SQL needs (count(*) OVER () is none of them).
 _AGGREGATES = {"count", "sum", "avg", "min", "max", "array_agg", "string_agg", "aggregate_strings"}
 _AGGREGATES |= {"json_agg", "jsonb_agg", "bool_and", "bool_or"}
@@ -195,6 +198,31 @@ class Votes(SearchSelect[*_Ts]):
         offset = Select.offset
         fetch = Select.fetch
         slice = Select.slice
+
+
+class Facets(Votes[*_Ts]):
+    """The statement of ``facets``: its rows may be cut, for the counting is over."""
+
+    inherit_cache = True
+    helper = "facets"
+
+    where = _refused("where", _COUNTED)
+    filter = _refused("filter", _COUNTED)
+    filter_by = _refused("filter_by", _COUNTED)
+
+
+class Counted(SearchSelect[*_Ts]):
+    """The statement of ``count_within``."""
+
+    inherit_cache = True
+    helper = "count_within"
+
+    where = _refused("where", _COUNT)
+    filter = _refused("filter", _COUNT)
+    filter_by = _refused("filter_by", _COUNT)
+    limit = _refused("limit", _ONE)
+    offset = _refused("offset", _ONE)
+    with_for_update = _refused("with_for_update", _LOCK)
 
 
 class DuplicatePairs(Votes[*_Ts]):
