@@ -15,9 +15,10 @@ from pgembed import indexes
 from pgembed.cli.known import declared_on, index_on
 from pgembed.cli.options import AsJson, ColumnName, DatabaseUrl, IndexName, TableName, open_engine, say
 from pgembed.indexes import VectorIndex
+from pgembed.indexes.differences import Form, stands_as_declared
 from pgembed.indexes.progress import OnProgress
 from pgembed.indexes.sizes import readable
-from pgembed.indexes.standing import Form, find, stands_as_declared
+from pgembed.indexes.standing import find
 
 group = typer.Typer(no_args_is_help=True, help="Plan, build, measure and check vector indexes.")
 

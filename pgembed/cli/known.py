@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
 from typing import Any
 
 import typer
@@ -16,10 +15,11 @@ from pgembed.columns import Array
 from pgembed.columns.trust import require_trust
 from pgembed.database.install import is_installed
 from pgembed.encoders import Encoder
-from pgembed.exc import DeclarationError, NotInstalledError, RegistrationError
+from pgembed.exc import NotInstalledError, RegistrationError
 from pgembed.filling.registry import encoder_options, entries, problems, registered_encoder
-from pgembed.indexes import HNSW, IVFFlat, VectorIndex, indexes_on
-from pgembed.indexes.standing import Form, described, form_of, standing
+from pgembed.indexes import VectorIndex, indexes_on
+from pgembed.indexes.differences import Form, declaration, described, differences, matching
+from pgembed.indexes.standing import StandingIndex, standing
 from pgembed.metrics import metric as metric_named
 
 
@@ -116,40 +116,30 @@ def index_on(
     except RegistrationError:  # an index needs none
         entry = None
     metric = metric_named(metric).name if metric else None  # "ip" is another name of inner_product
-    wanted = metric or (entry["metric"] if new and entry else None)
-    forms = [
-        (index, found)
-        for index in stand
-        if (found := form_of(index, reflected.c[column])) is not None
-        and name in (None, index.name)
-        and method in (None, index.access_method)
-        and (found.quantize == "bit" or wanted in (None, index.metric))  # bits are compared by bits
-        # Predicates are not compared: Postgres rewrites them.
-        and (form is None or replace(found, where=None) == replace(form, where=None))
-        and (form is None or (found.where is None) == (form.where is None))
-    ]
-    if name is not None and not forms and not new:
+    default = entry["metric"] if entry else None
+    there: StandingIndex | None = None
+    on_column = reflected.c[column]
+    wanted = metric or (default if new else None)
+    found = matching(stand, on_column, name=name, method=method, metric=wanted, form=form)
+    if found:
+        there, form = found[0]
+    elif name is not None and not new:
         raise typer.BadParameter(f"{table}.{column} has no vector index {name}", param_hint="--index")
-    forms.sort(key=lambda pair: (pair[1] != Form(), not pair[0].valid))
-    there, formed = forms[0] if forms else (None, form or Form())
-    chosen = method or (there.access_method if there else "hnsw")
-    kinds: dict[str, type[HNSW] | type[IVFFlat]] = {"hnsw": HNSW, "ivfflat": IVFFlat}
-    if chosen not in kinds:
-        raise typer.BadParameter(f"expected hnsw or ivfflat, got {chosen}", param_hint="--method")
-    known = {"m", "ef_construction"} if chosen == "hnsw" else {"lists"}
+    form = form or Form()
     stated = {key: value for key, value in (parameters or {}).items() if value is not None}
-    if foreign := stated.keys() - known:
-        raise DeclarationError(f"{', '.join(sorted(foreign))} is not a parameter of {chosen}")
-    options: dict[str, Any] = (there.parameters if there else {}) | stated | asdict(formed)
-    of_index = there.metric if there is not None and formed.quantize != "bit" else None
-    index = kinds[chosen](
-        reflected.c[column],
+    index = declaration(
+        on_column,
+        method or (there.access_method if there else "hnsw"),
+        form,
         name=there.name if there else name,
-        metric=metric or of_index or (entry["metric"] if entry else None),
-        **options,
+        metric=metric or (there.metric if there and form.quantize != "bit" else default),
+        parameters=(there.parameters if there else {}) | stated,
     )
-    other = next((other for other in stand if there is None and other.name == index.name), None)
-    if other is not None and (other.valid or other.partitioned):  # leftovers of failed builds are replaced
+    if index is None:
+        raise typer.BadParameter(f"expected hnsw or ivfflat, got {method}", param_hint="--method")
+    other = next((each for each in stand if each.name == index.name), None)
+    left_over = other is None or not (other.valid or other.partitioned)  # and will be replaced
+    if other is not None and not left_over and differences(other, index).form:
         raise typer.BadParameter(
             f"{index.name} is another index ({described(other)}): name this one", param_hint="--index"
         )

@@ -12,19 +12,14 @@ from pgembed.exc import need_connection, sqlstate
 from pgembed.indexes import sizes
 from pgembed.indexes.build_plan import ROWS_A_LIST, Plan, plan, resolved
 from pgembed.indexes.ddl import CreateIndexOnly, DropIndexNow
+from pgembed.indexes.differences import differences, require_as_declared, stands_as_declared
 from pgembed.indexes.errors import IndexBuildError
 from pgembed.indexes.indexed import indexed
 from pgembed.indexes.locks import turn
 from pgembed.indexes.methods import suitable_lists
-from pgembed.indexes.partitions import Series, is_partitioned, refuse_foreign_partitions
+from pgembed.indexes.partitions import PartitionBuilds, is_partitioned, refuse_foreign_partitions
 from pgembed.indexes.server_settings import applied, in_autocommit
-from pgembed.indexes.standing import (
-    StandingIndex,
-    find,
-    has_settings,
-    require_as_declared,
-    stands_as_declared,
-)
+from pgembed.indexes.standing import StandingIndex, find
 from pgembed.indexes.tables import IndexTarget, access_method_of, declared_index, name_of, relation_of
 
 #: What the server says when ``/dev/shm`` is too small for a parallel build: disk full, out of memory.
@@ -69,7 +64,7 @@ def _build(
 ) -> None:
     settings = settings_for(connection, index, maintenance_work_mem, workers)
     if is_partitioned(connection, relation_of(index)):
-        Series(
+        PartitionBuilds(
             connection,
             concurrently=False,
             build=lambda _, statement, __: _execute(connection, statement, settings),
@@ -98,7 +93,7 @@ def root_of(connection: Connection, index: Index, name: str | None = None) -> St
     :param name: for one that is built beside the one of the declared name.
     """
     found = find(connection, index, name)
-    if found is not None and not has_settings(found, index):
+    if found is not None and differences(found, index):
         connection.execute(DropIndexNow(found.schema, found.name))
         found = None
     if found is None:

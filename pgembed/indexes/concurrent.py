@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import re
-import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from sqlalchemy import Connection, Engine, Index, Table, text
+from sqlalchemy import Connection, Engine, Index, Table
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.schema import DDLElement
 
-from pgembed.columns.names import LONGEST_NAME, octets, written
-from pgembed.exc import PgembedError, need_engine, sqlstate
+from pgembed.columns.names import written
+from pgembed.exc import need_engine
 from pgembed.indexes.build import SERIAL, is_parallel, lacks_shared_memory, root_of, settings_for
 from pgembed.indexes.build_plan import resolved
 from pgembed.indexes.ddl import (
@@ -25,34 +23,22 @@ from pgembed.indexes.ddl import (
     ReindexConcurrently,
     RenameIndex,
 )
-from pgembed.indexes.errors import IndexBuildError
-from pgembed.indexes.locks import Patience, turn
-from pgembed.indexes.partitions import Series, count_leaves, is_partitioned, leaves
-from pgembed.indexes.progress import OnProgress, Progress, watched
-from pgembed.indexes.server_settings import applied, unlimited
-from pgembed.indexes.standing import (
-    StandingIndex,
-    find,
-    present,
+from pgembed.indexes.differences import (
+    differences,
     refuse_other_form,
     require_as_declared,
-    standing,
     stands_as_declared,
 )
-from pgembed.indexes.tables import IndexTarget, declared_index, name_of, parameters_of, relation_of
+from pgembed.indexes.errors import IndexBuildError
+from pgembed.indexes.locks import Patience, turn
+from pgembed.indexes.partitions import PartitionBuilds, count_leaves, is_partitioned, leaves
+from pgembed.indexes.progress import OnProgress, Progress, watched
+from pgembed.indexes.server_settings import applied, autocommitting, unlimited
+from pgembed.indexes.standing import StandingIndex, beside, find, left_over, present
+from pgembed.indexes.tables import IndexTarget, declared_index, name_of, relation_of
 
-#: What PostgreSQL calls the indexes that REINDEX CONCURRENTLY works with.
-_TRANSIENT = re.compile(r"(.+)_cc(?:new|old)\d*")
-#: What the server says to those who get in one another's way: deadlock, a name that is taken, a relation that
-#: is gone. Among those who take turns it does not.
-_COLLISIONS = ("40P01", "23505", "42P07", "42P01")
 #: Seconds to wait for a turn to clean up after a build; whoever has it cleans up too.
 _CLEANING = 5.0
-_KEPT = text("""
-SELECT coalesce(s.spcname, '') AS tablespace, pg_catalog.obj_description(c.oid, 'pg_class') AS comment
-  FROM pg_catalog.pg_class AS c LEFT JOIN pg_catalog.pg_tablespace AS s ON s.oid = c.reltablespace
- WHERE c.oid = :oid
-""")
 
 T = TypeVar("T")
 
@@ -99,7 +85,7 @@ def create_concurrently(
         if not stands_as_declared(connection, index):
             wanted = resolved(connection, index)
             settings = settings_for(connection, wanted, maintenance_work_mem, workers)
-            _create(connection, wanted, settings, patience, on_progress)
+            _Build(connection, wanted, settings, patience, on_progress).create()
             require_as_declared(connection, index)
 
     _in_turn(index, patience, on_progress, work)
@@ -136,11 +122,12 @@ def reindex(
         found = present(connection, index, by="create_concurrently")
         wanted = resolved(connection, index)
         settings = settings_for(connection, wanted, maintenance_work_mem, workers)
+        build = _Build(connection, wanted, settings, patience, on_progress)
         if not found.valid:
-            _create(connection, wanted, settings, patience, on_progress)
+            build.create()
         else:
             refuse_other_form(found, wanted)
-            _rebuild(connection, wanted, found, settings, patience, on_progress)
+            build.rebuild(found)
         require_as_declared(connection, wanted)
 
     _in_turn(index, patience, on_progress, work)
@@ -175,236 +162,168 @@ def drop(engine: Engine, target: IndexTarget, *, lock_timeout: float = 5.0, atte
 def _in_turn(
     index: Index, patience: Patience, on_progress: OnProgress | None, work: Callable[[Connection], T]
 ) -> T:
-    """Work on a connection of its own while nobody else changes indexes of the table with pgembed.
-
-    Where somebody who does not take turns gets in the way, it is begun again.
-    """
-
     def waiting() -> None:
         if on_progress is not None:
             on_progress(Progress("waiting for another session that builds an index of the table", 0, 0))
 
-    for attempt in range(patience.attempts):
-        try:
-            with _autocommit(patience.engine) as connection:
-                try:
-                    with (
-                        unlimited(connection),
-                        turn(connection, relation_of(index), name_of(index), on_wait=waiting),
-                    ):
-                        return work(connection)
-                except PgembedError:
-                    raise
-                except BaseException:
-                    connection.invalidate()  # and with it locks and settings that may not be taken back
-                    raise
-        except DBAPIError as error:
-            if sqlstate(error) not in _COLLISIONS:
-                raise
-            if attempt == patience.attempts - 1:
-                raise IndexBuildError(
-                    name_of(index),
-                    f"another session has been in the way, {patience.attempts} times: {error.orig}",
-                    fix="Wait until it has changed the indexes of the table",
-                ) from error
-        time.sleep(2**attempt)
-    raise AssertionError("there is a last attempt")
+    return patience.in_turn(relation_of(index), work, waiting)
 
 
-def _create(
-    connection: Connection,
-    index: Index,
-    settings: Mapping[str, str],
-    patience: Patience,
-    on_progress: OnProgress | None,
-) -> None:
-    _remove_leftovers(connection, index, patience)
-    if is_partitioned(connection, relation_of(index)):
-        root = _root(connection, index, patience)
-        _series(connection, root, settings, patience, on_progress).complete(root)
-        return
-    patience.wait_for(_table(index))
-    statement = CreateIndexConcurrently(index)
-    _run(connection, _table(index), statement, settings, patience, on_progress, _cleaning(index, patience))
+@dataclass(frozen=True)
+class _Build:
+    """The builds of one index beside readers and writers.
 
-
-def _rebuild(
-    connection: Connection,
-    index: Index,
-    found: StandingIndex,
-    settings: Mapping[str, str],
-    patience: Patience,
-    on_progress: OnProgress | None,
-) -> None:
-    changed = parameters_of(index, found.parameters) != parameters_of(index)
-    if changed and found.partitioned:
-        _replace_root(connection, index, found, settings, patience, on_progress)
-        return
-    _remove_leftovers(connection, index, patience)
-    if found.partitioned:
-        series = _series(connection, found, settings, patience, on_progress, anew=True)
-        for partition, below in leaves(connection, found):
-            series.rebuild(found, partition, below)
-        return
-    patience.wait_for(_table(index))
-    if changed:
-        _replace(connection, index, found, settings, patience, on_progress)
-        return
-    statement = ReindexConcurrently(found.schema, found.name)
-    _run(connection, _table(index), statement, settings, patience, on_progress, _cleaning(index, patience))
-
-
-def _replace(
-    connection: Connection,
-    index: Index,
-    old: StandingIndex,
-    settings: Mapping[str, str],
-    patience: Patience,
-    on_progress: OnProgress | None,
-) -> None:
-    """Build another index beside the one that stands, in its tablespace, and give it name and comment.
-
-    Names are swapped in one transaction, which locks nobody out.
+    :ivar index: as declared, with all parameters as numbers.
+    :ivar settings: of the session, for the builds.
     """
-    kept = connection.execute(_KEPT, {"oid": old.oid}).one()
-    new, gone = _beside(old.name, "new"), _beside(old.name, "old")
-    statement = CreateIndexConcurrently(index, new)
-    wanted = {**settings, "default_tablespace": kept.tablespace}
-    clean = _cleaning(index, patience)
-    _run(connection, _table(index), statement, wanted, patience, on_progress, clean)
 
-    def swap(brief: Connection) -> None:
-        if kept.comment is not None:
-            brief.execute(CommentOnIndex(old.schema, new, kept.comment))
-        brief.execute(RenameIndex(old.schema, old.name, gone))
-        brief.execute(RenameIndex(old.schema, new, old.name))
+    connection: Connection
+    index: Index
+    settings: Mapping[str, str]
+    patience: Patience
+    on_progress: OnProgress | None
 
-    patience.briefly(_table(index), swap)
-    connection.execute(DropIndexConcurrently(old.schema, gone))
+    def create(self) -> None:
+        """Build the index that is not there, or not finished."""
+        self.clean(self.connection)
+        if is_partitioned(self.connection, relation_of(self.index)):
+            root = self._root()
+            self._partitions(root).complete(root)
+            return
+        self.patience.wait_for(_table(self.index))
+        self._run(_table(self.index), CreateIndexConcurrently(self.index))
 
+    def rebuild(self, found: StandingIndex) -> None:
+        """Build a valid index anew, with the declared parameters."""
+        changed = differences(found, self.index).parameters
+        if changed and found.partitioned:
+            self._replace_root(found)
+            return
+        self.clean(self.connection)
+        if found.partitioned:
+            builds = self._partitions(found, anew=True)
+            for partition, below in leaves(self.connection, found):
+                builds.rebuild(found, partition, below)
+            return
+        self.patience.wait_for(_table(self.index))
+        if changed:
+            self._replace(found)
+        else:
+            self._run(_table(self.index), ReindexConcurrently(found.schema, found.name))
 
-def _root(connection: Connection, index: Index, patience: Patience, name: str | None = None) -> StandingIndex:
-    patience.briefly(_table(index), lambda brief: root_of(brief, index, name))
-    found = find(connection, index, name)
-    assert found is not None
-    return found
+    def clean(self, connection: Connection) -> None:
+        """Remove what failed builds have left."""
+        _remove_leftovers(connection, self.index, self.patience)
 
+    def _replace(self, old: StandingIndex) -> None:
+        """Build another index beside the one that stands, in its tablespace, and give it name and comment.
 
-def _series(
-    connection: Connection,
-    root: StandingIndex,
-    settings: Mapping[str, str],
-    patience: Patience,
-    on_progress: OnProgress | None,
-    *,
-    anew: bool = False,
-) -> Series:
-    """The partitions' builds, each when its table is free.
+        Names are swapped in one transaction, which locks nobody out.
+        """
+        new, gone = beside(old.name, "new"), beside(old.name, "old")
+        statement = CreateIndexConcurrently(self.index, new)
+        self._run(_table(self.index), statement, {"default_tablespace": old.tablespace})
 
-    :param anew: whether those that have the index are built too.
-    """
-    parts = count_leaves(connection, root.relation) - (0 if anew else len(list(leaves(connection, root))))
-    begun = 0
+        def swap(brief: Connection) -> None:
+            if old.comment is not None:
+                brief.execute(CommentOnIndex(old.schema, new, old.comment))
+            brief.execute(RenameIndex(old.schema, old.name, gone))
+            brief.execute(RenameIndex(old.schema, new, old.name))
 
-    def report(progress: Progress) -> None:
-        assert on_progress is not None
-        on_progress(replace(progress, part=begun, parts=parts))
+        self.patience.briefly(_table(self.index), swap)
+        self.connection.execute(DropIndexConcurrently(old.schema, gone))
 
-    def build(table: Table, statement: DDLElement, clean: Callable[[Connection], object]) -> None:
-        nonlocal begun
-        begun += 1
-        patience.wait_for(table)
-        told = None if on_progress is None else report
-        _run(connection, table, statement, settings, patience, told, clean)
+    def _replace_root(self, old: StandingIndex) -> None:
+        """Build another index beside that of a partitioned table, partition by partition."""
+        new = self._root(beside(old.name, "new"))
+        self._partitions(new).complete(new)
 
-    return Series(connection, concurrently=True, build=build, briefly=patience.briefly)
+        def swap(brief: Connection) -> None:
+            brief.execute(DropIndexNow(old.schema, old.name))
+            brief.execute(RenameIndex(new.schema, new.name, old.name))
 
+        self.patience.briefly(_table(self.index), swap)
 
-def _replace_root(
-    connection: Connection,
-    index: Index,
-    old: StandingIndex,
-    settings: Mapping[str, str],
-    patience: Patience,
-    on_progress: OnProgress | None,
-) -> None:
-    """Build another index beside that of a partitioned table, partition by partition."""
-    name = _beside(old.name, "new")
-    new = _root(connection, index, patience, name)
-    _series(connection, new, settings, patience, on_progress).complete(new)
+    def _root(self, name: str | None = None) -> StandingIndex:
+        self.patience.briefly(_table(self.index), lambda brief: root_of(brief, self.index, name))
+        found = find(self.connection, self.index, name)
+        assert found is not None
+        return found
 
-    def swap(brief: Connection) -> None:
-        brief.execute(DropIndexNow(old.schema, old.name))
-        brief.execute(RenameIndex(new.schema, new.name, old.name))
+    def _partitions(self, root: StandingIndex, *, anew: bool = False) -> PartitionBuilds:
+        """The partitions' builds, each when its table is free.
 
-    patience.briefly(_table(index), swap)
+        :param anew: whether those that have the index are built too.
+        """
+        parts = count_leaves(self.connection, root.relation)
+        parts -= 0 if anew else len(list(leaves(self.connection, root)))
+        begun = 0
 
+        def report(progress: Progress) -> None:
+            assert self.on_progress is not None
+            self.on_progress(replace(progress, part=begun, parts=parts))
 
-def _run(
-    connection: Connection,
-    table: Table,
-    statement: DDLElement,
-    settings: Mapping[str, str],
-    patience: Patience,
-    on_progress: OnProgress | None,
-    clean: Callable[[Connection], object],
-) -> None:
-    """Build with these settings on a table whose turn it is; ``clean`` removes what a failure leaves."""
-    engine = patience.engine
+        told = replace(self, on_progress=None if self.on_progress is None else report)
 
-    def build(chosen: Mapping[str, str]) -> None:
-        with applied(connection, chosen):
-            watched(engine, connection, lambda: connection.execute(statement), on_progress)
+        def build(table: Table, statement: DDLElement, clean: Callable[[Connection], object]) -> None:
+            nonlocal begun
+            begun += 1
+            self.patience.wait_for(table)
+            told._run(table, statement, clean=clean)
 
-    try:
+        return PartitionBuilds(self.connection, concurrently=True, build=build, briefly=self.patience.briefly)
+
+    def _run(
+        self,
+        table: Table,
+        statement: DDLElement,
+        further: Mapping[str, str] | None = None,
+        clean: Callable[[Connection], object] | None = None,
+    ) -> None:
+        """Build on a table whose turn it is.
+
+        :param further: settings beside those of all builds.
+        :param clean: removes what a failure leaves.
+        """
+        clean = clean or self.clean
+        settings = {**self.settings, **(further or {})}
+        engine = self.patience.engine
+
+        def build(chosen: Mapping[str, str]) -> None:
+            with applied(self.connection, chosen):
+                watched(engine, self.connection, lambda: self.connection.execute(statement), self.on_progress)
+
         try:
-            build(settings)
-        except DBAPIError as error:
-            if not (is_parallel(settings) and lacks_shared_memory(error)):
-                raise
-            clean(connection)
-            build({**settings, **SERIAL})
-    except BaseException:
-        # What stays is for the next call: the error is that of the build.
-        try:
-            clean(connection)
-        except SQLAlchemyError:
-            connection.invalidate()
-            with (
-                suppress(SQLAlchemyError, IndexBuildError),
-                _autocommit(engine) as fresh,
-                unlimited(fresh),
-                turn(fresh, written(table), patience.index, seconds=_CLEANING),
-            ):
-                clean(fresh)
-        except IndexBuildError:
-            pass
-        raise
-
-
-def _cleaning(index: Index, patience: Patience) -> Callable[[Connection], object]:
-    return lambda connection: _remove_leftovers(connection, index, patience)
+            try:
+                build(settings)
+            except DBAPIError as error:
+                if not (is_parallel(settings) and lacks_shared_memory(error)):
+                    raise
+                clean(self.connection)
+                build({**settings, **SERIAL})
+        except BaseException:
+            # What stays is for the next call: the error is that of the build.
+            try:
+                clean(self.connection)
+            except SQLAlchemyError:
+                self.connection.invalidate()
+                with (
+                    suppress(SQLAlchemyError, IndexBuildError),
+                    autocommitting(engine) as fresh,
+                    unlimited(fresh),
+                    turn(fresh, written(table), self.patience.index, seconds=_CLEANING),
+                ):
+                    clean(fresh)
+            except IndexBuildError:
+                pass
+            raise
 
 
 def _remove_leftovers(connection: Connection, index: Index, patience: Patience) -> None:
-    """Drop what failed builds of this index have left, those of a failed REINDEX and of a swap included.
-
-    The unfinished index of a partitioned table stays, to be gone on with.
-    """
-    name = name_of(index)
-    for found in standing(connection, relation_of(index)):
-        invalid = not found.valid and not found.partitioned and (found.name == name or _is_copy(found, name))
-        if invalid or found.name in (_beside(name, "new"), _beside(name, "old")):
-            found.refuse_while_building()
-            _drop(connection, found, patience, _table(index))
-
-
-def _is_copy(found: StandingIndex, name: str) -> bool:
-    """Whether it is one that REINDEX CONCURRENTLY made of the index; long names are cut."""
-    copy = _TRANSIENT.fullmatch(found.name)
-    if copy is None:
-        return False
-    return copy[1] == name or (octets(found.name) == LONGEST_NAME and name.startswith(copy[1]))
+    """Drop what failed builds of this index have left."""
+    for found in left_over(connection, index):
+        found.refuse_while_building()
+        _drop(connection, found, patience, _table(index))
 
 
 def _drop(connection: Connection, found: StandingIndex, patience: Patience, table: Table) -> None:
@@ -414,16 +333,6 @@ def _drop(connection: Connection, found: StandingIndex, patience: Patience, tabl
         connection.execute(DropIndexConcurrently(found.schema, found.name))
 
 
-def _beside(name: str, which: str) -> str:
-    """The name of an index that is built beside another, or that one's while it makes room for it."""
-    suffix = f"_pgembed_{which}"
-    return name.encode()[: LONGEST_NAME - len(suffix)].decode(errors="ignore") + suffix
-
-
 def _table(index: Index) -> Table:
     assert index.table is not None
     return index.table
-
-
-def _autocommit(engine: Engine) -> Connection:
-    return engine.connect().execution_options(isolation_level="AUTOCOMMIT")

@@ -16,9 +16,9 @@ from pgembed.exc import need_connection
 from pgembed.indexes import sizes
 from pgembed.indexes.build_plan import server_of
 from pgembed.indexes.declaration import VectorIndex
-from pgembed.indexes.methods import ACCESS_METHODS
+from pgembed.indexes.differences import is_form_of
 from pgembed.indexes.partitions import leaves
-from pgembed.indexes.standing import StandingIndex, is_form_of, standing
+from pgembed.indexes.standing import StandingIndex, standing
 from pgembed.indexes.tables import IndexTarget, declared_index, indexes_on, name_of, relation_of
 from pgembed.metrics import BY_NAME
 
@@ -95,16 +95,12 @@ SELECT coalesce(s.idx_scan, 0) AS scans,
        coalesce(t.seq_scan, 0) AS reads,
        greatest(c.reltuples, 0) AS rows,
        greatest(own.reltuples, 0) AS index_rows,
-       CAST(c.oid AS bigint) AS relation,
-       a.atttypmod AS dimensions,
        pg_catalog.pg_size_bytes(pg_catalog.current_setting('maintenance_work_mem')) AS work_memory
-  FROM pg_catalog.pg_index AS i
-  JOIN pg_catalog.pg_class AS c ON c.oid = i.indrelid
-  JOIN pg_catalog.pg_class AS own ON own.oid = i.indexrelid
-  LEFT JOIN pg_catalog.pg_stat_all_indexes AS s ON s.indexrelid = i.indexrelid
-  LEFT JOIN pg_catalog.pg_stat_all_tables AS t ON t.relid = i.indrelid
-  LEFT JOIN pg_catalog.pg_attribute AS a ON a.attrelid = i.indexrelid AND a.attnum = 1
- WHERE i.indexrelid = :oid
+  FROM pg_catalog.pg_class AS c
+  LEFT JOIN pg_catalog.pg_class AS own ON own.oid = :oid
+  LEFT JOIN pg_catalog.pg_stat_all_indexes AS s ON s.indexrelid = :oid
+  LEFT JOIN pg_catalog.pg_stat_all_tables AS t ON t.relid = c.oid
+ WHERE c.oid = :table
 """)
 _VERSION = text(
     "SELECT extversion, pg_catalog.version() LIKE '%32-bit%' AS is_32_bit "
@@ -250,7 +246,7 @@ def _of_no_query(
 
 
 def _by_figures(connection: Connection, index: StandingIndex, reads: int) -> Iterator[Finding]:
-    facts = connection.execute(_FACTS, {"oid": index.oid}).one()
+    facts = connection.execute(_FACTS, {"oid": index.oid, "table": index.table_oid}).one()
     if not facts.scans and facts.reads >= reads:
         yield Finding(
             "unused",
@@ -262,7 +258,7 @@ def _by_figures(connection: Connection, index: StandingIndex, reads: int) -> Ite
     yield from _of_memory(index, facts, server_of(connection))
     # This runs queries, and with them what the table's owner has put there; the rest is in the catalogue.
     asked = index.access_method == "ivfflat" and index.predicate is None and facts.rows
-    if asked and distrust(connection, facts.relation) is None:
+    if asked and distrust(connection, index.table_oid) is None:
         unevenness = _unevenness(connection, index, float(facts.rows))
         if unevenness is not None and unevenness > DRIFT:
             yield Finding(
@@ -276,12 +272,12 @@ def _by_figures(connection: Connection, index: StandingIndex, reads: int) -> Ite
 
 def _of_memory(index: StandingIndex, facts: Row[Any], server: int) -> Iterator[Finding]:
     """What ``maintenance_work_mem`` means for the index, of whose build nothing is recorded."""
-    if (facts.dimensions or 0) <= 0 or index.storage not in ("vector", "halfvec", "bit"):
+    if index.dimensions <= 0 or index.storage not in ("vector", "halfvec", "bit"):
         return
-    parameters = ACCESS_METHODS[index.access_method].defaults | index.parameters
-    vector = sizes.vector_size(index.storage, facts.dimensions)
+    vector = sizes.vector_size(index.storage, index.dimensions)
     rows = int(facts.index_rows)
-    memory = sizes.Build(index.access_method, parameters, vector, facts.dimensions, server).memory(rows)
+    build = sizes.Build(index.access_method, index.all_parameters, vector, index.dimensions, server)
+    memory = build.memory(rows)
     if memory <= facts.work_memory:
         return
     needed, setting = sizes.readable(memory), sizes.readable(facts.work_memory)
@@ -341,4 +337,4 @@ def _unevenness(connection: Connection, index: StandingIndex, rows: float) -> fl
         savepoint.rollback()
     if not counts:
         return None
-    return (sum(counts) / len(counts)) / (rows / index.parameters.get("lists", 100))
+    return (sum(counts) / len(counts)) / (rows / float(index.all_parameters["lists"]))

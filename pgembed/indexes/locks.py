@@ -6,18 +6,22 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import TypeVar
 
 from sqlalchemy import Connection, Engine, Table, func, select, text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from pgembed.columns.names import written
-from pgembed.exc import sqlstate
+from pgembed.exc import PgembedError, sqlstate
 from pgembed.indexes.ddl import LockMaterializedView, LockTable
 from pgembed.indexes.errors import IndexBuildError
-from pgembed.indexes.server_settings import in_autocommit
+from pgembed.indexes.server_settings import autocommitting, in_autocommit, unlimited
 
 _LOCK_NOT_AVAILABLE = "55P03"
 _DEADLOCK = "40P01"
+#: What the server says to those who get in one another's way: deadlock, a name that is taken, a relation that
+#: is gone. Among those who take turns it does not.
+_COLLISIONS = (_DEADLOCK, "23505", "42P07", "42P01")
 #: First half of the advisory lock of those who change indexes of a table; the second is the table's oid.
 _TURN = 0x70676978
 #: Seconds between two tries to get it.
@@ -49,6 +53,8 @@ SELECT pg_catalog.pg_backend_pid() IN (SELECT pid FROM awaited)
 """)
 #: What is called a table here and can have no index.
 _WITHOUT_INDEXES = {"v": "a view", "f": "a foreign table"}
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -176,6 +182,38 @@ class Patience:
                         fix="Wait until the change of its schema, VACUUM or build of an index is over",
                     ) from error
             time.sleep(2**attempt)
+
+    def in_turn(
+        self, relation: str, work: Callable[[Connection], T], on_wait: Callable[[], object] | None = None
+    ) -> T:
+        """Work on a connection in autocommit while nobody else changes indexes of the table with pgembed.
+
+        Where somebody who does not take turns gets in the way, it is begun again.
+
+        :raises IndexBuildError: somebody has been in the way each time; or as :func:`turn`.
+        """
+        for attempt in range(self.attempts):
+            try:
+                with autocommitting(self.engine) as connection:
+                    try:
+                        with unlimited(connection), turn(connection, relation, self.index, on_wait=on_wait):
+                            return work(connection)
+                    except PgembedError:
+                        raise
+                    except BaseException:
+                        connection.invalidate()  # and with it locks and settings that may not be taken back
+                        raise
+            except DBAPIError as error:
+                if sqlstate(error) not in _COLLISIONS:
+                    raise
+                if attempt == self.attempts - 1:
+                    raise IndexBuildError(
+                        self.index,
+                        f"another session has been in the way, {self.attempts} times: {error.orig}",
+                        fix="Wait until it has changed the indexes of the table",
+                    ) from error
+            time.sleep(2**attempt)
+        raise AssertionError("there is a last attempt")
 
     def wait_for(self, table: Table) -> None:
         """Have had the lock of a concurrent build for a moment.

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from sqlalchemy import Connection, MetaData, Table, text
 from sqlalchemy.schema import DDLElement
@@ -49,15 +49,11 @@ SELECT n.nspname AS schema, c.relname AS name, CAST(CAST(c.oid AS pg_catalog.reg
  WHERE h.inhparent = pg_catalog.to_regclass(:relation)
  ORDER BY n.nspname, c.relname
 """)
-_DEFINITION = text("""
-SELECT pg_catalog.pg_get_indexdef(i.indexrelid) AS definition,
-       pg_catalog.format('CREATE INDEX %I ON ONLY %I.%I ', c.relname, n.nspname, t.relname) AS head
-  FROM pg_catalog.pg_index AS i
-  JOIN pg_catalog.pg_class AS c ON c.oid = i.indexrelid
-  JOIN pg_catalog.pg_class AS t ON t.oid = i.indrelid
-  JOIN pg_catalog.pg_namespace AS n ON n.oid = t.relnamespace
- WHERE i.indexrelid = :oid
-""")
+_DEFINITION = text(
+    "SELECT pg_catalog.pg_get_indexdef(:oid) AS definition, "
+    "pg_catalog.format('CREATE INDEX %I ON ONLY %I.%I ', "
+    "CAST(:name AS text), CAST(:schema AS text), CAST(:table AS text)) AS head"
+)
 
 Work: TypeAlias = Callable[[Connection], object]
 
@@ -82,8 +78,8 @@ class Partition:
 
 
 @dataclass(frozen=True)
-class Series:
-    """The steps that are missing, run inside a transaction or beside readers and writers.
+class PartitionBuilds:
+    """The builds and attachments that are missing, run inside a transaction or beside readers and writers.
 
     :ivar concurrently: whether a partition is written while its index is built.
     :ivar build: runs a statement that takes long, on a partition; the third argument removes what it leaves
@@ -130,7 +126,8 @@ class Series:
 
     def _attach(self, root: StandingIndex, partition: Partition) -> None:
         """Attach an index of the partition, which is built unless there is one."""
-        using = self.connection.execute(_DEFINITION, {"oid": root.oid}).one()
+        names = {"oid": root.oid, "name": root.name, "schema": root.schema, "table": root.table}
+        using = self.connection.execute(_DEFINITION, names).one()
         rest = using.definition.removeprefix(using.head)
 
         def attach(connection: Connection) -> None:
@@ -205,11 +202,8 @@ def leftovers(connection: Connection, root: StandingIndex, partition: Partition)
 
     :raises IndexBuildError: one is being built at this moment.
     """
-    found = [
-        index
-        for index in standing(connection, partition.relation)
-        if not index.valid and not index.partitioned and index.parent is None and _same(index, root)
-    ]
+    like = _like(connection, root, partition)
+    found = [index for index in like if not index.valid and not index.partitioned]
     for index in found:
         index.refuse_while_building()
     return found
@@ -217,23 +211,10 @@ def leftovers(connection: Connection, root: StandingIndex, partition: Partition)
 
 def _twins(connection: Connection, root: StandingIndex, partition: Partition) -> list[StandingIndex]:
     """Indexes of a partition that can be attached to ``root``."""
-    return [
-        index
-        for index in standing(connection, partition.relation)
-        if (index.valid or index.partitioned) and index.parent is None and _same(index, root)
-    ]
+    return [index for index in _like(connection, root, partition) if index.valid or index.partitioned]
 
 
-def _same(index: StandingIndex, other: StandingIndex) -> bool:
-    return _definition(index) == _definition(other)
-
-
-def _definition(index: StandingIndex) -> tuple[Any, ...]:
-    return (
-        index.access_method,
-        index.opclass,
-        index.column,
-        index.expression,
-        index.predicate,
-        index.parameters,
-    )
+def _like(connection: Connection, root: StandingIndex, partition: Partition) -> list[StandingIndex]:
+    """Indexes of a partition that are defined as ``root`` is, and not attached to any."""
+    there = standing(connection, partition.relation)
+    return [index for index in there if index.parent is None and index.definition == root.definition]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from sqlalchemy import ARRAY, Connection, String, bindparam, func, select, text
+from sqlalchemy import ARRAY, Connection, Engine, String, bindparam, func, select, text
 from sqlalchemy.exc import DBAPIError
 
 _KNOWN = text("SELECT name FROM pg_catalog.pg_settings WHERE name = ANY (:names)").bindparams(
@@ -49,6 +49,11 @@ def unlimited(connection: Connection) -> Iterator[None]:
         notice = {}
     with applied(connection, {**dict.fromkeys(known, "0"), **notice}):
         yield
+
+
+def autocommitting(engine: Engine) -> Connection:
+    """A new connection of which each statement is a transaction of its own."""
+    return engine.connect().execution_options(isolation_level="AUTOCOMMIT")
 
 
 def in_autocommit(connection: Connection) -> bool:

@@ -1,24 +1,23 @@
-"""The vector indexes that stand in a database: read from its catalogue, in the terms of declarations, and
-whether they stand as declared.
+"""The indexes that stand in a database, read from its catalogue in the terms of declarations.
+
+What Postgres says of an index is asked here alone, and within searches by :mod:`pgembed.indexes.readiness`;
+whether it stands as declared is answered by :mod:`pgembed.indexes.differences`.
 """
 
 from __future__ import annotations
 
 import re
-import shlex
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Column, Connection, Index, bindparam, text
+from sqlalchemy import Connection, Index, bindparam, text
 from sqlalchemy.types import ARRAY, String
 
-from pgembed.columns.types import shape_of
-from pgembed.indexes.declaration import HNSW, IVFFlat, VectorIndex
+from pgembed.columns.names import LONGEST_NAME, octets
 from pgembed.indexes.errors import IndexBuildError, IndexMissingError
-from pgembed.indexes.indexed import Quantize, indexed
 from pgembed.indexes.methods import ACCESS_METHODS
-from pgembed.indexes.tables import access_method_of, name_of, parameters_of, relation_of
+from pgembed.indexes.tables import name_of, relation_of
 from pgembed.metrics import BY_NAME
 
 _STANDING = text("""
@@ -26,9 +25,16 @@ SELECT i.indexrelid AS oid,
        n.nspname AS schema,
        c.relname AS name,
        t.relname AS table,
+       CAST(t.oid AS bigint) AS table_oid,
        CAST(CAST(i.indrelid AS pg_catalog.regclass) AS text) AS relation,
        a.attname AS column,
        CASE WHEN a.attname IS NULL THEN pg_catalog.pg_get_indexdef(i.indexrelid, 1, false) END AS expression,
+       ARRAY(SELECT CAST(k.attname AS text)
+               FROM pg_catalog.unnest(CAST(i.indkey AS smallint[])) WITH ORDINALITY AS n (attnum, place)
+               JOIN pg_catalog.pg_attribute AS k ON k.attrelid = i.indrelid AND k.attnum = n.attnum
+              ORDER BY n.place) AS keys,
+       (SELECT h.atttypmod FROM pg_catalog.pg_attribute AS h
+         WHERE h.attrelid = i.indexrelid AND h.attnum = 1) AS dimensions,
        m.amname AS access_method,
        o.opcname AS opclass,
        CAST(c.reloptions AS text[]) AS options,
@@ -37,6 +43,8 @@ SELECT i.indexrelid AS oid,
        EXISTS (SELECT FROM pg_catalog.pg_stat_progress_create_index AS p
                WHERE p.datname = pg_catalog.current_database()
                  AND (p.index_relid = i.indexrelid OR p.relid IS NULL)) AS building,
+       pg_catalog.obj_description(c.oid, 'pg_class') AS comment,
+       coalesce(s.spcname, '') AS tablespace,
        c.relkind = 'I' AS partitioned,
        ARRAY(SELECT CAST(leaf.relname AS text)
                FROM pg_catalog.pg_partition_tree(i.indexrelid) AS part
@@ -51,21 +59,34 @@ SELECT i.indexrelid AS oid,
   JOIN pg_catalog.pg_class AS c ON c.oid = i.indexrelid
   JOIN pg_catalog.pg_class AS t ON t.oid = i.indrelid
   JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
-  JOIN pg_catalog.pg_am AS m ON m.oid = c.relam AND m.amname = ANY (CAST(:methods AS text[]))
+  JOIN pg_catalog.pg_am AS m ON m.oid = c.relam
   JOIN pg_catalog.pg_opclass AS o ON o.oid = i.indclass[0]
   LEFT JOIN pg_catalog.pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
+  LEFT JOIN pg_catalog.pg_tablespace AS s ON s.oid = c.reltablespace
  WHERE (i.indrelid = pg_catalog.to_regclass(:relation) OR :relation IS NULL)
+   AND (m.amname = ANY (CAST(:methods AS text[])) OR CAST(:methods AS text[]) IS NULL)
    AND n.nspname NOT LIKE 'pg\\_temp\\_%'
  ORDER BY n.nspname, t.relname, c.relname
 """).bindparams(bindparam("relation", type_=String), bindparam("methods", type_=ARRAY(String)))
 
+#: What PostgreSQL calls the indexes that REINDEX CONCURRENTLY works with.
+_TRANSIENT = re.compile(r"(.+)_cc(?:new|old)\d*")
+_NAMESAKE = text(
+    "SELECT c.relname FROM pg_catalog.pg_class AS c "
+    "JOIN pg_catalog.pg_class AS t USING (relnamespace) "
+    "WHERE t.oid = pg_catalog.to_regclass(:relation) AND c.relname = :name"
+)
+
 
 @dataclass(frozen=True)
 class StandingIndex:
-    """A vector index as the catalogue has it.
+    """An index as the catalogue has it.
 
     :ivar relation: its table as SQL writes it.
-    :ivar column: the column that it indexes, or ``None`` for an index on an ``expression``.
+    :ivar column: the column that it indexes, the first one of several, or ``None`` for an index on an
+        ``expression``.
+    :ivar keys: all columns that it indexes.
+    :ivar dimensions: those of the indexed vectors, -1 where they are open.
     :ivar parameters: the storage parameters that are stated.
     :ivar predicate: the condition of a partial index.
     :ivar valid: whether queries may use it.
@@ -81,19 +102,42 @@ class StandingIndex:
     schema: str
     name: str
     table: str
+    table_oid: int
     relation: str
     column: str | None
     expression: str | None
+    keys: list[str]
+    dimensions: int
     access_method: str
     opclass: str
-    parameters: dict[str, int]
+    parameters: dict[str, Any]
     predicate: str | None
     valid: bool
     building: bool
+    comment: str | None
+    tablespace: str
     partitioned: bool
     leaves: list[str]
     parent: int | None
     size: int
+
+    @property
+    def definition(self) -> tuple[Any, ...]:
+        """What two indexes have in common of which one can take the other's place."""
+        return (
+            self.access_method,
+            self.opclass,
+            self.column,
+            self.expression,
+            self.predicate,
+            self.parameters,
+        )
+
+    @property
+    def all_parameters(self) -> dict[str, Any]:
+        """The storage parameters, with the defaults of those that are not stated."""
+        method = ACCESS_METHODS.get(self.access_method)
+        return (method.defaults if method else {}) | self.parameters
 
     @property
     def storage(self) -> str:
@@ -124,9 +168,15 @@ class StandingIndex:
             )
 
 
-def standing(connection: Connection, relation: str | None = None) -> list[StandingIndex]:
-    """The vector indexes of a table (its name as SQL writes it), or of the whole database."""
-    rows = connection.execute(_STANDING, {"relation": relation, "methods": list(ACCESS_METHODS)}).mappings()
+def standing(
+    connection: Connection, relation: str | None = None, methods: Collection[str] | None = ACCESS_METHODS
+) -> list[StandingIndex]:
+    """The vector indexes of a table (its name as SQL writes it), or of the whole database.
+
+    :param methods: the access methods to look at; ``None`` for all.
+    """
+    names = None if methods is None else list(methods)
+    rows = connection.execute(_STANDING, {"relation": relation, "methods": names}).mappings()
     return [
         StandingIndex(
             parameters=_parameters(row["options"]),
@@ -136,13 +186,25 @@ def standing(connection: Connection, relation: str | None = None) -> list[Standi
     ]
 
 
-def find(connection: Connection, index: Index, name: str | None = None) -> StandingIndex | None:
+def find(
+    connection: Connection,
+    index: Index,
+    name: str | None = None,
+    methods: Collection[str] | None = ACCESS_METHODS,
+) -> StandingIndex | None:
     """The declared index as it stands in the database, valid or not; ``None`` where it does not.
 
     :param name: for one that stands beside it by another name.
     """
     name = name or name_of(index)
-    return next((found for found in standing(connection, relation_of(index)) if found.name == name), None)
+    there = standing(connection, relation_of(index), methods)
+    return next((found for found in there if found.name == name), None)
+
+
+def is_name_taken(connection: Connection, index: Index) -> bool:
+    """Whether anything in the schema of the table has the name of the index, be it the index or not."""
+    names = {"relation": relation_of(index), "name": name_of(index)}
+    return connection.scalar(_NAMESAKE, names) is not None
 
 
 def present(connection: Connection, index: Index, *, by: str = "create") -> StandingIndex:
@@ -176,63 +238,6 @@ def require(connection: Connection, index: Index) -> StandingIndex:
     return found
 
 
-def _parameters(options: Sequence[str] | None) -> dict[str, int]:
-    stated = (option.partition("=") for option in options or ())
-    return {name: int(value) for name, _, value in stated if value.isdigit()}
-
-
-_KINDS: dict[str, type[HNSW] | type[IVFFlat]] = {"hnsw": HNSW, "ivfflat": IVFFlat}
-
-
-@dataclass(frozen=True)
-class Form:
-    """What an index holds of a column, and of which rows: the options of the declarations.
-
-    :ivar where: the predicate, as SQL.
-    """
-
-    quantize: Quantize | None = None
-    dimensions: int | None = None
-    where: str | None = None
-
-
-def is_form_of(expression: str, column: str) -> bool:
-    """Whether an expression over the column is one that ``quantize=`` and ``dimensions=`` make."""
-    words = set(re.findall(r"[^\W\d]\w*", expression))
-    return column in words and words - {column} <= {
-        "binary_quantize",
-        "subvector",
-        "vector",
-        "halfvec",
-        "bit",
-    }
-
-
-def form_of(index: StandingIndex, column: Column[Any]) -> Form | None:
-    """The form of an index on the column or on an expression that ``quantize=`` and ``dimensions=`` make."""
-    if index.column == column.name:
-        return Form(where=index.predicate)
-    if index.expression is None or not is_form_of(index.expression, column.name):
-        return None
-    part = re.search(r"subvector\(.*, 1, (\d+)\)", index.expression)
-    halved = index.storage == "halfvec" and shape_of(column.type)[0] == "vector"
-    return Form(
-        "bit" if "binary_quantize(" in index.expression else "half" if halved else None,
-        int(part[1]) if part else None,
-        index.predicate,
-    )
-
-
-def declared_as(index: StandingIndex, column: Column[Any]) -> VectorIndex | None:
-    """A declaration of the standing index; ``None`` where HNSW and IVFFlat declare no such one."""
-    form = form_of(index, column)
-    if form is None or index.access_method not in _KINDS:
-        return None
-    options: dict[str, Any] = {**index.parameters, **asdict(form)}
-    metric = None if form.quantize == "bit" else index.metric
-    return _KINDS[index.access_method](column, name=index.name, metric=metric, **options)
-
-
 def standing_on(connection: Connection, relation: str, column: str) -> StandingIndex | None:
     """The index on a column or on an expression over it, the valid one if there are several.
 
@@ -247,119 +252,34 @@ def standing_on(connection: Connection, relation: str, column: str) -> StandingI
     return next((index for index in there if index.valid), there[0] if there else None)
 
 
-_NAMESAKE = text(
-    "SELECT CAST(c.oid AS pg_catalog.regclass) FROM pg_catalog.pg_class AS c "
-    "JOIN pg_catalog.pg_class AS t USING (relnamespace) "
-    "WHERE t.oid = pg_catalog.to_regclass(:relation) AND c.relname = :name"
-)
+def beside(name: str, which: str) -> str:
+    """The name of an index that is built beside another, or that one's while it makes room for it."""
+    suffix = f"_pgembed_{which}"
+    return name.encode()[: LONGEST_NAME - len(suffix)].decode(errors="ignore") + suffix
 
 
-def stands_as_declared(connection: Connection, index: Index) -> bool:
-    """Whether the index stands, valid and as it is declared.
+def left_over(connection: Connection, index: Index) -> list[StandingIndex]:
+    """What failed builds of an index have left, those of a failed REINDEX and of a swap included.
 
-    :raises IndexBuildError: one of that name stands and is of other settings, or something else has the name.
+    The unfinished index of a partitioned table is not among them: it is gone on with.
     """
-    found = find(connection, index)
-    if found is None:
-        _refuse_namesake(connection, index)
-        return False
-    if not found.valid:
-        return False
-    refuse_other_form(found, index)
-    if changed := _changed(found, index):
-        options = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in changed.items())
-        (column,) = index.columns
-        place = f"{shlex.quote(found.relation)} {shlex.quote(column.name)}"
-        raise IndexBuildError(
-            found.name,
-            f"it stands with other parameters ({described(found)}): nothing is built",
-            fix=f"`pgembed index reindex {place} --index {shlex.quote(found.name)} {options}` changes "
-            "them, as pgembed.indexes.reindex() does; one beside it needs a name of its own",
-        )
-    return True
-
-
-def require_as_declared(connection: Connection, index: Index) -> None:
-    """
-    :raises IndexBuildError: the index does not stand, valid and as it is declared, after it was built.
-    """
-    if not stands_as_declared(connection, index):
-        raise IndexBuildError(
-            name_of(index),
-            "it was built, but this session does not see it in the database: another session has dropped "
-            "it, or built it after this transaction began",
-            fix="Try again, in a new transaction",
-        )
-
-
-def refuse_other_form(found: StandingIndex, index: Index) -> None:
-    """
-    :raises IndexBuildError: the index stands with another access method, metric, expression or predicate.
-    """
-    if _has_form(found, index):
-        return
-    raise IndexBuildError(
-        found.name,
-        f"it stands otherwise than asked for ({described(found)}): nothing is built",
-        fix="A migration replaces it, or drop it first; one beside it needs a name of its own",
-    )
-
-
-def has_settings(found: StandingIndex, index: Index) -> bool:
-    """Whether the index stands in the form and with the parameters that are declared, valid or not."""
-    return _has_form(found, index) and not _changed(found, index)
-
-
-def described(index: StandingIndex) -> str:
-    """What an index is, in a message: ``hnsw, cosine, m = 16, ef_construction = 64``."""
-    parts = [index.access_method, index.metric or index.opclass]
-    parts += [f"{name} = {value}" for name, value in _effective(index).items()]
-    if index.expression is not None:
-        parts.append(f"on {index.expression}")
-    if index.predicate is not None:
-        parts.append(f"where {index.predicate}")
-    return ", ".join(parts)
-
-
-def _has_form(found: StandingIndex, index: Index) -> bool:
-    if found.access_method != access_method_of(index):
-        return False
-    what = indexed(index)
-    if what is None:  # of an access method or an expression that is not known
-        return True
-    if isinstance(index, VectorIndex):
-        form = form_of(found, what.column)
-        # Predicates are not compared: Postgres writes them otherwise than people do.
-        same = form is not None and replace(form, where=None) == Form(index.quantize, index.dimensions)
-    elif what.whole:
-        same = found.column == what.column.name
-    else:
-        same = found.expression is not None and found.storage == what.storage
-    partial = what.where is not None
-    metric = what.metric and what.metric.name
-    return same and partial == (found.predicate is not None) and found.metric == metric
-
-
-def _changed(found: StandingIndex, index: Index) -> dict[str, int]:
-    """The parameters that are declared otherwise than they stand; of ``lists="auto"`` any number will do."""
-    open_ones = index.parameters.keys() - index.numbers.keys() if isinstance(index, VectorIndex) else ()
-    return {
-        name: value
-        for name, value in parameters_of(index).items()
-        if name not in open_ones and _effective(found).get(name) != value
-    }
-
-
-def _effective(found: StandingIndex) -> dict[str, int]:
-    return ACCESS_METHODS[found.access_method].defaults | found.parameters
-
-
-def _refuse_namesake(connection: Connection, index: Index) -> None:
-    """``CREATE INDEX IF NOT EXISTS`` would do nothing if a relation of another kind had the name."""
     name = name_of(index)
-    if connection.scalar(_NAMESAKE, {"relation": relation_of(index), "name": name}) is not None:
-        raise IndexBuildError(
-            name,
-            "another relation of the schema has this name: nothing is built",
-            fix="Give the index another name, with --index, or with name= in the model",
-        )
+    return [
+        found
+        for found in standing(connection, relation_of(index))
+        if found.name in (beside(name, "new"), beside(name, "old"))
+        or (not found.valid and not found.partitioned and _is_of(found.name, name))
+    ]
+
+
+def _is_of(found: str, name: str) -> bool:
+    """Whether an index has the name, or is one that REINDEX CONCURRENTLY made of it; long names are cut."""
+    copy = _TRANSIENT.fullmatch(found)
+    if copy is None or found == name:
+        return found == name
+    return copy[1] == name or (octets(found) == LONGEST_NAME and name.startswith(copy[1]))
+
+
+def _parameters(options: Sequence[str] | None) -> dict[str, Any]:
+    stated = (option.partition("=") for option in options or ())
+    return {name: int(value) if value.isdigit() else value for name, _, value in stated}

@@ -3,7 +3,6 @@ which indexes a column has."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 from sqlalchemy import Column, Index, MetaData, Table, event
@@ -100,12 +99,14 @@ def what_is_indexed(index: Index) -> Indexed:
     return found
 
 
-def parameters_of(index: Index, stated: Mapping[str, Any] | None = None) -> dict[str, int]:
-    """The storage parameters of a declared index, pgvector's defaults included.
+def stated_parameters(index: Index) -> dict[str, Any]:
+    """The storage parameters that a declaration states, ``"auto"`` among them."""
+    return dict(getattr(index, "parameters", None) or index.dialect_options["postgresql"]["with"] or {})
 
-    :param stated: those of the index as it stands, in place of the declared ones.
-    """
-    stated = index.dialect_options["postgresql"]["with"] or {} if stated is None else stated
+
+def parameters_of(index: Index) -> dict[str, int]:
+    """The storage parameters of a declared index that are known, pgvector's defaults included."""
+    stated = index.dialect_options["postgresql"]["with"] or {}
     known = ACCESS_METHODS.get(access_method_of(index))
     return (known.defaults if known else {}) | {name: int(value) for name, value in stated.items()}
 

@@ -18,7 +18,7 @@ from pgembed.indexes.indexed import Indexed
 from pgembed.indexes.methods import ACCESS_METHODS, Search
 from pgembed.indexes.query_plan import plan_of, reasons, uses
 from pgembed.indexes.standing import StandingIndex, require
-from pgembed.indexes.tables import IndexTarget, declared_index, parameters_of, what_is_indexed
+from pgembed.indexes.tables import IndexTarget, declared_index, what_is_indexed
 from pgembed.measuring.sample import Key, Queries, ask, keys_of
 from pgembed.queries.nearest import Mode, Nearest
 from pgembed.queries.settings import SearchSettings, suitable
@@ -153,7 +153,7 @@ class Bench:
     @property
     def parameters(self) -> dict[str, int]:
         """Its storage parameters as it stands."""
-        return parameters_of(self.what.index, self.index.parameters)
+        return self.index.all_parameters
 
     def value_of(self, ef_search: int | None, probes: int | None) -> int:
         """The value to search with, of those given.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self
 
@@ -19,8 +19,10 @@ from pgembed.columns import PendingIndex
 from pgembed.columns.registration import RegisterEmbedding
 from pgembed.exc import PgembedError
 from pgembed.indexes import ACCESS_METHODS, access_method_of
+from pgembed.indexes.differences import changed_parameters
 from pgembed.indexes.indexed import bare
 from pgembed.indexes.methods import AUTO
+from pgembed.indexes.tables import stated_parameters
 from pgembed.migrations.rendering import Code
 
 Facts = dict[str, Any]
@@ -115,7 +117,6 @@ class VectorIndexDefinition(IndexDefinition):
         element: Any = next(iter(index.expressions))
         expression = bare(element)
         where = options["where"]
-        stated = getattr(index, "parameters", None) or options["with"] or {}
         assert index.table is not None
         return cls(
             name=name,
@@ -124,7 +125,7 @@ class VectorIndexDefinition(IndexDefinition):
             expression=None if isinstance(element, Column) else sql(expression),
             using=using,
             opclass=(options["ops"] or {}).get(getattr(element, "key", None)),
-            parameters=dict(stated),
+            parameters=stated_parameters(index),
             where=None if where is None else sql(where),
             schema=schema,
         )
@@ -162,22 +163,16 @@ class VectorIndexDefinition(IndexDefinition):
     def expressions(self) -> tuple[str | None, ...]:
         return (self.where, self.expression)
 
-    def settings(self, free: Collection[str] = ()) -> tuple[Any, ...]:
-        """What is compared by value, with the defaults filled in, except parameters that are ``free``."""
-        method = ACCESS_METHODS[self.using]
-        parameters = {**method.defaults, **self.parameters}
-        return (
-            self.column,
-            self.using,
-            self.opclass or method.default_opclass,
-            {key: str(value) for key, value in parameters.items() if key not in free},
-            self.valid,
-        )
+    @property
+    def settings(self) -> tuple[Any, ...]:
+        """What is compared by value, parameters apart."""
+        opclass = self.opclass or ACCESS_METHODS[self.using].default_opclass
+        return self.column, self.using, opclass, self.valid
 
     def same_settings(self, declared: VectorIndexDefinition) -> bool:
         """Whether settings match the declaration; a parameter that is counted may have any value."""
-        free = [name for name, value in declared.parameters.items() if value == AUTO]
-        return self.settings(free) == declared.settings(free)
+        changed = changed_parameters(self.using, self.parameters, declared.parameters)
+        return self.settings == declared.settings and not changed
 
 
 @dataclass(frozen=True, kw_only=True)

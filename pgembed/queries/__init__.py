@@ -20,7 +20,7 @@ pairs, components             pairs of near rows; the groups that they make
 subject, vectors              what is searched, and what for: a text, a vector, a row
 arguments                     what the arguments of the helpers may be
 nearest                       the nearest rows as a subquery, exact or through an index
-eligibility, readiness        which declared index can be used, and whether the database has it
+eligibility                   which declared index can be used
 settings                      pgvector's search settings, asked for within the statement
 statement                     selects that refuse late clauses; rows joined back to what the caller selects
 templates                     statements that are built once, and come again with other values

@@ -29,11 +29,11 @@ from sqlalchemy.sql.visitors import iterate
 
 from pgembed.columns.words import separated
 from pgembed.exc import QueryError
+from pgembed.indexes.readiness import holds
 from pgembed.queries.arguments import configuration, expression, words
 from pgembed.queries.bm25 import best_matches, lexemes_of, quoted
 from pgembed.queries.eligibility import sql_of
 from pgembed.queries.nearest import literal_rows
-from pgembed.queries.readiness import holds
 from pgembed.queries.subject import Subject, keys_of
 from pgembed.queries.vectors import typed
 

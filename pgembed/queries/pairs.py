@@ -27,9 +27,9 @@ from sqlalchemy.sql.selectable import CTE, FromClause, Select, SelectBase, Subqu
 
 from pgembed.constants import BLOCK, EXACT_UP_TO
 from pgembed.indexes import Indexed
+from pgembed.indexes.readiness import is_ready
 from pgembed.queries.eligibility import choose, is_implied
 from pgembed.queries.nearest import Mode, literal_rows
-from pgembed.queries.readiness import is_ready
 from pgembed.queries.settings import SearchSettings
 from pgembed.queries.statement import materialized
 from pgembed.queries.subject import Subject

@@ -19,8 +19,8 @@ from sqlalchemy.sql.selectable import CTE
 from pgembed.exc import QueryError
 from pgembed.indexes import ACCESS_METHODS, Indexed, access_method_of
 from pgembed.indexes.methods import AUTO, Search
+from pgembed.indexes.readiness import is_ready, parameter
 from pgembed.queries.arguments import whole
-from pgembed.queries.readiness import is_ready, parameter
 from pgembed.queries.statement import materialized
 
 #: What pgvector takes.

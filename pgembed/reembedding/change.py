@@ -28,7 +28,8 @@ from pgembed.indexes import (
     recall,
     vector_index_of,
 )
-from pgembed.indexes.standing import StandingIndex, declared_as, standing_on
+from pgembed.indexes.differences import declared_as
+from pgembed.indexes.standing import StandingIndex, standing_on
 from pgembed.queries import semantic_search
 
 #: The share of fresh rows from which a column counts as filled: in a table in use, some are always pending.

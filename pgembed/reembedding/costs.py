@@ -14,10 +14,10 @@ from pgembed.exc import DeclarationError, EncoderError
 from pgembed.filling.backfill import texts_per_second
 from pgembed.filling.registry import columns_of
 from pgembed.filling.targets import Refused, find_targets
-from pgembed.indexes import ACCESS_METHODS
 from pgembed.indexes.build_plan import server_of
+from pgembed.indexes.differences import form_of
 from pgembed.indexes.sizes import METHODS, Build, vector_size
-from pgembed.indexes.standing import StandingIndex, form_of, standing_on
+from pgembed.indexes.standing import StandingIndex, standing_on
 
 #: Rows in an index and those of partitions, when it was last built, vacuumed or analysed.
 _HELD = text("""
@@ -110,9 +110,8 @@ def _index_takes(
         held = connection.scalar(_HELD, {"index": index.oid})
         rows = rows if held is None else min(rows, int(held))
     dimensions = min(form.dimensions or encoder.dimensions, encoder.dimensions)
-    parameters = ACCESS_METHODS[index.access_method].defaults | index.parameters
     size = vector_size(index.storage, dimensions)
-    build = Build(index.access_method, parameters, size, dimensions, server_of(connection))
+    build = Build(index.access_method, index.all_parameters, size, dimensions, server_of(connection))
     return build.memory(rows), build.disk(rows)
 
 

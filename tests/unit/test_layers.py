@@ -351,3 +351,13 @@ def test_the_table_of_a_package_names_its_files(package: str) -> None:
     files = [file.stem for file in folder.glob("*.py") if file.stem != "__init__"]
     folders = [file.parent.name for file in folder.glob("*/__init__.py")]
     assert sorted(named) == sorted([*files, *folders])
+
+
+def test_the_catalogue_of_indexes_has_one_reader() -> None:
+    """What Postgres says of an index is read in two files; filling, which knows no indexes, asks for keys."""
+    readers = {
+        file.relative_to(PACKAGE).as_posix()
+        for file in PACKAGE.rglob("*.py")
+        if "pg_catalog.pg_index " in (code := file.read_text()) or '"pg_index"' in code
+    }
+    assert readers == {"indexes/standing.py", "indexes/readiness.py", "filling/registry.py"}

@@ -4,30 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from alembic.operations import Operations
-from sqlalchemy import Index, Row, text
+from sqlalchemy import Index
 
 from pgembed.indexes.locks import turn
 from pgembed.indexes.partitions import is_partitioned
 from pgembed.indexes.server_settings import unlimited
+from pgembed.indexes.standing import find, is_name_taken
 from pgembed.indexes.tables import name_of, relation_of
 from pgembed.migrations.definitions import MigrationError
 from pgembed.migrations.operations.base import Identifier, Statement
 
 #: The comment on an index of a temporary name, which marks it as a leftover for a later attempt.
 TEMPORARY = "pgembed replaces an index, and drops this one"
-
-_FOUND = text("""
-SELECT i.indrelid = t.oid AS own,
-       i.indisvalid AS valid,
-       pg_catalog.obj_description(c.oid, 'pg_class') AS comment
-  FROM pg_catalog.pg_class AS t
-  JOIN pg_catalog.pg_class AS c ON c.relnamespace = t.relnamespace AND c.relname = :name
-  LEFT JOIN pg_catalog.pg_index AS i ON i.indexrelid = c.oid
- WHERE t.oid = pg_catalog.to_regclass(:relation)
-""")
 
 
 def temporary_name(name: str, suffix: str) -> str:
@@ -148,24 +138,18 @@ def rename(operations: Operations, index: Index, other: Index) -> None:
 
 def exists(operations: Operations, index: Index) -> bool:
     """Whether an index exists; offline it is assumed to."""
-    return operations.get_context().as_sql or _found(operations, index) is not None
+    return operations.get_context().as_sql or is_name_taken(operations.get_bind(), index)
 
 
 def _drop_leftover(operations: Operations, index: Index, *, temporary: bool) -> None:
-    found = None if operations.get_context().as_sql else _found(operations, index)
-    if found is None:
+    if operations.get_context().as_sql or not exists(operations, index):
         return
-    if found.own and (not found.valid or (temporary and found.comment == TEMPORARY)):
+    found = find(operations.get_bind(), index, methods=None)
+    if found is not None and (not found.valid or (temporary and found.comment == TEMPORARY)):
         operations.impl.drop_index(index, if_exists=True)
-    elif temporary or not found.own:
+    elif temporary or found is None:
         raise MigrationError(
             f"cannot build an index under the name {index.name!r}: there is one, "
-            + ("which pgembed did not leave there" if found.own else "and it does not belong to this table")
+            + ("which pgembed did not leave there" if found else "and it does not belong to this table")
             + ". Rename or drop it, then run the migration again"
         )
-
-
-def _found(operations: Operations, index: Index) -> Row[Any] | None:
-    """Whether a relation of this name is an index of this table and valid, and its comment."""
-    names = {"relation": relation_of(index), "name": name_of(index)}
-    return operations.get_bind().execute(_FOUND, names).one_or_none()

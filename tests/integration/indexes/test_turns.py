@@ -28,7 +28,7 @@ from pgembed.indexes import (
     is_built,
     reindex,
 )
-from pgembed.indexes import concurrent as building
+from pgembed.indexes.standing import beside
 from pgembed.migrations import setup
 
 from .test_build import indexes_of, item, leave_an_invalid_index
@@ -364,4 +364,4 @@ def test_long_names_are_cut(engine, fill):
     create_concurrently(engine, declared(name=name))
     reindex(engine, declared(name=name, m=6))
     assert indexes_of(engine) == [(name, True, ["m=6", "ef_construction=64"])]
-    assert len(building._beside(name, "new").encode()) == 63
+    assert len(beside(name, "new").encode()) == 63

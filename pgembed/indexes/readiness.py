@@ -10,7 +10,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, OID
 from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.sql.selectable import FromClause, ScalarSelect
 
-from pgembed.indexes import Indexed
+from pgembed.indexes.indexed import Indexed
 
 
 def is_ready(indexed: Indexed) -> ColumnElement[bool]:
