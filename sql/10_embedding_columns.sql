@@ -191,14 +191,11 @@ $$;
 -- All that is registered, or looks as if it were, with the reason for which it does not count.
 CREATE OR REPLACE VIEW pgembed.registrations AS
 WITH commented AS MATERIALIZED (
-    SELECT i.indexrelid, i.indrelid, t.relkind, d.description
-    FROM pg_catalog.pg_index AS i
-    JOIN pg_catalog.pg_description AS d
-      ON d.objoid = i.indexrelid AND d.objsubid = 0 AND d.classoid = 'pg_catalog.pg_class'::pg_catalog.regclass
-    JOIN pg_catalog.pg_class AS c ON c.oid = i.indexrelid
-    JOIN pg_catalog.pg_class AS t ON t.oid = i.indrelid
-    WHERE i.indpred IS NOT NULL AND NOT c.relispartition
-      AND pg_catalog.substr(d.description, 1, 11) = '{"pgembed":'
+    SELECT i.index AS indexrelid, i.relation AS indrelid, t.relkind, i.comment AS description
+    FROM pgembed.index_comments AS i
+    JOIN pg_catalog.pg_class AS c ON c.oid = i.index
+    JOIN pg_catalog.pg_class AS t ON t.oid = i.relation
+    WHERE NOT c.relispartition AND pg_catalog.substr(i.comment, 1, 11) = '{"pgembed":'
 ), read AS MATERIALIZED (
     SELECT c.indexrelid, c.indrelid, c.relkind, pgembed.distrust(c.indrelid) AS distrust, r.facts, r.problem
     FROM commented AS c

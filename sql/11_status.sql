@@ -69,20 +69,11 @@ BEGIN
             RETURN NEXT; -- nothing of such a table is executed
             CONTINUE;
         END IF;
-        SELECT string_agg(
-                   am.amname || CASE WHEN i.indisvalid THEN '' ELSE ' (invalid)' END, ', ' ORDER BY am.amname
-               )
+        SELECT string_agg(i.method || CASE WHEN i.valid THEN '' ELSE ' (invalid)' END, ', ' ORDER BY i.method)
           INTO index
-          FROM pg_index AS i
-          JOIN pg_class AS c ON c.oid = i.indexrelid
-          JOIN pg_am AS am ON am.oid = c.relam
-          JOIN pg_attribute AS a ON a.attrelid = i.indrelid AND a.attname = column_status.column_name
-         WHERE i.indrelid = entry.relation AND am.amname <> 'btree'
-           AND (a.attnum = ANY (i.indkey)
-                OR i.indkey[0] = 0 AND EXISTS ( -- an expression over the column
-                    SELECT FROM pg_depend AS d
-                     WHERE d.classid = 'pg_class'::regclass AND d.objid = i.indexrelid
-                       AND d.refobjid = i.indrelid AND d.refobjsubid = a.attnum));
+          FROM pgembed.column_indexes AS i
+         WHERE i.relation = entry.relation AND i.column_name = column_status.column_name
+           AND i.method <> 'btree';
         index := coalesce(index, 'none');
         IF NOT EXISTS (SELECT FROM pg_attribute AS a
                         WHERE a.attrelid = entry.relation AND a.attname = column_status.column_name

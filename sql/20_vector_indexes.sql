@@ -29,33 +29,30 @@ AS $$
 BEGIN
     RETURN QUERY
     WITH standing AS (
-        SELECT i.indexrelid,
-               m.amname,
-               (SELECT stated.option_value::integer FROM pg_options_to_table(c.reloptions) AS stated
+        SELECT i.index,
+               i.method,
+               (SELECT stated.option_value::integer FROM pg_options_to_table(i.options) AS stated
                  WHERE stated.option_name = 'lists') AS lists,
-               quote_ident(a.attname) AS col,
-               CASE i.indkey[0] WHEN 0 THEN pg_get_expr(i.indexprs, i.indrelid) END AS expression,
+               quote_ident(vector_column) AS col,
+               i.expression,
                t.typname AS storage,
                format_type(held.atttypid, held.atttypmod) AS shape,
                held.atttypmod AS length,
                o.oprname,
                quote_ident(n.nspname) AS ext
-          FROM pg_index AS i
-          JOIN pg_class AS c ON c.oid = i.indexrelid
-          JOIN pg_am AS m ON m.oid = c.relam
-          JOIN pg_attribute AS a ON a.attrelid = i.indrelid AND a.attname = vector_column
-          JOIN pg_attribute AS held ON held.attrelid = i.indexrelid AND held.attnum = 1
+          FROM pgembed.column_indexes AS i
+          JOIN pg_attribute AS held ON held.attrelid = i.index AND held.attnum = 1
           JOIN pg_type AS t ON t.oid = held.atttypid
-          JOIN pg_opclass AS k ON k.oid = i.indclass[0]
+          JOIN pg_opclass AS k ON k.oid = i.opclass
           JOIN pg_amop AS p ON p.amopfamily = k.opcfamily AND p.amoppurpose = 'o'
           JOIN pg_operator AS o ON o.oid = p.amopopr
           JOIN pg_namespace AS n ON n.oid = o.oprnamespace
-         WHERE i.indrelid = relation AND i.indkey[0] IN (a.attnum, 0) AND i.indisvalid AND i.indpred IS NULL
-           AND m.amname IN ('hnsw', 'ivfflat')
+         WHERE i.relation = vector_indexes.relation AND i.column_name = vector_column
+           AND i.valid AND NOT i.partial AND i.method IN ('hnsw', 'ivfflat')
     )
     SELECT known.metric,
-           s.amname::text,
-           CASE s.amname WHEN 'ivfflat' THEN coalesce(s.lists, @LISTS_DEFAULT@) END,
+           s.method::text,
+           CASE s.method WHEN 'ivfflat' THEN coalesce(s.lists, @LISTS_DEFAULT@) END,
            coalesce(s.expression, s.col),
            format('OPERATOR(%s.%s)', s.ext, s.oprname),
            CASE WHEN s.expression IS NULL THEN 1
@@ -71,7 +68,7 @@ BEGIN
                format('(%s.binary_quantize(%s))::%s', s.ext, s.col, s.shape),
                format('(%s.subvector(%s, 1, %s))::%s', s.ext, s.col, s.length, s.shape),
                format('(%s.binary_quantize(%1$s.subvector(%s, 1, %s)))::%s', s.ext, s.col, s.length, s.shape))
-     ORDER BY candidates, s.amname, s.indexrelid;
+     ORDER BY candidates, s.method, s.index;
 END
 $$;
 COMMENT ON FUNCTION pgembed.vector_indexes IS

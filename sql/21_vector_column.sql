@@ -81,13 +81,11 @@ BEGIN
     IF metric IS NULL THEN
         -- Not pgembed.embedding_columns, which looks at the tables of all columns.
         SELECT r.facts ->> 'metric' INTO metric
-          FROM pg_index AS i
-          JOIN pg_description AS d
-            ON d.objoid = i.indexrelid AND d.objsubid = 0 AND d.classoid = 'pg_class'::regclass
-         CROSS JOIN LATERAL pgembed.read_registration(d.description) AS r
-         WHERE i.indrelid = relation AND i.indpred IS NOT NULL AND r.facts ->> 'column' = vector_column
-           AND pgembed.distrust(relation) IS NULL
-         ORDER BY i.indexrelid
+          FROM pgembed.index_comments AS i
+         CROSS JOIN LATERAL pgembed.read_registration(i.comment) AS r
+         WHERE i.relation = vector_column.relation AND r.facts ->> 'column' = vector_column.vector_column
+           AND pgembed.distrust(i.relation) IS NULL
+         ORDER BY i.index
          LIMIT 1;
     END IF;
     FOR candidate IN SELECT * FROM pgembed.vector_indexes(relation, vector_column) LOOP
