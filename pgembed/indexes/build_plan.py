@@ -31,7 +31,7 @@ from pgembed.indexes.indexed import Indexed
 from pgembed.indexes.locks import oid_of_table
 from pgembed.indexes.methods import AUTO
 from pgembed.indexes.query_plan import nodes, plan_of
-from pgembed.indexes.server_settings import applied
+from pgembed.indexes.server_settings import applied, undone
 from pgembed.indexes.tables import (
     IndexTarget,
     access_method_of,
@@ -94,7 +94,8 @@ def plan(
     """What building the index of a column will take.
 
     Memory and disk are computed (:mod:`pgembed.indexes.sizes`), the time is measured: the index is built on a
-    sample of the rows, in a temporary table of a savepoint that is rolled back::
+    sample of the rows, in a temporary table of a savepoint that is rolled back (in autocommit, of a
+    transaction)::
 
         SAVEPOINT ...; CREATE TEMPORARY TABLE pgembed_sample (vector VECTOR(384));    -- what is indexed
         INSERT INTO pgembed_sample SELECT embedding FROM article TABLESAMPLE SYSTEM (...) LIMIT 2000;
@@ -273,8 +274,7 @@ def _timed(
     drawn = tablesample(what.column.table, func.system(share))
     vector = drawn.c[what.column.key]
     source = select(what.over(vector)).where(vector.is_not(None)).limit(wanted)
-    savepoint = connection.begin_nested()
-    try:
+    with undone(connection):
         sampled.create(connection)
         connection.execute(insert(sampled).from_select(["vector"], source))
         taken = connection.scalar(select(func.count()).select_from(sampled)) or 0
@@ -293,6 +293,4 @@ def _timed(
         started = connection.scalar(_CLOCK)
         connection.execute(CreateIndex(copy))
         seconds = connection.scalar(_CLOCK) - started
-    finally:
-        savepoint.rollback()
     return taken, float(seconds)

@@ -18,6 +18,7 @@ from pgembed.indexes.build_plan import server_of
 from pgembed.indexes.declaration import VectorIndex
 from pgembed.indexes.differences import is_form_of
 from pgembed.indexes.partitions import leaves
+from pgembed.indexes.server_settings import undone
 from pgembed.indexes.standing import StandingIndex, standing
 from pgembed.indexes.tables import IndexTarget, declared_index, indexes_on, name_of, relation_of
 from pgembed.metrics import BY_NAME
@@ -140,8 +141,7 @@ def check(connection: Connection, target: IndexTarget | None = None, *, reads: i
     bug of the installed pgvector (:data:`BUGS`); of a metric or an expression that no query of their
     column asks for; of a graph that does not fit this session's ``maintenance_work_mem``, or of lists
     that cannot be built with it; and IVFFlat indexes whose rows have moved away from the clusters, so that a
-    search looks at several times the rows of an even list (measured on 30 random rows with ``probes = 1``). A
-    transaction is needed: settings of the measurement are undone with a savepoint.
+    search looks at several times the rows of an even list (measured on 30 random rows with ``probes = 1``).
 
     How much memory a build had is recorded nowhere: what is found is that the setting as it is now would not
     have done.
@@ -329,12 +329,9 @@ def _unevenness(connection: Connection, index: StandingIndex, rows: float) -> fl
         "enable_seqscan": "off",
         "enable_sort": "off",
     }
-    savepoint = connection.begin_nested()
-    try:
+    with undone(connection):
         connection.execute(select(*(func.set_config(name, value, True) for name, value in settings.items())))
         counts = [connection.scalar(counting, {"query": as_array(query)}) or 0 for query in queries]
-    finally:
-        savepoint.rollback()
     if not counts:
         return None
     return (sum(counts) / len(counts)) / (rows / float(index.all_parameters["lists"]))

@@ -14,6 +14,7 @@ from sqlalchemy.sql.elements import ClauseElement
 from pgembed.columns.conditions import check_sql
 from pgembed.exc import need_connection
 from pgembed.indexes.ddl import Explain
+from pgembed.indexes.server_settings import undone
 from pgembed.indexes.standing import StandingIndex, standing
 
 _OPERATOR = re.compile(r" (?:OPERATOR\([^)]*?)?(<=>|<->|<#>|<\+>|<~>|<%>)\)? ")
@@ -219,12 +220,9 @@ def _of_cost(
     statement: ClauseElement,
     parameters: Mapping[str, Any] | None,
 ) -> str:
-    savepoint = connection.begin_nested()
-    try:
+    with undone(connection):
         connection.execute(select(*(func.set_config(name, "off", True) for name in _NO_OTHER_WAY)))
         possible = uses(plan_of(connection, statement, parameters), index)
-    finally:
-        savepoint.rollback()
     kinds = " ".join(node["Node Type"] for node in nodes(root))
     if possible:
         return (

@@ -3,14 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from sqlalchemy import ARRAY, Connection, Engine, String, bindparam, func, select, text
 from sqlalchemy.exc import DBAPIError
 
+from pgembed.exc import sqlstate
+
 _KNOWN = text("SELECT name FROM pg_catalog.pg_settings WHERE name = ANY (:names)").bindparams(
     bindparam("names", type_=ARRAY(String))
 )
+#: What Postgres says to SAVEPOINT outside of a transaction.
+_NO_TRANSACTION = "25P01"
+
+
+@contextmanager
+def undone(connection: Connection) -> Iterator[None]:
+    """Take back what the block did in the database: ``SAVEPOINT ...; ROLLBACK TO SAVEPOINT ...``.
+
+    In autocommit the block has a transaction of its own, ``BEGIN; ROLLBACK``. The server knows whether there
+    is one already, which may have been begun by hand.
+    """
+    try:
+        savepoint = connection.begin_nested()
+    except DBAPIError as error:
+        if sqlstate(error) != _NO_TRANSACTION:
+            raise
+    else:
+        try:
+            yield
+        finally:
+            savepoint.rollback()
+        return
+    connection.exec_driver_sql("BEGIN")
+    try:
+        yield
+    finally:
+        if not connection.invalidated:
+            connection.exec_driver_sql("ROLLBACK")
 
 
 @contextmanager
@@ -18,7 +48,8 @@ def applied(connection: Connection, settings: Mapping[str, str]) -> Iterator[Non
     """Settings of the session for the time of the block, with and without a transaction.
 
     They are not made local to the transaction, since without one they would end with their own statement.
-    A transaction that fails in the block takes them back itself, and accepts no statement that would.
+    A transaction that fails in the block takes them back itself, and accepts no statement that would; in
+    autocommit it is one that was begun by hand.
     """
     before = {name: connection.scalar(select(func.current_setting(name))) for name in settings}
     try:
@@ -26,7 +57,8 @@ def applied(connection: Connection, settings: Mapping[str, str]) -> Iterator[Non
         yield
     except BaseException:
         if not connection.invalidated and in_autocommit(connection):
-            _set(connection, before)
+            with suppress(DBAPIError):
+                _set(connection, before)
         raise
     _set(connection, before)
 

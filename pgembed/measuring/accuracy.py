@@ -17,6 +17,7 @@ from pgembed.indexes.errors import IndexNotUsedError, NoNeighboursError
 from pgembed.indexes.indexed import Indexed
 from pgembed.indexes.methods import ACCESS_METHODS, Search
 from pgembed.indexes.query_plan import plan_of, reasons, uses
+from pgembed.indexes.server_settings import undone
 from pgembed.indexes.standing import StandingIndex, require
 from pgembed.indexes.tables import IndexTarget, declared_index, what_is_indexed
 from pgembed.measuring.sample import Key, Queries, ask, keys_of
@@ -83,7 +84,7 @@ def recall(
 
     A row does not count as its own neighbour. A row counts as found if it is no farther than the farthest
     of the exact ones, so that any of several equally distant rows will do. Settings end with the call, which
-    makes a savepoint in the connection's transaction.
+    makes a savepoint in the connection's transaction, or in autocommit a transaction.
 
     The interval is Wilson's (1927) over the effective number of independent answers: neighbours of one query
     are missed together (Kish 1965, design effect).
@@ -223,14 +224,11 @@ class Bench:
         settings = {self.search.setting: str(value)} | dict(
             [self.search.iterative] if self.search.iterative else []
         )
-        savepoint = connection.begin_nested()
-        try:
+        with undone(connection):
             connection.execute(
                 select(*(func.set_config(name, wanted, True) for name, wanted in settings.items()))
             )
             yield
-        finally:
-            savepoint.rollback()
 
     def _statement(self, mode: Mode, value: int | None = None) -> Select[Any]:
         """The keys and distances that a search finds, of the parameter ``query``."""

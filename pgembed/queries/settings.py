@@ -86,10 +86,9 @@ class SearchSettings:
                 raise QueryError(f"{other}= is not for {which}, which is of the method {name}{instead}")
         if search is None:
             return []
+        applied: str | ColumnElement[str] = str(value)
         if value is None:
             applied = _at_least(search.setting, suitable(search, index, rows, _parameters(index, name)))
-        else:
-            applied = cast(value, String)
         return [_set(search.setting, applied), *([_set(*search.iterative)] if search.iterative else [])]
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterator, Mapping, Set
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +18,7 @@ from sqlalchemy.exc import DBAPIError
 from pgembed.columns import PendingIndex, embeddings_of
 from pgembed.indexes import ACCESS_METHODS, access_method_of
 from pgembed.indexes.query_plan import plan_of
+from pgembed.indexes.server_settings import undone
 from pgembed.indexes.tables import name_of
 from pgembed.migrations.definitions import IndexDefinition, PendingIndexDefinition, VectorIndexDefinition
 from pgembed.migrations.operations.indexes import ChangeIndexOp, RegisterEmbeddingOp
@@ -186,20 +186,12 @@ def same(connection: Connection, table: Table, old: IndexDefinition, new: IndexD
             return False
         columns += [literal_column(left), literal_column(right)]
     try:
-        with _savepoint(connection):
+        with undone(connection):
             labelled = [column.label(f"c{number}") for number, column in enumerate(columns)]
             output = plan_of(connection, select(*labelled).select_from(table))["Output"]
     except DBAPIError:
         return False
     return bool(output[::2] == output[1::2])
-
-
-def _savepoint(connection: Connection) -> AbstractContextManager[Any]:
-    """A failed statement would abort the transaction; in autocommit there is none, and no savepoint."""
-    try:
-        return connection.begin_nested()
-    except DBAPIError:
-        return nullcontext()
 
 
 def _in_both(context: AutogenContext, table: Table | None, model: Table | None) -> set[str]:

@@ -424,6 +424,7 @@ async def test_asyncpg(corpus):
         for statement in (
             semantic_search(corpus.article.embedding, QUERY, limit=5),
             semantic_search(corpus.article.embedding, vector, limit=5, mode="exact"),
+            semantic_search(corpus.article.embedding, vector, limit=5, ef_search=100),
         ):
             assert keys_and_distances((await session.execute(statement)).all()) == corpus.nearest(vector, 5)
     await engine.dispose()

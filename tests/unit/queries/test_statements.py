@@ -376,7 +376,7 @@ def test_ivfflat_asks_for_the_square_root_of_its_lists():
     assert "relaxed_order" in values
     assert compiled.params["greatest_1"] == 8
     compiled = semantic_search(table.c.v, [1, 2, 3], probes=20).compile(dialect=postgresql.dialect())
-    assert compiled.params["param_1"] == 20
+    assert "20" in compiled.params.values()
     with pytest.raises(QueryError, match="use probes="):
         semantic_search(table.c.v, [1, 2, 3], ef_search=20)
 
