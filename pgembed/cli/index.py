@@ -15,7 +15,7 @@ from pgembed import indexes
 from pgembed.cli.known import declared_on, index_on
 from pgembed.cli.options import AsJson, ColumnName, DatabaseUrl, IndexName, TableName, open_engine, say
 from pgembed.indexes import VectorIndex
-from pgembed.indexes.differences import Form, stands_as_declared
+from pgembed.indexes.differences import IndexForm, stands_as_declared
 from pgembed.indexes.progress import OnProgress
 from pgembed.indexes.sizes import readable
 from pgembed.indexes.standing import find
@@ -78,7 +78,7 @@ def plan(
 ) -> None:
     """What building an index takes: memory, disk, time; and which index suits that many rows."""
     parameters = {"m": m, "ef_construction": ef_construction, "lists": lists}
-    form = Form(quantize, dimensions, where)
+    form = IndexForm(quantize, dimensions, where)
     with open_engine(url) as engine, engine.begin() as connection:
         index = _new(connection, table, column, models, name, method, metric, form, parameters)
         found = indexes.plan(connection, index, workers=workers)
@@ -121,7 +121,7 @@ def create(
     An existing index with these settings is left as it is; one with other settings is an error.
     """
     parameters = {"m": m, "ef_construction": ef_construction, "lists": lists}
-    form = Form(quantize, dimensions, where)
+    form = IndexForm(quantize, dimensions, where)
     with open_engine(url) as engine:
         with engine.begin() as connection:
             index = _new(connection, table, column, models, name, method, metric, form, parameters)
@@ -162,7 +162,7 @@ def _new(
     name: str | None,
     method: str | None,
     metric: str | None,
-    form: Form,
+    form: IndexForm,
     parameters: Mapping[str, int | None],
 ) -> VectorIndex:
     """The index to plan or build: the one that models declare, or the one that the options say."""
@@ -178,7 +178,7 @@ def _new(
             form=form,
             parameters=parameters,
         )
-    if form != Form() or any(given is not None for given in (method, metric, *parameters.values())):
+    if form != IndexForm() or any(given is not None for given in (method, metric, *parameters.values())):
         raise typer.BadParameter("the models say what the index is: leave the other options out")
     return declared_on(connection, table, column, models, name=name)
 

@@ -18,7 +18,7 @@ from pgembed.encoders import Encoder
 from pgembed.exc import NotInstalledError, RegistrationError
 from pgembed.filling.registry import encoder_options, entries, problems, registered_encoder
 from pgembed.indexes import VectorIndex, indexes_on
-from pgembed.indexes.differences import Form, declaration, described, differences, matching
+from pgembed.indexes.differences import IndexForm, declaration, described, differences, matching
 from pgembed.indexes.standing import StandingIndex, standing
 from pgembed.metrics import metric as metric_named
 
@@ -93,7 +93,7 @@ def index_on(
     new: bool = False,
     method: str | None = None,
     metric: str | None = None,
-    form: Form | None = None,
+    form: IndexForm | None = None,
     parameters: Mapping[str, int | None] | None = None,
 ) -> VectorIndex:
     """The existing index on the column, or else a new one with these options.
@@ -125,7 +125,7 @@ def index_on(
         there, form = found[0]
     elif name is not None and not new:
         raise typer.BadParameter(f"{table}.{column} has no vector index {name}", param_hint="--index")
-    form = form or Form()
+    form = form or IndexForm()
     stated = {key: value for key, value in (parameters or {}).items() if value is not None}
     index = declaration(
         on_column,

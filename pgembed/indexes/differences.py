@@ -22,7 +22,7 @@ _KINDS: dict[str, type[HNSW] | type[IVFFlat]] = {"hnsw": HNSW, "ivfflat": IVFFla
 
 
 @dataclass(frozen=True)
-class Form:
+class IndexForm:
     """What an index holds of a column, and of which rows: the options of the declarations.
 
     :ivar where: the predicate, as SQL.
@@ -61,9 +61,9 @@ def differences(found: StandingIndex, index: Index) -> Differences:
         metric = what.metric.name if what.metric is not None else found.opclass
         held = form_of(found, what.column)
         where = None if what.where is None else str(what.where)
-        wanted = Form(getattr(index, "quantize", None), getattr(index, "dimensions", None), where)
+        wanted = IndexForm(getattr(index, "quantize", None), getattr(index, "dimensions", None), where)
         if not what.whole and not isinstance(index, VectorIndex):  # any expression of this type
-            held = Form() if found.expression is not None and found.storage == what.storage else None
+            held = IndexForm() if found.expression is not None and found.storage == what.storage else None
         form = _differing(found, held, method, metric, wanted)
     if form:
         return Differences(form)
@@ -89,8 +89,8 @@ def matching(
     name: str | None = None,
     method: str | None = None,
     metric: str | None = None,
-    form: Form | None = None,
-) -> list[tuple[StandingIndex, Form]]:
+    form: IndexForm | None = None,
+) -> list[tuple[StandingIndex, IndexForm]]:
     """The indexes on a column that are as asked for, those on whole vectors of all rows first, then those
     that are valid. What is ``None`` may be anything."""
     found = [
@@ -99,15 +99,15 @@ def matching(
         if name in (None, index.name) and (held := form_of(index, column)) is not None
         if not _differing(index, held, method, metric, form)
     ]
-    return sorted(found, key=lambda pair: (pair[1] != Form(), not pair[0].valid))
+    return sorted(found, key=lambda pair: (pair[1] != IndexForm(), not pair[0].valid))
 
 
 def _differing(
     found: StandingIndex,
-    held: Form | None,
+    held: IndexForm | None,
     method: str | None,
     metric: str | None,
-    form: Form | None,
+    form: IndexForm | None,
 ) -> tuple[str, ...]:
     if held is not None and held.quantize == "bit" and metric is not None:
         metric = "hamming"  # bits of vectors give the candidates of any metric
@@ -133,10 +133,10 @@ def is_form_of(expression: str, column: str) -> bool:
     }
 
 
-def form_of(index: StandingIndex, column: Column[Any]) -> Form | None:
+def form_of(index: StandingIndex, column: Column[Any]) -> IndexForm | None:
     """The form of an index on the column or on an expression that ``quantize=`` and ``dimensions=`` make."""
     if index.column == column.name:
-        return Form(where=index.predicate)
+        return IndexForm(where=index.predicate)
     if index.expression is None or not is_form_of(index.expression, column.name):
         return None
     part = re.search(r"subvector\(.*, 1, (\d+)\)", index.expression)
@@ -146,13 +146,13 @@ def form_of(index: StandingIndex, column: Column[Any]) -> Form | None:
     )
     if part is None and (quantize is None or "subvector(" in index.expression):
         return None  # a cast alone, or dimensions that are not the first
-    return Form(quantize, int(part[1]) if part else None, index.predicate)
+    return IndexForm(quantize, int(part[1]) if part else None, index.predicate)
 
 
 def declaration(
     column: Column[Any],
     method: str,
-    form: Form,
+    form: IndexForm,
     *,
     name: str | None,
     metric: str | None,

@@ -43,7 +43,7 @@ _WINDOW = 16_384
 
 
 @dataclass(frozen=True)
-class Plan:
+class ExecutionPlan:
     """How an encoder is run on a device.
 
     :ivar graph: the graph's file.
@@ -61,7 +61,7 @@ class Plan:
     runs: int = 1
 
 
-def plan(device: Device, precision: str, spec: EncoderSpec) -> Plan:
+def plan(device: Device, precision: str, spec: EncoderSpec) -> ExecutionPlan:
     """Choose graph and batches for a device and a precision.
 
     :raises EncoderOptionError: the encoder has no graph for them.
@@ -71,16 +71,16 @@ def plan(device: Device, precision: str, spec: EncoderSpec) -> Plan:
             raise EncoderOptionError("precision", precision, needed="fp16 or fp32 on CUDA")
         if INT8_FILE not in spec.files:
             raise EncoderOptionError("precision", precision, needed=f"fp32: {spec.name!r} has no int8 graph")
-        return Plan(INT8_FILE, padded, 4096, 16)
+        return ExecutionPlan(INT8_FILE, padded, 4096, 16)
     if device.kind == "cuda" and precision in ("auto", "fp16") and CUDA_FILE in spec.files:
-        return Plan(CUDA_FILE, packed, 32_768, 4096, runs=3)
+        return ExecutionPlan(CUDA_FILE, packed, 32_768, 4096, runs=3)
     if precision == "fp16":
         where = "fp32 on the CPU" if device.kind == "cpu" else f"fp32: {spec.name!r} has no fp16 graph"
         raise EncoderOptionError("precision", precision, needed=where)
     # Matrix products on the CPU reach their full speed at some hundred rows; more only takes memory.
     if device.kind == "cpu":
-        return Plan(MODEL_FILE, padded, 4096, 16)
-    return Plan(MODEL_FILE, padded, 32_768, 1024, runs=3)
+        return ExecutionPlan(MODEL_FILE, padded, 4096, 16)
+    return ExecutionPlan(MODEL_FILE, padded, 32_768, 1024, runs=3)
 
 
 class OnnxRuntime:
