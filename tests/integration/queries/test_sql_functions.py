@@ -305,7 +305,7 @@ def test_ivfflat_probes_as_many_lists_as_it_takes(engine):
 @pytest.mark.parametrize(
     ("sql", "message", "hint"),
     [
-        ("SELECT * FROM pgembed.search('article', 'body', '[1]')", "no column body", "embedding"),
+        ("SELECT * FROM pgembed.search('article', 'summary', '[1]')", "no column summary", "embedding"),
         ("SELECT * FROM pgembed.search('article', 'title', '[1]')", "of the type varchar", "vectors"),
         ("SELECT * FROM pgembed.search('article', 'embedding', '[1,2]')", "2 dimensions", "encoder"),
         ("SELECT * FROM pgembed.search('article', 'embedding', NULL)", "query vector is NULL", "filled"),
