@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from sqlalchemy import Connection, Result, Row, Select, String
 from sqlalchemy.engine import IteratorResult
 from sqlalchemy.engine.result import SimpleResultMetaData
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
 from sqlalchemy.orm import Session, scoped_session
 from sqlalchemy.types import NullType
 
@@ -19,8 +18,11 @@ from pgembed.exc import QueryError
 from pgembed.queries.arguments import expression, whole
 from pgembed.queries.statement import free_name
 
+if TYPE_CHECKING:  # at run time it needs the package greenlet
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
+
 _SYNC = (Session, scoped_session, Connection)
-_ASYNC = (AsyncSession, async_scoped_session, AsyncConnection)
+_ASYNC = {"AsyncSession", "async_scoped_session", "AsyncConnection"}
 _SCORE = "rerank_score"
 
 
@@ -62,7 +64,7 @@ def rerank(
     :raises QueryError: an argument is not what is expected, or the reranker's answer is not.
     """
     if not isinstance(session, _SYNC):
-        instead = ": use `await arerank(...)`" if isinstance(session, _ASYNC) else ""
+        instead = ": use `await arerank(...)`" if _is_async(session) else ""
         raise QueryError(f"expected a Session or a Connection, got {session!r}{instead}")
     call = _Call(statement, query, reranker, text, limit, label)
     candidates = call.candidates(session.execute(call.statement, params or {}))
@@ -81,12 +83,16 @@ async def arerank(
     params: Mapping[str, Any] | None = None,
 ) -> list[Row[Any]]:
     """As :func:`rerank`, with an ``AsyncSession``; texts are scored off the event loop."""
-    if not isinstance(session, _ASYNC):
+    if not _is_async(session):
         instead = ": use rerank(...)" if isinstance(session, _SYNC) else ""
         raise QueryError(f"expected an AsyncSession or an AsyncConnection, got {session!r}{instead}")
     call = _Call(statement, query, reranker, text, limit, label)
     candidates = call.candidates(await session.execute(call.statement, params or {}))
     return call.ordered(candidates, await in_thread(call.scores, candidates))
+
+
+def _is_async(session: object) -> bool:
+    return bool(_ASYNC & {kind.__name__ for kind in type(session).__mro__})
 
 
 class _Candidates:

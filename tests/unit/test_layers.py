@@ -291,6 +291,11 @@ def test_encoders_alone_load_nothing_of_databases(code: str) -> None:
     assert loaded(code, "pgembed.encoders", "sqlalchemy.orm", "pgembed.columns") == ["pgembed.encoders"]
 
 
+def test_programs_without_asyncio_need_no_greenlet() -> None:
+    code = "import sys; sys.modules['greenlet'] = None\nfrom pgembed import *"
+    assert loaded(code, "pgembed.queries") == ["pgembed.queries"]
+
+
 @pytest.mark.parametrize(
     "code",
     [
