@@ -18,6 +18,7 @@ DECLARE
     fields text[];
     template text;
     bare text;
+    longest integer;
 BEGIN
     IF facts ->> 'pgembed' IS DISTINCT FROM '1' OR jsonb_typeof(facts -> 'pgembed') <> 'number' THEN
         RETURN 'pgembed is not 1, the format that this version reads';
@@ -82,6 +83,25 @@ BEGIN
             RETURN format('the option %s of the encoder is not a %s', key, kind);
         END IF;
     END LOOP;
+    kind := coalesce(jsonb_typeof(facts -> 'words'), 'null');
+    IF kind NOT IN ('null', 'object') THEN
+        RETURN 'words is not an object';
+    ELSIF kind = 'object' THEN
+        FOREACH key IN ARRAY ARRAY['column', 'statistics', 'config'] LOOP
+            longest := CASE key WHEN 'config' THEN 255 ELSE 63 END;
+            IF jsonb_typeof(facts -> 'words' -> key) IS DISTINCT FROM 'string'
+               OR octet_length(facts -> 'words' ->> key) NOT BETWEEN 1 AND longest THEN
+                RETURN format('%s of words is not a text of 1 to %s bytes', key, longest);
+            END IF;
+        END LOOP;
+        FOREACH key IN ARRAY ARRAY['k1', 'b'] LOOP
+            longest := CASE key WHEN 'k1' THEN 1000 ELSE 1 END;
+            IF jsonb_typeof(facts -> 'words' -> key) IS DISTINCT FROM 'number'
+               OR (facts -> 'words' -> key)::numeric NOT BETWEEN 0 AND longest THEN
+                RETURN format('%s of words is not a number from 0 to %s', key, longest);
+            END IF;
+        END LOOP;
+    END IF;
     template := facts ->> 'template';
     IF template IS NOT NULL THEN
         bare := regexp_replace(template, '\{\{|\}\}', '', 'g');
@@ -239,11 +259,34 @@ SELECT relation,
        pgembed.pending_predicate(facts) COLLATE pg_catalog."C" AS pending_predicate, -- as it was made first
        CASE WHEN pg_catalog.jsonb_typeof(facts -> 'fields') = 'array'
             THEN ARRAY(SELECT pg_catalog.jsonb_array_elements_text(facts -> 'fields')) END AS fields,
-       facts -> 'options' AS options
+       facts -> 'options' AS options,
+       facts -> 'words' AS words
 FROM pgembed.registrations
 WHERE problem IS NULL;
 COMMENT ON VIEW pgembed.embedding_columns IS
     'the embedding columns of this database; pending_predicate is the SQL condition of the rows to be filled';
+
+-- The table of statistics of a column's words: beside the column's table, and trusted as that is.
+CREATE OR REPLACE FUNCTION pgembed.word_statistics(relation regclass, declared jsonb)
+RETURNS regclass
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    found oid;
+    problem text;
+BEGIN
+    SELECT c.oid INTO found
+      FROM pg_class AS c
+     WHERE c.relnamespace = (SELECT t.relnamespace FROM pg_class AS t WHERE t.oid = relation)
+       AND c.relname = declared ->> 'statistics' AND c.relkind IN ('r', 'p');
+    problem := pgembed.distrust(found);
+    IF problem IS NOT NULL THEN
+        RAISE EXCEPTION 'table %: %', found::regclass, problem USING ERRCODE = 'insufficient_privilege';
+    END IF;
+    RETURN found;
+END
+$$;
 
 -- Of earlier versions.
 DROP FUNCTION IF EXISTS pgembed.registration(text);

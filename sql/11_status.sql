@@ -11,7 +11,7 @@ BEGIN
     IF EXISTS (SELECT FROM pg_catalog.pg_proc AS p
                WHERE p.oid = pg_catalog.to_regproc('pgembed.column_status')
                  AND p.proargnames <> ARRAY['relation', 'column_name', 'encoder', 'fingerprint', 'total', 'fresh',
-                                            'pending', 'failed', 'index', 'problem', 'estimated']) THEN
+                                            'pending', 'failed', 'index', 'problem', 'estimated', 'words']) THEN
         BEGIN -- The view stays, and with it who may read it.
             CREATE OR REPLACE VIEW pgembed.status AS
             SELECT NULL::regclass AS relation, NULL::name AS column_name, NULL::text AS encoder,
@@ -22,6 +22,31 @@ BEGIN
         END;
         DROP FUNCTION pgembed.column_status();
     END IF;
+END
+$$;
+
+-- When the statistics of a column's words were refreshed, or why that is not known.
+CREATE OR REPLACE FUNCTION pgembed.words_as_of(relation regclass, declared jsonb)
+RETURNS text
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+SET lock_timeout = '2s'
+AS $$
+DECLARE
+    statistics regclass;
+    found timestamptz;
+BEGIN
+    IF coalesce(jsonb_typeof(declared), 'null') = 'null' THEN
+        RETURN NULL;
+    END IF;
+    statistics := pgembed.word_statistics(relation, declared);
+    IF statistics IS NULL THEN
+        RETURN format('there is no table %I', declared ->> 'statistics');
+    END IF;
+    EXECUTE format('SELECT refreshed_at FROM %s WHERE lexeme = %L', statistics, '') INTO found;
+    RETURN coalesce(to_char(found AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"'), 'never refreshed');
+EXCEPTION WHEN OTHERS THEN
+    RETURN SQLERRM;
 END
 $$;
 
@@ -36,7 +61,8 @@ CREATE OR REPLACE FUNCTION pgembed.column_status(
     OUT failed bigint,
     OUT index text,
     OUT problem text,
-    OUT estimated boolean -- whether total and fresh are estimates
+    OUT estimated boolean, -- whether total and fresh are estimates
+    OUT words text -- when the statistics of its words were refreshed; NULL where none are declared
 )
 RETURNS SETOF record
 LANGUAGE plpgsql STABLE
@@ -65,6 +91,7 @@ BEGIN
         index := NULL;
         problem := entry.problem;
         estimated := NULL;
+        words := NULL;
         IF problem IS NOT NULL THEN
             RETURN NEXT; -- nothing of such a table is executed
             CONTINUE;
@@ -83,6 +110,7 @@ BEGIN
             RETURN NEXT;
             CONTINUE;
         END IF;
+        words := pgembed.words_as_of(entry.relation, entry.facts -> 'words');
         BEGIN
             predicate := pgembed.pending_predicate(entry.facts);
             IF NOT pgembed.is_predicate_of(entry.pending_index, predicate) THEN

@@ -27,6 +27,7 @@ from pgembed.cli import (
     reembed,
     search,
     serve,
+    statistics,
     status,
     worker,
 )
@@ -48,6 +49,7 @@ for _group in (
     failures,
     index,
     reembed,
+    statistics,
     search,
     encoders,
     encode,

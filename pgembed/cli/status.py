@@ -97,6 +97,9 @@ def _table(rows: list[dict[str, Any]], *, sampled: bool) -> Table:
     for heading in ("rows", "fresh", "pending", "failed"):
         table.add_column(heading, justify="right")
     table.add_column("index")
+    worded = any(row["words"] for row in rows)
+    if worded:
+        table.add_column("words as of")
     if sampled:
         table.add_column("cut texts")
     for row in rows:
@@ -106,6 +109,7 @@ def _table(rows: list[dict[str, Any]], *, sampled: bool) -> Table:
             escape((row["fingerprint"] or "?")[:12]),
             *_counted(row),
             escape(row["problem"] or row["index"]),
+            *([escape(row["words"] or "")] if worded else []),
             *([_share(row)] if sampled else []),
         )
     return table

@@ -73,6 +73,14 @@ class RegisterEmbedding(DDLElement):
             facts["options"] = declaration.encoder.options
         if declaration.replaces is not None:
             facts["replaces"] = declaration.replaces
+        if embedding.words is not None:
+            facts["words"] = {
+                "column": embedding.words.column.name,
+                "statistics": embedding.words.statistics.name,
+                "config": embedding.words.declaration.config,
+                "k1": embedding.words.declaration.k1,
+                "b": embedding.words.declaration.b,
+            }
         return facts
 
 
@@ -194,6 +202,22 @@ def _problem_of_values(facts: Facts) -> str | None:
         kinds, noun = ((int, float), "number") if kind is int else ((str,), "text")
         if name in options and type(options[name]) not in kinds:
             return f"the option {name} of the encoder is not a {noun}"
+    return _problem_of_words(facts)
+
+
+def _problem_of_words(facts: Facts) -> str | None:
+    words = facts.get("words")
+    if words is None:
+        return None
+    if not isinstance(words, dict):
+        return "words is not an object"
+    for key, most in (("column", LONGEST_NAME), ("statistics", LONGEST_NAME), ("config", 255)):
+        value = words.get(key)
+        if not isinstance(value, str) or not 1 <= len(value.encode()) <= most:
+            return f"{key} of words is not a text of 1 to {most} bytes"
+    for key, limit in (("k1", 1000), ("b", 1)):
+        if type(words.get(key)) not in (int, float) or not 0 <= words[key] <= limit:
+            return f"{key} of words is not a number from 0 to {limit}"
     return None
 
 

@@ -83,11 +83,9 @@ class Words:
                 f"Words(config={config!r}); expected the name of a text search configuration, such as "
                 "'english' or 'public.mine'"
             )
-        for key, value, most in (("k1", k1, float("inf")), ("b", b, 1.0)):
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not number or not 0 <= value <= most or value == float("inf"):
-                bounds = "a number from 0 to 1" if key == "b" else "a number of at least 0"
-                raise DeclarationError(f"Words({key}={value!r}); expected {bounds}")
+        for key, value, most in (("k1", k1, 1000), ("b", b, 1)):
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most:
+                raise DeclarationError(f"Words({key}={value!r}); expected a number from 0 to {most}")
         if name is not None and (not isinstance(name, str) or not 0 < octets(name) <= LONGEST_NAME):
             raise DeclarationError(f"Words(name={name!r}); expected a name of 1 to {LONGEST_NAME} bytes")
         for key, given in (("sources", sources), ("config", config), ("k1", float(k1)), ("b", float(b))):

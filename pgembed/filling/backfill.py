@@ -13,6 +13,7 @@ from pgembed.columns import TextEncoder
 from pgembed.columns.conditions import condition
 from pgembed.filling.cycle import Cycle, Settings
 from pgembed.filling.flow import Counts
+from pgembed.filling.frequencies import Refresher
 from pgembed.filling.statements import Statements
 from pgembed.filling.targets import Target, target_of
 from pgembed.filling.transactions import Transactions, warn_superuser
@@ -77,7 +78,9 @@ def backfill(
         throttle=throttle,
         on_progress=on_progress,
     )
-    return cycle.run(once=True)
+    counts = cycle.run(once=True)
+    Refresher(engine).refresh([target])
+    return counts
 
 
 def pending(

@@ -5,16 +5,26 @@ Nothing counts while rows are written, so that no writer waits for another one's
 
 from __future__ import annotations
 
+import logging
+import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import Column, Connection, MetaData, Table, func, literal_column, select, text
+from sqlalchemy import Column, Connection, Engine, MetaData, Table, func, literal_column, select, text
 from sqlalchemy.dialects.postgresql import TSVECTOR
 from sqlalchemy.dialects.postgresql.base import PGDialect
+from sqlalchemy.exc import DBAPIError
 
 from pgembed.columns import EmbeddingColumn, bound
 from pgembed.columns.names import written
-from pgembed.exc import DeclarationError, need_connection
+from pgembed.columns.trust import require_trust
+from pgembed.exc import DeclarationError, NotInstalledError, PgembedError, need_connection
+from pgembed.filling.targets import Target
+from pgembed.filling.transactions import Transactions
+
+logger = logging.getLogger(__name__)
 
 # Without a driver's way of writing parameters, which would double per cent signs.
 _DIALECT: Any = PGDialect(paramstyle="named")  # type: ignore[no-untyped-call]
@@ -106,3 +116,112 @@ def refresh(
     statement = text(_REFRESH.format(statistics=target.replace(":", r"\:")))
     found = connection.execute(statement, {"query": query, "share": share, "rows": total}).one()
     return WordStatistics(found.rows, found.mean_length, found.words)
+
+
+#: A worker refreshes statistics that are older, where rows have been written since.
+AGE = timedelta(minutes=10)
+
+_STATISTICS = text("""
+SELECT c.oid, n.nspname AS schema, t.relname AS name,
+       (SELECT pg_catalog.sum(pg_catalog.pg_stat_get_tuples_inserted(p.oid)
+                              + pg_catalog.pg_stat_get_tuples_updated(p.oid)
+                              + pg_catalog.pg_stat_get_tuples_deleted(p.oid))
+          FROM (SELECT t.oid UNION SELECT relid FROM pg_catalog.pg_partition_tree(t.oid)) AS p (oid)
+       ) AS writes
+FROM pg_catalog.pg_class AS t
+JOIN pg_catalog.pg_namespace AS n ON n.oid = t.relnamespace
+LEFT JOIN pg_catalog.pg_class AS c
+  ON c.relnamespace = t.relnamespace AND c.relkind IN ('r', 'p') AND c.relname = CAST(:statistics AS text)
+WHERE t.oid = CAST(CAST(:relation AS bigint) AS oid)
+""")
+# Transactions of a worker look up few rows by their keys; here are many.
+_PLANNED = text(
+    "SELECT pg_catalog.set_config('enable_hashjoin', 'on', true), "
+    "pg_catalog.set_config('enable_mergejoin', 'on', true)"
+)
+
+
+class Refresher:
+    """Refreshes the statistics of a database's columns, one after the other; what fails is logged, once."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._thread: threading.Thread | None = None
+        self._stopped = threading.Event()
+        self._writes: dict[int, int] = {}
+        self._failed: dict[str, str] = {}
+
+    def start(self, targets: Sequence[Target]) -> None:
+        """Refresh old statistics beside everything else, unless that is still being done."""
+        if any(target.words for target in targets) and (self._thread is None or not self._thread.is_alive()):
+            self._thread = threading.Thread(
+                target=self.refresh, args=(targets, AGE), name="pgembed words", daemon=True
+            )
+            self._thread.start()
+
+    def stop(self) -> None:
+        """Begin with no further column, and wait for the one that is being refreshed."""
+        self._stopped.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def refresh(self, targets: Sequence[Target], age: timedelta | None = None) -> None:
+        """Refresh the statistics of all columns.
+
+        :param age: only of those that are older than this, and have been written to.
+        """
+        for target in targets:
+            if target.words is None or self._stopped.is_set():
+                continue
+            try:
+                found = refresh_target(self._engine, target, age=age, writes=self._writes)
+            except (DBAPIError, PgembedError) as error:
+                cause = error.orig if isinstance(error, DBAPIError) else error
+                line = " ".join(f"{type(cause).__name__}: {cause}".split())
+                if self._failed.get(target.name) != line:
+                    logger.warning("event=words column=%r error=%r", target.name, line)
+                self._failed[target.name] = line
+            else:
+                self._failed.pop(target.name, None)
+                if found is not None:
+                    logger.info(
+                        "event=words column=%r rows=%d words=%d", target.name, found.rows, found.words
+                    )
+
+
+def refresh_target(
+    engine: Engine, target: Target, *, age: timedelta | None = None, writes: dict[int, int] | None = None
+) -> WordStatistics | None:
+    """Refresh the statistics of a column that the database knows; ``None`` where there was no need.
+
+    :param age: the age of statistics that are left alone; any if left out.
+    :param writes: how often a table had been written to at the last refresh; kept up.
+    :raises DeclarationError: the column has no words.
+    :raises NotInstalledError: there is no table of statistics.
+    :raises NotTrustedError: the owner of a table is not trusted.
+    """
+    words = target.words
+    if words is None:
+        raise DeclarationError(f"{target} is not declared with words=Words(...): it has no statistics")
+    known = {} if writes is None else writes
+
+    def work(connection: Connection) -> WordStatistics | None:
+        asked = {"relation": target.relation, "statistics": words["statistics"]}
+        table = connection.execute(_STATISTICS, asked).one()
+        if table.oid is None:
+            raise NotInstalledError(f"{target}: there is no table {words['statistics']} beside it: migrate")
+        require_trust(connection, table.oid, f"{table.schema}.{words['statistics']}")
+        connection.execute(_PLANNED)
+        if age is not None:
+            statistics = Table(
+                words["statistics"], MetaData(), Column("lexeme"), Column("refreshed_at"), schema=table.schema
+            )
+            whole = statistics.c.lexeme == literal_column("''")
+            older = func.statement_timestamp() - statistics.c.refreshed_at > age
+            old = connection.scalar(select(older).where(whole))
+            if old is False or (old and known.get(target.relation) == table.writes):
+                return None
+        known[target.relation] = table.writes
+        return refresh(connection, table.schema, table.name, words["column"], words["statistics"])
+
+    return Transactions(engine, patience=0, target=target).run(work)

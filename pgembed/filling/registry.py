@@ -24,7 +24,7 @@ _REGISTERED = """
 SELECT CAST(e.relation AS oid) AS relation, c.relname AS name, n.nspname AS schema,
        pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(c.relname) AS qualified,
        e.column_name, e.digest_name, e.sources, e.template, e.encoder, e.fingerprint, e.dimensions, e.metric,
-       e.fields, CAST(e.options AS text) AS options,
+       e.fields, CAST(e.options AS text) AS options, CAST(e.words AS text) AS words,
        pgembed.is_predicate_of(e.pending_index, e.pending_predicate) AS in_index
 FROM pgembed.embedding_columns AS e
 JOIN pg_catalog.pg_class AS c ON c.oid = CAST(e.relation AS oid)
@@ -68,7 +68,13 @@ def entries(connection: Connection) -> list[dict[str, Any]]:
     rows = [dict(row) for row in connection.execute(text(_REGISTERED)).mappings()]
     # Drivers decode jsonb differently.
     return [
-        row | {"options": json.loads(row["options"] or "{}") or {}, "fields": fields_of(row)} for row in rows
+        row
+        | {
+            "options": json.loads(row["options"] or "{}") or {},
+            "fields": fields_of(row),
+            "words": json.loads(row["words"] or "null"),
+        }
+        for row in rows
     ]
 
 

@@ -59,6 +59,7 @@ class Target:
     :ivar builtin_keys: for each, whether Postgres's own operators compare it, not those of an extension.
     :ivar vector_type: SQL type of the vectors, without their dimensions; the extension's schema is named.
     :ivar vector_type_oid: its oid.
+    :ivar words: what the registration says of the column's words; ``None`` without ``words=``.
     """
 
     embedding: EmbeddingColumn
@@ -68,6 +69,7 @@ class Target:
     builtin_keys: tuple[bool, ...]
     vector_type: str
     vector_type_oid: int
+    words: dict[str, Any] | None
     bare: EmbeddingColumn = field(init=False)
 
     def __post_init__(self) -> None:
@@ -300,6 +302,7 @@ def _opened(embedding: EmbeddingColumn, entry: dict[str, Any], columns: dict[str
         tuple(columns[key]["builtin"] for key in keys),
         vector["plain_type"],
         vector["type_oid"],
+        entry["words"],
     )
 
 

@@ -26,6 +26,7 @@ from pgembed.filling import failures
 from pgembed.filling.backfill import pending
 from pgembed.filling.cycle import Cycle, Settings
 from pgembed.filling.flow import Counts
+from pgembed.filling.frequencies import Refresher
 from pgembed.filling.heartbeat import Heartbeat, State
 from pgembed.filling.listener import Listener
 from pgembed.filling.targets import Refused, Target, find_targets
@@ -98,6 +99,7 @@ class Worker:
         self._column_name = column_name
         self._settings = settings or Settings()
         self._jobs: dict[_Identity, _Job] = {}
+        self._refresher = Refresher(engine)
         self._refused: dict[str, str] = {}
         self._refused_since = time.time()
         # A plain attribute, because stop() is called by signal handlers: they interrupt the thread that
@@ -128,6 +130,8 @@ class Worker:
                 if time.monotonic() >= look_at and not (once and self._jobs):
                     try:
                         self._look()
+                        if not once:
+                            self._refresher.start([job.target for job in self._jobs.values()])
                         look_at, pause, looked = time.monotonic() + _LOOK, 1.0, True
                         self._lost = None
                     except (DBAPIError, PgembedError) as error:
@@ -143,12 +147,14 @@ class Worker:
                         job.cycle.wake()
                     self._tend(job, once=once)
                 if once and all(job.done for job in self._jobs.values()):
+                    self._refresher.refresh([job.target for job in self._jobs.values()])
                     break
                 if self._heartbeat is not None and self._heartbeat.due:
                     self._heartbeat.beat(list(self._waiting()))
                 time.sleep(0.05)
         finally:
             self._halt(list(self._jobs.values()))
+            self._refresher.stop()
             if self._heartbeat is not None:
                 self._heartbeat.stop()
         return not self._refused and all(job.error is None and not job.left for job in self._jobs.values())

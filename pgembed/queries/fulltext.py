@@ -59,6 +59,10 @@ class QuestionType(TypeDecorator[str]):
     def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:  # noqa: ARG002
         return None if value is None else asked("terms", value)[:_QUESTION]
 
+    def accepted(self, query: Any) -> str:
+        """A question as the value of a parameter."""
+        return asked("query", query)
+
 
 def asked(name: str, value: Any) -> str:
     """A text to look for. A NUL character, which no text in Postgres can have, is a sign between words.
@@ -209,12 +213,18 @@ def _any_of(terms: ColumnElement[str], config: ColumnElement[Any]) -> ColumnElem
     return select(cast(either, TSQUERY)).select_from(lexemes).scalar_subquery()
 
 
+def question(terms: str) -> BindParameter[str]:
+    """A text to look for as a parameter."""
+    return bindparam("terms", terms, QuestionType, unique=True)
+
+
 def terms_sql(terms: str | ColumnElement[Any]) -> ColumnElement[str]:
     """What is looked for, as SQL: of a text the first 2,000 characters."""
+    given: Any = terms
     if isinstance(terms, str):
-        given: Any = bindparam("terms", terms, QuestionType, unique=True)
+        given = question(terms)
     elif isinstance(terms, BindParameter):
-        given = typed(terms, QuestionType())
+        given = terms if isinstance(terms.type, QuestionType) else typed(terms, QuestionType())
     else:
         return func.left(cast(terms, String), _QUESTION)
     return cast(given, String)

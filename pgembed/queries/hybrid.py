@@ -14,11 +14,12 @@ from sqlalchemy.sql.selectable import Subquery
 from pgembed.constants import CANDIDATES_FLOOR, CANDIDATES_PER_ROW
 from pgembed.exc import QueryError
 from pgembed.queries.arguments import MOST, choice, real, whole
-from pgembed.queries.fulltext import TextColumns, asked, matching
+from pgembed.queries.fulltext import TextColumns, asked, matching, question
 from pgembed.queries.nearest import Mode, Nearest, Stale
 from pgembed.queries.settings import SearchSettings
 from pgembed.queries.statement import Entity, Hybrid, selecting
 from pgembed.queries.subject import Subject, VectorColumn, keys_of, resolve
+from pgembed.queries.templates import templated
 from pgembed.queries.vectors import Query, query_sql
 
 _Ts = TypeVarTuple("_Ts")
@@ -189,48 +190,54 @@ def hybrid_search(
     :raises DimensionMismatchError: the vector is of other dimensions than the column.
     """
     columns: list[Any] = list(column) if isinstance(column, list | tuple) else [column]
-    subjects = [resolve(each, metric) for each in columns]
-    if not subjects or any(each.entity is not subjects[0].entity for each in subjects):
-        raise QueryError(f"column={column!r}; expected a column, or several columns of one entity")
+    where = [] if where is None else list(where) if isinstance(where, list | tuple) else [where]
+    texts = [] if text is None else list(text) if isinstance(text, list | tuple) else [text]
     looked_for = _terms(query, terms)
     choice("fusion", fusion, ("rrf", "weighted"))
-    levelled, shares = _fusion(k, weights, len(subjects) + 1)
-    legs: list[tuple[str, Select[Any]]] = []
-    rows = 0
-    for subject in subjects:
-        vector, also = query_sql(subject, query)
-        conditions = [*subject.conditions(where, stale), *also]
-        settings = SearchSettings(ef_search, probes)
-        wanted = Nearest(subject, vector, conditions, limit, offset, None, mode, settings)
-        enough = (
-            min(max(CANDIDATES_PER_ROW * wanted.rows, CANDIDATES_FLOOR), MOST)
-            if candidates is None
-            else candidates
+    levelled, shares = _fusion(k, weights, len(columns) + 1)
+
+    def build(query: Query) -> Hybrid[*tuple[Any, ...]]:
+        subjects = [resolve(each, metric) for each in columns]
+        if not subjects or any(each.entity is not subjects[0].entity for each in subjects):
+            raise QueryError(f"column={column!r}; expected a column, or several columns of one entity")
+        legs: list[tuple[str, Select[Any]]] = []
+        rows = 0
+        for subject in subjects:
+            vector, also = query_sql(subject, query)
+            conditions = [*subject.conditions(where, stale), *also]
+            settings = SearchSettings(ef_search, probes)
+            wanted = Nearest(subject, vector, conditions, limit, offset, None, mode, settings)
+            enough = min(max(CANDIDATES_PER_ROW * wanted.rows, CANDIDATES_FLOOR), MOST)
+            rows = whole("candidates", enough if candidates is None else candidates, 1)
+            if rows < wanted.rows:
+                raise QueryError(f"candidates={rows}; expected at least limit + offset = {wanted.rows}")
+            nearest = Nearest(subject, vector, conditions, rows, 0, None, mode, settings).subquery()
+            name = "vector" if len(subjects) == 1 else subject.column.key
+            legs.append((name, _near(subject, nearest)))
+        by_words = next((each for each in subjects if each.embedding and each.embedding.words), subjects[0])
+        conditions = [*by_words.conditions(where, stale), *also]
+        matches = matching(by_words, text, looked_for, config, conditions, rows)
+        ranked = select(
+            *keys_of(by_words, matches),
+            matches.c.text_rank.label("rank"),
+            matches.c.text_score.label("found"),
         )
-        rows = whole("candidates", enough, 1)
-        if rows < wanted.rows:
-            raise QueryError(f"candidates={rows}; expected at least limit + offset = {wanted.rows}")
-        nearest = Nearest(subject, vector, conditions, rows, 0, None, mode, settings).subquery()
-        name = "vector" if len(subjects) == 1 else subject.column.key
-        legs.append((name, _near(subject, nearest)))
-    by_words = next((each for each in subjects if each.embedding and each.embedding.words), subjects[0])
-    conditions = by_words.conditions(where, stale)
-    if not isinstance(query, str):
-        conditions += query_sql(by_words, query)[1]
-    matches = matching(by_words, text, looked_for, config, conditions, rows)
-    ranked = select(
-        *keys_of(by_words, matches), matches.c.text_rank.label("rank"), matches.c.text_score.label("found")
-    )
-    legs.append(("text", ranked))
-    found = _fused(subjects[0], legs, fusion, levelled, shares, wanted.limit, wanted.offset)
-    statement = selecting(subjects[0], base, found, helper="hybrid_search")
-    return Hybrid.sealing(
-        statement.order_by(found.c.score.desc(), *subjects[0].keys),
-        subjects[0].entity,
-        score=found.c.score,
-        **{f"{name}_rank": found.c[f"rank_{n}"] for n, (name, _) in enumerate(legs)},
-        **{f"{name}_score": found.c[f"score_{n}"] for n, (name, _) in enumerate(legs)},
-    )
+        legs.append(("text", ranked))
+        found = _fused(subjects[0], legs, fusion, levelled, shares, wanted.limit, wanted.offset)
+        statement = selecting(subjects[0], base, found, helper="hybrid_search")
+        return Hybrid.sealing(
+            statement.order_by(found.c.score.desc(), *subjects[0].keys),
+            subjects[0].entity,
+            score=found.c.score,
+            **{f"{name}_rank": found.c[f"rank_{n}"] for n, (name, _) in enumerate(legs)},
+            **{f"{name}_score": found.c[f"score_{n}"] for n, (name, _) in enumerate(legs)},
+        )
+
+    if len(columns) != 1:
+        return build(query)
+    options = (limit, offset, config, candidates, fusion, mode, ef_search, probes, stale, levelled, *shares)
+    expressions = [looked_for, *texts, *where]
+    return templated(build, columns[0], query, options, metric=metric, base=base, expressions=expressions)
 
 
 def _near(subject: Subject, nearest: Subquery) -> Select[Any]:
@@ -284,7 +291,7 @@ def _fused(
 def _terms(query: Query, terms: Any) -> Any:
     found = query if terms is None else terms
     if isinstance(found, str):
-        return asked("query" if terms is None else "terms", found)
+        return question(asked("query" if terms is None else "terms", found))
     if terms is not None:
         if not isinstance(terms, ColumnElement):
             raise QueryError(f"terms={terms!r}; expected a str, or bindparam(...)")

@@ -10,11 +10,13 @@ from sqlalchemy.sql.elements import ColumnElement
 
 from pgembed.exc import QueryError
 from pgembed.queries.arguments import whole
-from pgembed.queries.fulltext import TextColumns, asked, matching
+from pgembed.queries.fulltext import QuestionType, TextColumns, asked, matching
 from pgembed.queries.statement import Entity, Keywords, selecting
 from pgembed.queries.subject import VectorColumn, resolve
+from pgembed.queries.templates import templated
 
 _Ts = TypeVarTuple("_Ts")
+_QUESTION = QuestionType()
 
 
 @overload
@@ -92,15 +94,21 @@ def keyword_search(
     :param base: what to select instead of the entity, as for :func:`~pgembed.queries.semantic_search`.
     :raises QueryError: at construction, for whatever cannot give the right rows.
     """
-    subject = resolve(column)
+    where = [] if where is None else list(where) if isinstance(where, list | tuple) else [where]
+    texts = [] if text is None else list(text) if isinstance(text, list | tuple) else [text]
     if not isinstance(query, str | ColumnElement):
         raise QueryError(f"query={query!r}; expected a str, or bindparam(...)")
-    looked_for = asked("query", query) if isinstance(query, str) else query
+    given = asked("query", query) if isinstance(query, str) else query
     limit, offset = whole("limit", limit, 1), whole("offset", offset, 0)
     rows = whole("limit + offset", limit + offset, 1)
-    conditions = subject.conditions(where, "include")
-    found = matching(subject, text, looked_for, config, conditions, rows)
-    if offset:
-        found = select(found).where(found.c.text_rank > offset).subquery()
-    statement = selecting(subject, base, found, helper="keyword_search").order_by(found.c.text_rank)
-    return Keywords.sealing(statement, subject.entity, score=found.c.text_score)
+
+    def build(query: Any) -> Keywords[*tuple[Any, ...]]:
+        subject = resolve(column)
+        found = matching(subject, text, query, config, subject.conditions(where, "include"), rows)
+        if offset:
+            found = select(found).where(found.c.text_rank > offset).subquery()
+        statement = selecting(subject, base, found, helper="keyword_search").order_by(found.c.text_rank)
+        return Keywords.sealing(statement, subject.entity, score=found.c.text_score)
+
+    options = (limit, offset, config)
+    return templated(build, column, given, options, base=base, expressions=[*texts, *where], kind=_QUESTION)

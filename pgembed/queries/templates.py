@@ -23,12 +23,13 @@ from sqlalchemy.orm import Mapper, QueryableAttribute
 from sqlalchemy.sql.cache_key import CacheKey, HasCacheKey
 from sqlalchemy.sql.elements import ClauseElement
 from sqlalchemy.sql.visitors import InternalTraversal
+from sqlalchemy.types import TypeEngine
 from sqlalchemy.util import LRUCache
 
 from pgembed.columns.embedding import INFO
 from pgembed.queries.statement import OwnLabel, SearchSelect
 from pgembed.queries.subject import VectorColumn, resolve
-from pgembed.queries.vectors import Query, QueryVectorType, query_type
+from pgembed.queries.vectors import Query, query_type
 
 _S = TypeVar("_S", bound=SearchSelect[*tuple[Any, ...]])
 
@@ -48,12 +49,14 @@ def templated(
     metric: str | None = None,
     base: Any = None,
     expressions: Sequence[Any] = (),
+    kind: TypeEngine[Any] | None = None,
 ) -> _S:
     """What ``build(query)`` returns, or a statement that turns into it when it is looked at.
 
     :param build: the helper's work; what it refuses becomes no template.
     :param options: what decides the SQL by its value.
     :param base: a select, whose parameters are replaced by those of the next call.
+    :param kind: the type of the query parameter, where it is not that of a vector.
     :param expressions: other expressions whose parameters are replaced; ``None`` stands for no expression.
     """
     templates = _Templates.of(column)
@@ -75,8 +78,8 @@ def templated(
 
     built = build(query)
     subject = resolve(column, metric)
-    kind = query_type(subject)
-    if isinstance(kind, QueryVectorType):
+    kind = query_type(subject) if kind is None else kind
+    if hasattr(kind, "accepted"):
         templates.by_value |= any(index.where is not None for index in subject.indexes)
         key = templates.key(shape, parameters)
         template = _Template.of(built, kind, subject.column, parameters)
@@ -170,7 +173,7 @@ class _Template:
     statement: SearchSelect[*tuple[Any, ...]]
     key: CacheKey
     places: Mapping[int, int | None]
-    kind: QueryVectorType
+    kind: Any
     column: Column[Any]
     facts: Any
 
@@ -178,7 +181,7 @@ class _Template:
     def of(
         cls,
         built: SearchSelect[*tuple[Any, ...]],
-        kind: QueryVectorType,
+        kind: TypeEngine[Any],
         column: Column[Any],
         parameters: Sequence[BindParameter[Any]],
     ) -> Self | None:
@@ -191,7 +194,7 @@ class _Template:
         for position, found in enumerate(key.bindparams):
             if id(found) in given:
                 places[position] = given[id(found)]
-            elif isinstance(found.type, QueryVectorType):
+            elif isinstance(found.type, type(kind)):
                 places[position] = None
             elif any(id(original) in given for original in found._cloned_set):
                 return None

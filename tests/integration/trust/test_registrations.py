@@ -48,7 +48,8 @@ def reader(module_url: URL) -> Iterator[Engine]:
 
 
 WHOLE = facts(fill="flush")
-KEYS = [*WHOLE, "fields", "options", "replaces", "of a newer version"]
+WORDS = {"column": "embedding_words", "statistics": "no table", "config": "english", "k1": 1.2, "b": 0.75}
+KEYS = [*WHOLE, "fields", "options", "replaces", "words", "of a newer version"]
 COMMENTS = (
     st.dictionaries(st.sampled_from(KEYS), JSON).map(lambda changes: json.dumps(WHOLE | changes))
     | st.dictionaries(st.sampled_from(KEYS), JSON).map(lambda facts: json.dumps({"pgembed": 1, **facts}))
@@ -105,6 +106,13 @@ def read_all(connection: Connection) -> tuple[dict[str, Any], list[Target | Refu
 @example(written=changed(digest="embedding"))
 @example(written='{"pgembed": 1, "x": ' + "[" * 100_000)
 @example(written='{"pgembed": 1, "x": ' + "[" * 5000 + "]" * 5000 + "}")
+@example(written=changed(words=[]))
+@example(written=changed(words=WORDS | {"column": ""}))
+@example(written=changed(words=WORDS | {"statistics": "ä" * 32}))
+@example(written=changed(words=WORDS | {"config": None}))
+@example(written=changed(words=WORDS | {"k1": "1"}))
+@example(written=changed(words=WORDS | {"k1": 1000.5}))
+@example(written=changed(words=WORDS | {"b": True}))
 @example(written='{"pgembed": 1e999999}')
 @example(written='{"pgembed": NaN}')
 def test_no_reader_raises(reader: Engine, written: str) -> None:
