@@ -164,7 +164,7 @@ def hash_encoder() -> HashEncoder:
 
 @pytest.fixture(scope="session")
 def minilm_folder() -> Path:
-    """The folder of the real all-MiniLM-L6-v2, exported once a checkout."""
+    """The folder of the real all-MiniLM-L6-v2, exported once per checkout."""
     return packaged("all-MiniLM-L6-v2", into=Path(__file__).parents[1] / ".encoders")
 
 

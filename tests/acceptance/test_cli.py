@@ -102,7 +102,7 @@ def test_search_prints_the_best_rows_first(helpdesk: str, environment: dict[str,
     assert found[0].keys() == {"id", "title", "distance", "score"}
 
 
-def test_columns_of_unknown_types_are_no_matter(
+def test_columns_of_unknown_types_are_ignored(
     helpdesk: str, engine: Engine, environment: dict[str, str]
 ) -> None:
     with engine.begin() as connection:
@@ -148,7 +148,7 @@ def test_search_in_a_schema_that_needs_quotes(
     assert "I forgot my password" in shown.stdout.splitlines()[0], shown.stderr
 
 
-def test_encode_writes_a_vector_a_line(minilm_folder: Path, minilm: Encoder) -> None:
+def test_encode_writes_one_vector_per_line(minilm_folder: Path, minilm: Encoder) -> None:
     texts = ["one", "", "naïve - ünïcode"]
     shown = run("encode", "--encoder", str(minilm_folder), stdin="\n".join(texts) + "\n")
     vectors = np.array([json.loads(line) for line in shown.stdout.splitlines()], dtype=np.float32)

@@ -38,7 +38,7 @@ class Models:
         self.embedding = embedding
 
     def check(self, session: Session) -> None:
-        """Every row is fresh, and its vector is that of its text, encoded anew."""
+        """Every row is fresh, and its vector is that of its text, encoded again."""
         calls = len(self.encoder.calls)
         rows = session.execute(
             select(self.article.title, self.article.body, self.article.embedding, self.embedding.pending())

@@ -75,7 +75,7 @@ def test_it_is_idempotent(empty: Engine) -> None:
         assert connection.execute(text("SELECT * FROM pgembed.status")).all() == []
 
 
-def test_functions_whose_columns_changed_are_made_anew(empty: Engine) -> None:
+def test_functions_whose_columns_changed_are_created_again(empty: Engine) -> None:
     Base.metadata.create_all(empty)
     with empty.begin() as connection:
         install(connection)
@@ -128,7 +128,7 @@ def test_a_server_that_refuses_md5_is_refused(empty: Engine) -> None:
             install(connection)
 
 
-def test_those_who_install_at_once_wait_for_each_other(empty: Engine) -> None:
+def test_concurrent_installations_wait_for_each_other(empty: Engine) -> None:
     barrier = Barrier(4)
 
     def installing(_: int) -> bool:
@@ -247,7 +247,7 @@ def test_an_encoding_other_than_utf8_is_refused(server: URL, admin: Engine) -> N
 
 
 def test_old_servers_and_extensions_are_refused(empty: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The server at hand is new, so the requirement is raised above it."""
+    """The server that runs the tests is new, so the requirement is raised above it."""
     with empty.begin() as connection:
         # The module, which the function of its name hides in the package.
         monkeypatch.setattr(import_module("pgembed.database.install"), "MIN_POSTGRES", 99)

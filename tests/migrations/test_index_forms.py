@@ -155,7 +155,7 @@ op.replace_vector_index(
     migrations.there_and_back(before)
 
 
-def test_an_expression_is_written_back_as_it_stood(migrations: Migrations) -> None:
+def test_an_expression_is_written_back_as_it_was(migrations: Migrations) -> None:
     before = article(encoder=OLD, index=HNSW(name="near", quantize="half", where="id > 5", build="immediate"))
     before.create_all(migrations.engine)
 

@@ -1,4 +1,4 @@
-"""``pgembed reembed``: what a change of encoder takes, where it stands, and the gate before the switch."""
+"""``pgembed reembed``: what a change of encoder takes, how far it is, and the gate before the switch."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_the_gate(underway: Migrations) -> None:
 
 
 def test_the_gate_says_that_few_rows_are_scanned(underway: Migrations) -> None:
-    """The index stands, and the planner has no use for it: there is no recall, and no reason to wait."""
+    """The index exists, and the planner does not use it: there is no recall, and no reason to wait."""
     with underway.engine.begin() as connection:
         connection.execute(text("TRUNCATE article"))
         connection.execute(insert(BEFORE.tables["article"]), [{"title": f"word{i}"} for i in range(20)])

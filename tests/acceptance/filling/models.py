@@ -17,7 +17,7 @@ MODELS = "tests.acceptance.filling.models:Base"
 
 
 class ProcessEncoder(HashEncoder):
-    """Takes ``ENCODER_SECONDS`` a batch, refuses poison, and logs its texts to the file ``ENCODER_LOG``."""
+    """Takes ``ENCODER_SECONDS`` per batch, refuses poison, and logs its texts to the file ``ENCODER_LOG``."""
 
     def encode_documents(self, texts: Sequence[str]) -> Array:
         time.sleep(float(os.environ.get("ENCODER_SECONDS", "0")))

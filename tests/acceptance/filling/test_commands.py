@@ -154,7 +154,7 @@ def test_the_worker_fills_from_the_registry_alone(
     assert json.loads(vector) == pytest.approx(minilm.encode_documents(["three"])[0].tolist(), abs=1e-5)
 
 
-def test_the_worker_goes_on_until_it_is_told_to_stop(articles: Engine, location: str, tmp_path: Path) -> None:
+def test_the_worker_runs_until_it_is_stopped(articles: Engine, location: str, tmp_path: Path) -> None:
     log, texts = tmp_path / "log", tmp_path / "texts"
     environment = {"PGEMBED_URL": location, "ENCODER_LOG": str(texts)}
     worker = start("worker", "--models", MODELS, "--poll", "0.05", log=log, **environment)

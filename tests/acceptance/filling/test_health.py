@@ -39,7 +39,7 @@ class Workers:
         return worker
 
     def beat_again(self) -> None:
-        """Wait until each that is alive has said anew how it stands."""
+        """Wait until each that is alive has reported its state again."""
         asked = time.time()
         files = [self.folder / f"beats/worker-{w.pid}.json" for w in self.running if w.poll() is None]
         wait_for(lambda: all(json.loads(file.read_text())["at"] > asked for file in files))

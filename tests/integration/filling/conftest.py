@@ -20,7 +20,7 @@ FAST = Settings(poll=0.02, patience=5)
 
 
 class Picky(HashEncoder):
-    """Refuses batches with the word *poison*, and whatever else it is told to; counts what it was given."""
+    """Refuses batches with the word *poison*, and others on request; counts what it was given."""
 
     def __init__(self, refuses: Callable[[list[str]], bool] = lambda texts: False, **options: Any) -> None:
         super().__init__(**options)
@@ -75,7 +75,7 @@ class Articles:
             return set(connection.scalars(select(self.model.id).where(self.embedding.pending())))
 
     def check(self) -> None:
-        """Every row that is not pending has the vector of its text, encoded anew; no text, no vector."""
+        """Every row that is not pending has the vector of its text, encoded again; no text, no vector."""
         fresh = HashEncoder(self.encoder.dimensions, self.encoder.name)
         columns = (self.model.title, self.embedding.vector, self.embedding.digest)
         with self.engine.connect() as connection:

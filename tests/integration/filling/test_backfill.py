@@ -68,7 +68,7 @@ def test_no_condition_reaches_rows_that_are_not_pending(articles: Articles) -> N
     assert len(articles.encoder.calls) == 1
 
 
-def test_an_interrupted_backfill_goes_on_where_it_was(engine: Engine) -> None:
+def test_an_interrupted_backfill_is_resumed(engine: Engine) -> None:
     calls = []
 
     def interrupt(texts: list[str]) -> bool:
@@ -87,7 +87,7 @@ def test_an_interrupted_backfill_goes_on_where_it_was(engine: Engine) -> None:
     articles.check()
 
 
-def test_a_throttle_bounds_the_rows_a_second(articles: Articles) -> None:
+def test_a_throttle_bounds_the_rows_per_second(articles: Articles) -> None:
     articles.insert(*(f"title {i}" for i in range(60)))
     started = time.monotonic()
     backfill(articles.engine, articles.model.embedding, throttle=30, settings=FAST)

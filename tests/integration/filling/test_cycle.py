@@ -238,8 +238,8 @@ def test_a_text_that_changes_while_it_is_encoded_gets_no_vector_of_the_old_one(e
     assert articles.count() == 4
 
 
-def test_a_text_that_changes_in_hand_does_not_wait_for_the_next_poll(engine: Engine) -> None:
-    """Its writer's notification comes too early: the row is still in hand."""
+def test_a_text_that_changes_while_it_is_claimed_does_not_wait_for_the_next_poll(engine: Engine) -> None:
+    """Its writer's notification comes too early: the row is still claimed."""
     cycles: list[Cycle] = []
 
     def change(texts: list[str]) -> bool:
@@ -354,7 +354,7 @@ def test_a_stop_finishes_the_batch_and_gives_back_the_rest(engine: Engine) -> No
     assert rows(engine, "SELECT * FROM pgembed.lease") == []
 
 
-def test_it_goes_on_when_connections_are_lost(articles: Articles) -> None:
+def test_lost_connections_are_replaced(articles: Articles) -> None:
     articles.insert(*(f"title {i}" for i in range(400)))
     lost = create_engine(articles.engine.url)
     cycle = Cycle(lost, articles.target, replace(FAST, batch_rows=20, write_seconds=0.001))

@@ -141,7 +141,7 @@ def test_smaller_indexes_are_of_use_where_they_are_declared(connection, fill):
 
 
 def test_registered_columns_say_what_their_queries_order_by(engine):
-    """Without a model at hand: the metric of the registry, and any expression that a model may declare."""
+    """Without a model: the metric of the registry, and any expression that a model may declare."""
     models = Models(encoder=HashEncoder(16), index=HNSW())
     with Session(engine) as session:
         install(session.connection())

@@ -1,4 +1,4 @@
-"""Whether an index stands as declared: all that ask for it get the same answer."""
+"""Whether an index exists as declared: everything that asks gets the same answer."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def plain(opclass: str) -> Index:
 
 WHOLE = "hnsw (v vector_cosine_ops)"
 BITS = "hnsw ((binary_quantize(v)::bit(8)) bit_{}_ops)"
-#: What stands, what is declared and what the command line would say, what differs of the form and of the
-#: parameters, and whether searches may use what stands.
+#: What exists, what is declared and what the command line would say, what differs of the form and of the
+#: parameters, and whether searches may use what exists.
 CASES: list[tuple[str, Callable[[], Index], list[str] | None, tuple[str, ...], dict[str, int], bool]] = [
     (WHOLE, lambda: HNSW("v", name="ann"), [], (), {}, True),
     (f"{WHOLE} WITH (m = 16)", lambda: HNSW("v", name="ann"), [], (), {}, True),

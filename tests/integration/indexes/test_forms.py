@@ -160,7 +160,7 @@ def test_columns_of_sparse_vectors(engine):
         assert recall(connection, index, queries=30, k=3, ef_search=800).recall > 0.8
 
 
-def test_an_index_that_stands_otherwise_than_it_is_declared(engine, fill):
+def test_an_index_of_another_form_than_declared(engine, fill):
     table = fill(HNSW("vector", name="ann"), rows=200)
     with engine.begin() as connection:
         create(connection, table.c.vector)

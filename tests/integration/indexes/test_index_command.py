@@ -138,7 +138,7 @@ def test_indexes_of_smaller_values_and_of_some_rows(run):
     assert "no vector index nothing" in run("recall", *item, "--index", "nothing", code=2, stream="output")
 
 
-def test_an_index_that_stands_is_compared_with_what_is_asked_for(engine, run):
+def test_an_existing_index_is_compared_with_the_one_asked_for(engine, run):
     item = ('"Item"', "vector")
     name = "ix_Item_vector_hnsw"
     assert json.loads(run("create", *item, "--workers", "0", "--json"))["built"]

@@ -130,7 +130,7 @@ def test_latencies_are_those_of_their_leg(engine, poor, monkeypatch):
 
 
 class Questions(HashEncoder):
-    """Queries are encoded otherwise than documents."""
+    """Queries are encoded differently from documents."""
 
     def encode_queries(self, texts):
         return self.encode_documents([f"query: {text}" for text in texts])

@@ -112,7 +112,7 @@ def migrate(engine):
             )
 
 
-def test_of_those_who_build_one_index_the_others_wait(engine, engines, fill):
+def test_sessions_that_build_the_same_index_take_turns(engine, engines, fill):
     fill(rows=300)
     concurrently = lambda engine: create_concurrently(engine, declared())  # noqa: E731
     inside = in_transaction(lambda connection: create(connection, declared()))
@@ -191,7 +191,7 @@ def test_nothing_raw_comes_out_of_a_mixture_with_kills(engine, engines, fill):
     assert indexes_of(engine) == [ANN]
 
 
-def test_who_returns_has_seen_the_index_although_builds_are_cancelled(engine, engines, fill):
+def test_a_call_that_returns_has_seen_the_index_although_builds_are_cancelled(engine, engines, fill):
     fill(rows=300)
     for _ in range(4):
         done = threading.Event()
@@ -284,7 +284,7 @@ def test_a_transaction_that_is_waited_for_is_told_so(engine, fill, monkeypatch):
     assert indexes_of(engine) == [ANN]
 
 
-def test_what_stands_otherwise_is_refused(engine, fill):
+def test_an_index_of_another_form_is_refused(engine, fill):
     fill(rows=300)
     create_concurrently(engine, declared())
     other = [declared(m=8), declared(metric="l2"), declared(quantize="half"), declared(where="id > 3")]

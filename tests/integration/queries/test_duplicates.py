@@ -221,7 +221,7 @@ def test_auto_looks_into_the_index_only_if_it_is_built_and_pays(engine, indexed,
 
 
 def test_four_thousand_rows_of_384_dimensions_take_seconds(engine):
-    """Vectors stand in TOAST here: 384 dimensions beside a text of 1,500 characters."""
+    """Vectors are in TOAST here: 384 dimensions beside a text of 1,500 characters."""
     table = Table(
         "page",
         MetaData(),

@@ -111,7 +111,7 @@ def connection(engine: Engine) -> Iterator[Connection]:
 
 
 def built(connection: Connection, *indexes: Index) -> Table:
-    """The table with these indexes declared and standing."""
+    """The table with these indexes declared and built."""
     table = make("item", *indexes)
     for index in table.indexes:
         connection.execute(CreateIndex(index))

@@ -80,7 +80,7 @@ def make(storage: str, *indexes: VectorIndex) -> Table:
 
 
 def built(connection: Connection, *indexes: VectorIndex, storage: str = "vector") -> Table:
-    """The table with these indexes declared and standing."""
+    """The table with these indexes declared and built."""
     table = make(storage, *indexes)
     for index in table.indexes:
         connection.execute(CreateIndex(index))

@@ -131,7 +131,7 @@ def _plain(url: URL) -> str:
     return url.set(drivername="postgresql").render_as_string(hide_password=False)
 
 
-def test_a_renamed_role_is_trusted_anew(app: Mallory, articles: Any) -> None:
+def test_a_renamed_role_is_trusted_again(app: Mallory, articles: Any) -> None:
     """Closed rather than open: the list has names, and somebody else may come by the old one."""
     with app.owner.begin() as connection:
         install(connection, trust=[app.name])

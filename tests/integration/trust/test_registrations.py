@@ -39,7 +39,7 @@ JSON = st.recursive(
 
 @pytest.fixture(scope="module")
 def reader(module_url: URL) -> Iterator[Engine]:
-    """A database with two columns; the comments of the one are written anew by each example."""
+    """A database with two columns; each example writes the comments of one of them."""
     engine = create_engine(module_url)
     for name in ("article", "good"):
         model("public", name).metadata.create_all(engine)

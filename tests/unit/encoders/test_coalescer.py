@@ -83,7 +83,7 @@ def test_what_waits_is_encoded_together() -> None:
         recorder.submit("too late")
 
 
-def test_who_need_not_be_answered() -> None:
+def test_callers_that_need_no_answer() -> None:
     recorder = Recorder(max_tokens=None, waiting=3, seconds=60)
     first = recorder.submit("a")
     recorder.started.wait(10)

@@ -1,4 +1,4 @@
-"""The guide's Python runs as it stands, and says the truth."""
+"""The guide's Python runs unchanged, and what it claims is true."""
 
 from __future__ import annotations
 

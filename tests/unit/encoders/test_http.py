@@ -1,4 +1,4 @@
-"""The server on the wire: what clients of all makes send, whole and in pieces, and nonsense."""
+"""The server on the wire: what all kinds of clients send, whole and in pieces, and nonsense."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_requests_in_pieces_and_in_a_row(server: Server) -> None:
         assert wire.answer()[2] == {"status": "ok"}
 
 
-def test_who_sends_no_more_is_answered(server: Server) -> None:
+def test_a_client_that_sends_no_more_is_answered(server: Server) -> None:
     with Wire(server) as wire:
         wire.send(request({"input": "the last"}) + request({"input": "the very last"}))
         wire.socket.shutdown(socket.SHUT_WR)
@@ -131,7 +131,7 @@ def test_expectation(server: Server) -> None:
     ("version", "wish", "kept"),
     [("1.1", "", True), ("1.1", "close", False), ("1.0", "", False), ("1.0", "Keep-Alive", True)],
 )
-def test_connections_are_kept_as_wished(server: Server, version: str, wish: str, kept: bool) -> None:
+def test_connections_are_kept_on_request(server: Server, version: str, wish: str, kept: bool) -> None:
     header = f"Connection: {wish}\r\n" if wish else ""
     with Wire(server) as wire:
         wire.send(f"GET /health HTTP/{version}\r\n{header}\r\n".encode())

@@ -254,7 +254,7 @@ def test_a_damaged_index(hub: Hub, tmp_path: Path, content: bytes) -> None:
 
 
 @pytest.mark.parametrize("sha", ["../../elsewhere", "", "main", "x" * 300, None])
-def test_a_commit_that_is_none(hub: Hub, tmp_path: Path, sha: str) -> None:
+def test_a_malformed_commit(hub: Hub, tmp_path: Path, sha: str) -> None:
     hub.sha = sha
     refused(hub, tmp_path, "the server names the commit")
 

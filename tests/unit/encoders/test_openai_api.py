@@ -178,7 +178,7 @@ def test_tokens_of_the_model(server: Server, encoder: Encoder) -> None:
         ([[{}]], "text 0: found dict among"),
     ],
 )
-def test_tokens_that_are_none(server: Server, tokens: Any, message: str) -> None:
+def test_malformed_tokens(server: Server, tokens: Any, message: str) -> None:
     status, _, answer = ask(server, request({"input": tokens, "input_tokenizer": NAME}))
     assert (status, answer["error"]["param"]) == (400, "input")
     assert message in answer["error"]["message"]

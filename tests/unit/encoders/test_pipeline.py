@@ -266,7 +266,7 @@ def test_damaged_router(tmp_path: Path, content: str, found: str) -> None:
 
 
 def test_last_token_of_texts_that_are_all_prompt(folder: Path) -> None:
-    """Zeros, as the reference has it, and not what stands in the padding."""
+    """Zeros, as in the reference, and not the values in the padding."""
     edit(folder / "1_Pooling" / "config.json", pooling_mode="lasttoken", include_prompt=False)
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
     edit(folder / "tokenizer.json", post_processor=None, truncation=tokenizer["truncation"])

@@ -346,7 +346,7 @@ def test_other_lists_of_models(openai: Any, models: object) -> None:
     assert remote.encode_documents(["abc"]).tolist() == [[3, 1]]
 
 
-def test_server_that_was_started_anew(local: Encoder) -> None:
+def test_a_restarted_server(local: Encoder) -> None:
     """Connections to the old one are dropped at once, however many there are; that is no failed try."""
     server = Server([local], port=0)
     port = server.server_port

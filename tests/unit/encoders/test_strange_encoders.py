@@ -113,7 +113,7 @@ def test_values_of_a_spec(folder: Path, field: str, value: object) -> None:
         (b'{"format": ' + b"1" * 5000 + b"}", "not JSON"),
     ],
 )
-def test_a_spec_that_is_none(folder: Path, content: bytes, found: str) -> None:
+def test_a_file_that_is_not_a_spec(folder: Path, content: bytes, found: str) -> None:
     (folder / "encoder.json").write_bytes(content)
     with pytest.raises(EncoderFilesError, match=found):
         Encoder(folder)
@@ -256,7 +256,7 @@ def test_graphs_that_compute_something_else(folder: Path, output: str, shape: li
     [([1, 24], "cannot run this graph"), ([400, 24], r"vectors of shape \(\d+, 24\), expected \(1, 24\)")],
 )
 def test_graphs_that_fail_in_use(folder: Path, shape: list[int], found: str) -> None:
-    """A table with fewer rows than there are tokens; vectors of tokens in the place of those of texts."""
+    """A table with fewer rows than there are tokens; vectors of tokens instead of those of texts."""
     inputs = [
         helper.make_tensor_value_info(name, TensorProto.INT64, ["texts", "tokens"])
         for name in ("input_ids", "attention_mask")

@@ -82,7 +82,7 @@ def test_shards_elsewhere(folder: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("content", [[], {"weight_map": []}, {"weight_map": {"a": 1}}, {"weight_map": "x"}])
-def test_an_index_that_is_none(folder: Path, content: object) -> None:
+def test_a_file_that_is_not_an_index(folder: Path, content: object) -> None:
     (folder / "model.safetensors").unlink()
     (folder / "model.safetensors.index.json").write_text(json.dumps(content))
     refused(folder, r"index\.json: found (JSON of type|weight_map)")

@@ -45,7 +45,7 @@ async def test_it_is_not_the_default_executor() -> None:
     await blocked
 
 
-async def test_what_is_asked_for_first_begins_first_and_no_more_than_so_many_at_once(
+async def test_calls_begin_in_order_and_no_more_at_once_than_the_limit(
     two_threads: None,
 ) -> None:
     begun, running, most = [], 0, 0
@@ -82,7 +82,7 @@ async def test_context_and_errors_are_those_of_a_call() -> None:
         await in_thread(lambda: 1 / 0)
 
 
-async def test_who_is_cancelled_leaves_the_queue(two_threads: None) -> None:
+async def test_a_cancelled_call_leaves_the_queue(two_threads: None) -> None:
     released, begun = threading.Event(), []
 
     def work(number: int) -> int:
@@ -130,7 +130,9 @@ async def test_an_encoder_that_runs_an_event_loop_of_its_own_does_not_wait_for_i
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "two", "1.5", "²"])
-async def test_a_size_that_is_none(two_threads: None, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+async def test_a_size_that_is_not_a_number(
+    two_threads: None, monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
     monkeypatch.setenv(VARIABLE, value)
     with pytest.raises(
         EncoderOptionError, match=rf"{VARIABLE} is .*, expected a number of threads, 1 or more"

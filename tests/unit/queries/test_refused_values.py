@@ -292,7 +292,7 @@ def test_a_column_property_is_no_vector() -> None:
         semantic_search(Item.double, "text")
 
 
-def test_the_type_of_a_text_that_is_none_is_named() -> None:
+def test_the_type_of_a_text_that_is_not_a_string_is_named() -> None:
     with pytest.raises(QueryError, match=r"text=Item\.id is of the type Integer\(\)"):
         hybrid_search(Item.vector, "text", text=Item.id)
     with pytest.raises(QueryError, match=r"text= holds several columns"):
