@@ -18,6 +18,7 @@ from sqlalchemy import (
     select,
 )
 from sqlalchemy.engine import Dialect
+from sqlalchemy.exc import CompileError
 from sqlalchemy.sql.elements import BindParameter, ColumnElement
 from sqlalchemy.sql.selectable import CTE
 from sqlalchemy.types import TypeDecorator, TypeEngine
@@ -141,7 +142,7 @@ def _rows(
 def _shape(given: ColumnElement[Any]) -> tuple[str, int | None] | None:
     try:
         return shape_of(given.type)
-    except DeclarationError:
+    except (DeclarationError, CompileError):  # of an operator, the type is not known
         return None
 
 

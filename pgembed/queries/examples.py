@@ -208,8 +208,10 @@ def _key(subject: Subject, name: str, example: Any) -> tuple[Any, ...]:
     state = inspect(example, raiseerr=False)
     if isinstance(state, InstanceState):
         return identity_of(subject, state)
-    key = example if isinstance(example, tuple) else (example,)
-    if None in key or len(key) != len(subject.keys):
+    given = example if isinstance(example, tuple) else (example,)
+    key = tuple(value.item() if isinstance(value, np.generic) else value for value in given)
+    wrong = (value is None or isinstance(value, bool | float) for value in key)
+    if len(key) != len(subject.keys) or any(wrong):
         raise QueryError(
             f"{name}= holds {example!r}; expected an entity, a key of {subject.column.table} "
             f"({len(subject.keys)} values), a text or a list of numbers"

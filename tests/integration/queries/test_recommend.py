@@ -263,6 +263,16 @@ def test_it_is_never_short(corpus, session):
     assert [row.distance for row in rows] == [None] * 10
 
 
+def test_keys_of_numpy_by_another_driver(corpus, session):
+    statement = recommend(corpus.article.embedding, [np.int64(2)], ["w1 v1"], limit=3, mode="exact")
+    engine = create_engine(corpus.url.set(drivername="postgresql+psycopg2"))
+    with Session(engine) as other:
+        found = [row[0].id for row in other.execute(statement)]
+    engine.dispose()
+    assert found == [row[0].id for row in session.execute(statement)]
+    assert 2 not in found
+
+
 def test_composite_keys_that_are_texts(engine):
     table = Table(
         "t",
@@ -293,6 +303,8 @@ def test_composite_keys_that_are_texts(engine):
         ({"positive": "text"}, "positive= is a str; expected a list"),
         ({"positive": 5}, "positive= is a int; expected a list"),
         ({"positive": [None]}, "positive= holds None"),
+        ({"positive": [True]}, "positive= holds True"),
+        ({"positive": [1.5]}, "positive= holds 1.5"),
         ({"positive": [(1, 2)]}, r"positive= holds \(1, 2\)"),
         ({"positive": [" "]}, "the text is ' '"),
         ({"positive": [[0.0] * 32]}, "zeros"),

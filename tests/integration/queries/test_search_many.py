@@ -18,6 +18,7 @@ from sqlalchemy import (
     create_engine,
     func,
     insert,
+    literal_column,
     select,
     text,
 )
@@ -261,6 +262,19 @@ def test_a_thousand_random_queries_equal_brute_force(corpus, session):
 def test_what_is_no_list_of_queries_is_refused(corpus, queries, error, message):
     with pytest.raises(error, match=message):
         search_many(corpus.article.embedding, queries)
+
+
+def test_keys_and_vectors_of_expressions(corpus, session):
+    """Of such, SQLAlchemy knows no type: the second column is the vector."""
+    article = corpus.article
+    first = article.id.in_([1, 2])
+    untyped = select(article.id + 0, literal_column("embedding")).where(first)
+    rows = session.execute(search_many(article.embedding, untyped, limit=2)).all()
+    assert of_each(rows) == {key: corpus.nearest(corpus.vectors[key], 2) for key in (1, 2)}
+    means = select(article.section, func.avg(article.embedding)).where(first).group_by(article.section)
+    rows = session.execute(search_many(article.embedding, means, limit=2)).all()
+    sections = {corpus.rows[key - 1]["section"]: corpus.vectors[key] for key in (1, 2)}
+    assert of_each(rows) == {name: corpus.nearest(vector, 2) for name, vector in sections.items()}
 
 
 def test_selects_without_keys_or_of_other_dimensions_are_refused(corpus):

@@ -13,11 +13,14 @@ from sqlmodel import select as model_select
 
 from pgembed import (
     Vector,
+    count_within,
     duplicate_groups,
     embedding_column,
+    facets,
     hybrid_search,
     knn_classify,
     near_duplicates,
+    recommend,
     search_many,
     semantic_search,
 )
@@ -62,6 +65,13 @@ def searches(session: Session) -> None:
     assert_type((some[0], some[1], some[2], some[3]), tuple[int, str, float, float])
     of_each = session.execute(search_many(Article.embedding, ["x"], base=base)).one()
     assert_type((of_each[1], of_each[3], of_each[5]), tuple[int, float, int])
+    liked = session.execute(recommend(Article.embedding, [1], base=base)).one()
+    assert_type((liked[0], liked[2], liked[3]), tuple[int, float, float])
+    grouped = session.execute(semantic_search(Article.embedding, "x", per=Article.title, base=base)).one()
+    assert_type((grouped[1], grouped[3]), tuple[str, float])
+    value, number = session.execute(facets(search, Article.title)).one()
+    assert_type((value, number), tuple[str, int])
+    assert_type(session.scalar(count_within(Article.embedding, "x", 0.3)), int | None)
     best = session.execute(hybrid_search(Article.embedding, "x", text=[Article.title])).one()
     assert_type((best[1], best[2], best[3]), tuple[float, int | None, int | None])
     for id_, _vector, _distance, _score in session.execute(semantic_search(TABLE.c.v, [1.0] * 8)):
