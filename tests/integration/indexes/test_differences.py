@@ -13,9 +13,9 @@ from pgembed import HNSW, IVFFlat
 from pgembed.cli.main import app
 from pgembed.columns.types import VectorType
 from pgembed.indexes import IndexBuildError, create, indexed
-from pgembed.indexes.differences import differences
+from pgembed.indexes.differences import IndexForm, differences, matching
 from pgembed.indexes.readiness import is_ready
-from pgembed.indexes.standing import find
+from pgembed.indexes.standing import find, standing
 from pgembed.migrations.compare.indexes import definition_of, same
 from pgembed.migrations.reflection import indexes_of
 
@@ -189,3 +189,18 @@ def test_all_get_the_same_answer(
         after = find(connection, index)
         assert after is not None
         assert after.oid == found.oid
+
+
+@pytest.mark.parametrize(("operators", "found"), [("hamming", ["ann"]), ("jaccard", [])])
+def test_bits_are_candidates_for_any_metric(engine: Engine, operators: str, found: list[str]) -> None:
+    table = Table("Item", MetaData(), Column("id", Integer, primary_key=True), Column("v", VectorType(8)))
+    with engine.begin() as connection:
+        table.create(connection)
+        connection.execute(text(f'CREATE INDEX ann ON "Item" USING {BITS.format(operators)}'))
+        there = standing(connection, '"Item"')
+    for metric in ("cosine", "l2"):
+        assert [index.name for index, _ in matching(there, table.c.v, metric=metric)] == found
+    ((_, form),) = matching(there, table.c.v, name="ann")
+    assert form == IndexForm("bit")
+    assert matching(there, table.c.v, form=IndexForm()) == []
+    assert matching(there, table.c.v, method="ivfflat") == matching(there, table.c.v, name="other") == []
