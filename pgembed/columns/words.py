@@ -179,7 +179,6 @@ def _statistics(table: Table, name: str) -> Table:
         Column("mean_length", Float(53)),
         Column("refreshed_at", DateTime(timezone=True)),
         schema=table.schema,
-        info={WORDS: True},
         comment="how many rows have a word, as of the last refresh; written by pgembed",
     )
 

@@ -13,7 +13,10 @@ from sqlalchemy import Column, Table
 
 from pgembed.columns.embedding import INFO
 from pgembed.columns.types import shape_of
+from pgembed.columns.words import WORDS
 from pgembed.exc import DeclarationError
+from pgembed.migrations.compare.indexes import same_expressions
+from pgembed.migrations.definitions import sql
 from pgembed.migrations.operations.table_locks import SetNotNullOp
 from pgembed.migrations.operations.vector_column import AlterVectorColumnOp, discards
 from pgembed.migrations.revisions import NextRevisionOp
@@ -31,6 +34,9 @@ def setup() -> None:
     comparators.dispatch_for(
         "column", priority=DispatchPriority.FIRST, qualifier="postgresql", subgroup="types"
     )(compare_vector_type)
+    comparators.dispatch_for(
+        "column", priority=DispatchPriority.FIRST, qualifier="postgresql", subgroup="server_default"
+    )(leave_words)
     comparators.dispatch_for(
         "schema", priority=DispatchPriority.LAST, qualifier="postgresql", subgroup="pgembed.series"
     )(settle_drops)
@@ -118,6 +124,48 @@ def compare_vector_type(
         operation.modify_type = declared.type
         log.info("Detected vector type change from %s to %s on '%s.%s'", *shapes, table_name, column_name)
     return _Result.STOP
+
+
+def leave_words(
+    context: AutogenContext,  # noqa: ARG001
+    operation: ops.AlterColumnOp,  # noqa: ARG001
+    schema: str | None,  # noqa: ARG001
+    table_name: Any,  # noqa: ARG001
+    column_name: Any,  # noqa: ARG001
+    found: Column[Any],
+    declared: Column[Any],
+) -> PriorityDispatchResult:
+    """The expression of a column of words is compared by :func:`replace_words`; Alembic would warn of it."""
+    return _Result.STOP if WORDS in declared.info and found.computed is not None else _Result.CONTINUE
+
+
+def replace_words(
+    context: AutogenContext, modify_ops: ops.ModifyTableOps, table: Table | None, model: Table | None
+) -> None:
+    """A column of words that is generated otherwise is dropped and added, with its index.
+
+    Postgres computes it anew for all rows, with the table locked.
+    """
+    if table is None or model is None:
+        return
+    for column in model.c:
+        found = table.c.get(column.name)
+        if WORDS not in column.info or found is None or column.computed is None:
+            continue
+        current = None if found.computed is None else str(found.computed.sqltext)
+        assert context.connection is not None
+        if same_expressions(context.connection, table, [(current, sql(column.computed.sqltext))]):
+            continue
+        log.info("Detected changed words on '%s.%s'", table.name, column.name)
+        name, schema = modify_ops.table_name, modify_ops.schema
+        # By name: while it compares, Alembic attaches copies to the table.
+        indexed = {index.name: index for index in table.indexes if found.name in index.columns}
+        modify_ops.ops += [
+            *map(ops.DropIndexOp.from_index, indexed.values()),
+            ops.DropColumnOp.from_column_and_tablename(schema, name, found),
+            ops.AddColumnOp(name, column._copy(), schema=schema),
+            *(ops.CreateIndexOp.from_index(index) for index in model.indexes if WORDS in index.info),
+        ]
 
 
 def settle(modify_ops: ops.ModifyTableOps, columns: set[str]) -> None:

@@ -6,7 +6,7 @@ Alembic's own comparison sees only their names and columns.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterator, Mapping, Set
+from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -169,17 +169,22 @@ def compare_indexes(
 
 
 def same(connection: Connection, table: Table, old: IndexDefinition, new: IndexDefinition) -> bool:
-    """Whether an index matches its declaration, apart from the registration.
+    """Whether an index matches its declaration, apart from the registration."""
+    if type(old) is not type(new) or not old.same_settings(new):
+        return False
+    pairs = [pair for pair in zip(old.expressions, new.expressions, strict=True) if pair[0] != pair[1]]
+    return not pairs or same_expressions(connection, table, pairs)
+
+
+def same_expressions(
+    connection: Connection, table: Table, pairs: Sequence[tuple[str | None, str | None]]
+) -> bool:
+    """Whether the expressions of each pair are the same.
 
     Postgres keeps expressions as trees, and prints them in its own form: one ``EXPLAIN`` prints both in the
     same form. It changes nothing and needs only ``SELECT``. An expression that Postgres rejects (of a column
     that does not exist yet) counts as different.
     """
-    if type(old) is not type(new) or not old.same_settings(new):
-        return False
-    pairs = [pair for pair in zip(old.expressions, new.expressions, strict=True) if pair[0] != pair[1]]
-    if not pairs:
-        return True
     columns: list[Any] = []
     for left, right in pairs:
         if left is None or right is None:

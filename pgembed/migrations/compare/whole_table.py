@@ -13,7 +13,7 @@ from sqlalchemy import Table
 
 from pgembed.columns.names import written
 from pgembed.indexes.partitions import is_partitioned
-from pgembed.migrations.compare.columns import convert_not_null, convert_vector_types
+from pgembed.migrations.compare.columns import convert_not_null, convert_vector_types, replace_words
 from pgembed.migrations.compare.encoder_series import SeriesParts, backfilled, compare_encoders
 from pgembed.migrations.compare.indexes import compare_indexes, find_indexes, on_added_columns
 from pgembed.migrations.operations.vector_column import AlterVectorColumnOp
@@ -44,6 +44,7 @@ def compare_table(
         series = compare_encoders(context, modify_ops, table, model, indexes)
         waiting = series.waiting | on_added_columns(modify_ops, model, series.indexes.declared)
     convert_vector_types(modify_ops)
+    replace_words(context, modify_ops, table, model)
     placed = _index_operations(context, modify_ops, table, model, series, waiting)
     columns = dict.fromkeys(waiting[name] for name in sorted(each.new.name for each in placed["index"]))
     modify_ops.ops[:] = in_parts(
