@@ -237,7 +237,9 @@ def test_others_wait_behind_a_lock_no_longer_than_its_timeout(migrations: Migrat
             waits.append(time.perf_counter() - started)
             time.sleep(0.01)
         upgrade.join()
-    assert 0.1 < max(waits) < 1.2
+    # They get through between two attempts. (A busy machine adds to the timeout.)
+    assert sum(wait > 0.1 for wait in waits) > 1
+    assert max(waits) < 5
 
 
 def test_a_lock_by_hand(migrations: Migrations) -> None:

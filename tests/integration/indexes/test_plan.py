@@ -65,7 +65,7 @@ def test_the_time_is_that_of_a_sample_and_nothing_stays(engine, fill):
         create(connection, table.c.vector, workers=0)
         seconds = connection.scalar(text("SELECT extract(epoch FROM clock_timestamp())::float8")) - started
     assert planned.seconds is not None
-    assert seconds / 5 < planned.seconds < seconds * 5  # the machine may be busy; benchmarks/ says how near
+    assert seconds / 20 < planned.seconds < seconds * 20  # the machine may be busy; benchmarks/ says how near
 
 
 def test_the_time_of_ivfflat(engine, fill):

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sqlalchemy import URL, Connection, Engine, create_engine, event, insert, text
+from sqlalchemy import URL, Connection, Engine, Table, create_engine, event, insert, text
 from sqlalchemy.orm import Session
 
 from pgembed import HNSW
@@ -104,6 +104,25 @@ def corpus(server: URL, admin: Engine, template: str) -> Iterator[Corpus]:
     engine.dispose()
     with admin.connect() as connection:
         connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
+
+
+def store(
+    engine: Engine, table: Table, vectors: Any, extra: Callable[[int], dict[str, Any]] = lambda key: {}
+) -> None:
+    """A new table of vectors, their numbers as keys; ``extra`` gives the values of other columns."""
+    table.metadata.create_all(engine)
+    rows = [{"id": key, "vector": vector, **extra(key)} for key, vector in enumerate(vectors)]
+    with engine.begin() as connection:
+        connection.execute(insert(table), rows)
+        connection.execute(text("ANALYZE"))
+
+
+def with_twins(rows: int, dimensions: int) -> Any:
+    """Random vectors, every tenth with another near it."""
+    rng = np.random.default_rng(0)
+    vectors = rng.standard_normal((rows, dimensions)).astype(np.float32)
+    vectors[1::10] = vectors[::10] + 0.2 * rng.standard_normal(vectors[::10].shape)
+    return vectors
 
 
 @pytest.fixture

@@ -29,6 +29,7 @@ from pgembed import HNSW
 from pgembed.columns.types import VectorType
 from pgembed.queries import duplicate_groups, near_duplicates, pairs
 from pgembed.queries.components import components
+from tests.integration.queries.conftest import store, with_twins
 
 
 def table_of(dimensions, *indexes, storage="vector", name="item"):
@@ -42,20 +43,8 @@ def table_of(dimensions, *indexes, storage="vector", name="item"):
     )
 
 
-def store(engine, table, vectors):
-    table.metadata.create_all(engine)
-    with engine.begin() as connection:
-        connection.execute(
-            insert(table), [{"id": n, "kind": n % 3, "vector": vector} for n, vector in enumerate(vectors)]
-        )
-        connection.execute(text("ANALYZE"))
-
-
-def with_twins(count, dimensions, seed=0):
-    rng = np.random.default_rng(seed)
-    vectors = rng.standard_normal((count, dimensions)).astype(np.float32)
-    vectors[1::10] = vectors[::10] + 0.2 * rng.standard_normal(vectors[::10].shape)
-    return vectors
+def kinds(key):
+    return {"kind": key % 3}
 
 
 def near(vectors, least, keep=lambda key: True):
@@ -96,7 +85,7 @@ def test_every_pair_once_best_first(engine):
     vectors = with_twins(300, 16)
     vectors[7] = vectors[8] = 0
     vectors[50:55] = vectors[50]
-    store(engine, table, vectors)
+    store(engine, table, vectors, kinds)
     with engine.begin() as connection:
         connection.execute(insert(table), [{"id": 1000, "vector": None}, {"id": 1001, "vector": None}])
         rows = connection.execute(near_duplicates(table.c.vector, min_score=0.8)).all()
@@ -109,7 +98,7 @@ def test_every_pair_once_best_first(engine):
 def test_filters_apply_to_both_rows(engine):
     table = table_of(16)
     vectors = with_twins(300, 16)
-    store(engine, table, vectors)
+    store(engine, table, vectors, kinds)
     with engine.connect() as connection:
         rows = connection.execute(
             near_duplicates(table.c.vector, min_score=0.5, where=table.c.kind == 1)
@@ -129,7 +118,7 @@ def test_filters_apply_to_both_rows(engine):
 def test_other_metrics_and_types(engine, metric, least, score, storage):
     table = table_of(8, storage=storage)
     vectors = with_twins(150, 8).astype(np.float16).astype(np.float32)
-    store(engine, table, vectors)
+    store(engine, table, vectors, kinds)
     with engine.connect() as connection:
         rows = connection.execute(near_duplicates(table.c.vector, min_score=least, metric=metric)).all()
     exact = vectors.astype(np.float64)
@@ -171,7 +160,7 @@ def indexed(engine):
     vectors = with_twins(1000, 16)
     vectors[500:560] = vectors[500]
     vectors[7] = vectors[9] = 0
-    store(engine, table, vectors)
+    store(engine, table, vectors, kinds)
     return table, vectors
 
 
@@ -248,7 +237,7 @@ def test_groups_are_numbered_by_size_and_hold_chains(engine):
     """0 - 10 - 20 degrees: the ends are not alike, the chain joins them."""
     table = table_of(2)
     angles = np.radians([0, 10, 20, 90, 95, 180, 270, 275])
-    store(engine, table, np.stack([np.cos(angles), np.sin(angles)], axis=1))
+    store(engine, table, np.stack([np.cos(angles), np.sin(angles)], axis=1), kinds)
     with engine.connect() as connection:
         rows = connection.execute(duplicate_groups(table.c.vector, min_score=0.98)).all()
     assert rows == [(1, 0), (1, 1), (1, 2), (2, 3), (2, 4), (3, 6), (3, 7)]
@@ -257,7 +246,7 @@ def test_groups_are_numbered_by_size_and_hold_chains(engine):
 
 def test_groups_of_an_empty_table_and_without_duplicates(engine):
     table = table_of(2)
-    store(engine, table, np.eye(2))
+    store(engine, table, np.eye(2), kinds)
     with engine.begin() as connection:
         assert connection.execute(duplicate_groups(table.c.vector, min_score=0.9)).all() == []
         connection.execute(table.delete())
@@ -267,7 +256,7 @@ def test_groups_of_an_empty_table_and_without_duplicates(engine):
 def test_groups_agree_with_the_pairs(engine):
     table = table_of(16)
     vectors = with_twins(400, 16)
-    store(engine, table, vectors)
+    store(engine, table, vectors, kinds)
     with engine.connect() as connection:
         rows = connection.execute(duplicate_groups(table.c.vector, min_score=0.6)).all()
     expected = union_find(near(vectors, 0.6))

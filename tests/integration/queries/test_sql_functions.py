@@ -12,6 +12,7 @@ from pgembed import HNSW, IVFFlat, Vector, embedding_column
 from pgembed.columns.types import VectorType
 from pgembed.queries import duplicate_groups, knn_classify, near_duplicates, semantic_search
 from pgembed.testing import HashEncoder
+from tests.integration.queries.conftest import store, with_twins
 
 QUERY = "w5 v17 u120"
 
@@ -28,22 +29,6 @@ def call(session, sql, **parameters):
 
 def literal(vector):
     return "[" + ",".join(map(str, np.asarray(vector).tolist())) + "]"
-
-
-def store(engine, table, vectors, extra=lambda n: {}):
-    table.metadata.create_all(engine)
-    with engine.begin() as connection:
-        connection.execute(
-            insert(table), [{"id": n, "vector": vector, **extra(n)} for n, vector in enumerate(vectors)]
-        )
-        connection.execute(text("ANALYZE"))
-
-
-def twins(count, dimensions, seed=0):
-    rng = np.random.default_rng(seed)
-    vectors = rng.standard_normal((count, dimensions)).astype(np.float32)
-    vectors[1::10] = vectors[::10] + 0.2 * rng.standard_normal(vectors[::10].shape)
-    return vectors
 
 
 @pytest.mark.parametrize("k", [1, 10, 400, 5000])
@@ -120,7 +105,7 @@ def test_every_metric_and_type(engine, metric, storage):
         Column("vector", VectorType(8, storage)),
         HNSW("vector", metric=metric, build="immediate"),
     )
-    vectors = twins(200, 8)
+    vectors = with_twins(200, 8)
     vectors[7] = 0
     store(engine, table, vectors, lambda n: {"kind": f"k{n % 4}"})
     query = vectors[30] + 0.1
@@ -193,7 +178,7 @@ def large(engine):
         Column("vector", VectorType(8)),
         HNSW("vector", build="deferred"),
     )
-    vectors = twins(5200, 8)
+    vectors = with_twins(5200, 8)
     vectors[500:540] = vectors[500]
     store(engine, table, vectors)
     return vectors
@@ -287,7 +272,7 @@ def test_ivfflat_probes_as_many_lists_as_it_takes(engine):
         Column("vector", VectorType(8)),
         IVFFlat("vector", lists=30, metric="l2"),
     )
-    vectors = twins(1000, 8)
+    vectors = with_twins(1000, 8)
     store(engine, table, vectors)
     with Session(engine) as session:
         session.execute(
