@@ -27,6 +27,7 @@ from pgembed.cli import (
     reembed,
     search,
     serve,
+    split,
     statistics,
     status,
     worker,
@@ -53,6 +54,7 @@ for _group in (
     search,
     encoders,
     encode,
+    split,
     serve,
 ):
     _group.register(app)

@@ -232,10 +232,27 @@ class Encoder(SharedModel):
         :raises EncoderNotFoundError: the tokenizer is not on this machine.
         :raises EncoderOptionError: the encoder is remote.
         """
+        tokenizer = self._whole_tokenizer()
+        return tokenizer.decode(checked_ids(ids, tokenizer.highest_id))
+
+    def count_tokens(self, texts: Iterable[str]) -> Counts:
+        """Tokens of each of these documents, with prompt and special tokens: opens the tokenizer, no weights.
+
+        Nothing is cut: of a text beyond :attr:`max_tokens` all tokens are counted.
+
+        :returns: int64 of shape ``(len(texts),)``.
+        :raises TextError: something is not a string.
+        :raises EncoderNotFoundError: the tokenizer is not on this machine.
+        :raises EncoderOptionError: the encoder is remote.
+        """
+        tokenizer, prompt = self._whole_tokenizer(), self.spec.document_prompt
+        return tokenizer([prompt + text for text in checked(texts)]).lengths
+
+    def _whole_tokenizer(self) -> AnyTokenizer:
         with self._lock:
             if self._tokenizer is None:
-                self._tokenizer = self._source.tokenizer()
-        return self._tokenizer.decode(checked_ids(ids, self._tokenizer.highest_id))
+                self._tokenizer = self._source.tokenizer(whole=True)
+            return self._tokenizer
 
     def _seek_tower(self) -> Encoder | None:
         """The encoder for queries: the given one, or one that comes with this encoder, or none."""

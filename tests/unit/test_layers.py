@@ -20,6 +20,7 @@ LAYERS = (
     ("constants",),
     ("exc", "metrics"),
     ("encoders", "columns"),
+    ("parts",),
     ("indexes", "database"),
     ("queries",),
     ("measuring", "filling"),
@@ -331,7 +332,7 @@ def test_importing_loads_no_runtime_no_migrations_no_command_line() -> None:
         "rich",
         "matplotlib",
     )
-    light = "pgembed.filling, pgembed.testing, pgembed.queries, pgembed.indexes"
+    light = "pgembed.filling, pgembed.testing, pgembed.queries, pgembed.indexes, pgembed.parts"
     assert loaded(f"import {light}", *heavy) == []
 
 
@@ -344,7 +345,7 @@ def test_measuring_has_its_old_addresses() -> None:
         pgembed.indexes.nothing  # type: ignore[attr-defined]  # noqa: B018
 
 
-@pytest.mark.parametrize("package", ["encoders", "filling", "indexes", "measuring", "queries"])
+@pytest.mark.parametrize("package", ["encoders", "filling", "indexes", "measuring", "parts", "queries"])
 def test_the_table_of_a_package_names_its_files(package: str) -> None:
     """Each once, and none that is gone."""
     folder = PACKAGE / package

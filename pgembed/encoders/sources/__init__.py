@@ -54,8 +54,8 @@ class Source(Protocol):
         """The spec, compared with what was stated."""
         ...
 
-    def tokenizer(self) -> AnyTokenizer:
-        """Open the tokenizer alone."""
+    def tokenizer(self, *, whole: bool = False) -> AnyTokenizer:
+        """Open the tokenizer alone; ``whole``: one that does not cut texts."""
         ...
 
     def backend(self) -> Backend:

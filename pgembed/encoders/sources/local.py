@@ -186,10 +186,10 @@ class Local:
         """Find and read the spec, and put the options into it."""
         return self._found()[1]
 
-    def tokenizer(self) -> AnyTokenizer:
-        """Open the tokenizer alone."""
+    def tokenizer(self, *, whole: bool = False) -> AnyTokenizer:
+        """Open the tokenizer alone; ``whole``: one that does not cut texts."""
         with forks.opening():
-            return tokenizer_of(*self._with_weights())
+            return tokenizer_of(*self._with_weights(), whole=whole)
 
     def backend(self) -> OnnxRuntime:
         """Open tokenizer and session."""

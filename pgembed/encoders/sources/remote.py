@@ -75,11 +75,10 @@ class Remote:
             raise self._unstated()
         return spec
 
-    def tokenizer(self) -> NoReturn:
+    def tokenizer(self, *, whole: bool = False) -> NoReturn:
         """There is none here."""
-        raise EncoderOptionError(
-            "encoder", self.label, needed="one that reports what it cuts: a server does not"
-        )
+        needed = "one that counts tokens" if whole else "one that reports what it cuts"
+        raise EncoderOptionError("encoder", self.label, needed=f"{needed}: a server does not")
 
     def backend(self) -> _RemoteBackend:
         """Connections to the server, once its spec has been compared with what was stated."""

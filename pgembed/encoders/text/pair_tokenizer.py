@@ -28,20 +28,22 @@ from pgembed.encoders.text.tokenizer import (
 from pgembed.exc import EncoderFilesError
 
 Ids = npt.NDArray[np.int32]
+_NO_LIMIT = 2**31 - 1
 
 
-def tokenizer_of(folder: Path, spec: EncoderSpec) -> AnyTokenizer:
-    """The tokenizer in ``folder`` with the limit and the options of the spec."""
+def tokenizer_of(folder: Path, spec: EncoderSpec, *, whole: bool = False) -> AnyTokenizer:
+    """The tokenizer in ``folder`` with the options of the spec, and its limit unless texts stay ``whole``."""
+    limit = _NO_LIMIT if whole else spec.max_tokens
     if spec.labels:
         return PairTokenizer(
             folder / TOKENIZER_FILE,
-            max_tokens=spec.max_tokens,
+            max_tokens=limit,
             lowercase=spec.lowercase,
             segments=spec.segments,
         )
     return open_tokenizer(
         folder,
-        max_tokens=spec.max_tokens,
+        max_tokens=limit,
         special_tokens=spec.special_tokens,
         lowercase=spec.lowercase,
         words=WORDS_FILE in spec.files,
