@@ -54,3 +54,15 @@ BLOCK = 64
 VOTE_OFFSET = 1e-6
 #: The least exponent of votes by inner product and of decay: Postgres raises an error on underflow.
 LEAST_EXPONENT = -700.0
+
+#: What joins words into paths, hosts, addresses, versions, tags and compounds: Postgres's parser would make
+#: one word of "dog/cat" and of "dog.cat", so these become blanks before it reads a text or a question.
+WORD_SEPARATORS = "/.-_@:~+<>&"
+#: The characters of a question that count.
+QUESTION = 2_000
+#: How much is computed for a question by words: candidates times what each costs, which grows with the
+#: lexemes.
+WORDS_WORK = 80_000
+WORDS_OVERHEAD = 4
+#: The rows whose lengths stand for all as long as there are no statistics of words.
+WORDS_SAMPLE = 200

@@ -26,6 +26,7 @@ from sqlalchemy.sql.elements import ColumnElement
 
 from pgembed.columns.names import LONGEST_NAME, octets, shortened
 from pgembed.columns.types import on_postgres
+from pgembed.constants import WORD_SEPARATORS
 from pgembed.exc import DeclarationError
 
 #: The key in ``Column.info``, of the tsvector column and its index, for the bound :class:`WordsColumn`.
@@ -35,9 +36,6 @@ _PART = r"(?:\"(?:[^\"]|\"\")+\"|[^\W\d][\w$]*)"
 #: The name of a text search configuration, with or without a schema, as Postgres reads it.
 CONFIGURATION = re.compile(rf"{_PART}(?:\.{_PART})?")
 
-#: What joins words into paths, hosts, addresses, versions, tags and compounds: Postgres's parser would make
-#: one word of "dog/cat" and of "dog.cat", so these become blanks before it reads a text or a question.
-SEPARATORS = "/.-_@:~+<>&"
 #: As many characters of a text are read. A tsvector holds a megabyte, an entry of it takes at most four bytes
 #: for each character (words of one letter beyond ASCII), and its positions end at the 16,383rd word anyway.
 CHARACTERS = 130_000
@@ -200,7 +198,7 @@ def words_sql(sources: Sequence[ColumnElement[Any]], config: str) -> ColumnEleme
 
 
 def separated(text: ColumnElement[Any]) -> ColumnElement[Any]:
-    """A text whose words are separated; see :data:`SEPARATORS`."""
+    """A text whose words are separated; see :data:`WORD_SEPARATORS`."""
     return func.pg_catalog.translate(
-        text, literal_column(f"'{SEPARATORS}'"), literal_column(f"'{' ' * len(SEPARATORS)}'")
+        text, literal_column(f"'{WORD_SEPARATORS}'"), literal_column(f"'{' ' * len(WORD_SEPARATORS)}'")
     )

@@ -35,16 +35,12 @@ from sqlalchemy.dialects.postgresql import ARRAY, TSQUERY, array
 from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.sql.selectable import CTE, Select, Subquery
 
+from pgembed import constants
 from pgembed.columns.words import WordsColumn, separated
 from pgembed.queries.nearest import literal_rows
 from pgembed.queries.statement import materialized
 from pgembed.queries.subject import Subject, keys_of
 
-#: How much is computed for a question: candidates times what one costs, which grows with the lexemes.
-_WORK = 150_000
-_OVERHEAD = 4
-#: Rows whose lengths stand for all where there are no statistics yet.
-_SAMPLE = 200
 _DOUBLE = Float(53)
 _ONES: ColumnElement[Any] = literal_column("CAST('{1,1,1,1}' AS real[])")
 #: With their type, without which SQLAlchemy divides by numerics.
@@ -180,7 +176,10 @@ def _question(words: WordsColumn, terms: ColumnElement[str]) -> CTE:
         asked.c.n,
         func.greatest(asked.c.rows, asked.c.n, type_=_DOUBLE).label("rows"),
         func.sum(asked.c.n).over(order_by=rarest).label("so_far"),
-        (literal(_WORK, _DOUBLE) / (literal(_OVERHEAD, _DOUBLE) + func.count().over())).label("budget"),
+        (
+            literal(constants.WORDS_WORK, _DOUBLE)
+            / (literal(constants.WORDS_OVERHEAD, _DOUBLE) + func.count().over())
+        ).label("budget"),
     ).subquery()
     c = running.c
     share = func.sum(func.ln(c.n / c.rows)).filter(c.so_far > c.budget).over(order_by=(c.n, c.quoted))
@@ -216,7 +215,7 @@ def _mean_length(words: WordsColumn) -> ColumnElement[Any]:
     whole, table = words.statistics.alias(), words.column.table.alias()
     known = select(whole.c.mean_length).where(whole.c.lexeme == literal_column("''")).scalar_subquery()
     first = select(table.c[words.column.key].label("words")).order_by(*table.primary_key)
-    some = first.limit(literal_column(str(_SAMPLE))).subquery()
+    some = first.limit(literal_column(str(constants.WORDS_SAMPLE))).subquery()
     entries = func.unnest(some.c.words).table_valued("lexeme", "positions", "weights").render_derived()
     length = select(func.sum(func.cardinality(entries.c.positions))).correlate(some).scalar_subquery()
     sampled = select(func.avg(func.coalesce(length, literal_column("0")))).select_from(some).scalar_subquery()

@@ -28,6 +28,7 @@ from sqlalchemy.sql.selectable import Subquery
 from sqlalchemy.sql.visitors import iterate
 
 from pgembed.columns.words import separated
+from pgembed.constants import QUESTION
 from pgembed.exc import QueryError
 from pgembed.indexes.readiness import holds
 from pgembed.queries.arguments import configuration, expression, words
@@ -46,8 +47,6 @@ TextColumns: TypeAlias = Mapped[Any] | ColumnElement[Any] | Sequence[Mapped[Any]
 #: words are joined by hyphens and listed whole and in parts, and 7.5 for each character, of up to 4 bytes.
 _WHOLE_BYTES = 250_000
 _CHARACTERS = 130_000
-#: As many characters of a question are looked at.
-_QUESTION = 2_000
 
 
 class QuestionType(TypeDecorator[str]):
@@ -57,7 +56,7 @@ class QuestionType(TypeDecorator[str]):
     cache_ok = True
 
     def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:  # noqa: ARG002
-        return None if value is None else asked("terms", value)[:_QUESTION]
+        return None if value is None else asked("terms", value)[:QUESTION]
 
     def accepted(self, query: Any) -> str:
         """A question as the value of a parameter."""
@@ -226,5 +225,5 @@ def terms_sql(terms: str | ColumnElement[Any]) -> ColumnElement[str]:
     elif isinstance(terms, BindParameter):
         given = terms if isinstance(terms.type, QuestionType) else typed(terms, QuestionType())
     else:
-        return func.left(cast(terms, String), _QUESTION)
+        return func.left(cast(terms, String), QUESTION)
     return cast(given, String)

@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 from sqlalchemy import Computed, Text, bindparam, func, insert, select, text
 from sqlalchemy.dialects.postgresql import TSVECTOR
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, aliased, mapped_column
 
-from pgembed import Vector, Words, embedding_column
+from pgembed import Vector, Words, constants, embedding_column
 from pgembed.exc import LateClauseError, QueryError
 from pgembed.filling import refresh_words
-from pgembed.queries import bm25, keyword_search
+from pgembed.queries import bm25, hybrid_search, keyword_search
 from pgembed.testing import HashEncoder
 
 
@@ -97,6 +98,11 @@ def same(one, other) -> None:
     assert [score for _, score in one] == pytest.approx([score for _, score in other], rel=1e-9)
 
 
+def in_sql(session, question: str, k: int) -> list[tuple[int, float]]:
+    called = text("SELECT key ->> 'id', score FROM pgembed.keyword_search('note', 'embedding', :q, :k)")
+    return [(int(key), score) for key, score in session.execute(called, {"q": question, "k": k})]
+
+
 QUESTIONS = [
     "w150x",
     "w0x",
@@ -118,6 +124,7 @@ def test_scores_are_those_of_the_formula(session, refreshed):
         expected = by_formula(session, question)
         assert expected
         same(found(session, question), expected)
+        same(in_sql(session, question, 7), expected[:7])
         same(found(session, question, limit=7, offset=5), expected[5:12])
     expected = by_formula(session, QUESTIONS[2], section=1)
     same(found(session, QUESTIONS[2], where=Note.section == 1), expected)
@@ -128,7 +135,7 @@ def test_few_candidates_are_as_good_and_never_too_few(session, monkeypatch):
     than the rows asked for, all words do."""
     session.execute(insert(TABLE), [row | {"headline": row.pop("title")} for row in zipf(1000)])
     refresh_words(session.connection(), Note.embedding)
-    monkeypatch.setattr(bm25, "_WORK", 3000)
+    monkeypatch.setattr(constants, "WORDS_WORK", 3000)
     for question in QUESTIONS:
         expected = by_formula(session, question)
         candidates = found(session, question, limit=10)
@@ -185,6 +192,8 @@ def test_no_question_breaks_a_search(session, question):
         assert {key for key, _ in found(session, question)} <= HOSTILE[question] | (
             {5} if "quot" in question else set()
         )
+        if "\0" not in question:
+            same(in_sql(session, question, 1000), found(session, question))
         bound = found(session, bindparam("q"), {"q": question})
         assert bound == found(session, question)
 
@@ -287,3 +296,32 @@ def test_without_words_texts_are_ranked_by_postgres(engine, Base):
         for columns in (Page.stored, [Page.title, Page.body]):
             statement = keyword_search(Page.embedding, "cat.dog", text=columns, base=select(Page.id))
             assert 2 in session.scalars(statement).all()
+
+
+def test_the_hybrid_of_sql_agrees(session):
+    encoder = HashEncoder(8)
+    for row in zipf(120):
+        session.add(
+            Note(**row, embedding=encoder.encode_documents([row["title"]])[0] if row["id"] % 9 else None)
+        )
+    session.flush()
+    refresh_words(session.connection(), Note.embedding)
+    vector, terms = encoder.encode_queries(["w3x w40x"])[0], "w3x w70x"
+    called = text("SELECT * FROM pgembed.hybrid_search('note', 'embedding', :terms, CAST(:v AS vector), 20)")
+    rows = session.execute(called, {"terms": terms, "v": str(vector.tolist())}).all()
+    statement = hybrid_search(Note.embedding, vector, terms=terms, limit=20)
+    expected = session.execute(statement).all()
+    assert [(row.key["id"], row.vector_rank, row.text_rank) for row in rows] == [
+        (row.Note.id, row.vector_rank, row.text_rank) for row in expected
+    ]
+    for name in ("score", "vector_score", "text_score"):
+        assert [getattr(row, name) for row in rows] == [
+            None if getattr(row, name) is None else pytest.approx(getattr(row, name)) for row in expected
+        ]
+
+
+def test_sql_says_what_is_missing(session):
+    session.execute(text("DROP TABLE note_embedding_words"))
+    with pytest.raises(DBAPIError, match=r"column embedding of table note has no words") as refused:
+        in_sql(session, "cat", 5)
+    assert "words=Words(...)" in str(refused.value)
