@@ -127,8 +127,7 @@ def _blocks(source: str, *, markdown: bool) -> Iterator[tuple[int, int, bool]]:
         rank: int = Rank.LINE if titled else Rank.PARAGRAPH
         underline = _UNDERLINE.match(line)
         if above is not None:
-            below = underline is not None and (not markdown or underline[1] in "=-")
-            if below and underline is not None and len(line.strip()) >= min(len(above[1].strip()), 3):
+            if underline is not None and (not markdown or underline[1] in "=-"):
                 yield above[0], Rank.HEADING + (5 if underline[1] == "=" else 4), False
                 above, titled, blank = None, True, True
                 continue

@@ -152,7 +152,7 @@ class _Splitting:
 
     # --- what is never cut, unless nothing else is left -----------------------------------------------
 
-    def _atoms(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int8], npt.NDArray[np.int64]]:
+    def _atoms(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32], npt.NDArray[np.int64]]:
         """Start, rank and tokens of sentences and the like; of those that do not fit, of their words."""
         starts: list[int] = []
         ranks: list[int] = []
@@ -175,7 +175,7 @@ class _Splitting:
                     sizes += self._sizes(
                         [self._source[s:e] for s, e in pairwise(inner[at : at + _BLOCK + 1])]
                     )
-        return np.array(starts), np.array(ranks, dtype=np.int8), np.array(sizes)
+        return np.array(starts), np.array(ranks, dtype=np.int32), np.array(sizes)
 
     def _places(self) -> Iterator[tuple[int, int, int]]:
         """Start, end and rank of what the format finds."""

@@ -266,7 +266,7 @@ class Verses:
 
     def __call__(self, source: str) -> Iterator[tuple[int, int]]:
         for found in re.finditer("\n+", source):
-            yield found.end(), Rank.PARAGRAPH if len(found[0]) > 1 else Rank.LINE
+            yield found.end(), 1000 if len(found[0]) > 1 else Rank.LINE
 
 
 def test_a_format_of_ones_own() -> None:
