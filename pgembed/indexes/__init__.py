@@ -10,7 +10,7 @@ build_plan, sizes          ``plan``: memory, space and time that a build takes
 build, concurrent          ``create``; and while the table is used: build, rebuild, drop
 partitions, progress       indexes of partitioned tables; how far a build is
 locks, server_settings     short locks; settings of the server for the time of a block
-standing, differences      the indexes of a database, and whether they stand as they are declared
+standing, differences      the indexes of a database, and whether they are as declared
 readiness                  whether an index that a search needs is there, asked within its statement
 findings                   ``check``: what is wrong with them; bugs of pgvector, by version
 query_plan                 ``explain``: whether a statement uses an index, and why not

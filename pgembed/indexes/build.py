@@ -46,8 +46,8 @@ def create(
     :param workers: parallel workers; left out, as many as the server allows. Where its shared memory is
         too small for them the index is built without.
     :raises DeclarationError: no index is declared on the column.
-    :raises IndexBuildError: IVFFlat on fewer than 50 rows a list; an index of that name stands with other
-        settings; or the session that is waited for waits for this transaction.
+    :raises IndexBuildError: IVFFlat on fewer than 50 rows per list; an index of that name has other settings;
+        or the session that is waited for waits for this transaction.
     """
     need_connection(connection)
     index = declared_index(target)
@@ -78,7 +78,7 @@ def _build(
 
 
 def is_built(connection: Connection, target: IndexTarget) -> bool:
-    """Whether the declared index stands in the database, valid."""
+    """Whether the declared index exists in the database, valid."""
     need_connection(connection)
     found = find(connection, declared_index(target))
     return found is not None and found.valid
@@ -134,7 +134,8 @@ def is_parallel(settings: Mapping[str, str]) -> bool:
 
 
 def lacks_shared_memory(error: DBAPIError) -> bool:
-    """Whether a parallel build failed for want of shared memory, which a serial one doesn't need."""
+    """Whether a parallel build failed because there is not enough shared memory, which a serial one doesn't
+    need."""
     return sqlstate(error) in _NO_SHARED_MEMORY and "shared memory" in str(error.orig)
 
 

@@ -1,4 +1,4 @@
-"""``plan``: what building an index will take, and whether it is the right index for that many rows."""
+"""``plan``: what building an index will take, and whether it is the right index for these rows."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ from pgembed.indexes.tables import (
 SAMPLE = 2000
 #: Below this many rows an exact scan is fast enough, and workers cost more than they bring.
 FEW_ROWS = 10_000
-#: IVFFlat's clusters mean nothing with fewer rows than this for each.
+#: IVFFlat's clusters mean nothing with fewer rows than this per cluster.
 ROWS_A_LIST = 50
 _GUC = text("SELECT CAST(current_setting(:name) AS integer)")
 
@@ -64,7 +64,7 @@ class Plan:
     :ivar workers: the setting ``max_parallel_maintenance_workers`` to build it with.
     :ivar shared_memory: what ``/dev/shm`` of the server must have free; 0 without workers.
     :ivar seconds: how long the build takes on an idle server; ``None`` where no sample was built.
-    :ivar recommendation: the index that suits so many rows of so many dimensions.
+    :ivar recommendation: the index that suits this number of rows and dimensions.
     """
 
     index: str
@@ -105,7 +105,7 @@ def plan(
     :param workers: the parallel workers to plan with; left out, those that the server allows
         (``max_parallel_maintenance_workers``), none below 10,000 rows.
     :param sample: rows of the sample; 0 builds none and leaves the time open. IVFFlat takes up to four times
-        the rows that its clusters are found from (10,000, or 50 a list) whatever is said here.
+        the rows that its clusters are found from (10,000, or 50 per list) in any case.
     :raises DeclarationError: no index is declared on the column, or it cannot be planned for.
     :raises IndexBuildError: there is no such table, or it can have no index, as a view.
     """
@@ -147,10 +147,10 @@ def plan(
 
 
 def recommend(rows: int, dimensions: int) -> str:
-    """The index that suits so many vectors.
+    """The index that suits this number of vectors.
 
-    Bounds are where, on ordinary servers, an exact scan of 384 dimensions leaves 50 ms (10,000 rows), where
-    a node of HNSW takes a page of its own (948 dimensions), and where graphs outgrow the memory (10 million).
+    Bounds are where, on ordinary servers, an exact scan of 384 dimensions leaves 50 ms (10,000 rows), where a
+    node of HNSW fills a page (948 dimensions), and where graphs outgrow the memory (10 million).
     """
     if rows < FEW_ROWS:
         return "no index: an exact scan of so few rows is fast, and finds all"
@@ -224,7 +224,7 @@ def count_vectors(
 #: What a process of a parallel build does, compared with one that builds alone; 0.61 and 0.66 were measured
 #: with three processes on two cores.
 _EFFICIENCY = 0.6
-#: A row of a graph that is larger than a processor's cache takes so much longer; measured on 100,000 rows.
+#: How much longer a row takes in a graph that outgrows the processor's cache; measured on 100,000 rows.
 _OUT_OF_CACHE = 1.5
 _CACHE = 32 * 1024**2
 _CLOCK = text("SELECT CAST(extract(epoch FROM clock_timestamp()) AS float8)")

@@ -37,7 +37,7 @@ from pgembed.indexes.server_settings import applied, autocommitting, unlimited
 from pgembed.indexes.standing import StandingIndex, beside, find, left_over, present
 from pgembed.indexes.tables import IndexTarget, declared_index, name_of, relation_of
 
-#: Seconds to wait for a turn to clean up after a build; whoever has it cleans up too.
+#: Seconds to wait for a turn to clean up after a build; the session that has it cleans up too.
 _CLEANING = 5.0
 
 T = TypeVar("T")
@@ -59,7 +59,8 @@ def create_concurrently(
     for. An invalid index that a failed build left over is dropped first, and so is what this build leaves if
     it fails or is interrupted; if the process is killed, the server ends the build within a second or so.
 
-    At its end Postgres waits for transactions that are older than the build; nobody waits for it meanwhile.
+    At its end Postgres waits for transactions that are older than the build; no session waits for the build
+    meanwhile.
 
     Postgres has no concurrent form for a partitioned table. Its partitions are built one by one, those of
     partitions too, and attached (:mod:`pgembed.indexes.partitions`); after a failure the next call goes on
@@ -74,8 +75,8 @@ def create_concurrently(
     :param attempts: how often to try; pauses between are of 1, 2, 4, ... seconds.
     :param on_progress: called a few times a second, in the thread of the caller.
     :raises DeclarationError: no index is declared on the column.
-    :raises IndexBuildError: IVFFlat on fewer than 50 rows a list; an index of that name stands with other
-        settings; or somebody who does not use pgembed builds it, or keeps the table locked.
+    :raises IndexBuildError: IVFFlat on fewer than 50 rows per list; an index of that name has other settings;
+        or a session without pgembed builds it, or keeps the table locked.
     """
     need_engine(engine)
     index = declared_index(target)
@@ -104,15 +105,14 @@ def reindex(
 ) -> Index:
     """Build an index anew beside the old one, and take its place: ``REINDEX INDEX CONCURRENTLY ...``.
 
-    This is also how ``m``, ``ef_construction`` and ``lists`` are changed: where they are declared otherwise
-    than they stand, another index is built beside the old one and takes its name. Whatever happens, the old
-    one keeps its own parameters. IVFFlat finds its clusters again. Partitions are rebuilt one by
-    one. An invalid index that a failed build left is built again. Arguments are those of
-    :func:`create_concurrently`.
+    This is also how ``m``, ``ef_construction`` and ``lists`` are changed: where the declaration has other
+    values, another index is built beside the old one and takes its name. Whatever happens, the old one keeps
+    its own parameters. IVFFlat finds its clusters again. Partitions are rebuilt one by one. An invalid index
+    that a failed build left is built again. Arguments are those of :func:`create_concurrently`.
 
     :raises IndexMissingError: there is no such index.
-    :raises IndexBuildError: as :func:`create_concurrently`; or the index stands with another access method,
-        metric, expression or predicate than declared.
+    :raises IndexBuildError: as :func:`create_concurrently`; or the index has another access method, metric,
+        expression or predicate than declared.
     """
     need_engine(engine)
     index = declared_index(target)
@@ -142,7 +142,7 @@ def drop(engine: Engine, target: IndexTarget, *, lock_timeout: float = 5.0, atte
     :param lock_timeout: seconds to wait for that moment, each time; readers and writers wait as long.
     :param attempts: how often to try; pauses between are of 1, 2, 4, ... seconds.
     :returns: whether there was one.
-    :raises IndexBuildError: somebody who does not use pgembed builds it, or keeps a partition locked.
+    :raises IndexBuildError: a session without pgembed builds it, or keeps a partition locked.
     """
     need_engine(engine)
     index = declared_index(target)
@@ -216,9 +216,9 @@ class _Build:
         _remove_leftovers(connection, self.index, self.patience)
 
     def _replace(self, old: StandingIndex) -> None:
-        """Build another index beside the one that stands, in its tablespace, and give it name and comment.
+        """Build another index beside the existing one, in its tablespace, with its name and comment.
 
-        Names are swapped in one transaction, which locks nobody out.
+        Names are swapped in one transaction, which does not lock others out.
         """
         new, gone = beside(old.name, "new"), beside(old.name, "old")
         statement = CreateIndexConcurrently(self.index, new)

@@ -24,7 +24,7 @@ Build: TypeAlias = Literal["deferred", "immediate"]
 
 
 class VectorIndex(Index):
-    """An index of any access method that stands in :data:`pgembed.indexes.methods.ACCESS_METHODS`.
+    """An index of any access method in :data:`pgembed.indexes.methods.ACCESS_METHODS`.
 
     Without a column it is a declaration for ``embedding_column(index=...)``, which binds a copy of it to the
     column and its metric. With a column it is an index for ``__table_args__``, on any pgvector column.
@@ -42,7 +42,7 @@ class VectorIndex(Index):
         the whole vectors.
     :param dimensions: index the first N dimensions, ``subvector(embedding, 1, n)::vector(n)``, for
         vectors whose first dimensions say most (Matryoshka); sorted again by the whole vectors too.
-    :param oversample: how many candidates to compare again for each row asked for; left out, 2 of
+    :param oversample: how many candidates to compare again for each requested row; left out, 2 of
         ``quantize="half"``, 10 of ``"bit"``, 4 of ``dimensions=``.
     :param where: the predicate of a partial index, as SQL text or as an expression over the table's columns.
     :param name: left out, the naming convention of the MetaData, or else

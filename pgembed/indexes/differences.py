@@ -1,4 +1,4 @@
-"""Whether an index stands as it is declared: what it holds of its column, and with which parameters."""
+"""Whether an index is as declared: what it holds of its column, and with which parameters."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class IndexForm:
 
 @dataclass(frozen=True)
 class Differences:
-    """What stands otherwise than declared; false where nothing does.
+    """How an index differs from its declaration; false where it does not.
 
     :ivar form: of ``access method``, ``expression``, ``predicate`` and ``metric`` those that differ: another
         index has to be built.
@@ -50,7 +50,7 @@ class Differences:
 
 
 def differences(found: StandingIndex, index: Index) -> Differences:
-    """How the index that stands differs from the declared one, whatever their names, valid or not.
+    """How the existing index differs from the declared one, whatever their names, valid or not.
 
     Of predicates it is compared whether there is one: Postgres writes them otherwise than people do. Of an
     access method or an expression that is not known, nothing else is.
@@ -91,7 +91,7 @@ def matching(
     metric: str | None = None,
     form: IndexForm | None = None,
 ) -> list[tuple[StandingIndex, IndexForm]]:
-    """The indexes on a column that are as asked for, those on whole vectors of all rows first, then those
+    """The matching indexes on a column, those on whole vectors of all rows first, then those
     that are valid. What is ``None`` may be anything."""
     found = [
         (index, held)
@@ -180,9 +180,9 @@ def declared_as(index: StandingIndex, column: Column[Any]) -> VectorIndex | None
 
 
 def stands_as_declared(connection: Connection, index: Index) -> bool:
-    """Whether the index stands, valid and as it is declared.
+    """Whether the index exists, valid and as declared.
 
-    :raises IndexBuildError: one of that name stands and is of other settings, or something else has the name.
+    :raises IndexBuildError: one of that name has other settings, or something else has the name.
     """
     found = find(connection, index)
     if found is None:
@@ -204,7 +204,7 @@ def stands_as_declared(connection: Connection, index: Index) -> bool:
         place = f"{shlex.quote(found.relation)} {shlex.quote(column.name)}"
         raise IndexBuildError(
             found.name,
-            f"it stands with other parameters ({described(found)}): nothing is built",
+            f"it exists with other parameters ({described(found)}): nothing is built",
             fix=f"`pgembed index reindex {place} --index {shlex.quote(found.name)} {options}` changes "
             "them, as pgembed.indexes.reindex() does; one beside it needs a name of its own",
         )
@@ -213,7 +213,7 @@ def stands_as_declared(connection: Connection, index: Index) -> bool:
 
 def require_as_declared(connection: Connection, index: Index) -> None:
     """
-    :raises IndexBuildError: the index does not stand, valid and as it is declared, after it was built.
+    :raises IndexBuildError: after the build, the index is missing, invalid or not as declared.
     """
     if not stands_as_declared(connection, index):
         raise IndexBuildError(
@@ -226,12 +226,12 @@ def require_as_declared(connection: Connection, index: Index) -> None:
 
 def refuse_other_form(found: StandingIndex, index: Index) -> None:
     """
-    :raises IndexBuildError: the index stands with another access method, metric, expression or predicate.
+    :raises IndexBuildError: the index has another access method, metric, expression or predicate.
     """
     if differences(found, index).form:
         raise IndexBuildError(
             found.name,
-            f"it stands otherwise than asked for ({described(found)}): nothing is built",
+            f"it exists in another form ({described(found)}): nothing is built",
             fix="A migration replaces it, or drop it first; one beside it needs a name of its own",
         )
 

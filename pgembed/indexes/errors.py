@@ -17,7 +17,7 @@ class IndexBuildError(DatabaseError):
 
 
 class IndexMissingError(DatabaseError):
-    """A declared index does not stand in the database, or is invalid."""
+    """A declared index does not exist in the database, or is invalid."""
 
     def __init__(self, index: str, found: str, *, fix: str) -> None:
         self.index = index

@@ -1,4 +1,4 @@
-"""Locks in a busy database: turns among those who change indexes of a table, and short locks of the table."""
+"""Locks in a busy database: sessions that change indexes of a table take turns, and lock it briefly."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _DEADLOCK = "40P01"
 #: What the server says to those who get in one another's way: deadlock, a name that is taken, a relation that
 #: is gone. Among those who take turns it does not.
 _COLLISIONS = (_DEADLOCK, "23505", "42P07", "42P01")
-#: First half of the advisory lock of those who change indexes of a table; the second is the table's oid.
+#: First half of the advisory lock for changing indexes of a table; the second is the table's oid.
 _TURN = 0x70676978
 #: Seconds between two tries to get it.
 _PAUSE = 0.1
@@ -51,7 +51,7 @@ WITH RECURSIVE awaited (pid) AS (
 )
 SELECT pg_catalog.pg_backend_pid() IN (SELECT pid FROM awaited)
 """)
-#: What is called a table here and can have no index.
+#: What looks like a table but can have no index.
 _WITHOUT_INDEXES = {"v": "a view", "f": "a foreign table"}
 
 T = TypeVar("T")
@@ -70,8 +70,8 @@ def turn(
 
     Of two concurrent builds on a table Postgres ends one as the victim of a deadlock: the second waits for
     the lock of the table with a snapshot that the first waits for. So the second waits here, by trying again
-    and again, and in between it has no snapshot. In a transaction the turn lasts until its end, since before
-    that nobody else sees what it did.
+    and again, and in between it has no snapshot. In a transaction the turn lasts until its end, since others
+    only see its work after that.
 
     :param relation: the table, as SQL writes it.
     :param index: the index that is worked on, for messages.
@@ -88,7 +88,7 @@ def turn(
     while not connection.scalar(select(attempt(*keys))):
         if not session:
             if connection.scalar(_HOLDS_ANOTHER, {"turn": _TURN}):
-                # Two transactions with a turn each may want the other's. Only Postgres sees that.
+                # Two transactions may each wait for the other's turn. Only Postgres sees that.
                 _wait_for_turn(connection, keys, index)
                 break
             if connection.scalar(_AWAITS_US, {"turn": _TURN, "oid": oid}):
@@ -147,7 +147,7 @@ def _awaited(index: str) -> IndexBuildError:
 class Patience:
     """How long to wait for a lock, and how often.
 
-    Whoever wants the table after us waits behind our request, and so no longer than ``lock_timeout``.
+    Others that want the table wait behind our request, but no longer than ``lock_timeout``.
 
     :ivar index: the index that is worked on, for messages.
     :ivar lock_timeout: seconds, each time.
@@ -160,9 +160,9 @@ class Patience:
     attempts: int
 
     def briefly(self, table: Table, work: Callable[[Connection], object]) -> None:
-        """Do short work on the table or its indexes, in a transaction of its own.
+        """Do short work on the table or its indexes, in a separate transaction.
 
-        :raises IndexBuildError: others have kept it locked all the time.
+        :raises IndexBuildError: other sessions kept it locked all the time.
         """
         for attempt in range(self.attempts):
             try:
@@ -186,11 +186,12 @@ class Patience:
     def in_turn(
         self, relation: str, work: Callable[[Connection], T], on_wait: Callable[[], object] | None = None
     ) -> T:
-        """Work on a connection in autocommit while nobody else changes indexes of the table with pgembed.
+        """Work on a connection in autocommit while no other session changes indexes of the table with
+        pgembed.
 
-        Where somebody who does not take turns gets in the way, it is begun again.
+        If a session that does not take turns interferes, it starts again.
 
-        :raises IndexBuildError: somebody has been in the way each time; or as :func:`turn`.
+        :raises IndexBuildError: other sessions interfered each time; or as :func:`turn`.
         """
         for attempt in range(self.attempts):
             try:
@@ -219,7 +220,7 @@ class Patience:
         """Have had the lock of a concurrent build for a moment.
 
         The build itself runs without a lock_timeout: it would count for its waits for old transactions too,
-        and end a build of hours there. Nobody who reads or writes waits behind its request for the lock.
+        and end a build of hours there. Readers and writers do not wait behind its request for the lock.
         """
 
         def lock(connection: Connection) -> None:

@@ -95,7 +95,7 @@ class PartitionBuilds:
     def complete(self, root: StandingIndex) -> None:
         """Build and attach what ``root`` lacks.
 
-        An index of the same definition on a partition is taken, whoever built it; an invalid one is dropped.
+        An existing index of the same definition on a partition is used; an invalid one is dropped.
 
         :raises IndexBuildError: another session builds the index of a partition.
         """

@@ -1,4 +1,4 @@
-"""What the database knows of a declared index, asked for within a search."""
+"""What the database knows of a declared index, looked up within a search."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Settings of the server for the time of a block."""
+"""Settings of the server, for the duration of a block."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def undone(connection: Connection) -> Iterator[None]:
 
 @contextmanager
 def applied(connection: Connection, settings: Mapping[str, str]) -> Iterator[None]:
-    """Settings of the session for the time of the block, with and without a transaction.
+    """Settings of the session for the duration of the block, with and without a transaction.
 
     They are not made local to the transaction, since without one they would end with their own statement.
     A transaction that fails in the block takes them back itself, and accepts no statement that would; in
@@ -63,9 +63,9 @@ def applied(connection: Connection, settings: Mapping[str, str]) -> Iterator[Non
     _set(connection, before)
 
 
-#: Limits that a role of an application has are not meant for builds, and would leave an invalid index.
+#: Limits of an application's role are not meant for builds, and would leave an invalid index.
 _LIMITS = ("statement_timeout", "lock_timeout", "idle_session_timeout", "transaction_timeout")
-#: How soon the server ends the work of a client that is gone, which would go on for hours otherwise.
+#: How soon the server notices that its client is gone; otherwise a build would go on for hours.
 _NOTICE = {"client_connection_check_interval": "1s"}
 
 
@@ -89,7 +89,7 @@ def autocommitting(engine: Engine) -> Connection:
 
 
 def in_autocommit(connection: Connection) -> bool:
-    """Whether each statement is a transaction of its own."""
+    """Whether each statement commits itself."""
     return bool(getattr(connection.connection.dbapi_connection, "autocommit", False))
 
 

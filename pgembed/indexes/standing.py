@@ -1,7 +1,7 @@
-"""The indexes that stand in a database, read from its catalogue in the terms of declarations.
+"""The indexes that exist in a database, read from its catalogue in the terms of declarations.
 
 What Postgres says of an index is asked here alone, and within searches by :mod:`pgembed.indexes.readiness`;
-whether it stands as declared is answered by :mod:`pgembed.indexes.differences`.
+whether one is as declared is answered by :mod:`pgembed.indexes.differences`.
 """
 
 from __future__ import annotations
@@ -192,9 +192,9 @@ def find(
     name: str | None = None,
     methods: Collection[str] | None = ACCESS_METHODS,
 ) -> StandingIndex | None:
-    """The declared index as it stands in the database, valid or not; ``None`` where it does not.
+    """The declared index in the database, valid or not; ``None`` where there is none.
 
-    :param name: for one that stands beside it by another name.
+    :param name: for one beside it with another name.
     """
     name = name or name_of(index)
     there = standing(connection, relation_of(index), methods)
@@ -208,7 +208,7 @@ def is_name_taken(connection: Connection, index: Index) -> bool:
 
 
 def present(connection: Connection, index: Index, *, by: str = "create") -> StandingIndex:
-    """The declared index as it stands, valid or not.
+    """The declared index in the database, valid or not.
 
     :param by: the function of :mod:`pgembed.indexes` that the error advises.
     :raises IndexMissingError: it is not there.
@@ -224,7 +224,7 @@ def present(connection: Connection, index: Index, *, by: str = "create") -> Stan
 
 
 def require(connection: Connection, index: Index) -> StandingIndex:
-    """The declared index as it stands, ready to be used.
+    """The declared index in the database, ready to be used.
 
     :raises IndexMissingError: it is not there, or invalid.
     """

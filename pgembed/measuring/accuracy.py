@@ -132,7 +132,7 @@ class Bench:
         found = require(connection, index)
         metric = what.search_metric
         if metric is None or what.metric is None or found.metric != what.metric.name:
-            raise DeclarationError(f"{found.name}: it stands with {found.opclass}, and is declared otherwise")
+            raise DeclarationError(f"{found.name}: it has {found.opclass}, and is declared otherwise")
         search = ACCESS_METHODS[found.access_method].search
         if search is None:
             raise DeclarationError(f"{found.name}: {found.access_method} has no setting to search with")
@@ -153,7 +153,7 @@ class Bench:
 
     @property
     def parameters(self) -> dict[str, int]:
-        """Its storage parameters as it stands."""
+        """Its storage parameters in the database."""
         return self.index.all_parameters
 
     def value_of(self, ef_search: int | None, probes: int | None) -> int:
@@ -236,7 +236,7 @@ class Bench:
         query = cast(bindparam("query", type_=column.type), column.type)
         settings = SearchSettings(**({} if value is None else {self.search.argument: value}))
         conditions = [] if what.where is None else [what.where]
-        # One more than asked for: the row itself may be among them.
+        # One more, since the row itself may be among them.
         found = Nearest(self.subject, query, conditions, self.k + 1, 0, None, mode, settings).subquery()
         return select(found).order_by(found.c.distance)
 

@@ -51,9 +51,7 @@ def _encoded(column: Column[Any], texts: list[Any]) -> Array:
         raise QueryError("queries are texts that are not empty, or vectors, not both")
     embedding = bound(column)
     if embedding is None:
-        raise QueryError(
-            f"{column} is not declared with an encoder, so that texts cannot be asked for: give vectors"
-        )
+        raise QueryError(f"{column} is not declared with an encoder, which texts need: pass vectors")
     encoder = embedding.declaration.encoder
     return answered(encoder, encoder.encode_queries(texts), len(texts), column=embedding)
 

@@ -165,7 +165,7 @@ def test_all_get_the_same_answer(
         assert bool(different) == bool(form or parameters)
 
         if different:
-            with pytest.raises(IndexBuildError, match="stands"):
+            with pytest.raises(IndexBuildError, match="it exists"):
                 create(connection, index)
         else:
             assert create(connection, index) is index

@@ -97,10 +97,10 @@ def test_the_index_that_a_model_declares(engine, run, tmp_path, monkeypatch):
     name = "ix_Note_vec_hnsw_half"
     for changed, metric, reason in (
         (HNSW(quantize="half", m=24, ef_construction=200), "cosine", "--m 24 --ef-construction 200` changes"),
-        (HNSW(quantize="half", m=8), "l2", "otherwise than asked for (hnsw, cosine, m = 8, "),
+        (HNSW(quantize="half", m=8), "l2", "in another form (hnsw, cosine, m = 8, "),
         (HNSW(m=8, name=name), "cosine", "ef_construction = 64, on ((vec)::halfvec(16)))"),
-        (HNSW(quantize="half", m=8, where="id > 3"), "cosine", "otherwise than asked for"),
-        (IVFFlat(quantize="half", name=name), "cosine", "otherwise than asked for"),
+        (HNSW(quantize="half", m=8, where="id > 3"), "cosine", "in another form"),
+        (IVFFlat(quantize="half", name=name), "cosine", "in another form"),
     ):
         models.Base, _ = noted(changed, metric)
         assert reason in run("create", '"Note"', "vec", *of_models, code=1, stream="exception")
@@ -152,7 +152,7 @@ def test_an_existing_index_is_compared_with_the_one_asked_for(engine, run):
         assert run("create", *item, *same).endswith(", already there\n")
         assert not json.loads(run("create", *item, *same, "--json"))["built"]
     refused = run("create", *item, "--m", "32", "--ef-construction", "200", code=1, stream="exception")
-    assert "stands with other parameters (hnsw, cosine, m = 16, ef_construction = 64)" in refused
+    assert "exists with other parameters (hnsw, cosine, m = 16, ef_construction = 64)" in refused
     command = re.search(r"`pgembed index (reindex .*?)`", refused)[1]
     for verb in ("plan", "create"):
         for others in (("--metric", "l2"), ("--method", "ivfflat", "--index", name)):
