@@ -14,8 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tokenizers import Tokenizer as Whole
+from typer.testing import CliRunner
 
 from pgembed import Encoder, Reranker, export_onnx
+from pgembed.cli.main import app
 from pgembed.encoders.onnx import feeds
 from pgembed.encoders.text.pair_tokenizer import PairTokenizer, tokenizer_of
 from pgembed.exc import (
@@ -331,3 +333,15 @@ def test_an_activation_of_other_code_counts_as_none(tmp_path: Path) -> None:
     folder = copied("bert", tmp_path, models=RERANKERS)
     edit(folder / "config.json", sentence_transformers={"activation_fn": "evil.code.Sigmoid"})
     assert Reranker(export_onnx(folder, tmp_path / "out")).spec.activation == "sigmoid"
+
+
+def test_commands_say_what_it_is(
+    scoring: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(scoring("bert-nli"), tmp_path / "nli")
+    monkeypatch.setenv("PGEMBED_ENCODERS", str(tmp_path))
+    monkeypatch.setenv("COLUMNS", "200")
+    shown = CliRunner().invoke(app, ["encoders", "show", "nli"]).output
+    assert "contradiction, entailment, neutral" in shown
+    assert "prompt" not in shown
+    assert "scores of pairs, 3 labels" in CliRunner().invoke(app, ["encoders", "list"]).output
