@@ -88,8 +88,8 @@ def vectors(random: np.random.Generator, centres: Array, number: int) -> Array:
     return (found / np.linalg.norm(found, axis=1, keepdims=True)).astype(np.float32)
 
 
-def load(engine: Engine, centres: Array, rows: int) -> None:
-    """The table with its index."""
+def load(engine: Engine, centres: Array, rows: int, title: Callable[[int], str] = "title {}".format) -> None:
+    """The table with its index, each row with the title for its number."""
     random = np.random.default_rng(0)
     with engine.begin() as connection:
         connection.execute(text("CREATE EXTENSION IF NOT EXISTS vector"))
@@ -101,7 +101,7 @@ def load(engine: Engine, centres: Array, rows: int) -> None:
         ):
             for key, vector in enumerate(vectors(random, centres, rows)):
                 written = "[" + ",".join(f"{number:.6f}" for number in vector) + "]"
-                copy.write_row((key, f"title {key}", int(random.integers(SECTIONS)), written))
+                copy.write_row((key, title(key), int(random.integers(SECTIONS)), written))
         (index,) = [index for index in Article.__table__.indexes if isinstance(index, HNSW)]
         create(connection, index)
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
