@@ -322,6 +322,6 @@ def test_the_hybrid_of_sql_agrees(session):
 
 def test_sql_says_what_is_missing(session):
     session.execute(text("DROP TABLE note_embedding_words"))
-    with pytest.raises(DBAPIError, match=r"column embedding of table note has no words") as refused:
+    with pytest.raises(DBAPIError, match=r"column embedding of table public.note has no words") as refused:
         in_sql(session, "cat", 5)
     assert "words=Words(...)" in str(refused.value)
