@@ -62,7 +62,7 @@ WORD_SEPARATORS = "/.-_@:~+<>&"
 QUESTION = 2_000
 #: How much is computed for a question by words: candidates times what each costs, which grows with the
 #: lexemes.
-WORDS_WORK = 80_000
+WORDS_WORK = 120_000
 WORDS_OVERHEAD = 4
 #: The rows whose lengths stand for all as long as there are no statistics of words.
 WORDS_SAMPLE = 200
