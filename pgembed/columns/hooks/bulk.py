@@ -66,12 +66,12 @@ def _insert(
     completed = _complete_upsert(statement, embeddings)
     single, several = _values(statement, mapper)
     if state.parameters is not None and not single and not several:
-        return _invoke(state, completed, lambda rows: fill_new(rows, embeddings))
+        return _invoke(state, completed, lambda rows: _fill(rows, embeddings, new=True))
     if state.parameters is not None:  # values in the statement and in its parameters: too mixed to read
         return None
     if several:
         rows = [dict(row) for row in several]
-        fill_new(rows, embeddings)
+        _fill(rows, embeddings, new=True)
         names = set(rows[0])
         if any(set(row) != names for row in rows):
             return None  # not what VALUES takes; SQLAlchemy will say so
@@ -80,7 +80,7 @@ def _insert(
         completed = completed.values([{getattr(mapper.class_, key): row[key] for key in row} for row in rows])
     else:
         row = dict(single)
-        fill_new([row], embeddings)
+        _fill([row], embeddings, new=True)
         completed = completed.values(_added(row, single, mapper))
     state.statement = completed
     return None
@@ -93,9 +93,9 @@ def _update(
         return None  # ordered_values() of SQLAlchemy 2.0 and 2.1 takes no further ones: the rows are pending
     values, _ = _values(statement, mapper)
     if not values and state.parameters is not None:
-        return _invoke(state, statement, lambda rows: fill_changed(rows, embeddings, expressions=False))
+        return _invoke(state, statement, lambda rows: _fill(rows, embeddings))
     row = dict(values)
-    fill_changed([row], embeddings, expressions=True)
+    _fill([row], embeddings, expressions=True)
     if added := _added(row, values, mapper):
         state.statement = statement.values(added)
     return None
@@ -112,25 +112,14 @@ def _invoke(
     return state.invoke_statement(statement=statement, params=rows[0] if isinstance(given, Mapping) else rows)
 
 
-def fill_new(rows: Sequence[dict[str, Any]], embeddings: Sequence[MappedEmbedding]) -> None:
-    """Add vectors and digests to rows that are inserted."""
-    fillings: list[Filling] = []
-    for mapped in embeddings:
-        columns = dict(zip(mapped.sources, mapped.embedding.sources, strict=True))
-        for row in rows:
-            texts = [text_of(row.get(key), column) for key, column in columns.items()]
-            vector, digest = row.get(mapped.vector), row.get(mapped.digest)
-            fillings.extend(settle(mapped, "new", texts, vector, digest, row.update))
-            # Named in any case, so that all rows of one INSERT have the same columns.
-            row.setdefault(mapped.vector, None)
-            row.setdefault(mapped.digest, None)
-    encode(fillings)
-
-
-def fill_changed(
-    rows: Sequence[dict[str, Any]], embeddings: Sequence[MappedEmbedding], *, expressions: bool
+def _fill(
+    rows: Sequence[dict[str, Any]],
+    embeddings: Sequence[MappedEmbedding],
+    *,
+    new: bool = False,
+    expressions: bool = False,
 ) -> None:
-    """Add vectors and digests to rows that are updated.
+    """Add vectors and digests to rows that are inserted (``new``) or updated.
 
     :param expressions: whether the rows take SQL expressions, as ``.values()`` does and parameters do not.
     """
@@ -138,14 +127,18 @@ def fill_changed(
     for mapped in embeddings:
         columns = dict(zip(mapped.sources, mapped.embedding.sources, strict=True))
         for row in rows:
-            texts = [given_text(row.get(key, UNKNOWN), column) for key, column in columns.items()]
-            vector, digest = row.get(mapped.vector), row.get(mapped.digest, ABSENT)
-            change: Change = "changed" if columns.keys() & row.keys() else "same"
+            change: Change = "new" if new else "changed" if columns.keys() & row.keys() else "same"
+            texts = [
+                text_of(row.get(key), column) if new else given_text(row.get(key, UNKNOWN), column)
+                for key, column in columns.items()
+            ]
             # A vector without its text among the parameters leaves the digest alone: fresh rows stay fresh,
             # pending ones pending.
-            fillings.extend(
-                settle(mapped, change, texts, vector, digest, row.update, expressions=expressions)
-            )
+            vector, digest = row.get(mapped.vector), row.get(mapped.digest, ABSENT)
+            fillings += settle(mapped, change, texts, vector, digest, row.update, expressions=expressions)
+            if new:  # so that all rows of one INSERT have the same columns
+                row.setdefault(mapped.vector, None)
+                row.setdefault(mapped.digest, None)
     encode(fillings)
 
 
@@ -243,10 +236,7 @@ def _before_execute(
     if not embeddings:
         return statement, several, single
     rows = [dict(row) for row in given]
-    if isinstance(statement, Insert):
-        fill_new(rows, embeddings)
-    else:
-        fill_changed(rows, embeddings, expressions=False)
+    _fill(rows, embeddings, new=isinstance(statement, Insert))
     return statement, rows if several else [], {} if several else rows[0]
 
 
