@@ -84,8 +84,8 @@ def test_every_search_is_answered_from_one_space(migrations: Migrations) -> None
     with migrations.engine.connect() as connection:
         rows = connection.execute(
             text(
-                "SELECT column_name, encoder, pending FROM pgembed.status NATURAL JOIN "
-                "pgembed.embedding_columns"
+                "SELECT column_name, encoder, pending FROM pgembed.status "
+                "JOIN pgembed.embedding_columns USING (relation, column_name, encoder)"
             )
         ).all()
     assert rows == [("embedding_2", "new", 0)]
