@@ -57,6 +57,8 @@ class Search:
     :ivar suitable: the value for a number of rows, given the storage parameters: numbers, or SQL where
         a parameter is found when the index is built.
     :ivar iterative: the setting that has a scan go on where it found too few rows, and its value.
+    :ivar filtered: its value under conditions, where the rows found are sorted once more.
+    :ivar bound: the setting that says after how many rows a scan gives up.
     """
 
     argument: str
@@ -65,6 +67,8 @@ class Search:
     high: int
     suitable: Callable[[int, Mapping[str, Any]], Any]
     iterative: tuple[str, str] | None = None
+    filtered: str = ITERATIVE_SCAN["ivfflat"]
+    bound: str | None = None
 
 
 @dataclass(frozen=True)
@@ -158,6 +162,7 @@ ACCESS_METHODS: dict[str, AccessMethod] = {
             *EF_SEARCH,
             lambda rows, _: min(max(EF_SEARCH_PER_ROW * rows, EF_SEARCH_FLOOR), EF_SEARCH.most),
             ("hnsw.iterative_scan", ITERATIVE_SCAN["hnsw"]),
+            bound="hnsw.max_scan_tuples",
         ),
         check=_check_hnsw,
     ),

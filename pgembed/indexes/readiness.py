@@ -5,7 +5,20 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from sqlalchemy import Integer, and_, cast, column, exists, func, select, table, true, type_coerce
+from sqlalchemy import (
+    Integer,
+    and_,
+    cast,
+    column,
+    exists,
+    func,
+    literal_column,
+    or_,
+    select,
+    table,
+    true,
+    type_coerce,
+)
 from sqlalchemy.dialects.postgresql import ARRAY, OID
 from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.sql.selectable import FromClause, ScalarSelect
@@ -85,6 +98,44 @@ def parameter(indexed: Indexed, name: str, default: int) -> ScalarSelect[Any]:
     )
 
 
+def returned(searched: FromClause) -> ScalarSelect[Any]:
+    """SQL: how many rows the vector indexes of a table have returned in this transaction so far.
+
+    ``NULL`` where that is not known: statistics are off, the table has partitions or is one, or has an index
+    of a method that may not count its scans.
+    """
+    index, named = _index(), table("pg_class", column("oid"), column("relam"))
+    method, family = table("pg_am", column("oid"), column("amname")), table("pg_inherits", *map(column, _KIN))
+    number = func.pg_stat_get_xact_tuples_returned(index.c.indexrelid)
+    counting = method.c.amname.in_(_COUNTING)
+    counted = func.sum(number).filter(counting)
+    relation = _relation(searched)
+    kin = exists().where(relation.in_([family.c.inhrelid, family.c.inhparent]))
+    return (
+        select(func.coalesce(counted, 0))
+        .select_from(index.join(named, named.c.oid == index.c.indexrelid))
+        .join(method, method.c.oid == named.c.relam)
+        .where(index.c.indrelid == relation)
+        .having(
+            func.current_setting("track_counts") == "on",
+            func.bool_and(or_(method.c.oid < _NOT_BUILT_IN, counting)),
+            ~kin,
+        )
+        .scalar_subquery()
+    )
+
+
+def size(searched: FromClause) -> ScalarSelect[Any]:
+    """SQL: the number of rows of a table when it was last analysed; ``NULL`` before."""
+    named = table("pg_class", column("oid"), column("reltuples"))
+    rows = func.nullif(named.c.reltuples, literal_column("-1"))
+    return select(rows).where(named.c.oid == _relation(searched)).scalar_subquery()
+
+
+#: The methods of vector indexes that count what they return; Postgres's own, which do, are below this number.
+_COUNTING = ("hnsw", "ivfflat")
+_NOT_BUILT_IN: ColumnElement[int] = literal_column("16384")
+_KIN = ("inhrelid", "inhparent")
 #: What Postgres and SQLAlchemy write differently.
 _NO_PART = "::(text|regconfig|character varying)|[() ]"
 _DEPEND = ("objid", "refobjid", "refobjsubid")

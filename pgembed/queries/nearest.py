@@ -12,10 +12,10 @@ from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.sql.selectable import CTE, FromClause, Select, Subquery
 from sqlalchemy.sql.visitors import iterate
 
-from pgembed.constants import ALIKE
+from pgembed.constants import ALIKE, FILTERED_OVERSAMPLE
 from pgembed.exc import QueryError
 from pgembed.indexes import Indexed
-from pgembed.queries.arguments import choice, whole
+from pgembed.queries.arguments import MOST, choice, whole
 from pgembed.queries.eligibility import choose, is_implied
 from pgembed.queries.settings import SearchSettings
 from pgembed.queries.statement import materialized
@@ -74,6 +74,24 @@ class Nearest:
         """Whether an index may be used."""
         return self.mode == "approximate" or (self.mode == "auto" and self.index is not None)
 
+    @property
+    def filtered(self) -> bool:
+        """Whether conditions decide which rows are found."""
+        return bool(self.conditions)
+
+    @property
+    def _least(self) -> int:
+        """How many rows an index must give to be believed."""
+        return min(self.rows * FILTERED_OVERSAMPLE, MOST) if self.filtered else self.rows
+
+    @property
+    def _counted(self) -> FromClause | None:
+        """The table behind the search, if its conditions may keep the planner from the index."""
+        selectable = self.subject.selectable
+        plain = not isinstance(selectable, Subquery | CTE)
+        known = self.filtered and plain and self.index is not None and self.asked is None
+        return self.subject.column.table if known else None
+
     @cached_property
     def index(self) -> Indexed | None:
         """The declared index that serves this search."""
@@ -121,6 +139,10 @@ class Nearest:
                     ORDER BY embedding::halfvec(384) <=> :query::halfvec(384)
                     FETCH FIRST <candidates> ROWS WITH TIES) AS nearest ON true
 
+        Under conditions the index is asked for twice the rows, and is believed if it has given them among the
+        first that it has returned; if Postgres has not used it, because few rows will do, ``ann`` is exact
+        already (:meth:`SearchSettings.suffices`).
+
         Rows without a vector are never found, nor are vectors of zeros by their cosine distance (it is NaN).
         Inside, nothing but the distance orders: before Postgres 17 a further key would defeat the index.
         A ``max_distance`` stands outside: inside, an index scan would walk on to its end to look for more.
@@ -131,10 +153,13 @@ class Nearest:
         """
         found: FromClause
         if self.approximate:
-            ann = self._ann(payload)
-            settled = and_(func.count() >= self.rows, func.max(ann.c.alike) <= ALIKE)
+            settings = self.settings.cte(self.index, self.rows, filtered=self.filtered, table=self._counted)
+            ann = self._ann(payload, settings)
+            settled = and_(func.count() >= self._least, func.max(ann.c.alike) <= ALIKE)
             through_index = select(*(each for each in ann.c if each.key != "alike"))
             if self.asked is None:
+                if self.index is not None and self._counted is not None:
+                    settled = self.settings.suffices(self.index, self._counted, settings, settled)
                 enough = select(settled).select_from(ann).scalar_subquery()
                 found = union_all(through_index.where(enough), self._exact(payload, ~enough)).subquery()
             else:
@@ -190,9 +215,8 @@ class Nearest:
             *(extra.label(f"payload_{n}") for n, extra in enumerate(payload, 1)),
         ]
 
-    def _ann(self, payload: Sequence[ColumnElement[Any]]) -> CTE:
+    def _ann(self, payload: Sequence[ColumnElement[Any]], settings: CTE) -> CTE:
         index = self.index
-        settings = self.settings.cte(index, self.rows)
         distance = self.subject.distance(self.query)
         # Different bits are at equal distances all the time: only equal bits are alike.
         alike = [self.subject.vector.label("alike")] if self.subject.storage == "bit" else []
@@ -201,17 +225,23 @@ class Nearest:
             .where(settings.c.applied.is_not(None), *self.conditions)
             .correlate(settings, *self._each)
         )
+        if self._counted is not None:
+            # The planner believes this of a third of the rows, and uses the index under conditions only that
+            # enough rows fulfil for the scan not to give up.
+            candidates = candidates.where(distance < NAN)
         if index is not None and index.where is not None and is_implied(index, self._own_conditions):
             # Said once more without parameters, of which a generic plan knows nothing.
             predicate = index.predicate(self.subject.selectable)
             candidates = candidates if predicate is None else candidates.where(predicate)
-        order, wanted = distance, self.rows
+        order, wanted = distance, self._least
         if index is not None and not index.whole:
             order = index.distance(self.subject.vector, self.query)
-            wanted = index.candidates(self.rows, self.settings.ef_search)
+            wanted = max(wanted, index.candidates(self.rows, self.settings.ef_search))
         nearest = candidates.order_by(order).fetch(literal_rows(wanted), with_ties=True).lateral()
         of_each = [each.c.n for each in self._each]
-        same = [*of_each, nearest.c.alike if alike else nearest.c.distance]
+        # + 0 for the planner, which takes rows in relaxed order for sorted.
+        equal = nearest.c.distance + _ZERO if self.filtered else nearest.c.distance
+        same = [*of_each, nearest.c.alike if alike else equal]
         searched: FromClause = settings
         for each in self._each:
             searched = searched.join(each, true())

@@ -13,14 +13,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Integer, String, cast, func, literal_column, select
-from sqlalchemy.sql.selectable import CTE
+from sqlalchemy import (
+    ColumnElement,
+    Integer,
+    String,
+    case,
+    cast,
+    func,
+    literal_column,
+    select,
+)
+from sqlalchemy.sql.selectable import CTE, FromClause
 
+from pgembed.constants import FILTERED_OVERSAMPLE, SCAN_BOUNDS, SCAN_MET, SCAN_SHARE
 from pgembed.exc import QueryError
 from pgembed.indexes import ACCESS_METHODS, Indexed, access_method_of
 from pgembed.indexes.methods import AUTO, Search
-from pgembed.indexes.readiness import is_ready, parameter
-from pgembed.queries.arguments import whole
+from pgembed.indexes.readiness import is_ready, parameter, returned, size
+from pgembed.queries.arguments import MOST, whole
 from pgembed.queries.statement import materialized
 
 #: What pgvector takes.
@@ -54,7 +64,9 @@ class SearchSettings:
             if getattr(self, name) is not None:
                 raise QueryError(f"{name}={getattr(self, name)} has no effect: {reason}")
 
-    def cte(self, index: Indexed | None, rows: int) -> CTE:
+    def cte(
+        self, index: Indexed | None, rows: int, *, filtered: bool = False, table: FromClause | None = None
+    ) -> CTE:
         """The settings for a scan that is asked for ``rows`` rows, as a CTE with the column ``applied``.
 
         HNSW's candidate list is made twice as long as the rows asked for, within 40 to 1000, and as long as
@@ -62,19 +74,43 @@ class SearchSettings:
         IVFFlat looks into the square root of its lists. A higher value that the session has set already is
         kept.
 
+        Under conditions HNSW's candidates are twice as many, and the scan goes on in relaxed order, since the
+        strict one drops the rows that it meets too late. It gives up after a fiftieth of the table.
+
         An index that does not hold whole vectors is used only where it stands: without it, the CTE has no
         row, and nothing is looked for in the order that only the index is good for.
 
+        :param filtered: whether conditions decide which rows are found.
+        :param table: the table behind the index, where what scans return is counted.
         :raises QueryError: a setting of another access method.
         """
-        calls = self._calls(index, rows)
+        calls = self._calls(index, rows, filtered, table)
         applied: ColumnElement[Any] = func.concat(*calls) if calls else literal_column("''")
         settings = select(applied.label("applied"))
+        if table is not None:
+            settings = settings.add_columns(returned(table).label("returned"))
         if index is not None and not index.whole:
             settings = settings.where(is_ready(index))
         return materialized(settings, "settings")
 
-    def _calls(self, index: Indexed | None, rows: int) -> list[ColumnElement[str]]:
+    def suffices(
+        self, index: Indexed, table: FromClause, settings: CTE, found: ColumnElement[bool]
+    ) -> ColumnElement[bool]:
+        """SQL: a scan under conditions that is over has found what an exact one would have.
+
+        That is so if the planner has not used an index at all, and if the rows are ``found`` among the first
+        that the index has returned.
+        """
+        rows = returned(table) - select(settings.c.returned).scalar_subquery()
+        search = ACCESS_METHODS[access_method_of(index.index)].search
+        most: ColumnElement[Any] = literal_column(str(MOST))
+        if search is not None and search.bound:
+            most = cast(func.current_setting(search.bound), Integer) / SCAN_MET
+        return func.coalesce(rows <= case((found, most), else_=0), found)
+
+    def _calls(
+        self, index: Indexed | None, rows: int, filtered: bool, table: FromClause | None
+    ) -> list[ColumnElement[str]]:
         name = access_method_of(index.index) if index else ("ivfflat" if self.probes else "hnsw")
         search = ACCESS_METHODS[name].search
         given = {setting: getattr(self, setting) for setting in _RANGES}
@@ -88,8 +124,21 @@ class SearchSettings:
             return []
         applied: str | ColumnElement[str] = str(value)
         if value is None:
-            applied = _at_least(search.setting, suitable(search, index, rows, _parameters(index, name)))
-        return [_set(search.setting, applied), *([_set(*search.iterative)] if search.iterative else [])]
+            suited = suitable(search, index, rows, _parameters(index, name))
+            if filtered and search.bound:
+                suited = min(FILTERED_OVERSAMPLE * suited, search.high)
+            applied = _at_least(search.setting, suited)
+        calls = [_set(search.setting, applied)]
+        if search.iterative:
+            setting, order = search.iterative
+            calls.append(_set(setting, search.filtered if filtered else order))
+        if search.bound and table is not None:
+            share = func.least(func.greatest(size(table) / SCAN_SHARE, SCAN_BOUNDS.least), SCAN_BOUNDS.most)
+            met = SCAN_MET * func.greatest(
+                cast(share, Integer), cast(applied, Integer) if value is None else value
+            )
+            calls.append(_set(search.bound, cast(met, String)))
+        return calls
 
 
 def suitable(search: Search, index: Indexed | None, rows: int, parameters: Mapping[str, Any]) -> Any:
