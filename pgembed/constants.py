@@ -31,12 +31,10 @@ LISTS_DEFAULT = 100
 #: How a scan goes on that found too few rows, by access method.
 ITERATIVE_SCAN = {"hnsw": "strict_order", "ivfflat": "relaxed_order"}
 
-#: Under conditions a scan of HNSW looks for so many times the rows, with so many times the candidates.
-FILTERED_OVERSAMPLE = 2
-#: It is believed as long as it has returned a share of the table (1 / this) at most, within bounds, and gives
-#: up when it has met this many times as many: it returns them all then, near or not, and reading the table
-#: costs less.
-SCAN_SHARE, SCAN_BOUNDS, SCAN_MET = 200, Range(200, 5_000), 4
+#: Under conditions a scan of HNSW is believed as long as it has returned a share of the table (1 / this) at
+#: most, within bounds, and gives up when it has met this many times as many: it returns them all then, near
+#: or not, and reading the table costs less.
+SCAN_SHARE, SCAN_BOUNDS, SCAN_MET = 200, Range(500, 5_000), 4
 
 #: How many candidates are compared again for each requested row, by the type of what an index holds
 #: in place of whole vectors.

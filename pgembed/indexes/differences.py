@@ -187,13 +187,15 @@ def stands_as_declared(connection: Connection, index: Index) -> bool:
     found = find(connection, index)
     if found is None:
         # CREATE INDEX IF NOT EXISTS would do nothing if a relation of another kind had the name.
-        if is_name_taken(connection, index):
+        if not is_name_taken(connection, index):
+            return False
+        found = find(connection, index)  # another session may have built it between the two looks
+        if found is None:
             raise IndexBuildError(
                 name_of(index),
                 "another relation of the schema has this name: nothing is built",
                 fix="Give the index another name, with --index, or with name= in the model",
             )
-        return False
     if not found.valid:
         return False
     refuse_other_form(found, index)

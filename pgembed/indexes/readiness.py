@@ -20,8 +20,10 @@ from sqlalchemy import (
     type_coerce,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, OID
+from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.sql.selectable import FromClause, ScalarSelect
+from sqlalchemy.sql.visitors import InternalTraversal
 
 from pgembed.indexes.indexed import Indexed
 
@@ -33,7 +35,7 @@ def is_ready(indexed: Indexed) -> ColumnElement[bool]:
     indkey, indclass = (type_coerce(found, ARRAY(OID)) for found in (index.c.indkey, index.c.indclass))
     assert indexed.metric is not None
     conditions = [
-        index.c.indrelid == _relation(indexed.column.table),
+        index.c.indrelid == _Relation(indexed.column.table),
         index.c.indisvalid,
         opclass.c.oid == indclass[0],
         opclass.c.opcname == indexed.metric.opclass(indexed.storage),
@@ -69,7 +71,7 @@ def holds(searched: FromClause, expression: str) -> ColumnElement[bool]:
     index = _index()
     held = func.pg_get_expr(index.c.indexprs, index.c.indrelid)
     return exists().where(
-        index.c.indrelid == _relation(searched),
+        index.c.indrelid == _Relation(searched),
         index.c.indisvalid,
         index.c.indpred.is_(None),
         func.lower(func.regexp_replace(held, _NO_PART, "", "g")) == re.sub(_NO_PART, "", expression).lower(),
@@ -90,7 +92,7 @@ def parameter(indexed: Indexed, name: str, default: int) -> ScalarSelect[Any]:
         .join(method, method.c.oid == named.c.relam)
         .join(option, true())
         .where(
-            index.c.indrelid == _relation(indexed.column.table),
+            index.c.indrelid == _Relation(indexed.column.table),
             method.c.amname == indexed.index.dialect_options["postgresql"]["using"],
             option.c.option_name == name,
         )
@@ -109,17 +111,16 @@ def returned(searched: FromClause) -> ScalarSelect[Any]:
     number = func.pg_stat_get_xact_tuples_returned(index.c.indexrelid)
     counting = method.c.amname.in_(_COUNTING)
     counted = func.sum(number).filter(counting)
-    relation = _relation(searched)
+    relation = _Relation(searched)
     kin = exists().where(relation.in_([family.c.inhrelid, family.c.inhparent]))
     return (
         select(func.coalesce(counted, 0))
         .select_from(index.join(named, named.c.oid == index.c.indexrelid))
         .join(method, method.c.oid == named.c.relam)
-        .where(index.c.indrelid == relation)
+        .where(index.c.indrelid == relation, ~kin)
         .having(
             func.current_setting("track_counts") == "on",
             func.bool_and(or_(method.c.oid < _NOT_BUILT_IN, counting)),
-            ~kin,
         )
         .scalar_subquery()
     )
@@ -129,7 +130,7 @@ def size(searched: FromClause) -> ScalarSelect[Any]:
     """SQL: the number of rows of a table when it was last analysed; ``NULL`` before."""
     named = table("pg_class", column("oid"), column("reltuples"))
     rows = func.nullif(named.c.reltuples, literal_column("-1"))
-    return select(rows).where(named.c.oid == _relation(searched)).scalar_subquery()
+    return select(rows).where(named.c.oid == _Relation(searched)).scalar_subquery()
 
 
 #: The methods of vector indexes that count what they return; Postgres's own, which do, are below this number.
@@ -152,7 +153,19 @@ def _attribute() -> Any:
     return table("pg_attribute", *map(column, ("attrelid", "attnum", "attname", "atttypmod")))
 
 
-def _relation(searched: FromClause) -> ScalarSelect[Any]:
-    # The table is named by one of its rows: that holds under schema_translate_map and search_path alike.
-    rows = searched.alias()
-    return select(column("tableoid")).select_from(rows).limit(1).scalar_subquery()
+class _Relation(ColumnElement[int]):
+    """The oid of a table, by its name in the statement: ``CAST($name$article$name$ AS REGCLASS)``."""
+
+    inherit_cache = True
+    _traverse_internals = [("named", InternalTraversal.dp_plain_obj)]  # noqa: RUF012
+
+    def __init__(self, named: FromClause) -> None:
+        self.named = (named,)  # in a tuple, because SQLAlchemy asks whether a part of a cache key is true
+        self.type = OID()
+
+
+@compiles(_Relation)
+def _regclass(element: _Relation, compiler: Any, **_: Any) -> str:
+    # The preparer knows schema_translate_map, whose names SQLAlchemy puts into the SQL at execution: between
+    # dollars they need no quotes doubled.
+    return f"CAST($name${compiler.preparer.format_table(element.named[0])}$name$ AS REGCLASS)"

@@ -12,10 +12,10 @@ from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.sql.selectable import CTE, FromClause, Select, Subquery
 from sqlalchemy.sql.visitors import iterate
 
-from pgembed.constants import ALIKE, FILTERED_OVERSAMPLE
+from pgembed.constants import ALIKE
 from pgembed.exc import QueryError
 from pgembed.indexes import Indexed
-from pgembed.queries.arguments import MOST, choice, whole
+from pgembed.queries.arguments import choice, whole
 from pgembed.queries.eligibility import choose, is_implied
 from pgembed.queries.settings import SearchSettings
 from pgembed.queries.statement import materialized
@@ -80,11 +80,6 @@ class Nearest:
         return bool(self.conditions)
 
     @property
-    def _least(self) -> int:
-        """How many rows an index must give to be believed."""
-        return min(self.rows * FILTERED_OVERSAMPLE, MOST) if self.filtered else self.rows
-
-    @property
     def _counted(self) -> FromClause | None:
         """The table behind the search, if its conditions may keep the planner from the index."""
         selectable = self.subject.selectable
@@ -139,9 +134,9 @@ class Nearest:
                     ORDER BY embedding::halfvec(384) <=> :query::halfvec(384)
                     FETCH FIRST <candidates> ROWS WITH TIES) AS nearest ON true
 
-        Under conditions the index is asked for twice the rows, and is believed if it has given them among the
-        first that it has returned; if Postgres has not used it, because few rows will do, ``ann`` is exact
-        already (:meth:`SearchSettings.suffices`).
+        Under conditions the index is believed if it has given the rows among the first that it has returned;
+        if Postgres has not used it, because few rows will do, ``ann`` is exact already
+        (:meth:`SearchSettings.suffices`).
 
         Rows without a vector are never found, nor are vectors of zeros by their cosine distance (it is NaN).
         Inside, nothing but the distance orders: before Postgres 17 a further key would defeat the index.
@@ -155,12 +150,13 @@ class Nearest:
         if self.approximate:
             settings = self.settings.cte(self.index, self.rows, filtered=self.filtered, table=self._counted)
             ann = self._ann(payload, settings)
-            settled = and_(func.count() >= self._least, func.max(ann.c.alike) <= ALIKE)
+            settled = and_(func.count() >= self.rows, func.max(ann.c.alike) <= ALIKE)
             through_index = select(*(each for each in ann.c if each.key != "alike"))
             if self.asked is None:
                 if self.index is not None and self._counted is not None:
                     settled = self.settings.suffices(self.index, self._counted, settings, settled)
-                enough = select(settled).select_from(ann).scalar_subquery()
+                once = materialized(select(settled.label("enough")).select_from(ann), "settled")
+                enough = select(once.c.enough).scalar_subquery()
                 found = union_all(through_index.where(enough), self._exact(payload, ~enough)).subquery()
             else:
                 sure = select(ann.c.n).group_by(ann.c.n).having(settled)
@@ -233,10 +229,10 @@ class Nearest:
             # Said once more without parameters, of which a generic plan knows nothing.
             predicate = index.predicate(self.subject.selectable)
             candidates = candidates if predicate is None else candidates.where(predicate)
-        order, wanted = distance, self._least
+        order, wanted = distance, self.rows
         if index is not None and not index.whole:
             order = index.distance(self.subject.vector, self.query)
-            wanted = max(wanted, index.candidates(self.rows, self.settings.ef_search))
+            wanted = index.candidates(self.rows, self.settings.ef_search)
         nearest = candidates.order_by(order).fetch(literal_rows(wanted), with_ties=True).lateral()
         of_each = [each.c.n for each in self._each]
         # + 0 for the planner, which takes rows in relaxed order for sorted.

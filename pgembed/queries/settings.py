@@ -25,7 +25,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.sql.selectable import CTE, FromClause
 
-from pgembed.constants import FILTERED_OVERSAMPLE, SCAN_BOUNDS, SCAN_MET, SCAN_SHARE
+from pgembed.constants import SCAN_BOUNDS, SCAN_MET, SCAN_SHARE
 from pgembed.exc import QueryError
 from pgembed.indexes import ACCESS_METHODS, Indexed, access_method_of
 from pgembed.indexes.methods import AUTO, Search
@@ -74,8 +74,8 @@ class SearchSettings:
         IVFFlat looks into the square root of its lists. A higher value that the session has set already is
         kept.
 
-        Under conditions HNSW's candidates are twice as many, and the scan goes on in relaxed order, since the
-        strict one drops the rows that it meets too late. It gives up after a fiftieth of the table.
+        Under conditions the scan goes on in relaxed order, since the strict one drops the rows that it meets
+        too late. It gives up after a fiftieth of the table, or after 2,000 rows.
 
         An index that does not hold whole vectors is used only where it stands: without it, the CTE has no
         row, and nothing is looked for in the order that only the index is good for.
@@ -124,10 +124,7 @@ class SearchSettings:
             return []
         applied: str | ColumnElement[str] = str(value)
         if value is None:
-            suited = suitable(search, index, rows, _parameters(index, name))
-            if filtered and search.bound:
-                suited = min(FILTERED_OVERSAMPLE * suited, search.high)
-            applied = _at_least(search.setting, suited)
+            applied = _at_least(search.setting, suitable(search, index, rows, _parameters(index, name)))
         calls = [_set(search.setting, applied)]
         if search.iterative:
             setting, order = search.iterative

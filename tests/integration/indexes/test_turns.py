@@ -24,6 +24,7 @@ from pgembed.indexes import (
     check,
     create,
     create_concurrently,
+    differences,
     drop,
     is_built,
     reindex,
@@ -282,6 +283,19 @@ def test_a_transaction_that_is_waited_for_is_told_so(engine, fill, monkeypatch):
         connection.rollback()
         thread.join()
     assert indexes_of(engine) == [ANN]
+
+
+def test_an_index_that_is_built_between_two_looks_is_found(engine, fill, monkeypatch):
+    fill(rows=300)
+
+    def meanwhile(connection, index):
+        monkeypatch.undo()
+        create_concurrently(engine, declared())
+        return differences.is_name_taken(connection, index)
+
+    monkeypatch.setattr(differences, "is_name_taken", meanwhile)
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        assert differences.stands_as_declared(connection, declared())
 
 
 def test_an_index_of_another_form_is_refused(engine, fill):

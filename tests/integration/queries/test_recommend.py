@@ -219,9 +219,7 @@ def test_it_uses_the_index_and_scans_no_table(corpus, session, strategy, explain
     examples = {"positive": [2, 3], "negative": ["w5 v6 u7"], "strategy": strategy, "limit": 5}
     plan = explain(session.connection(), recommend(corpus.article.embedding, **examples))
     assert "Index Scan using ix_article_embedding_hnsw" in plan
-    scans = [line for line in plan.splitlines() if "Seq Scan on article" in line]
-    # One row tells which table it is.
-    assert all("never executed" in line or "actual rows=1.00" in line for line in scans)
+    assert all("never executed" in line for line in plan.splitlines() if "Seq Scan on article" in line)
     exact = explain(session.connection(), recommend(corpus.article.embedding, mode="exact", **examples))
     assert "hnsw" not in exact
 
@@ -373,6 +371,7 @@ def test_sums_of_vectors(corpus, session):
 def test_sums_are_queries_of_every_helper(corpus, session, explain):
     article = corpus.article
     total = vector_of("w1 v1") + 0.2 * vector_of(session.get(article, 2))
+    session.execute(text("SET LOCAL enable_sort = off"))  # as for larger tables
     for statement in (
         semantic_search(article.embedding, total),
         knn_classify(article.embedding, total, label=article.section),
