@@ -65,6 +65,8 @@ def test_a_statement_uses_the_index_and_leaves_the_exact_branch_alone(corpus, se
 def test_a_filter_stays_inside_of_the_index_scan(corpus, session, explain):
     article = corpus.article
     statement = semantic_search(article.embedding, QUERY, where=article.section == "help")
+    # The planner would rather read so small a table than look into its index under conditions.
+    session.execute(text("SET LOCAL enable_sort = off"))
     plan = explain(session.connection(), statement)
     assert INDEX in plan
     assert "never executed" in plan
@@ -164,6 +166,7 @@ def test_a_row_finds_its_neighbours_and_not_itself(corpus, session, explain):
     statement = semantic_search(corpus.article.embedding, article)
     expected = corpus.nearest(corpus.vectors[100], 10, lambda row: row["id"] != 100)
     assert keys_and_distances(session.execute(statement)) == expected
+    session.execute(text("SET LOCAL enable_sort = off"))
     plan = explain(session.connection(), statement)
     assert INDEX in plan
     assert "Seq Scan on article article_1 (never executed)" in plan
@@ -198,6 +201,7 @@ def test_the_index_serves_a_generic_plan(corpus):
     values = [parameters[name] for name in compiled.positiontup]
     with corpus.engine.connect() as connection:
         connection.execute(text("SET LOCAL plan_cache_mode = force_generic_plan"))
+        connection.execute(text("SET LOCAL enable_sort = off"))
         cursor = connection.connection.cursor()
         cursor.execute(f"PREPARE search AS {compiled}".encode())
         literals = sql.SQL(", ").join(map(sql.Literal, values))
@@ -244,6 +248,7 @@ def test_an_alias_is_searched_as_the_alias(corpus, session, explain):
     assert keys_and_distances(session.execute(statement)) == corpus.nearest(
         vector, 10, lambda row: row["section"] == "news"
     )
+    session.execute(text("SET LOCAL enable_sort = off"))
     assert INDEX in explain(session.connection(), statement)
 
 
@@ -257,6 +262,7 @@ def test_core_tables_and_their_aliases(corpus, explain):
             rows = connection.execute(statement).all()
             assert [(row.id, row.distance) for row in rows] == expected
             assert rows[0]._fields == (*table.c.keys(), "distance", "score")
+            connection.execute(text("SET LOCAL enable_sort = off"))
             assert INDEX in explain(connection, statement)
 
 

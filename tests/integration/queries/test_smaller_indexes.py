@@ -233,6 +233,7 @@ def test_the_other_helpers_use_quantized_indexes(connection: Connection) -> None
     assert sum(row.votes for row in connection.execute(votes)) == 15
     assert sum(row.share for row in connection.execute(votes)) == pytest.approx(1)
     hybrid = hybrid_search(table.c.v, QUERY, text=table.c.label, terms="label", limit=5)
+    connection.execute(text("SET LOCAL enable_sort = off"))
     assert used in plan_of(connection, hybrid)
     few = table.c.id % 2000 < 100
     pairs = near_duplicates(table.c.v, min_score=0.999, where=few, mode="approximate")
