@@ -10,8 +10,7 @@ from sqlalchemy import and_, exists, func, or_, select, union_all
 from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.sql.selectable import CTE, Select, Subquery
 
-from pgembed.constants import CANDIDATES_FLOOR, CANDIDATES_PER_ROW
-from pgembed.queries.arguments import MOST, comparable, whole
+from pgembed.queries.arguments import MOST, candidates_for, comparable, whole
 from pgembed.queries.nearest import Nearest
 from pgembed.queries.statement import materialized
 from pgembed.queries.subject import keys_of
@@ -38,7 +37,7 @@ def grouped(page: Nearest, per: Any, best: Any) -> Subquery:
         pool = _ranked(page, page.all(per), "ranked")
         return _best_of(page, pool, pool, best).subquery()
 
-    wanted = min(max(CANDIDATES_PER_ROW * page.rows * best, CANDIDATES_FLOOR), MOST)
+    wanted = candidates_for(page.rows * best, None)
     gate: list[ColumnElement[bool]] = []
     stages: list[Select[Any]] = []
     for rows in (wanted, min(_WIDER * wanted, MOST)):

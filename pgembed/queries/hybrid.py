@@ -11,9 +11,8 @@ from sqlalchemy.orm import Mapped
 from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.sql.selectable import Subquery
 
-from pgembed.constants import CANDIDATES_FLOOR, CANDIDATES_PER_ROW
 from pgembed.exc import QueryError
-from pgembed.queries.arguments import MOST, choice, real, whole
+from pgembed.queries.arguments import candidates_for, choice, real
 from pgembed.queries.fulltext import TextColumns, asked, matching, question
 from pgembed.queries.nearest import Mode, Nearest, Stale
 from pgembed.queries.settings import SearchSettings
@@ -207,10 +206,7 @@ def hybrid_search(
             conditions = [*subject.conditions(where, stale), *also]
             settings = SearchSettings(ef_search, probes)
             wanted = Nearest(subject, vector, conditions, limit, offset, None, mode, settings)
-            enough = min(max(CANDIDATES_PER_ROW * wanted.rows, CANDIDATES_FLOOR), MOST)
-            rows = whole("candidates", enough if candidates is None else candidates, 1)
-            if rows < wanted.rows:
-                raise QueryError(f"candidates={rows}; expected at least limit + offset = {wanted.rows}")
+            rows = candidates_for(wanted.rows, candidates)
             nearest = Nearest(subject, vector, conditions, rows, 0, None, mode, settings).subquery()
             name = "vector" if len(subjects) == 1 else subject.column.key
             legs.append((name, _near(subject, nearest)))

@@ -30,6 +30,7 @@ from pgembed.exc import QueryError
 from pgembed.indexes import ACCESS_METHODS, Indexed, access_method_of
 from pgembed.indexes.methods import AUTO, Search
 from pgembed.indexes.readiness import is_ready, parameter, returned, size
+from pgembed.indexes.tables import stated_parameters
 from pgembed.queries.arguments import MOST, whole
 from pgembed.queries.statement import materialized
 
@@ -152,11 +153,9 @@ def _parameters(index: Indexed | None, name: str) -> dict[str, Any]:
     defaults = ACCESS_METHODS[name].defaults
     if index is None:
         return dict(defaults)
-    options = index.index.dialect_options["postgresql"]
-    stated = getattr(index.index, "parameters", None) or options["with"] or {}
     return defaults | {
         key: parameter(index, key, defaults[key]) if value == AUTO else int(value)
-        for key, value in stated.items()
+        for key, value in stated_parameters(index.index).items()
     }
 
 
