@@ -106,6 +106,30 @@ def corpus(server: URL, admin: Engine, template: str) -> Iterator[Corpus]:
         connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
 
 
+@pytest.fixture
+def session(corpus: Corpus) -> Iterator[Session]:
+    with Session(corpus.engine) as session:
+        yield session
+
+
+@pytest.fixture(scope="module")
+def things(request: pytest.FixtureRequest, server: URL, admin: Engine, template: str) -> Iterator[Engine]:
+    """A database of the module's ``TABLE``, with the rows of its ``VECTORS`` under the keys 0, 1, ..."""
+    module = request.module
+    name = f"pgembed_{module.__name__.rpartition('.')[2]}"
+    with admin.connect() as connection:
+        connection.execute(text(f"CREATE DATABASE {name} TEMPLATE {template}"))
+    engine = create_engine(server.set(database=name))
+    module.TABLE.metadata.create_all(engine)
+    with engine.begin() as connection:
+        rows = [{"id": number, "v": vector} for number, vector in enumerate(module.VECTORS)]
+        connection.execute(insert(module.TABLE), rows)
+    yield engine
+    engine.dispose()
+    with admin.connect() as connection:
+        connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
+
+
 def store(
     engine: Engine, table: Table, vectors: Any, extra: Callable[[int], dict[str, Any]] = lambda key: {}
 ) -> None:

@@ -21,7 +21,6 @@ from sqlalchemy import (
     null,
     select,
 )
-from sqlalchemy.orm import Session
 
 from pgembed.exc import QueryError
 from pgembed.queries import decay, semantic_search
@@ -29,12 +28,6 @@ from pgembed.queries import decay, semantic_search
 QUERY = "w5 v17 u120"
 DAY = datetime.timedelta(days=1)
 KINDS = ("exponential", "gaussian", "linear")
-
-
-@pytest.fixture
-def session(corpus):
-    with Session(corpus.engine) as session:
-        yield session
 
 
 def defined(kind: str, distance: Any, scale: float, offset: float, left: float) -> Any:

@@ -27,12 +27,6 @@ from pgembed.queries import (
 QUERY = "w5 v17 u120"
 
 
-@pytest.fixture
-def session(corpus):
-    with Session(corpus.engine) as session:
-        yield session
-
-
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 10**6), st.floats(0.2, 2.1), st.sampled_from(["help", None]))
 def test_counts_equal_brute_force(corpus, seed, most, section):

@@ -15,14 +15,13 @@ from sqlalchemy import (
     String,
     Table,
     bindparam,
-    create_engine,
     insert,
     select,
     text,
 )
 from sqlalchemy.dialects.postgresql import BIT
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.orm import Session, defer
+from sqlalchemy.orm import defer
 
 from pgembed.columns.types import VectorType
 from pgembed.exc import LateClauseError, QueryError
@@ -35,28 +34,6 @@ TABLE = Table(
 )
 VECTORS = np.random.default_rng(7).normal(size=(ROWS, DIMENSIONS)).astype(np.float32)
 VECTORS[::5] = VECTORS[1::5] + 0.01  # some that say nearly the same
-
-
-@pytest.fixture
-def session(corpus):
-    with Session(corpus.engine) as session:
-        yield session
-
-
-@pytest.fixture(scope="module")
-def things(server, admin, template):
-    """A database with the rows of ``VECTORS`` under the keys 0, 1, ..."""
-    name = "pgembed_diverse"
-    with admin.connect() as connection:
-        connection.execute(text(f"CREATE DATABASE {name} TEMPLATE {template}"))
-    engine = create_engine(server.set(database=name))
-    TABLE.metadata.create_all(engine)
-    with engine.begin() as connection:
-        connection.execute(insert(TABLE), [{"id": n, "v": v} for n, v in enumerate(VECTORS)])
-    yield engine
-    engine.dispose()
-    with admin.connect() as connection:
-        connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
 
 
 def cosine(left, right):

@@ -15,12 +15,6 @@ from pgembed.queries import semantic_search
 QUERY = "w5 v17 u120"
 
 
-@pytest.fixture
-def session(corpus):
-    with Session(corpus.engine) as session:
-        yield session
-
-
 def expected_groups(corpus, query, group_of, best, keep=lambda row: True):
     """``[(group, [(key, distance), ...]), ...]`` by brute force, the nearest group first."""
     groups = {}

@@ -32,12 +32,6 @@ QUERY = "w5 v17 u120"
 OWN = ("score", "vector_rank", "text_rank", "vector_score", "text_score")
 
 
-@pytest.fixture
-def session(corpus):
-    with Session(corpus.engine) as session:
-        yield session
-
-
 def by_words(session, terms, limit, condition="true"):
     words = " | ".join(terms.split())
     sql = (

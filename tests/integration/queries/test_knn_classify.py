@@ -13,12 +13,6 @@ from pgembed.columns.types import VectorType
 from pgembed.queries import knn_classify
 
 
-@pytest.fixture
-def session(corpus):
-    with Session(corpus.engine) as session:
-        yield session
-
-
 def vote(corpus, vector, k, weight, keep=lambda row: True):
     neighbours = corpus.nearest(vector, k, lambda row: row["section"] is not None and keep(row))
     weights, votes = defaultdict(float), defaultdict(int)

@@ -37,28 +37,6 @@ TABLE = Table(
 VECTORS = np.random.default_rng(7).normal(size=(ROWS, DIMENSIONS)).astype(np.float32)
 
 
-@pytest.fixture
-def session(corpus):
-    with Session(corpus.engine) as session:
-        yield session
-
-
-@pytest.fixture(scope="module")
-def things(server, admin, template):
-    """A database with the rows of ``VECTORS`` under the keys 0, 1, ..."""
-    name = "pgembed_things"
-    with admin.connect() as connection:
-        connection.execute(text(f"CREATE DATABASE {name} TEMPLATE {template}"))
-    engine = create_engine(server.set(database=name))
-    TABLE.metadata.create_all(engine)
-    with engine.begin() as connection:
-        connection.execute(insert(TABLE), [{"id": n, "v": v} for n, v in enumerate(VECTORS)])
-    yield engine
-    engine.dispose()
-    with admin.connect() as connection:
-        connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
-
-
 def similarity(metric, left, right):
     left, right = left.astype(np.float64), right.astype(np.float64)
     if metric == "cosine":

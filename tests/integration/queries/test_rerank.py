@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from sqlalchemy import bindparam, func, select, text, union_all
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
-from sqlalchemy.orm import Session, aliased
+from sqlalchemy.orm import aliased
 
 from pgembed import Encoder, Reranker, arerank, export_onnx, hybrid_search, rerank, semantic_search
 from pgembed.exc import QueryError, TextError
@@ -32,12 +32,6 @@ def folders(tmp_path_factory):
 def reranker(folders):
     with Reranker(folders["bert"]) as opened:
         yield opened
-
-
-@pytest.fixture
-def session(corpus):
-    with Session(corpus.engine) as session:
-        yield session
 
 
 class Lengths:

@@ -33,12 +33,6 @@ from pgembed.queries import search_many, semantic_search
 TEXTS = ["w5 v17 u120", "w1 v2 u3", "w40 v41 u42"]
 
 
-@pytest.fixture
-def session(corpus):
-    with Session(corpus.engine) as session:
-        yield session
-
-
 def of_each(rows, keys=1):
     """``{query: [(id, distance)]}``"""
     found = {}

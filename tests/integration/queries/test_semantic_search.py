@@ -26,12 +26,6 @@ ROWS = 3000
 INDEX = "Index Scan using ix_article_embedding_hnsw"
 
 
-@pytest.fixture
-def session(corpus):
-    with Session(corpus.engine) as session:
-        yield session
-
-
 def keys_and_distances(rows):
     return [(row[0].id, row.distance) for row in rows]
 

@@ -17,12 +17,6 @@ from tests.integration.queries.conftest import store, with_twins
 QUERY = "w5 v17 u120"
 
 
-@pytest.fixture
-def session(corpus):
-    with Session(corpus.engine) as session:
-        yield session
-
-
 def call(session, sql, **parameters):
     return session.execute(text(sql), parameters).all()
 
