@@ -8,11 +8,13 @@ from pgembed.columns.declaration import embedding_column
 from pgembed.columns.embedding import (
     Embedding,
     EmbeddingColumn,
+    Freshness,
     PendingIndex,
     TextEncoder,
     answered,
     bound,
     embeddings_of,
+    fresh_of,
 )
 from pgembed.columns.types import Vector, VectorType
 from pgembed.columns.values import Array, as_array
@@ -22,6 +24,7 @@ __all__ = [
     "Array",
     "Embedding",
     "EmbeddingColumn",
+    "Freshness",
     "PendingIndex",
     "TextEncoder",
     "Vector",
@@ -32,4 +35,5 @@ __all__ = [
     "bound",
     "embedding_column",
     "embeddings_of",
+    "fresh_of",
 ]

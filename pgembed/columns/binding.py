@@ -49,7 +49,7 @@ def _bind(table: Table, vector: Column[Any], read: tuple[Column[Any], ...]) -> E
     digest = _digest_column(table, vector)
     declared = declaration.words
     words = None if declared is None else bind_words(declared, table, vector, texts or sources)
-    embedding = EmbeddingColumn(declaration, table, vector, digest, sources, words)
+    embedding = EmbeddingColumn(declaration, table, digest, sources, vector, words)
     vector.info[SOURCES] = tuple(column.key for column in read)
     # Constructed over columns of a table, an index attaches itself. They count as part of the column, as
     # with Column(index=True), so that Table.to_metadata leaves them to the binding of the copied column.

@@ -65,17 +65,14 @@ def digest_sql(recipe: str, columns: Sequence[ColumnElement[Any]]) -> ColumnElem
     return case((length > zero, cast(func.pg_catalog.md5(parts), UUID(as_uuid=True))))
 
 
-def pending_sql(
-    vector: ColumnElement[Any], digest: ColumnElement[Any], wanted: ColumnElement[uuid.UUID | None]
-) -> ColumnElement[bool]:
-    """The predicate that holds for rows whose vector is not the one of their text.
+def held_sql(vector: ColumnElement[Any], digest: ColumnElement[Any]) -> ColumnElement[uuid.UUID | None]:
+    """The digest of the text that a vector was made of.
 
-    A vector taken away without its digest, and one put there without, both count as pending::
+    A vector taken away without its digest, and one put there without, both differ from what is wanted::
 
         CASE WHEN embedding IS NOT NULL THEN coalesce(embedding_digest, <zero>) END IS DISTINCT FROM <wanted>
     """
-    held = case((vector.is_not(None), func.coalesce(digest, _NO_DIGEST)))
-    return held.is_distinct_from(wanted)
+    return case((vector.is_not(None), func.coalesce(digest, _NO_DIGEST)))
 
 
 def _md5(text: str) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
@@ -166,25 +167,24 @@ class Embedding:
 
 
 @dataclass(frozen=True, eq=False)
-class EmbeddingColumn:
-    """An embedding bound to a table: the vector column, its digest column and its source columns.
+class Freshness(ABC):
+    """What is made of the texts of each row of a table, and the digest that says of which texts it was made.
 
-    Attributes are column objects of ``table``; :meth:`pending` and :meth:`wanted` are SQL over them.
+    Attributes are column objects of ``table``; :meth:`held`, :meth:`wanted` and :meth:`pending` are SQL over
+    them, or over columns of the same names, those of an alias of the table for example.
     """
 
     declaration: Embedding
     table: Table
-    vector: Column[Any]
     digest: Column[Any]
     sources: tuple[Column[Any], ...]
-    words: WordsColumn | None = None
 
     def __post_init__(self) -> None:
-        for source in (*self.sources, *(self.words.sources if self.words else ())):
+        for source in self.read:
             if source.table is not self.table:
                 raise DeclarationError(
                     f"{self}: the source {source.name!r} belongs to the table {source.table}, not to "
-                    f"{self.table}; declare the embedding column on the class that has the source, or "
+                    f"{self.table}; declare {self.kind} on the class that has the source, or "
                     "copy the text into a column of this table"
                 )
             _check_source(str(self), source)
@@ -192,31 +192,94 @@ class EmbeddingColumn:
             raise DeclarationError(f"{self}: the table has no primary key, which pending rows are found by")
 
     def __str__(self) -> str:
-        return f"{self.table.fullname}.{self.vector.name}"
+        return f"{self.table.fullname}.{self.name}"
+
+    @property
+    @abstractmethod
+    def kind(self) -> str:
+        """What it is called in messages."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """What the database calls it, beside its table."""
+
+    @abstractmethod
+    def held(self, columns: ReadOnlyColumnCollection[str, Any] | None = None) -> ColumnElement[Any]:
+        """SQL: the digest of the texts that it was made of; NULL where there is nothing."""
+
+    @abstractmethod
+    def lacking(self, columns: ReadOnlyColumnCollection[str, Any] | None = None) -> ColumnElement[bool]:
+        """SQL: there is nothing, not even of an older text."""
 
     @property
     def read(self) -> tuple[Column[Any], ...]:
         """All columns that are read; see :attr:`Embedding.read`."""
-        named = self.declaration.words is not None and self.declaration.words.sources
-        return (*self.sources, *(self.words.sources if self.words and named else ()))
+        return self.sources
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What its registration holds beside what all registrations do."""
+        return {}
 
     @property
     def pending_index_name(self) -> str:
         """Name of the index of the pending rows, shortened where Postgres would cut it."""
-        return shortened(f"ix_{self.table.name}_{self.vector.name}_pending")
+        return shortened(f"ix_{self.table.name}_{self.name}_pending")
 
     def wanted(self, columns: ReadOnlyColumnCollection[str, Any] | None = None) -> ColumnElement[Any]:
-        """SQL: the digest of what the sources hold now.
-
-        :param columns: the columns to write it over, those of an alias of the table for example.
-        """
+        """SQL: the digest of what the sources hold now."""
         c = self.table.c if columns is None else columns
         return digest.digest_sql(self.declaration.recipe, [c[source.key] for source in self.sources])
 
     def pending(self, columns: ReadOnlyColumnCollection[str, Any] | None = None) -> ColumnElement[bool]:
-        """SQL: the vector is not the one of the text. Never NULL; served by the pending index."""
+        """SQL: it is not made of the texts of now. Never NULL; served by the pending index."""
+        return self.held(columns).is_distinct_from(self.wanted(columns))
+
+
+@dataclass(frozen=True, eq=False)
+class EmbeddingColumn(Freshness):
+    """An embedding bound to a table: the vector column, its digest column and its source columns."""
+
+    vector: Column[Any]
+    words: WordsColumn | None = None
+
+    @property
+    def kind(self) -> str:
+        return "the embedding column"
+
+    @property
+    def name(self) -> str:
+        return str(self.vector.name)
+
+    @property
+    def read(self) -> tuple[Column[Any], ...]:
+        named = self.declaration.words is not None and self.declaration.words.sources
+        return (*self.sources, *(self.words.sources if self.words and named else ()))
+
+    def held(self, columns: ReadOnlyColumnCollection[str, Any] | None = None) -> ColumnElement[Any]:
         c = self.table.c if columns is None else columns
-        return digest.pending_sql(c[self.vector.key], c[self.digest.key], self.wanted(columns))
+        return digest.held_sql(c[self.vector.key], c[self.digest.key])
+
+    def lacking(self, columns: ReadOnlyColumnCollection[str, Any] | None = None) -> ColumnElement[bool]:
+        c = self.table.c if columns is None else columns
+        found: ColumnElement[bool] = c[self.vector.key].is_(None)
+        return found
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        if self.words is None:
+            return {}
+        words = self.words.declaration
+        return {
+            "words": {
+                "column": self.words.column.name,
+                "statistics": self.words.statistics.name,
+                "config": words.config,
+                "k1": words.k1,
+                "b": words.b,
+            }
+        }
 
 
 class PendingIndex(Index):
@@ -227,7 +290,7 @@ class PendingIndex(Index):
 
     inherit_cache = True
 
-    def __init__(self, embedding: EmbeddingColumn) -> None:
+    def __init__(self, embedding: Freshness) -> None:
         self.embedding = embedding
         super().__init__(
             embedding.pending_index_name,
@@ -252,12 +315,28 @@ def embeddings_of(table: Table) -> tuple[EmbeddingColumn, ...]:
     return bound_in(table)
 
 
+def fresh_of(table: Table) -> tuple[Freshness, ...]:
+    """All that is filled from the texts of ``table``, in the order of their digests.
+
+    :raises DeclarationError: as :func:`embeddings_of`.
+    """
+    embeddings_of(table)
+    found = {index.embedding.digest: index.embedding for index in _pending_indexes(table)}
+    return tuple(found[column] for column in table.c if column in found)
+
+
 def bound_in(table: Table) -> tuple[EmbeddingColumn, ...]:
     """The embeddings that have their pending index on ``table``."""
     found = {
-        index.embedding.vector: index.embedding for index in table.indexes if isinstance(index, PendingIndex)
+        embedding.vector: embedding
+        for index in _pending_indexes(table)
+        if isinstance(embedding := index.embedding, EmbeddingColumn)
     }
     return tuple(found[column] for column in table.c if column in found)
+
+
+def _pending_indexes(table: Table) -> Iterator[PendingIndex]:
+    return (index for index in table.indexes if isinstance(index, PendingIndex))
 
 
 def bound(column: Any) -> EmbeddingColumn | None:

@@ -57,7 +57,7 @@ class RegisterEmbedding(DDLElement):
         declaration = embedding.declaration
         facts: dict[str, Any] = {
             "pgembed": 1,
-            "column": embedding.vector.name,
+            "column": embedding.name,
             "digest": embedding.digest.name,
             "sources": [source.name for source in embedding.sources],
             "template": declaration.template,
@@ -73,15 +73,7 @@ class RegisterEmbedding(DDLElement):
             facts["options"] = declaration.encoder.options
         if declaration.replaces is not None:
             facts["replaces"] = declaration.replaces
-        if embedding.words is not None:
-            facts["words"] = {
-                "column": embedding.words.column.name,
-                "statistics": embedding.words.statistics.name,
-                "config": embedding.words.declaration.config,
-                "k1": embedding.words.declaration.k1,
-                "b": embedding.words.declaration.b,
-            }
-        return facts
+        return facts | embedding.facts
 
 
 @compiles(RegisterEmbedding)

@@ -62,7 +62,7 @@ from sqlalchemy import table as table_
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.sql.selectable import FromClause, TableValuedAlias
 
-from pgembed.columns.digest import digest_sql, pending_sql
+from pgembed.columns.digest import digest_sql
 from pgembed.columns.types import NamedType, VectorArrayType
 from pgembed.filling import sql
 from pgembed.filling.targets import Target
@@ -100,7 +100,7 @@ class Statements:
         columns: list[Any] = [
             self.key(table).label("key"),
             failed_before.label("failed_before"),
-            embedding.vector.is_(None).label("bare"),
+            embedding.lacking().label("bare"),
             octets.label("octets"),
             *(column.label(f"key_{i}") for i, column in enumerate(keys)),
             *(column.label(f"source_{i}") for i, column in enumerate(sources)),
@@ -302,8 +302,7 @@ class Statements:
 
     def _lacks(self, digest: ColumnElement[Any]) -> ColumnElement[bool]:
         """The row does not hold the vector of that digest."""
-        bare = self._target.bare
-        return pending_sql(bare.vector, bare.digest, digest)
+        return self._target.bare.held().is_distinct_from(digest)
 
     def _mine(self, table: FromClause) -> tuple[ColumnElement[bool], ...]:
         return (

@@ -91,7 +91,7 @@ class Target:
     @property
     def column_name(self) -> str:
         """The vector column's name."""
-        return str(self.embedding.vector.name)
+        return self.embedding.name
 
 
 @dataclass(frozen=True)
@@ -323,7 +323,7 @@ def _bare(embedding: EmbeddingColumn) -> EmbeddingColumn:
     original = embedding.table
     table = Table(original.name, MetaData(), *columns.values(), vector, digest, schema=original.schema)
     sources = tuple(columns[source.name] for source in embedding.sources)
-    return EmbeddingColumn(declaration, table, vector, digest, sources)
+    return EmbeddingColumn(declaration, table, digest, sources, vector)
 
 
 def split(found: Sequence[Target | Refused]) -> tuple[list[Target], list[Refused]]:

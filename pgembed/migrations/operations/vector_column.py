@@ -11,7 +11,7 @@ from alembic.operations import MigrateOperation, Operations
 from sqlalchemy import Column, ColumnElement, MetaData, Table, cast, column, func, null, select
 from sqlalchemy.types import NullType, TypeEngine
 
-from pgembed.columns.digest import digest_sql, pending_sql, recipe
+from pgembed.columns.digest import digest_sql, held_sql, recipe
 from pgembed.columns.names import written
 from pgembed.columns.types import shape_of
 from pgembed.exc import DeclarationError
@@ -205,7 +205,8 @@ class AssertBackfilledOp(PgembedOp):
         # Of the registration, not the predicate of the index, which is not run as it is found.
         sources: list[ColumnElement[Any]] = [column(source) for source in facts["sources"]]
         wanted = digest_sql(recipe(facts["fingerprint"], facts.get("template")), sources)
-        is_pending = pending_sql(column(facts["column"]), column(facts["digest"]), wanted)
+        held = held_sql(column(facts["column"]), column(facts["digest"]))
+        is_pending = held.is_distinct_from(wanted)
         pending = connection.scalar(select(func.count()).select_from(table).where(is_pending)) or 0
         allowed = self.allowed
         if pending > allowed and self.share < 1:
