@@ -44,7 +44,7 @@ def cut(
         str | None,
         typer.Option(help=f"{', '.join(FORMATS)}; that of the file's name without it.", show_default=False),
     ] = None,
-    context: Annotated[str, typer.Option(help="Text that will be put before each piece.")] = "",
+    context: Annotated[str, typer.Option(help="Put before each piece; {heading} is the one above it.")] = "",
     as_json: AsJson = False,
 ) -> None:
     """Show how a text is cut into pieces that the encoder reads whole, with their tokens."""

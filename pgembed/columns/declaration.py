@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import string
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from typing import Any
@@ -15,6 +14,7 @@ from sqlalchemy.orm import MappedColumn, mapped_column
 from sqlalchemy.types import TypeEngine
 
 from pgembed.columns.binding import attached
+from pgembed.columns.composition import fields_of
 from pgembed.columns.embedding import INFO, Embedding, Fill, IndexDeclaration, OnError, TextEncoder
 from pgembed.columns.types import VectorType
 from pgembed.columns.values import Storage
@@ -153,22 +153,11 @@ def _check_arguments(
 
 
 def _check_template(template: str, sources: tuple[str, ...]) -> None:
-    if not isinstance(template, str):
-        raise DeclarationError(f"template={template!r}; expected a str")
-    if "\0" in template or any("\ud800" <= each <= "\udfff" for each in template):
-        raise DeclarationError(
-            f"template {template!r} holds a NUL character or half a surrogate pair, which the comment that "
-            "registers the column cannot hold"
-        )
-    try:
-        fields = [part for part in string.Formatter().parse(template) if part[1] is not None]
-    except ValueError as error:
-        raise DeclarationError(f"template {template!r}: {error}") from None
-    used = {name for _, name, _, _ in fields}
-    if used != set(sources) or any(spec or conversion for _, _, spec, conversion in fields):
+    used = fields_of(template)
+    if used != set(sources):
         wanted = ", ".join(f"{{{source}}}" for source in sources)
         raise DeclarationError(
-            f"template {template!r} has the fields {sorted(map(str, used))}; expected plain fields, "
+            f"template {template!r} has the fields {sorted(used)}; expected plain fields, "
             f"one for each source: {wanted} (write a literal brace twice)"
         )
 

@@ -17,6 +17,7 @@ from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from pgembed.columns import digest
+from pgembed.columns.composition import rendered
 from pgembed.columns.names import shortened
 from pgembed.columns.types import on_postgres
 from pgembed.columns.values import Array, Storage
@@ -157,9 +158,7 @@ class Embedding:
         """
         if self.template is None:
             return "\n".join(text for text in texts if text)
-        # Plain strings: an enum's member, for one, is formatted as its name and stored as its value.
-        plain = ("" if text is None else str.__str__(text) for text in texts)
-        return self.template.format(**dict(zip(self.sources, plain, strict=True)))
+        return rendered(self.template, dict(zip(self.sources, texts, strict=True)))
 
     def digest(self, texts: Sequence[str | None]) -> uuid.UUID | None:
         """The digest that a vector of these texts is stored with."""

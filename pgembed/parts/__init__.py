@@ -1,11 +1,15 @@
 """Long texts: cut into pieces that an encoder reads whole.
 
-:func:`split` cuts a text along its headings, paragraphs and sentences, by the encoder's own tokenizer.
+:func:`split` cuts a text along its headings, paragraphs and sentences, by the encoder's own tokenizer;
+:class:`Splitting` are the settings for many texts.
 
 =========  =========================================================================================
 file       what it is for
 =========  =========================================================================================
-splitting  where a text is cut, and that each piece fits
+splitting  the settings, and the pieces
+tree       where a text is cut, and that each piece fits
+context    what is put before each piece
+splitters  splitters of one's own
 formats    text, Markdown, HTML, code: the places in it and their ranks
 sentences  sentences, words and characters of any script
 =========  =========================================================================================
@@ -13,6 +17,19 @@ sentences  sentences, words and characters of any script
 
 from pgembed.parts.formats import FORMATS, Format, Rank
 from pgembed.parts.sentences import sentences
-from pgembed.parts.splitting import Piece, TokenCounter, split
+from pgembed.parts.splitters import Skip, Splitter
+from pgembed.parts.splitting import SPLITTING_VERSION, Piece, Splitting, TokenCounter, split
 
-__all__ = ["FORMATS", "Format", "Piece", "Rank", "TokenCounter", "sentences", "split"]
+__all__ = [
+    "FORMATS",
+    "SPLITTING_VERSION",
+    "Format",
+    "Piece",
+    "Rank",
+    "Skip",
+    "Splitter",
+    "Splitting",
+    "TokenCounter",
+    "sentences",
+    "split",
+]

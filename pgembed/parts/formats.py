@@ -6,13 +6,15 @@ A format is a function from a text to places in it, in their order, with a name 
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Protocol
 
-from pgembed.parts.sentences import lines, sentences
+from pgembed.exc import DeclarationError
+from pgembed.parts.sentences import breaks_character, lines, sentences
 
 Places = Iterable[tuple[int, int]]
 
@@ -38,6 +40,7 @@ _TAG = re.compile(
     r"<!--.*?(?:-->|\Z)|<(script|style|svg)\b.*?(?:</\1\s*>|\Z)|<(/?)([a-z][a-z0-9]*)(?=[\s/>])[^<>]*>",
     re.IGNORECASE | re.DOTALL,
 )
+_HEADING = 1000  # characters behind a place that its heading is looked for in
 
 
 class Rank(IntEnum):
@@ -56,7 +59,11 @@ class Rank(IntEnum):
 
 
 class Format(Protocol):
-    """A format of your own."""
+    """A format of your own.
+
+    Where ``{heading}`` is put before pieces, a method ``heading(source, place) -> str`` says what the heading
+    at a place with the rank of one is called; without it, it is the line there.
+    """
 
     @property
     def name(self) -> str:
@@ -78,9 +85,60 @@ class _Known:
     name: str
     version: int
     places: Callable[[str], Places]
+    called: Callable[[str], str]
 
     def __call__(self, source: str, /) -> Places:
         return self.places(source)
+
+    def heading(self, source: str, place: int) -> str:
+        return self.called(source[place : place + _HEADING])
+
+
+def places_of(format: Format, source: str, start: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """Start, end and rank of what the format finds in ``source[start:end]``.
+
+    :raises DeclarationError: its positions do not ascend, or are outside of the text.
+    """
+    length = end - start
+    place, rank = 0, int(Rank.LINE)
+    for following, found in format(source[start:end]):
+        if not place <= following <= length:
+            raise DeclarationError(
+                f"the format {format.name!r} gave the position {following} after {place}; expected "
+                f"ascending ones between 0 and {length}"
+            )
+        if following == place:
+            rank = max(rank, int(found))
+        if following in (place, length) or breaks_character(source, start + following):
+            continue
+        yield start + place, start + following, rank
+        place, rank = following, int(found)
+    yield start + place, end, rank
+
+
+def heading_of(format: Format, source: str, place: int) -> str:
+    """What the heading at ``place`` is called, on one line."""
+    named = getattr(format, "heading", None)
+    found = _line(source[place : place + _HEADING]) if named is None else named(source, place)
+    return " ".join(found.split())
+
+
+def _line(head: str) -> str:
+    return next((line for line in head.splitlines() if line.strip()), "")
+
+
+def _without_marks(head: str) -> str:
+    return re.sub(r"^\s*#{1,6}(?=\s|$)|(?:(?<=\s)#+)?\s*$", "", _line(head))
+
+
+def _in_tags(head: str) -> str:
+    found = re.search(r"<h([1-6])\b[^<>]*>(.*?)(?:</h\1\s*>|\Z)", head, re.IGNORECASE | re.DOTALL)
+    return html.unescape(_TAG.sub(" ", found[2])) if found else ""
+
+
+def _definition(head: str) -> str:
+    found = (line.strip() for line in head.splitlines())
+    return next((line.rstrip(":{( ") for line in found if _DEFINITION.match(line)), "")
 
 
 def _text(source: str) -> Iterator[tuple[int, int]]:
@@ -234,8 +292,8 @@ def _code(source: str) -> Iterator[tuple[int, int]]:
 
 #: The formats that :func:`split` knows by name.
 FORMATS: dict[str, Format] = {
-    "text": _Known("text", 1, _text),
-    "markdown": _Known("markdown", 1, _markdown),
-    "html": _Known("html", 1, _html),
-    "code": _Known("code", 1, _code),
+    "text": _Known("text", 1, _text, _line),
+    "markdown": _Known("markdown", 1, _markdown, _without_marks),
+    "html": _Known("html", 1, _html, _in_tags),
+    "code": _Known("code", 1, _code, _definition),
 }

@@ -1,37 +1,22 @@
-"""A long text to pieces that an encoder reads whole.
-
-Where a text is cut depends on what stands there, not on how far from the beginning that is: the whole text is
-cut at its best place, and both sides again, until each fits. The best place is the one of the highest
-:class:`Rank`; among equal ones a hash of the words that follow decides. So an edit changes the piece it is
-in, and pieces elsewhere keep their texts. (The tree of the cuts is a treap: Seidel and Aragon, "Randomized
-Search Trees", 1996.)
-"""
+"""How long texts are split: the settings, and the pieces that they give."""
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import islice, pairwise
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
-import numpy as np
-import numpy.typing as npt
-
+from pgembed.columns.composition import fields_of
 from pgembed.encoders.text.texts import checked
 from pgembed.exc import DeclarationError
-from pgembed.parts.formats import FORMATS, Format, Rank
-from pgembed.parts.sentences import breaks_character, words
+from pgembed.parts.context import HEADING, Context
+from pgembed.parts.formats import FORMATS, Format
+from pgembed.parts.splitters import Splitter, spans_of
+from pgembed.parts.tree import Tree
 
-# No piece is smaller than this part of the limit where another place is left to cut at; of a very long text,
-# none of the two sides is smaller than that part of it, so that the tree is not deep whatever the hashes are.
-_LEAST = 8
-_LEAST_OF_LONG = 128
-# Characters of a token, at most: what is longer than the limit by this is cut without counting its tokens.
-_CHARACTERS = 16
-_HASHED = 20
-_BLOCK = 1024  # texts that are tokenised together
-_LEAST_ROOM = 8
+#: Another one when texts are cut in another way, or other context is put before pieces, whatever the format.
+SPLITTING_VERSION = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +27,21 @@ class Piece:
     :ivar start: of its first character in the source.
     :ivar end: after its last character: it is ``source[start:end]``.
     :ivar tokens: as many as the encoder reads, with prompt, context and special tokens.
+    :ivar heading: the headings that it stands below, as ``"Guide > Passwords"``, where the context asks for
+        them.
+    :ivar context: what is put before it when it is encoded.
     """
 
     number: int
     start: int
     end: int
     tokens: int
+    heading: str = ""
+    context: str = field(default="", repr=False)
+
+    def encoded(self, source: str) -> str:
+        """The text that is encoded: the context, and the part of ``source``."""
+        return self.context + source[self.start : self.end]
 
 
 class TokenCounter(Protocol):
@@ -63,6 +57,91 @@ class TokenCounter(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Splitting:
+    """How texts are split; the parameters are those of :func:`split`.
+
+    :raises DeclarationError: at construction, for whatever cannot work with any encoder.
+    """
+
+    format: str | Format = "text"
+    max_tokens: int | None = None
+    overlap: int = 0
+    context: str = ""
+    splitter: Splitter | None = None
+
+    def __post_init__(self) -> None:
+        named = [self._format] if self.splitter is None else [self._format, self.splitter]
+        for each in named:
+            if not callable(each) or not getattr(each, "name", "") or not hasattr(each, "version"):
+                raise DeclarationError(
+                    f"found {each!r}; expected a format or a splitter: a callable with a name and a version"
+                )
+        if self.splitter is not None and self.overlap:
+            raise DeclarationError(
+                f"overlap={self.overlap} has no effect with splitter=: the splitter gives pieces that overlap"
+            )
+        fields_of(self.context, name="context")
+
+    @property
+    def fields(self) -> frozenset[str]:
+        """The texts of the row that the context needs."""
+        return frozenset(fields_of(self.context, name="context") - {HEADING})
+
+    @property
+    def recipe(self) -> str:
+        """Everything that decides the texts of the pieces, but for the source, the texts of the row, and the
+        encoder, whose fingerprint knows its tokenizer and limit."""
+        named = [self._format] if self.splitter is None else [self._format, self.splitter]
+        versions = [(each.name, each.version) for each in named]
+        return json.dumps([SPLITTING_VERSION, versions, self.max_tokens, self.overlap, self.context])
+
+    def pieces(
+        self, text: str, encoder: TokenCounter, values: Mapping[str, str | None] | None = None
+    ) -> list[Piece]:
+        """The pieces of a text, in their order; see :func:`split`.
+
+        :param values: the texts of :attr:`fields`.
+        """
+        (text,) = checked([text])
+        values = values or {}
+        missing = self.fields - values.keys()
+        if missing:
+            raise DeclarationError(
+                f"context {self.context!r} has the fields {sorted(missing)}; expected a text for each in "
+                f"values=, found {sorted(values)} ({{heading}} needs none; write a literal brace twice)"
+            )
+        checked([value for value in values.values() if value is not None])
+
+        def count(texts: Sequence[str]) -> list[int]:
+            return [int(tokens) for tokens in encoder.count_tokens(texts)]
+
+        (alone,) = count([""])  # first: an encoder that cannot count says so
+        limit = encoder.max_tokens if self.max_tokens is None else self.max_tokens
+        if limit > encoder.max_tokens:
+            raise DeclarationError(
+                f"expected max_tokens of {encoder.max_tokens} or fewer, the limit of the encoder, got {limit}"
+            )
+        context = Context(self.context, values, text, self._format, count, limit)
+        tree = Tree(text, count, limit, alone, self.overlap, self._format, context)
+        if self.splitter is None:
+            spans = tree.spans(0, len(text))
+        else:
+            spans = tree.given(list(spans_of(self.splitter, text)))
+        return [
+            Piece(number, span.start, span.end, span.tokens, *span.context)
+            for number, span in enumerate(spans)
+        ]
+
+    @property
+    def _format(self) -> Format:
+        if not isinstance(self.format, str):
+            return self.format
+        if self.format not in FORMATS:
+            raise DeclarationError(f"expected a format, one of {', '.join(FORMATS)}, got {self.format!r}")
+        return FORMATS[self.format]
+
+
 def split(
     text: str,
     encoder: TokenCounter,
@@ -71,6 +150,8 @@ def split(
     overlap: int = 0,
     format: str | Format = "text",
     context: str = "",
+    values: Mapping[str, str | None] | None = None,
+    splitter: Splitter | None = None,
 ) -> list[Piece]:
     """Pieces of ``text``, each within the limit of the encoder's own tokenizer.
 
@@ -84,221 +165,14 @@ def split(
     :param overlap: tokens of what stands before a piece that it repeats, at most: whole sentences, or else
         words.
     :param format: ``"text"``, ``"markdown"``, ``"html"``, ``"code"``, or a :class:`Format` of your own.
-    :param context: put before each piece when it is encoded, and counted.
-    :raises TextError: the text holds half a surrogate pair.
-    :raises DeclarationError: an unknown format, or limits that leave no room for a piece.
+    :param context: a template that is put before each piece when it is encoded, and counted: ``{heading}``
+        are the headings that the piece stands below, other fields come from ``values``. Of each of the two, a
+        quarter of the tokens at most; what is longer is cut.
+    :param values: the texts of the fields.
+    :param splitter: a :class:`Splitter` of your own; the format is then that of headings, and of what is
+        beyond the limit.
+    :raises TextError: a text holds half a surrogate pair.
+    :raises DeclarationError: an unknown format, a splitter that leaves something out, or limits that leave no
+        room for a piece.
     """
-    (text,) = checked([text])
-    return _Splitting(text, encoder, max_tokens, overlap, _format(format), context).pieces()
-
-
-def _format(given: str | Format) -> Format:
-    if not isinstance(given, str):
-        return given
-    if given not in FORMATS:
-        raise DeclarationError(f"expected a format, one of {', '.join(FORMATS)}, got {given!r}")
-    return FORMATS[given]
-
-
-class _Splitting:
-    def __init__(
-        self,
-        source: str,
-        encoder: TokenCounter,
-        max_tokens: int | None,
-        overlap: int,
-        format: Format,
-        context: str,
-    ) -> None:
-        self._source = source
-        self._encoder = encoder
-        self._format = format
-        self._context = context
-        self._alone, added = self._counted(["", context])
-        self._limit = encoder.max_tokens if max_tokens is None else max_tokens
-        if self._limit > encoder.max_tokens:
-            raise DeclarationError(
-                f"expected max_tokens of {encoder.max_tokens} or fewer, the limit of the encoder, got "
-                f"{max_tokens}"
-            )
-        self._room = self._limit - added - overlap
-        if overlap < 0 or self._room < max(_LEAST_ROOM, overlap):
-            raise DeclarationError(
-                f"{self._limit} tokens, less {added} for prompt, context and special tokens and {overlap} of "
-                f"overlap, leave {max(self._room, 0)} for a piece; expected {max(_LEAST_ROOM, overlap)} or "
-                "more: allow more tokens, or shorten the context or the overlap"
-            )
-        self._overlap = overlap
-
-    def pieces(self) -> list[Piece]:
-        """The pieces, in their order."""
-        if not self._source:
-            return []
-        starts, ranks, sizes = self._atoms()
-        ends = [*starts[1:].tolist(), len(self._source)]
-        heads = (
-            self._source[start : min(start + 2 * _HASHED, end)]
-            for start, end in zip(starts.tolist(), ends, strict=True)
-        )
-        spans = [(starts[a], ends[b - 1], a) for a, b in self._cut(sizes, ranks + hashed(heads))]
-        whole = [(int(start), end) for start, end, _ in spans]
-        if self._overlap:
-            found = [self._before(starts, sizes, first) for _, _, first in spans]
-            whole = [(before, end) for before, (_, end) in zip(found, whole, strict=True)]
-        return [
-            Piece(number, start, end, tokens)
-            for number, (start, end, tokens) in enumerate(self._fitting(whole))
-        ]
-
-    # --- what is never cut, unless nothing else is left -----------------------------------------------
-
-    def _atoms(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32], npt.NDArray[np.int64]]:
-        """Start, rank and tokens of sentences and the like; of those that do not fit, of their words."""
-        starts: list[int] = []
-        ranks: list[int] = []
-        sizes: list[int] = []
-        places = self._places()
-        while block := list(islice(places, _BLOCK)):
-            longest = self._room * _CHARACTERS
-            short = [self._source[s:e] if e - s <= longest else "" for s, e, _ in block]
-            for (start, end, rank), size in zip(block, self._sizes(short), strict=True):
-                if size <= self._room and end - start <= longest:
-                    starts.append(start)
-                    ranks.append(rank)
-                    sizes.append(size)
-                    continue
-                inner = [start, *self._inside(start, end), end]
-                starts += inner[:-1]
-                lines = (self._source[place - 1] in "\n\r" for place in inner[1:-1])
-                ranks += [rank, *(Rank.LINE if line else Rank.WORD for line in lines)]
-                for at in range(0, len(inner) - 1, _BLOCK):
-                    sizes += self._sizes(
-                        [self._source[s:e] for s, e in pairwise(inner[at : at + _BLOCK + 1])]
-                    )
-        return np.array(starts), np.array(ranks, dtype=np.int32), np.array(sizes)
-
-    def _places(self) -> Iterator[tuple[int, int, int]]:
-        """Start, end and rank of what the format finds."""
-        start, rank = 0, int(Rank.LINE)
-        for place, found in self._format(self._source):
-            if not start <= place <= len(self._source):
-                raise DeclarationError(
-                    f"the format {self._format.name!r} gave the position {place} after {start}; expected "
-                    f"ascending ones between 0 and {len(self._source)}"
-                )
-            if place == start:
-                rank = max(rank, int(found))
-            if place in (start, len(self._source)):
-                continue
-            if breaks_character(self._source, place):
-                continue
-            yield start, place, rank
-            start, rank = place, int(found)
-        yield start, len(self._source), rank
-
-    def _inside(self, start: int, end: int) -> Iterator[int]:
-        """Words, or pieces of long ones: where one would begin inside of a character, after that."""
-        last = start
-        for place in words(self._source, start, end):
-            while place < end and breaks_character(self._source, place):
-                place += 1
-            if last < place < end:
-                yield place
-                last = place
-
-    def _counted(self, texts: Sequence[str]) -> list[int]:
-        return [int(count) for count in self._encoder.count_tokens(texts)]
-
-    def _sizes(self, texts: Sequence[str]) -> list[int]:
-        """Tokens of texts by themselves."""
-        return [max(count - self._alone, 0) for count in self._counted(texts)]
-
-    # --- where to cut -----------------------------------------------------------------------------------
-
-    def _cut(
-        self, sizes: npt.NDArray[np.int64], priorities: npt.NDArray[np.float64]
-    ) -> Iterator[tuple[int, int]]:
-        """The first atom of each piece and the one after its last."""
-        before = np.concatenate([[0], np.cumsum(sizes)])
-        waiting = [(0, len(sizes))]
-        while waiting:
-            first, last = waiting.pop()
-            total = before[last] - before[first]
-            if total <= self._room or last - first == 1:
-                yield first, last
-                continue
-            least = max(self._room // _LEAST, total // _LEAST_OF_LONG)
-            left = max(first + 1, int(np.searchsorted(before, before[first] + least)))
-            right = min(last, int(np.searchsorted(before, before[last] - least, side="right")))
-            if left >= right:
-                left, right = first + 1, last
-            place = _highest(priorities, left, right)
-            waiting += [(place, last), (first, place)]
-
-    def _before(self, starts: npt.NDArray[np.int64], sizes: npt.NDArray[np.int64], first: int) -> int:
-        """Where a piece begins that repeats what fits of the atoms before ``first``."""
-        left, atom = self._overlap, first
-        while atom > 0 and sizes[atom - 1] <= left:
-            atom -= 1
-            left -= int(sizes[atom])
-        if atom < first or first == 0:
-            return int(starts[atom])
-        inner = [int(starts[first - 1]), *self._inside(int(starts[first - 1]), int(starts[first]))]
-        ends = [*inner[1:], int(starts[first])]
-        start = int(starts[first])
-        for place, size in zip(
-            reversed(inner),
-            reversed(self._sizes([self._source[s:e] for s, e in zip(inner, ends, strict=True)])),
-            strict=True,
-        ):
-            left -= size
-            if left < 0:
-                break
-            start = place
-        return start
-
-    # --- what the tokenizer says of it -----------------------------------------------------------------
-
-    def _fitting(self, spans: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int, int]]:
-        """Spans with their tokens; the tokens of a text may be more than those of its parts together."""
-        for at in range(0, len(spans), _BLOCK):
-            block = spans[at : at + _BLOCK]
-            counts = self._counted([self._context + self._source[start:end] for start, end in block])
-            for (start, end), count in zip(block, counts, strict=True):
-                if count <= self._limit or end - start == 1:
-                    yield start, end, count
-                else:
-                    middle = self._middle(start, end)
-                    yield from self._fitting([(start, middle), (middle, end)])
-
-    def _middle(self, start: int, end: int) -> int:
-        """Of the places in a span the one nearest to its middle: a word's, a character's, or any."""
-        middle = (start + end) // 2
-        inner = list(self._inside(start, end))
-        if inner:
-            return min(inner, key=lambda place: abs(place - middle))
-        for distance in range(end - start - 1):
-            place = middle + (-distance // 2 if distance % 2 else distance // 2)
-            if start < place < end and not breaks_character(self._source, place):
-                return place
-        return middle
-
-
-def hashed(heads: Iterable[str]) -> npt.NDArray[np.float64]:
-    """Numbers of at least 0 and less than 1, made of the first words of texts."""
-    checksums = [zlib.crc32(head.strip()[:_HASHED].encode()) for head in heads]
-    hashes = np.array(checksums, dtype=np.uint32) * np.uint32(0x9E3779B1)  # so that like texts are far apart
-    return np.asarray((hashes ^ (hashes >> np.uint32(16))) / 2.0**32)
-
-
-def _highest(priorities: npt.NDArray[np.float64], left: int, right: int) -> int:
-    """The index of the highest in ``[left, right)``; of equal ones, as repeated texts have them, the one
-    nearest to the middle."""
-    middle = (left + right) // 2
-    after = middle + int(priorities[middle:right].argmax())
-    if middle == left:
-        return after
-    before = middle - 1 - int(priorities[left:middle][::-1].argmax())
-    if priorities[before] == priorities[after]:
-        return before if middle - before <= after - middle else after
-    return before if priorities[before] > priorities[after] else after
+    return Splitting(format, max_tokens, overlap, context, splitter).pieces(text, encoder, values)

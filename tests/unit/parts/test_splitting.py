@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 
 from pgembed import Encoder
 from pgembed.exc import DeclarationError, EncoderOptionError, TextError
-from pgembed.parts import FORMATS, Piece, Rank, split, splitting
+from pgembed.parts import FORMATS, Piece, Rank, split, tree
 from pgembed.parts.sentences import breaks_character, sentences
-from pgembed.parts.splitting import hashed
+from pgembed.parts.tree import hashed
 from tests.unit.parts.counting import Words
 
 VOCABULARY = [
@@ -235,14 +235,14 @@ def test_work_grows_with_the_text(monkeypatch: pytest.MonkeyPatch) -> None:
     assert encoder.characters < 3.1 * len(source)  # twice, and once more by the check
     # Where hashes rise from the first line to the last, the tree would be as deep as there are pieces.
     searched = 0
-    highest = splitting._highest
+    highest = tree._highest
 
     def counted(priorities: npt.NDArray[np.float64], left: int, right: int) -> int:
         nonlocal searched
         searched += right - left
         return highest(priorities, left, right)
 
-    monkeypatch.setattr(splitting, "_highest", counted)
+    monkeypatch.setattr(tree, "_highest", counted)
     lines = sorted((f"{number}\n\n" for number in range(40_000)), key=lambda line: hashed([line])[0])
     check("".join(lines), Words(256), 256)
     assert searched < 200 * len(lines)
