@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pgembed.columns import TextEncoder, Vector, Words, embedding_column
     from pgembed.indexes import HNSW, IVFFlat
     from pgembed.queries import (
+        apassages,
         arerank,
         count_within,
         decay,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
         keyword_search,
         knn_classify,
         near_duplicates,
+        passages,
         recommend,
         rerank,
         search_many,
@@ -64,6 +66,7 @@ __all__ = [
     "TextEncoder",
     "Vector",
     "Words",
+    "apassages",
     "arerank",
     "count_within",
     "database",
@@ -80,6 +83,7 @@ __all__ = [
     "knn_classify",
     "measuring",
     "near_duplicates",
+    "passages",
     "recommend",
     "rerank",
     "search_many",

@@ -10,6 +10,8 @@ diversity                     ``diversify``
 counts                        ``count_within``, ``facets``
 recommendation, examples      ``recommend``, and what it is given
 reranking                     ``rerank``, ``arerank``: the rows of a search, scored by a cross-encoder
+highlights                    ``passages``, ``apassages``: the sentences nearest to a query
+reading                       rows with a text of each, which the two above read
 sums                          ``vector_of``: sums of vectors as a query
 hybrid                        ``hybrid_search``
 keywords                      ``keyword_search``
@@ -32,6 +34,7 @@ from pgembed.queries.classify import knn_classify
 from pgembed.queries.counts import count_within, facets
 from pgembed.queries.diversity import diversify
 from pgembed.queries.duplicates import duplicate_groups, near_duplicates
+from pgembed.queries.highlights import Passage, apassages, passages
 from pgembed.queries.hybrid import hybrid_search
 from pgembed.queries.keywords import keyword_search
 from pgembed.queries.many import search_many
@@ -41,6 +44,8 @@ from pgembed.queries.search import semantic_search
 from pgembed.queries.sums import vector_of
 
 __all__ = [
+    "Passage",
+    "apassages",
     "arerank",
     "count_within",
     "decay",
@@ -51,6 +56,7 @@ __all__ = [
     "keyword_search",
     "knn_classify",
     "near_duplicates",
+    "passages",
     "recommend",
     "rerank",
     "search_many",

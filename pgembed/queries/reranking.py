@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-from sqlalchemy import Connection, Result, Row, Select, String
-from sqlalchemy.engine import IteratorResult
-from sqlalchemy.engine.result import SimpleResultMetaData
-from sqlalchemy.orm import Session, scoped_session
-from sqlalchemy.types import NullType
+from sqlalchemy import Row
 
 from pgembed.encoders.text.texts import Pair, Vectors, checked
 from pgembed.encoders.threads import in_thread
 from pgembed.exc import QueryError
-from pgembed.queries.arguments import expression, whole
-from pgembed.queries.statement import free_name
+from pgembed.queries.arguments import whole
+from pgembed.queries.reading import AnySession, Read, Reading, check_async_session, check_session
 
 if TYPE_CHECKING:  # at run time it needs the package greenlet
-    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
+    from pgembed.queries.reading import AnyAsyncSession
 
-_SYNC = (Session, scoped_session, Connection)
-_ASYNC = {"AsyncSession", "async_scoped_session", "AsyncConnection"}
 _SCORE = "rerank_score"
 
 
@@ -35,7 +29,7 @@ class PairScorer(Protocol):
 
 
 def rerank(
-    session: Session | scoped_session[Any] | Connection,
+    session: AnySession,
     statement: Any,
     query: str,
     reranker: PairScorer,
@@ -63,16 +57,14 @@ def rerank(
     :returns: the statement's rows, with the entities in them, and ``rerank_score``, a float.
     :raises QueryError: an argument is not what is expected, or the reranker's answer is not.
     """
-    if not isinstance(session, _SYNC):
-        instead = ": use `await arerank(...)`" if _is_async(session) else ""
-        raise QueryError(f"expected a Session or a Connection, got {session!r}{instead}")
+    check_session(session, "rerank")
     call = _Call(statement, query, reranker, text, limit, label)
-    candidates = call.candidates(session.execute(call.statement, params or {}))
+    candidates = call.read(session.execute(call.statement, params or {}))
     return call.ordered(candidates, call.scores(candidates))
 
 
 async def arerank(
-    session: AsyncSession | async_scoped_session[Any] | AsyncConnection,
+    session: AnyAsyncSession,
     statement: Any,
     query: str,
     reranker: PairScorer,
@@ -83,34 +75,14 @@ async def arerank(
     params: Mapping[str, Any] | None = None,
 ) -> list[Row[Any]]:
     """As :func:`rerank`, with an ``AsyncSession``; texts are scored off the event loop."""
-    if not _is_async(session):
-        instead = ": use rerank(...)" if isinstance(session, _SYNC) else ""
-        raise QueryError(f"expected an AsyncSession or an AsyncConnection, got {session!r}{instead}")
+    check_async_session(session, "rerank")
     call = _Call(statement, query, reranker, text, limit, label)
-    candidates = call.candidates(await session.execute(call.statement, params or {}))
+    candidates = call.read(await session.execute(call.statement, params or {}))
     return call.ordered(candidates, await in_thread(call.scores, candidates))
 
 
-def _is_async(session: object) -> bool:
-    return bool(_ASYNC & {kind.__name__ for kind in type(session).__mro__})
-
-
-class _Candidates:
-    """The rows of a statement as tuples, their columns' names, and their texts."""
-
-    def __init__(self, keys: Sequence[str], rows: list[tuple[Any, ...]], texts: list[Any]) -> None:
-        for number, text in enumerate(texts):
-            if not isinstance(text, str | None):
-                found = f"a {type(text).__name__} for row {number}"
-                raise QueryError(f"text= gives {found}; expected a str, or None")
-        self.keys = keys
-        self.rows = rows
-        self.texts = texts
-        self.scored = [number for number, text in enumerate(texts) if text is not None]
-
-
-class _Call:
-    """The arguments, checked; the statement with the text as its last column, if that is SQL."""
+class _Call(Reading):
+    """The arguments, checked."""
 
     def __init__(
         self, statement: Any, query: Any, reranker: Any, text: Any, limit: Any, label: str | None
@@ -126,28 +98,16 @@ class _Call:
         self._reranker = reranker
         self._limit = None if limit is None else whole("limit", limit, 1)
         self._column = _column_of(reranker, label)
-        self._made: Callable[[Row[Any]], Any] | None = None
-        self.statement = statement
-        if callable(text) and not hasattr(text, "is_not"):
-            self._made = text
-        else:
-            self.statement = _with_text(statement, expression("text", text, "Article.body"))
+        super().__init__(statement, text)
 
-    def candidates(self, result: Result[Any]) -> _Candidates:
-        """What the database has answered."""
-        keys, rows = list(result.keys()), result.all()
-        if self._made is not None:
-            return _Candidates(keys, [tuple(row) for row in rows], [self._made(row) for row in rows])
-        return _Candidates(keys[:-1], [tuple(row)[:-1] for row in rows], [row[-1] for row in rows])
-
-    def scores(self, candidates: _Candidates) -> list[float]:
+    def scores(self, candidates: Read) -> list[float]:
         """The scores of the rows that have a text.
 
         :raises QueryError: the reranker gives something other than a number for each.
         """
-        if not candidates.scored:
+        pairs = [(self._query, text) for text in candidates.texts if text is not None]
+        if not pairs:
             return []
-        pairs = [(self._query, candidates.texts[number]) for number in candidates.scored]
         found = np.asarray(self._reranker.predict(pairs))
         if self._column is not None and found.ndim == 2 and found.shape[1] > self._column:
             found = found[:, self._column]
@@ -159,14 +119,12 @@ class _Call:
         scores: list[float] = found.astype(np.float64).tolist()
         return scores
 
-    def ordered(self, candidates: _Candidates, scores: list[float]) -> list[Row[Any]]:
+    def ordered(self, candidates: Read, scores: list[float]) -> list[Row[Any]]:
         """The rows, best first."""
-        by_row = dict(zip(candidates.scored, scores, strict=True))
+        scored = (number for number, text in enumerate(candidates.texts) if text is not None)
+        by_row = dict(zip(scored, scores, strict=True))
         order = sorted(range(len(candidates.rows)), key=lambda n: -by_row.get(n, -np.inf))[: self._limit]
-        keys = [*candidates.keys, free_name(_SCORE, candidates.keys)]
-        rows = ((*candidates.rows[number], by_row.get(number)) for number in order)
-        result: Result[Any] = IteratorResult(SimpleResultMetaData(keys), rows)
-        return list(result.all())
+        return candidates.extended(_SCORE, ((number, by_row.get(number)) for number in order))
 
 
 def _column_of(reranker: Any, label: str | None) -> int | None:
@@ -181,26 +139,3 @@ def _column_of(reranker: Any, label: str | None) -> int | None:
         named = ", ".join(map(repr, labels)) or "no names of labels"
         raise QueryError(f"label={label!r}; the reranker has {named}: pass the one whose score counts")
     return labels.index(label) if len(labels) > 1 else None
-
-
-def _with_text(statement: Any, text: Any) -> Any:
-    """
-    :raises QueryError: the statement cannot have one more column, or it does not select what the text is of.
-    """
-    instead = "pass text= a function of a row, as in text=lambda row: row.Article.title"
-    if not isinstance(statement, Select):
-        raise QueryError(f"statement={statement!r} takes no column more, since it is not a select: {instead}")
-    if statement._distinct or statement._group_by_clauses:
-        raise QueryError(f"a statement with DISTINCT or GROUP BY takes no column for text=: {instead}")
-    if text.type._type_affinity not in (String, NullType):
-        raise QueryError(
-            f"text={text} is of the type {text.type!r}; expected text (another one becomes text by "
-            "sqlalchemy.cast(..., Text))"
-        )
-    extended = statement.add_columns(text.label("pgembed_text"))
-    if len(extended.get_final_froms()) > len(statement.get_final_froms()):
-        raise QueryError(
-            f"text={text} is of a table that the statement does not select from: pass a column of one that "
-            "it does, join the table, or use a correlated scalar subquery"
-        )
-    return extended
