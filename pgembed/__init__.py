@@ -29,12 +29,14 @@ if TYPE_CHECKING:
         hybrid_search,
         keyword_search,
         knn_classify,
+        knn_classify_many,
         near_duplicates,
         passages,
         recommend,
         rerank,
         search_many,
         semantic_search,
+        softmax,
         vector_of,
     )
 else:
@@ -81,6 +83,7 @@ __all__ = [
     "indexes",
     "keyword_search",
     "knn_classify",
+    "knn_classify_many",
     "measuring",
     "near_duplicates",
     "passages",
@@ -88,5 +91,6 @@ __all__ = [
     "rerank",
     "search_many",
     "semantic_search",
+    "softmax",
     "vector_of",
 ]

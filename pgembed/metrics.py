@@ -41,7 +41,8 @@ class Metric:
     :ivar score: distance to score, for numbers as well as for SQL expressions.
     :ivar distance: score to distance, the inverse.
     :ivar scores: the range of the score in words, and ``is_score`` tells whether a finite number is in it.
-    :ivar weight: distance to the weight of a neighbour's vote, as SQL.
+    :ivar weight: distance to the weight of a neighbour's vote, as SQL; of several queries, the second
+        argument tells their neighbours apart.
     """
 
     name: str
@@ -52,7 +53,7 @@ class Metric:
     distance: Callable[[float], float]
     scores: str
     is_score: Callable[[float], bool]
-    weight: Callable[[Expression], Expression]
+    weight: Callable[[Expression, Expression | None], Expression]
 
     def opclass(self, storage: str) -> str:
         """Name of the operator class of this metric for a type."""
@@ -63,14 +64,16 @@ class Metric:
         return left.op(self.operator, return_type=Float(53), precedence=6)(right)
 
 
-def _inverse(distance: Expression) -> Expression:
+def _inverse(distance: Expression, _: Expression | None) -> Expression:
     """A vote falls with the distance; an exact hit outweighs everything but other exact hits."""
     return 1.0 / (func.greatest(distance, 0.0) + VOTE_OFFSET)
 
 
-def _softmax(distance: Expression) -> Expression:
-    """A vote is worth exp(inner product), relative to the best; Postgres raises an error on underflow."""
-    return func.exp(func.greatest(func.min(distance).over() - distance, LEAST_EXPONENT))
+def exponential(distance: Expression, query: Expression | None, temperature: float = 1) -> Expression:
+    """A vote is worth exp(-distance / temperature), relative to the best of its query; Postgres raises an
+    error on underflow."""
+    best = func.min(distance).over(partition_by=query)
+    return func.exp(func.greatest((best - distance) / temperature, LEAST_EXPONENT))
 
 
 _NUMBERS = ("vector", "halfvec", "sparsevec")
@@ -114,7 +117,7 @@ _METRICS = (
         lambda s: -s,
         "finite numbers",
         lambda _: True,
-        _softmax,
+        exponential,
     ),
     _of_difference("l1", "<+>", "l1", _NUMBERS),
     _of_difference("hamming", "<~>", "hamming", _BITS),

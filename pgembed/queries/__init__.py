@@ -16,7 +16,8 @@ sums                          ``vector_of``: sums of vectors as a query
 hybrid                        ``hybrid_search``
 keywords                      ``keyword_search``
 fulltext, bm25                rows by their words: by ``ts_rank``, and by BM25 where words are declared
-classify                      ``knn_classify``
+classify                      ``knn_classify``, ``knn_classify_many``
+votes                         what neighbours' votes weigh, ``softmax``; the label that wins, or why none does
 duplicates                    ``near_duplicates``, ``duplicate_groups``
 pairs, components             pairs of near rows; the groups that they make
 subject, vectors              what is searched, and what for: a text, a vector, a row
@@ -30,7 +31,7 @@ templates                     statements that are built once, and come again wit
 """
 
 from pgembed.queries.boosts import decay
-from pgembed.queries.classify import knn_classify
+from pgembed.queries.classify import knn_classify, knn_classify_many
 from pgembed.queries.counts import count_within, facets
 from pgembed.queries.diversity import diversify
 from pgembed.queries.duplicates import duplicate_groups, near_duplicates
@@ -42,6 +43,7 @@ from pgembed.queries.recommendation import recommend
 from pgembed.queries.reranking import arerank, rerank
 from pgembed.queries.search import semantic_search
 from pgembed.queries.sums import vector_of
+from pgembed.queries.votes import softmax
 
 __all__ = [
     "Passage",
@@ -55,11 +57,13 @@ __all__ = [
     "hybrid_search",
     "keyword_search",
     "knn_classify",
+    "knn_classify_many",
     "near_duplicates",
     "passages",
     "recommend",
     "rerank",
     "search_many",
     "semantic_search",
+    "softmax",
     "vector_of",
 ]

@@ -90,12 +90,12 @@ class Nearest:
     @cached_property
     def index(self) -> Indexed | None:
         """The declared index that serves this search."""
-        return choose(self.subject.indexes, self._own_conditions)
+        return choose(self.subject.indexes, self.own_conditions)
 
     @property
-    def _own_conditions(self) -> list[ColumnElement[bool]]:
-        """Those over the rows that are searched alone."""
-        return [each for each in self.conditions if self.asked is None or not _refers(each, self.asked)]
+    def own_conditions(self) -> list[ColumnElement[bool]]:
+        """The conditions over the rows that are searched alone."""
+        return [each for each in self.conditions if self.asked is None or not refers(each, self.asked)]
 
     def subquery(self, *payload: ColumnElement[Any]) -> Subquery:
         """The rows found: columns ``key_1``, ..., ``payload_1``, ..., ``distance``; nearest first.
@@ -225,7 +225,7 @@ class Nearest:
             # The planner believes this of a third of the rows, and uses the index under conditions only that
             # enough rows fulfil for the scan not to give up.
             candidates = candidates.where(distance < NAN)
-        if index is not None and index.where is not None and is_implied(index, self._own_conditions):
+        if index is not None and index.where is not None and is_implied(index, self.own_conditions):
             # Said once more without parameters, of which a generic plan knows nothing.
             predicate = index.predicate(self.subject.selectable)
             candidates = candidates if predicate is None else candidates.where(predicate)
@@ -266,7 +266,8 @@ class Nearest:
         return [] if self.asked is None else [self.asked]
 
 
-def _refers(condition: ColumnElement[bool], asked: FromClause) -> bool:
+def refers(condition: ColumnElement[bool], asked: FromClause) -> bool:
+    """Whether a condition is about the queries too, of which there are several."""
     return any(getattr(part, "table", None) is asked for part in iterate(condition))
 
 

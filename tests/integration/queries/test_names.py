@@ -11,7 +11,14 @@ from sqlalchemy.orm import Session, aliased, registry
 
 from pgembed import HNSW, embedding_column
 from pgembed.columns import bound
-from pgembed.queries import duplicate_groups, hybrid_search, knn_classify, near_duplicates, semantic_search
+from pgembed.queries import (
+    duplicate_groups,
+    hybrid_search,
+    knn_classify,
+    knn_classify_many,
+    near_duplicates,
+    semantic_search,
+)
 from pgembed.testing import HashEncoder
 
 ENCODER = HashEncoder(8)
@@ -26,6 +33,7 @@ def statements(vector, text, label):
     }
     made["hybrid"] = hybrid_search(vector, "red", text=[text, label])
     made["classify"] = knn_classify(vector, "red", label=label)
+    made["classify many"] = knn_classify_many(vector, queries=["red"], label=label, k=2, prior="balanced")
     for mode in ("exact", "auto"):
         made[f"pairs {mode}"] = near_duplicates(vector, min_score=0.1, mode=mode)
         made[f"groups {mode}"] = duplicate_groups(vector, min_score=0.1, mode=mode)

@@ -19,6 +19,7 @@ from pgembed import (
     facets,
     hybrid_search,
     knn_classify,
+    knn_classify_many,
     near_duplicates,
     recommend,
     search_many,
@@ -82,6 +83,10 @@ def labels_and_duplicates(session: Session) -> None:
     votes = knn_classify(Article.embedding, "x", label=Article.title)
     label, share, count = session.execute(votes.limit(1)).one()
     assert_type((label, share, count), tuple[str, float, int])
+    many = knn_classify_many(Article.embedding, queries=["x"], label=Article.title)
+    _, given, part, heads, margin, nearest, reason = session.execute(many).one()
+    assert_type((given, part, heads), tuple[str | None, float | None, int])
+    assert_type((margin, nearest, reason), tuple[float | None, float | None, str | None])
     left, _right, alike = session.execute(near_duplicates(Article.embedding, min_score=0.9).limit(9)).one()
     key: int = left
     assert_type((key, alike), tuple[int, float])

@@ -1,0 +1,40 @@
+"""The code of docs/classification.md runs."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+
+from pgembed import HNSW
+from pgembed import queries as helpers
+from pgembed.testing import HashEncoder
+from tests.tables import library
+
+GUIDE = (Path(__file__).parents[3] / "docs" / "classification.md").read_text(encoding="utf-8")
+
+Base, Author, Article = library(HashEncoder(16), "title", index=HNSW(build="immediate"))
+
+
+@pytest.fixture
+def filled(engine):
+    Base.metadata.create_all(engine)
+    with Session(engine) as session:
+        for n in range(16):
+            title = "reset my password" if n % 2 else "the news of today"
+            section = None if n in (4, 5) else "help" if n % 2 else "news"
+            session.add(Article(id=n, title=title, section=section))
+        session.commit()
+        yield session
+
+
+def test_the_python_of_the_guide(filled, capsys):
+    names = {"session": filled, "select": select, "update": update, "Article": Article}
+    names |= {name: getattr(helpers, name) for name in helpers.__all__}
+    for block in re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL):
+        exec(block, names)
+    assert capsys.readouterr().out.splitlines()[:2] == ["4 news", "5 help"]
+    assert filled.get(Article, 4).section == "news"
