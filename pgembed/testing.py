@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 from sqlalchemy import MetaData
 
-from pgembed.columns import Array, Embedding, TextEncoder, embeddings_of
+from pgembed.columns import Array, Embedding, TextEncoder, fresh_of
 from pgembed.columns.types import TEXT_DIALECTS
 from pgembed.exc import DeclarationError
+from pgembed.parts import TokenCounter
 
 
 def allow_dialect(name: str) -> None:
@@ -43,10 +44,12 @@ class HashEncoder:
 
     :param dimensions: length of the vectors.
     :param name: what statements and ``pgembed.status`` call it; part of the fingerprint.
+    :param max_tokens: words of a part of a long text, at most; see :func:`pgembed.embedding_parts`.
     """
 
-    def __init__(self, dimensions: int = 8, name: str = "hash") -> None:
+    def __init__(self, dimensions: int = 8, name: str = "hash", max_tokens: int = 256) -> None:
         self.name = name
+        self.max_tokens = max_tokens
         self.dimensions = dimensions
         self.fingerprint = hashlib.sha256(f"{name}/{dimensions}".encode()).hexdigest()
         self.calls: list[tuple[str, ...]] = []
@@ -62,6 +65,10 @@ class HashEncoder:
     def encode_queries(self, texts: Sequence[str]) -> Array:
         """The same as :meth:`encode_documents`: queries and documents share one space."""
         return self.encode_documents(texts)
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """The words of each text."""
+        return [len(text.split()) for text in texts]
 
     def _vector(self, text: str) -> Array:
         total = np.zeros(self.dimensions)
@@ -114,6 +121,12 @@ class StandIn:
         self.calls.append(tuple(listed))
         return self._vectors.encode_queries(listed)
 
+    def count_tokens(self, texts: Iterable[str]) -> Iterable[int]:
+        """Tokens by the other encoder, where it counts them; the original's tokenizer may not be here."""
+        counter: Any = self._vectors if isinstance(self._vectors, TokenCounter) else self.original
+        counts: Iterable[int] = counter.count_tokens(list(texts))
+        return counts
+
     async def aencode_documents(self, texts: Iterable[str]) -> Array:
         """As :meth:`encode_documents`."""
         return self.encode_documents(texts)
@@ -143,9 +156,7 @@ def encoder_swapped(base: Any, encoder: TextEncoder | None = None) -> Iterator[l
     """
     metadata = base if isinstance(base, MetaData) else getattr(base, "metadata", None)
     tables = metadata.tables.values() if isinstance(metadata, MetaData) else ()
-    declarations = dict.fromkeys(
-        embedding.declaration for table in tables for embedding in embeddings_of(table)
-    )
+    declarations = dict.fromkeys(embedding.declaration for table in tables for embedding in fresh_of(table))
     if not declarations:
         raise DeclarationError(
             f"{base!r} has no embedding column; expected a declarative base or a MetaData with one"

@@ -21,6 +21,7 @@ from pgembed.columns.embedding import (
     SOURCES,
     Embedding,
     EmbeddingColumn,
+    Freshness,
     PendingIndex,
     bound_in,
     unsettled,
@@ -46,35 +47,46 @@ def _bind(table: Table, vector: Column[Any], read: tuple[Column[Any], ...]) -> E
             f"{table.fullname}.{vector.name} replaces itself: the new column needs a name of its own, "
             f'name="{vector.name}_2"'
         )
-    digest = _digest_column(table, vector)
+    digest = digest_column(table, vector.name)
     declared = declaration.words
     words = None if declared is None else bind_words(declared, table, vector, texts or sources)
     embedding = EmbeddingColumn(declaration, table, digest, sources, vector, words)
     vector.info[SOURCES] = tuple(column.key for column in read)
     # Constructed over columns of a table, an index attaches itself. They count as part of the column, as
     # with Column(index=True), so that Table.to_metadata leaves them to the binding of the copied column.
-    indexes: list[Index] = [PendingIndex(embedding)]
+    add_index(PendingIndex(embedding), embedding)
     if declaration.index is not None:
-        indexes.append(declaration.index.bound_to(vector, declaration.metric))
-    for index in indexes:
-        index._column_flag = True
-        index.info[INFO] = declaration
-        others = {other for other in table.indexes if other is not index and other.name == index.name}
-        if any(INFO not in other.info for other in others):
-            raise DeclarationError(
-                f"{table.fullname} has an index called {index.name}, as {embedding} has: rename it"
-            )
-        table.indexes -= others
+        add_index(declaration.index.bound_to(vector, declaration.metric), embedding)
     return embedding
 
 
-def _digest_column(table: Table, vector: Column[Any]) -> Column[Any]:
-    name = f"{vector.name}_digest"
+def add_index(index: Index, owner: Freshness) -> None:
+    """Make an index a part of a declaration; another of its name, of an earlier binding, is replaced.
+
+    :raises DeclarationError: the user's own index has the name.
+    """
+    table = owner.table
+    index._column_flag = True
+    index.info[INFO] = owner.declaration
+    others = {other for other in table.indexes if other is not index and other.name == index.name}
+    if any(INFO not in other.info for other in others):
+        raise DeclarationError(
+            f"{table.fullname} has an index called {index.name}, as {owner} has: rename it"
+        )
+    table.indexes -= others
+
+
+def digest_column(table: Table, owner: str) -> Column[Any]:
+    """The column of the digest of what has the name ``owner``; it is appended where it is missing.
+
+    :raises DeclarationError: its name is too long, or another column has it.
+    """
+    name = f"{owner}_digest"
     if octets(name) > LONGEST_NAME:
         room = LONGEST_NAME - octets("_digest")
         raise DeclarationError(
-            f"{table.fullname}.{vector.name}: the name of an embedding column has {room} bytes at most, "
-            f"found {octets(vector.name)}: Postgres would cut {name!r}, its digest, at {LONGEST_NAME}; "
+            f"{table.fullname}.{owner}: the name of an embedding column has {room} bytes at most, "
+            f"found {octets(owner)}: Postgres would cut {name!r}, its digest, at {LONGEST_NAME}; "
             'give it a shorter one, with name="..."'
         )
     column = next((column for column in table.c if name in (column.name, column.key)), None)
@@ -87,7 +99,7 @@ def _digest_column(table: Table, vector: Column[Any]) -> Column[Any]:
         null = "" if column.nullable else ", NOT NULL"
         raise DeclarationError(
             f"{table.fullname}.{name} is declared as {kind!r}{null}, and it is the name of the digest of "
-            f"{vector.name}: rename it, or the embedding column, with name=. Declared as the digest, it is "
+            f"{owner}: rename it, or the embedding column, with name=. Declared as the digest, it is "
             "Mapped[uuid.UUID | None]"
         )
     return column
@@ -101,7 +113,7 @@ def _table_complete(table: Table, _parent: MetaData) -> None:
     """Append digests; bind what can be bound by the names of columns (all that a Core table needs)."""
     _complete.add(table)
     for vector in _vectors(table):
-        _digest_column(table, vector)
+        digest_column(table, vector.name)
         keys = _source_keys(vector)
         if all(key in table.c for key in keys) and table.primary_key.columns:
             _bind(table, vector, tuple(table.c[key] for key in keys))
@@ -185,7 +197,7 @@ def _class_mapped(mapper: Mapper[Any], _class: type[Any]) -> None:
             map_embedding(mapper, key, vector)
     except DeclarationError:
         # SQLAlchemy would keep the half-mapped class, and fail on it when other mappers are configured.
-        _forget(mapper)
+        forget(mapper)
         raise
 
 
@@ -195,6 +207,22 @@ def map_embedding(mapper: Mapper[Any], key: str, vector: Column[Any]) -> None:
     :raises DeclarationError: a source is not an attribute, or the digest's attribute is taken.
     """
     declaration: Embedding = vector.info[INFO]
+    embedding = _bind(vector.table, vector, mapped_sources(mapper, key, declaration))
+    _note(vector.table)
+    map_digest(mapper, key, embedding.digest)
+    attribute = getattr(mapper.class_, key)
+    if not event.contains(attribute, "set", copied):
+        event.listen(attribute, "set", copied, retval=True)
+    if declaration.deferred:
+        defer(mapper, vector, group=key)
+        defer(mapper, embedding.digest, group=key)
+
+
+def mapped_sources(mapper: Mapper[Any], key: str, declaration: Embedding) -> tuple[Column[Any], ...]:
+    """The columns of the attributes that a declaration reads.
+
+    :raises DeclarationError: one of them is not a column attribute of the class.
+    """
     owner = mapper.class_.__name__
     sources = []
     for name in declaration.read:
@@ -209,28 +237,28 @@ def map_embedding(mapper: Mapper[Any], key: str, vector: Column[Any]) -> None:
                 "column of the table, such as a generated one: Computed(..., persisted=True)"
             )
         sources.append(mapper.columns[name])
-    embedding = _bind(vector.table, vector, tuple(sources))
-    _note(vector.table)
-    if embedding.digest not in mapper.columns.values():
+    return tuple(sources)
+
+
+def map_digest(mapper: Mapper[Any], key: str, digest: Column[Any]) -> None:
+    """Map the digest of an attribute, if that is still to do.
+
+    :raises DeclarationError: its attribute is taken.
+    """
+    if digest not in mapper.columns.values():
         attribute = f"{key}_digest"
         if attribute in mapper.all_orm_descriptors or hasattr(mapper.class_, attribute):
             raise _taken(mapper.class_, attribute, key)
-        mapper.add_property(attribute, ColumnProperty(embedding.digest))
-    combined = mapper.get_property_by_column(embedding.digest).columns
+        mapper.add_property(attribute, ColumnProperty(digest))
+    combined = mapper.get_property_by_column(digest).columns
     if len(combined) > 1:
         raise DeclarationError(
-            f"{owner}.{key}: its digest {embedding.digest} and {combined[-1]} are one attribute: rename the "
-            "column of the parent's table, or the embedding column, with name="
+            f"{mapper.class_.__name__}.{key}: its digest {digest} and {combined[-1]} are one attribute: "
+            "rename the column of the parent's table, or the embedding column, with name="
         )
-    attribute = getattr(mapper.class_, key)
-    if not event.contains(attribute, "set", copied):
-        event.listen(attribute, "set", copied, retval=True)
-    if declaration.deferred:
-        _defer(mapper, vector, group=key)
-        _defer(mapper, embedding.digest, group=key)
 
 
-def _defer(mapper: Mapper[Any], column: Column[Any], *, group: str) -> None:
+def defer(mapper: Mapper[Any], column: Column[Any], *, group: str) -> None:
     """Load vector and digest on access, always together.
 
     A vector means little without its digest: merging a detached object that has only the vector would count
@@ -243,7 +271,7 @@ def _defer(mapper: Mapper[Any], column: Column[Any], *, group: str) -> None:
     prop.strategy_key = (("deferred", True), ("instrument", True))
 
 
-def _forget(mapper: Mapper[Any]) -> None:
+def forget(mapper: Mapper[Any]) -> None:
     """Remove a refused class from its registry, and its table from the metadata."""
     manager = mapper.class_manager
     mapper.registry._dispose_manager_and_mapper(manager)

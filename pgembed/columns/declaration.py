@@ -78,7 +78,7 @@ def embedding_column(
     :raises DeclarationError: at declaration, for whatever cannot work.
     :raises MetricNotSupportedError: no such metric, or none that the index can serve.
     """
-    _check_arguments(sources, encoder, template, index, fill, on_error, type)
+    check_arguments(sources, encoder, template, index, fill, on_error, type)
     _check_options(embedding_column, options)
     if words is not None and not isinstance(words, Words):
         raise DeclarationError(f'words={words!r}; expected Words(...), such as Words("title", "body")')
@@ -111,7 +111,7 @@ def embedding_column(
     return column
 
 
-def _check_arguments(
+def check_arguments(
     sources: tuple[str, ...],
     encoder: TextEncoder,
     template: str | None,

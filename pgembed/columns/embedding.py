@@ -136,9 +136,9 @@ class Embedding:
         """All attributes that are read: the sources, and those of ``words`` behind them."""
         return (*self.sources, *(self.words.sources if self.words else ()))
 
-    @cached_property
-    def recipe(self) -> str:
-        """What the digest knows of the encoder and the template.
+    @property
+    def fingerprint(self) -> str:
+        """The encoder's.
 
         :raises DeclarationError: the encoder's fingerprint is not a string.
         """
@@ -148,7 +148,15 @@ class Embedding:
                 f"encoder {self.encoder.name!r} has the fingerprint {fingerprint!r}; expected a text that "
                 "changes when the vectors of documents do"
             )
-        return digest.recipe(fingerprint, self.template)
+        return fingerprint
+
+    @cached_property
+    def recipe(self) -> str:
+        """What the digest knows of the encoder and the template.
+
+        :raises DeclarationError: as :attr:`fingerprint`.
+        """
+        return digest.recipe(self.fingerprint, self.template)
 
     def compose(self, texts: Sequence[str | None]) -> str:
         """The text to encode, composed from those of the sources.

@@ -1,21 +1,25 @@
-"""Long texts: cut into pieces that an encoder reads whole.
+"""Long texts: cut into pieces that an encoder reads whole, and kept in a table of parts with their vectors.
 
 :func:`split` cuts a text along its headings, paragraphs and sentences, by the encoder's own tokenizer;
 :class:`Splitting` are the settings for many texts.
 
-=========  =========================================================================================
-file       what it is for
-=========  =========================================================================================
-splitting  the settings, and the pieces
-tree       where a text is cut, and that each piece fits
-context    what is put before each piece
-splitters  splitters of one's own
-formats    text, Markdown, HTML, code: the places in it and their ranks
-sentences  sentences, words and characters of any script
-=========  =========================================================================================
+===========  =======================================================================================
+file         what it is for
+===========  =======================================================================================
+part         ``embedding_parts`` and the parts of a text, with their digests
+parts_table  the table of parts and its class; digest and pending index on the table of the text
+splitting    the settings, and the pieces
+tree         where a text is cut, and that each piece fits
+context      what is put before each piece
+splitters    splitters of one's own
+formats      text, Markdown, HTML, code: the places in it and their ranks
+sentences    sentences, words and characters of any script
+===========  =======================================================================================
 """
 
 from pgembed.parts.formats import FORMATS, Format, Rank
+from pgembed.parts.part import Cut, Part, PartsDeclaration, embedding_parts
+from pgembed.parts.parts_table import PartsTable, bind_parts, parts_of
 from pgembed.parts.sentences import sentences
 from pgembed.parts.splitters import Skip, Splitter
 from pgembed.parts.splitting import SPLITTING_VERSION, Piece, Splitting, TokenCounter, split
@@ -23,13 +27,20 @@ from pgembed.parts.splitting import SPLITTING_VERSION, Piece, Splitting, TokenCo
 __all__ = [
     "FORMATS",
     "SPLITTING_VERSION",
+    "Cut",
     "Format",
+    "Part",
+    "PartsDeclaration",
+    "PartsTable",
     "Piece",
     "Rank",
     "Skip",
     "Splitter",
     "Splitting",
     "TokenCounter",
+    "bind_parts",
+    "embedding_parts",
+    "parts_of",
     "sentences",
     "split",
 ]

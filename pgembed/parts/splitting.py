@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from pgembed.columns.composition import fields_of
 from pgembed.encoders.text.texts import checked
@@ -44,6 +44,7 @@ class Piece:
         return self.context + source[self.start : self.end]
 
 
+@runtime_checkable
 class TokenCounter(Protocol):
     """What splitting needs of an encoder; :class:`pgembed.Encoder` has it."""
 
