@@ -47,6 +47,8 @@ ALIKE = 80
 #: The candidates that are scored again, for each row that a search wants, and for however few rows.
 CANDIDATES_PER_ROW = 4
 CANDIDATES_FLOOR = 50
+#: How many times as many candidates are looked at where the first ones are of too few groups.
+GROUPS_WIDER = 10
 
 #: The neighbours of each row that a search for near-duplicates can ask an index for.
 NEIGHBOURS = Range(1, 1000)

@@ -1,3 +1,52 @@
+-- What a search is asked, refused where no rows can answer it.
+CREATE OR REPLACE FUNCTION pgembed.check_query(
+    relation regclass,
+    vector_column name,
+    dimensions integer,
+    metric text,
+    query @extschema:vector@.vector,
+    k integer
+)
+RETURNS void
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF query IS NULL THEN
+        RAISE EXCEPTION 'the query vector is NULL' USING ERRCODE = 'null_value_not_allowed',
+            HINT = 'Is the row that it comes from still to be filled?';
+    ELSIF k IS NULL OR k < 1 THEN
+        RAISE EXCEPTION 'the number of rows is %, it must be at least 1', coalesce(k::text, 'NULL')
+            USING ERRCODE = 'invalid_parameter_value';
+    ELSIF dimensions <> @extschema:vector@.vector_dims(query) THEN
+        RAISE EXCEPTION 'the query vector has % dimensions, column % of table % has %',
+            @extschema:vector@.vector_dims(query), quote_ident(vector_column), relation, dimensions
+            USING ERRCODE = 'data_exception',
+                  HINT = 'Encode the query with the encoder of the column; see pgembed.embedding_columns.';
+    ELSIF metric = 'cosine' AND @extschema:vector@.vector_norm(query) = 0 THEN
+        RAISE EXCEPTION 'a vector of zeros has no direction, so no cosine distance to anything'
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+END
+$$;
+
+-- A column of the row t, as SQL.
+CREATE OR REPLACE FUNCTION pgembed.column_value(relation regclass, column_name name)
+RETURNS text
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF NOT EXISTS (SELECT FROM pg_attribute AS a
+                    WHERE a.attrelid = relation AND a.attname = column_name AND a.attnum > 0
+                      AND NOT a.attisdropped) THEN
+        RAISE EXCEPTION 'table % has no column %', relation, quote_ident(column_name)
+            USING ERRCODE = 'undefined_column';
+    END IF;
+    RETURN format('t.%I', column_name);
+END
+$$;
+
 -- The nearest rows of a table: keys, distances, and the value of one further column as text.
 -- The same plan as in pgembed/queries/nearest.py: a scan of the index, and where that gives fewer rows than
 -- asked for, or more than @ALIKE@ that are alike, an exact one (+ 0 keeps it from the index). What is indexed
@@ -30,30 +79,10 @@ DECLARE
     before jsonb;
 BEGIN
     target := pgembed.vector_column(relation, vector_column, metric);
-    IF query IS NULL THEN
-        RAISE EXCEPTION 'the query vector is NULL' USING ERRCODE = 'null_value_not_allowed',
-            HINT = 'Is the row that it comes from still to be filled?';
-    ELSIF k IS NULL OR k < 1 THEN
-        RAISE EXCEPTION 'the number of rows is %, it must be at least 1', coalesce(k::text, 'NULL')
-            USING ERRCODE = 'invalid_parameter_value';
-    ELSIF target.dimensions <> @extschema:vector@.vector_dims(query) THEN
-        RAISE EXCEPTION 'the query vector has % dimensions, column % of table % has %',
-            @extschema:vector@.vector_dims(query), quote_ident(vector_column), relation, target.dimensions
-            USING ERRCODE = 'data_exception',
-                  HINT = 'Encode the query with the encoder of the column; see pgembed.embedding_columns.';
-    ELSIF target.metric = 'cosine' AND @extschema:vector@.vector_norm(query) = 0 THEN
-        RAISE EXCEPTION 'a vector of zeros has no direction, so no cosine distance to anything'
-            USING ERRCODE = 'invalid_parameter_value';
-    END IF;
+    PERFORM pgembed.check_query(relation, vector_column, target.dimensions, target.metric, query, k);
     IF extra_column IS NOT NULL THEN
-        IF NOT EXISTS (SELECT FROM pg_attribute AS a
-                        WHERE a.attrelid = relation AND a.attname = extra_column AND a.attnum > 0
-                          AND NOT a.attisdropped) THEN
-            RAISE EXCEPTION 'table % has no column %', relation, quote_ident(extra_column)
-                USING ERRCODE = 'undefined_column';
-        END IF;
-        extra_sql := format('t.%I::pg_catalog.text', extra_column);
-        condition := format('t.%I IS NOT NULL', extra_column);
+        condition := pgembed.column_value(relation, extra_column) || ' IS NOT NULL';
+        extra_sql := pgembed.column_value(relation, extra_column) || '::pg_catalog.text';
     END IF;
     IF exact IS NOT FALSE THEN
         target.method := NULL;

@@ -10,13 +10,11 @@ from sqlalchemy import and_, exists, func, or_, select, union_all
 from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.sql.selectable import CTE, Select, Subquery
 
+from pgembed.constants import GROUPS_WIDER
 from pgembed.queries.arguments import MOST, candidates_for, comparable, whole
 from pgembed.queries.nearest import Nearest
 from pgembed.queries.statement import materialized
 from pgembed.queries.subject import keys_of
-
-#: How many times as many candidates are looked at where the first ones are of too few groups.
-_WIDER = 10
 
 
 def grouped(page: Nearest, per: Any, best: Any) -> Subquery:
@@ -40,7 +38,7 @@ def grouped(page: Nearest, per: Any, best: Any) -> Subquery:
     wanted = candidates_for(page.rows * best, None)
     gate: list[ColumnElement[bool]] = []
     stages: list[Select[Any]] = []
-    for rows in (wanted, min(_WIDER * wanted, MOST)):
+    for rows in (wanted, min(GROUPS_WIDER * wanted, MOST)):
         candidates = replace(page, limit=rows, offset=0, conditions=[*page.conditions, *gate])
         ranked = _ranked(page, candidates.subquery(per), "candidates")
         groups = func.count().filter(ranked.c.place == 1)

@@ -298,7 +298,17 @@ def test_a_reader_needs_what_the_guide_grants(empty: Engine, plain: Engine, role
         for grant in re.findall(r"^GRANT .*;$", guide, re.MULTILINE):
             connection.exec_driver_sql(grant.replace("reader", role))
     with plain.begin() as connection:
-        found = connection.execute(text("SELECT key FROM pgembed.search('article', 'embedding', '[1,2,3]')"))
-        assert found.scalars().all() == [{"id": 1}]
+        for search in (
+            "search('article', 'embedding', '[1,2,3]')",
+            "search_boosted('article', 'embedding', 'id', '[1,2,3]')",
+            "search_per('article', 'embedding', 'title', '[1,2,3]')",
+            "search_page('article', 'embedding', '[1,2,3]')",
+        ):
+            found = connection.execute(text(f"SELECT key FROM pgembed.{search}"))
+            assert found.scalars().all() == [{"id": 1}]
+        facets = text("SELECT * FROM pgembed.facets('article', 'embedding', 'title', '[1,2,3]')")
+        assert connection.execute(facets).all() == [("x", 1)]
+        counted = "SELECT pgembed.count_within('article', 'embedding', '[1,2,3]', pgembed.decay(1, 1, 1))"
+        assert connection.scalar(text(counted)) == 1
     with empty.begin() as connection:
         connection.execute(text(f"DROP OWNED BY {role}"))

@@ -15,7 +15,14 @@ SCRIPTS = {
     path.name: re.sub(r"--[^\n]*", "", path.read_text())
     for path in (Path(__file__).parents[2] / "sql").glob("*.sql")
 }
-SEARCHES = ["20_vector_indexes.sql", "21_vector_column.sql", "22_search.sql", "23_duplicates.sql"]
+SEARCHES = [
+    "20_vector_indexes.sql",
+    "21_vector_column.sql",
+    "22_search.sql",
+    "23_duplicates.sql",
+    "28_groups.sql",
+    "29_counts.sql",
+]
 #: A number by itself, not a part of a name, a parameter or a field of format().
 NUMBER = re.compile(r"(?<![\w$%.])\d[\d_]*(?:\.\d+)?(?:e-?\d+)?(?![\w$%])")
 NAME = re.compile(r"@([A-Z_]+(?:\.\w+)?)@")

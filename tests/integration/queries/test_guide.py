@@ -66,7 +66,7 @@ def test_the_sql_of_the_guide(filled):
         for statement in block.split(";")
         if statement.strip()
     ]
-    assert len(statements) == 9
+    assert len(statements) == 16
     for statement in statements:
         vector = "[" + ",".join(["1"] * 16) + "]"
         result = filled.execute(text(statement.replace("[...]", vector).replace("::", "\\:\\:")))
