@@ -145,7 +145,7 @@ def boosted(page: Nearest, boost: Any, boosting: str, candidates: int | None) ->
     :raises QueryError: ``boost`` is not an expression over the entity, or ``candidates`` are too few.
     """
     choice("boosting", boosting, tuple(_NEUTRAL))
-    page.subject.check_own(expression("boost", boost, "Article.likes"), "boost=")
+    boost = page.subject.over(expression("boost", boost, "Article.likes"), "boost=")
     if page.mode != "exact":
         rows = replace(page, limit=candidates_for(page.rows, candidates), offset=0).subquery(boost)
     elif candidates is None:

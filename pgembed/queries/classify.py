@@ -6,7 +6,6 @@ from typing import Any, Literal, TypeVar
 
 from sqlalchemy import Float, SQLColumnExpression, func, select, type_coerce
 from sqlalchemy.orm import Mapped
-from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.sql.selectable import CTE
 
 from pgembed.exc import QueryError
@@ -63,18 +62,18 @@ def knn_classify(
     """
     k = whole("k", k, 1)
     subject = resolve(column, metric)
-    labelled = _labelled(subject, label)
+    voted = _voted(subject, label)
     vector, conditions = query_sql(subject, query)
     nearest = Nearest(
         subject,
         vector,
-        [labelled, *subject.conditions(where, stale), *conditions],
+        [voted.is_not(None), *subject.conditions(where, stale), *conditions],
         k,
         0,
         None if max_distance is None else real("max_distance", max_distance),
         mode,
         SearchSettings(ef_search, probes),
-    ).subquery(label)  # type: ignore[arg-type]
+    ).subquery(voted)
     distance = nearest.c.distance
     weight = weight_of(subject.metric, weights, distance)
     voters = select(
@@ -164,13 +163,13 @@ def knn_classify_many(
     k = whole("k", k, 1)
     subject = resolve(column, metric)
     limits = Limits.of(min_share, min_margin, max_distance, min_neighbours, k)
-    labelled = _labelled(subject, label)
+    voted = _voted(subject, label)
     asked, conditions = asked_by(subject, queries, every=True)
     own = subject.conditions(where, stale, asked)
     near = Nearest(
         subject,
         asked.c.vector,
-        [labelled, *own, *conditions],
+        [voted.is_not(None), *own, *conditions],
         k,
         0,
         None,
@@ -178,7 +177,7 @@ def knn_classify_many(
         SearchSettings(ef_search, probes),
         asked,
     )
-    found = near.subquery(label)  # type: ignore[arg-type]
+    found = near.subquery(voted)
     votes = Election(subject.metric, weights, limits, kind_of(found.c.payload_1, regression))
     sizes = None
     if prior is not None:
@@ -189,15 +188,13 @@ def knn_classify_many(
                 'prior="balanced" counts the labels of all training rows, and where= refers to the queries: '
                 "each would have training rows of its own"
             )
-        sizes = _sizes(near, label, votes.kind)
+        sizes = _sizes(near, voted, votes.kind)
     return Classified.of(votes.answers(asked, found, found.c.payload_1, sizes), "knn_classify_many")
 
 
-def _labelled(subject: Subject, label: Any) -> ColumnElement[bool]:
-    """The condition that a row has a label."""
-    labelled: ColumnElement[bool] = comparable("label", label, "Article.section").is_not(None)
-    subject.check_own(labelled, "label=")
-    return labelled
+def _voted(subject: Subject, label: Any) -> Any:
+    """The label as an expression over the rows that vote."""
+    return subject.over(comparable("label", label, "Article.section"), "label=")
 
 
 def _sizes(near: Nearest, label: Any, kind: str) -> CTE:

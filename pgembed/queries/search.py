@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeVarTuple, overload
+from typing import Any, Literal, TypeAlias, TypeVar, TypeVarTuple, overload
 
 from sqlalchemy import ColumnElement, Float, Select, bindparam
 from sqlalchemy.orm import Mapped
 
 from pgembed.exc import QueryError
-from pgembed.queries.arguments import real
+from pgembed.queries.arguments import choice, comparable, real
 from pgembed.queries.boosts import Boosting, boosted
 from pgembed.queries.groups import grouped
 from pgembed.queries.nearest import Mode, Nearest, Stale
+from pgembed.queries.owners import is_relationship
 from pgembed.queries.settings import SearchSettings
 from pgembed.queries.statement import Entity, SearchSelect, selecting
 from pgembed.queries.subject import VectorColumn, resolve
@@ -19,6 +20,35 @@ from pgembed.queries.templates import templated
 from pgembed.queries.vectors import Query, query_sql
 
 _Ts = TypeVarTuple("_Ts")
+_Part = TypeVar("_Part")
+
+#: What of parts is found: the best ones of each row that has them, or each by itself.
+Parts: TypeAlias = Literal["best", "all"]
+
+
+@overload
+def semantic_search(
+    column: Mapped[list[_Part]],
+    query: Query,
+    *,
+    limit: int = ...,
+    offset: int = ...,
+    where: Any = ...,
+    max_distance: float | None = ...,
+    base: None = ...,
+    mode: Mode = ...,
+    ef_search: int | None = ...,
+    probes: int | None = ...,
+    stale: Stale = ...,
+    metric: str | None = ...,
+    per: Any = ...,
+    best: int = ...,
+    parts: Parts = ...,
+    boost: Any = ...,
+    boosting: Boosting = ...,
+    candidates: int | None = ...,
+    total: Literal[False] = ...,
+) -> SearchSelect[Entity, _Part, float, float]: ...
 
 
 @overload
@@ -38,6 +68,7 @@ def semantic_search(
     metric: str | None = ...,
     per: Any = ...,
     best: int = ...,
+    parts: Parts = ...,
     boost: Any = ...,
     boosting: Boosting = ...,
     candidates: int | None = ...,
@@ -62,6 +93,7 @@ def semantic_search(
     metric: str | None = ...,
     per: Any = ...,
     best: int = ...,
+    parts: Parts = ...,
     boost: Any = ...,
     boosting: Boosting = ...,
     candidates: int | None = ...,
@@ -86,6 +118,7 @@ def semantic_search(
     metric: str | None = ...,
     per: Any = ...,
     best: int = ...,
+    parts: Parts = ...,
     boost: Any = ...,
     boosting: Boosting = ...,
     candidates: int | None = ...,
@@ -126,6 +159,7 @@ def semantic_search(
     metric: str | None = None,
     per: Any = None,
     best: int = 1,
+    parts: Parts = "best",
     boost: Any = None,
     boosting: Boosting = "multiply",
     candidates: int | None = None,
@@ -146,6 +180,9 @@ def semantic_search(
     loop under an ``AsyncSession``. The SQL emitted is the one at
     :meth:`pgembed.queries.nearest.Nearest.subquery`, joined back to the entity by its primary key.
 
+    Of a relationship to parts with a vector, such as ``Article.parts``, rows are ``(Article, Part, distance,
+    score)``: each article once, by its nearest part, however many parts of other articles are nearer.
+
     :param column: a mapped attribute (``Article.embedding``, that of an alias too), or a column of a Core
         table; then rows are the table's columns with distance and score. Columns of pgvector-python's types
         serve as well.
@@ -154,7 +191,8 @@ def semantic_search(
         subquery, for example over ``avg(embedding)``.
     :param limit: how many rows of the entity at most.
     :param offset: how many to skip.
-    :param where: a condition, or several, over the entity alone; other tables go into EXISTS.
+    :param where: a condition, or several, over the entity alone; other tables go into EXISTS. Of parts, over
+        the parts and the rows that have them.
     :param max_distance: rows that are farther away are left out.
     :param base: what to select in place of the entity, as in
         ``select(Article.id, Author.name).join(Article.author)``; ``distance`` and ``score`` are added. Its
@@ -169,7 +207,9 @@ def semantic_search(
         nearest of each group of equal values, one group after the other, the nearest group first; ``limit``
         and ``offset`` count groups (see :func:`pgembed.queries.groups.grouped`). Rows where it is NULL are in
         no group.
-    :param best: how many rows of each group at most.
+    :param best: how many rows of each group at most; of parts, how many of each row that has them.
+    :param parts: of a relationship to parts: ``"best"``, or ``"all"``, each part by itself; ``limit`` and
+        ``offset`` then count parts.
     :param boost: an SQL expression over the entity, such as ``Article.likes`` or
         :func:`~pgembed.queries.decay`, that the score is multiplied by, or that is added to it; where it is
         NULL, the score stays. The best score comes first.
@@ -182,7 +222,12 @@ def semantic_search(
         that is bound to a column without an encoder.
     :raises DimensionMismatchError: the vector is of other dimensions than the column.
     """
-    _check_chosen(per, best, boost, boosting, candidates, total)
+    choice("parts", parts, ("best", "all"))
+    of_parts = is_relationship(column)
+    chosen = per if per is not None or not of_parts or parts == "all" else column
+    _check_chosen(chosen, best, boost, boosting, candidates, total)
+    if parts == "all" and not of_parts:
+        raise QueryError(f'parts="all" has no effect on {column}; expected a relationship to parts')
     where = [] if where is None else list(where) if isinstance(where, list | tuple) else [where]
     most = None
     if max_distance is not None:
@@ -201,8 +246,12 @@ def semantic_search(
             mode,
             SearchSettings(ef_search, probes),
         )
-        if per is not None:
-            hits = grouped(nearest, per, best)
+        if chosen is not None:
+            if subject.owner is not None and per is None:
+                hits = grouped(nearest, subject.owner.keys, best)
+            else:
+                group = comparable("per", per, "Article.author_id")
+                hits = grouped(nearest, [subject.over(group, "per=")], best)
             order: list[ColumnElement[Any]] = [hits.c.group_rank, hits.c.rank]
         elif boost is not None:
             hits = boosted(nearest, boost, boosting, candidates)
@@ -217,10 +266,10 @@ def semantic_search(
         if total:
             own["total"] = hits.c.payload_1
         statement = selecting(subject, base, hits, helper="semantic_search")
-        page = (nearest, base) if per is None and boost is None and not total else None
+        page = (nearest, base) if chosen is None and boost is None and not total else None
         return SearchSelect.sealing(statement.order_by(*order), subject.entity, page=page, **own)
 
-    if per is not None or boost is not None or total:
+    if chosen is not None or boost is not None or total or of_parts:
         return build(query)
     return templated(
         build,
@@ -235,12 +284,15 @@ def semantic_search(
 
 def _check_chosen(per: Any, best: Any, boost: Any, boosting: Any, candidates: Any, total: Any) -> None:
     """:raises QueryError: options without the one that they belong to, or two that exclude each other."""
-    given = [name for name, value in (("per", per), ("boost", boost)) if value is not None]
-    given += ["total"] if total else []
+    by_parts = is_relationship(per)
+    names = ('parts="best"' if by_parts else "per=", "boost=")
+    given = [name for name, value in zip(names, (per, boost), strict=True) if value is not None]
+    given += ["total="] if total else []
     if not isinstance(total, bool):
         raise QueryError(f"total={total!r}; expected True or False")
     if len(given) > 1:
-        raise QueryError(f"{given[0]}= and {given[1]}= cannot be combined: pass one of them")
+        instead = 'parts="all"' if by_parts else "one of them"
+        raise QueryError(f"{given[0]} and {given[1]} cannot be combined: pass {instead}")
     if per is None and best != 1:
         raise QueryError(f"best={best!r} has no effect without per=")
     if boost is None and (candidates is not None or boosting != "multiply"):

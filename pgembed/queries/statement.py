@@ -294,14 +294,23 @@ def selecting(
 ) -> Select[Any]:
     """``base``, or a select of the entity, of the rows whose keys are in ``found``.
 
+    Parts are selected behind the entity that they belong to.
+
     :param first: columns of ``found`` that come before what is selected.
     :raises QueryError: the base filters or sorts by itself, or does not select from the entity.
     """
     same = and_(*(key == other for key, other in zip(subject.keys, keys_of(subject, found), strict=True)))
-    selected = select(subject.entity) if base is None else _checked(subject, base, helper)
+    selected = _selected(subject) if base is None else _checked(subject, base, helper)
     joined: Any = selected.join_from(subject.entity, found, same)
     joined._raw_columns = [*first, *joined._raw_columns]
     return cast("Select[Any]", joined)
+
+
+def _selected(subject: Subject) -> Select[Any]:
+    owner = subject.owner
+    if owner is None:
+        return select(subject.entity)
+    return select(owner.entity, subject.entity).join(owner.attribute)
 
 
 def _checked(subject: Subject, base: Select[Any], helper: str) -> Select[Any]:
@@ -323,6 +332,9 @@ def _checked(subject: Subject, base: Select[Any], helper: str) -> Select[Any]:
             raise QueryError(f"base= has a {clause} of its own, which would act on the rows found: {instead}")
     froms = {table for found in base.get_final_froms() for table in _tables(found)}
     if not froms & set(_tables(subject.selectable)):
+        owner = subject.owner
+        if owner is not None and froms & set(_tables(owner.selectable)):
+            return base.join(owner.attribute)
         raise QueryError(
             f"base= does not select from {subject.selectable}, whose rows are searched: start it with "
             "select(...) of the searched entity, or .select_from() it"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -21,6 +21,7 @@ from pgembed.indexes import Indexed, indexes_on
 from pgembed.metrics import Metric, metrics_of
 from pgembed.metrics import metric as metric_named
 from pgembed.queries.arguments import choice, conditions
+from pgembed.queries.owners import Owner, owner_of
 
 #: A mapped attribute (of a class or of an alias), or a column of a Core table or of its alias.
 VectorColumn: TypeAlias = Mapped[Any] | ColumnElement[Any]
@@ -36,6 +37,7 @@ class Subject:
     :ivar column: the table's column behind it.
     :ivar keys: the primary key as expressions over the entity.
     :ivar indexes: the approximate indexes that are declared on the column and serve the metric.
+    :ivar owner: whose parts are searched, where they are somebody's.
     """
 
     entity: Any
@@ -48,6 +50,7 @@ class Subject:
     metric: Metric
     embedding: EmbeddingColumn | None
     indexes: tuple[Indexed, ...]
+    owner: Owner | None = None
 
     def __str__(self) -> str:
         return str(self.column)
@@ -71,27 +74,51 @@ class Subject:
         """
         found = conditions(where)
         if asked is not None:
-            own = self._froms
+            own = self._froms | self._of_owner
             adapter = ClauseAdapter(asked, include_fn=lambda part: own.isdisjoint(part._from_objects))
             found = [adapter.traverse(each) for each in found]
         for each in found:
-            self.check_own(each, "where=", asked)
+            self.check_own(each, "where=", asked, self._of_owner)
         choice("stale", stale, ("include", "exclude"))
-        if stale == "exclude":
-            found.append(~self._pending())
-        return found
+        pending = [~self._pending()] if stale == "exclude" else []
+        if self.owner is None:
+            return [*found, *pending]
+        of_owner = [self._is_of_owner(each) for each in found]
+        owned = [each for each, is_owned in zip(found, of_owner, strict=True) if is_owned]
+        found = [each for each, is_owned in zip(found, of_owner, strict=True) if not is_owned]
+        if not owned:
+            return [*found, *pending]
+        return [*found, *pending, self.owner.having(owned, [] if asked is None else [asked])]
+
+    @property
+    def _of_owner(self) -> set[FromClause]:
+        return set() if self.owner is None else {self.owner.selectable}
+
+    def _is_of_owner(self, expression: Any) -> bool:
+        return not self._of_owner.isdisjoint(select(expression).get_final_froms())
+
+    def over(self, expression: Any, what: str) -> Any:
+        """An expression over the entity: one over the owner of parts becomes one over the part.
+
+        :raises QueryError: it is over other tables.
+        """
+        self.check_own(expression, what, None, self._of_owner)
+        return self.owner.value(expression) if self.owner and self._is_of_owner(expression) else expression
 
     @property
     def _froms(self) -> set[FromClause]:
         return set(select(*self.keys).get_final_froms())
 
-    def check_own(self, expression: Any, what: str, asked: FromClause | None = None) -> None:
+    def check_own(
+        self, expression: Any, what: str, asked: FromClause | None = None, also: Set[FromClause] = frozenset()
+    ) -> None:
         """Refuse an expression over other tables: it would multiply the rows that are searched.
 
         :param asked: the rows that hold the queries, which may be referred to.
+        :param also: what else may be referred to.
         :raises QueryError: ``expression`` refers to a table outside of the entity.
         """
-        own = self._froms | {asked}
+        own = self._froms | {asked} | also
         referred = select(*self.keys).where(expression).get_final_froms()
         foreign = [
             str(found.element if isinstance(found, Alias) else found)
@@ -144,9 +171,10 @@ def resolve(
     :raises DeclarationError: a column of another type.
     :raises MetricNotSupportedError: no such metric, or not for values of this type.
     """
-    found: Any = column
+    owner = owner_of(column)
+    found: Any = column if owner is None else owner.vector
     try:
-        inspected = inspect(found) if isinstance(column, QueryableAttribute) else None
+        inspected = inspect(found) if isinstance(found, QueryableAttribute) else None
     except NoInspectionAvailable:
         inspected = None
     if inspected is not None:
@@ -184,6 +212,7 @@ def resolve(
         metric=chosen,
         embedding=embedding,
         indexes=tuple(each for each in candidates if each.serves(chosen)),
+        owner=owner,
     )
 
 

@@ -1,0 +1,337 @@
+"""Searches of what has parts: each row once, by its best part, whatever crowds around the query."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sqlalchemy import (
+    URL,
+    Engine,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Text,
+    create_engine,
+    insert,
+    select,
+    text,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, aliased, mapped_column, relationship
+
+from pgembed import HNSW, Vector, embedding_column, knn_classify, rerank, search_many, semantic_search
+from pgembed.exc import QueryError
+from pgembed.indexes import create
+from pgembed.testing import HashEncoder
+
+ENCODER = HashEncoder(16)
+BOOKS = 120
+LARGE = 77  # the book that has a thousand pages beside the query
+RNG = np.random.default_rng(5)
+QUERY = RNG.normal(size=16).astype(np.float32)
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Book(Base):
+    __tablename__ = "book"
+    tenant: Mapped[int] = mapped_column(primary_key=True)
+    id: Mapped[int] = mapped_column(primary_key=True)
+    title: Mapped[str]
+    section: Mapped[str | None]
+    pages: Mapped[list[Page]] = relationship(back_populates="book", order_by="Page.number")
+
+
+class Page(Base):
+    __tablename__ = "page"
+    __table_args__ = (ForeignKeyConstraint(["tenant", "book_id"], ["book.tenant", "book.id"]),)
+    id: Mapped[int] = mapped_column(primary_key=True)
+    tenant: Mapped[int]
+    book_id: Mapped[int]
+    number: Mapped[int]
+    text: Mapped[str | None] = mapped_column(Text)
+    embedding: Mapped[Vector | None] = embedding_column("text", encoder=ENCODER, index=HNSW())
+    book: Mapped[Book] = relationship(back_populates="pages")
+
+
+class Shelf:
+    """The books, and their pages with vectors for brute force."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.books: list[dict[str, Any]] = []
+        self.pages: list[dict[str, Any]] = []
+        for key in range(1, BOOKS + 1):
+            section = ("help", "news", None)[key % 3]
+            book = {"tenant": key % 4, "id": key // 4, "title": f"book {key}", "section": section}
+            self.books.append(book)
+            for number in range(1000 if key == LARGE else key % 5):
+                vector = RNG.normal(size=16) + (3 * QUERY if key == LARGE else 0)
+                self.pages.append(
+                    {
+                        "id": len(self.pages) + 1,
+                        "tenant": book["tenant"],
+                        "book_id": book["id"],
+                        "number": number,
+                        "text": f"page {number} of {key}",
+                        "embedding": vector.astype(np.float32) if number != 2 else None,
+                    }
+                )
+
+    def best(self, query: Any, best: int, keep: Any = lambda book, page: True) -> list[tuple[Any, ...]]:
+        """``(book, page, distance)``, by brute force."""
+        books = {(book["tenant"], book["id"]): book for book in self.books}
+        groups: dict[Any, list[tuple[float, int]]] = {}
+        for page in self.pages:
+            key = page["tenant"], page["book_id"]
+            if page["embedding"] is None or not keep(books[key], page):
+                continue
+            vector = page["embedding"].astype(np.float64)
+            cosine = vector @ query / np.linalg.norm(vector) / np.linalg.norm(query)
+            groups.setdefault(key, []).append((1 - float(cosine), page["id"]))
+        found = sorted((sorted(pages)[:best], key) for key, pages in groups.items())
+        return [(key, page, distance) for pages, key in found for distance, page in pages]
+
+
+@pytest.fixture(scope="module")
+def shelf(server: URL, admin: Engine, template: str) -> Iterator[Shelf]:
+    with admin.connect() as connection:
+        connection.execute(text(f"CREATE DATABASE pgembed_parts TEMPLATE {template}"))
+    engine = create_engine(server.set(database="pgembed_parts"))
+    Base.metadata.create_all(engine)
+    shelf = Shelf(engine)
+    with Session(engine) as session:
+        session.execute(insert(Book.__table__), shelf.books)
+        session.execute(insert(Page.__table__), shelf.pages)
+        create(session.connection(), Page.embedding)
+        session.commit()
+        session.execute(text("ANALYZE"))
+        session.commit()
+    yield shelf
+    engine.dispose()
+    with admin.connect() as connection:
+        connection.execute(text("DROP DATABASE pgembed_parts WITH (FORCE)"))
+
+
+@pytest.fixture
+def session(shelf: Shelf) -> Iterator[Session]:
+    with Session(shelf.engine) as session:
+        yield session
+
+
+def found(rows: Any) -> list[tuple[Any, ...]]:
+    return [((book.tenant, book.id), page.id) for book, page, *_ in rows]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.one_of(st.none(), st.integers(0, 10**6)),
+    best=st.sampled_from([1, 1, 2, 3]),
+    limit=st.integers(1, 130),
+    offset=st.sampled_from([0, 0, 1, 30]),
+    mode=st.sampled_from(["auto", "exact"]),
+    of_book=st.booleans(),
+    of_page=st.booleans(),
+)
+def test_books_equal_brute_force(
+    shelf: Shelf,
+    seed: int | None,
+    best: int,
+    limit: int,
+    offset: int,
+    mode: Any,
+    of_book: bool,
+    of_page: bool,
+) -> None:
+    query = QUERY if seed is None else np.random.default_rng(seed).normal(size=16)
+    conditions = [Book.section == "help"] * of_book + [Page.number != 1] * of_page
+    statement = semantic_search(
+        Book.pages, query, best=best, limit=limit, offset=offset, mode=mode, where=conditions
+    )
+    expected = shelf.best(
+        query,
+        best,
+        lambda book, page: (
+            (not of_book or book["section"] == "help") and (not of_page or page["number"] != 1)
+        ),
+    )
+    books = list(dict.fromkeys(key for key, _, _ in expected))[offset : offset + limit]
+    expected = [row for row in expected if row[0] in books]
+    with Session(shelf.engine) as session:
+        rows = session.execute(statement).all()
+    assert found(rows) == [row[:2] for row in expected]
+    assert [row.distance for row in rows] == pytest.approx([row[2] for row in expected], abs=1e-5)
+    assert [row.score for row in rows] == pytest.approx([1 - row[2] for row in expected], abs=1e-5)
+
+
+def test_a_large_book_crowds_no_other_out(shelf: Shelf, session: Session) -> None:
+    """Its thousand pages are nearer than all others, and more than the index is asked for."""
+    rows = session.execute(semantic_search(Book.pages, QUERY, limit=BOOKS)).all()
+    assert (rows[0].Book.tenant, rows[0].Book.id) == (LARGE % 4, LARGE // 4)
+    assert (
+        len({(book.tenant, book.id) for book, *_ in rows})
+        == len(rows)
+        == sum(
+            any(
+                page["embedding"] is not None
+                for page in shelf.pages
+                if (page["tenant"], page["book_id"]) == key
+            )
+            for key in {(book["tenant"], book["id"]) for book in shelf.books}
+        )
+    )
+    nearest = semantic_search(Book.pages, QUERY, limit=500, parts="all")
+    assert {book.title for book, *_ in session.execute(nearest)} == {f"book {LARGE}"}
+
+
+def test_the_index_is_used(shelf: Shelf, session: Session, explain: Any) -> None:
+    session.execute(text("SET LOCAL enable_sort = off"))  # as for larger tables
+    query = shelf.pages[0]["embedding"]
+    for options in ({}, {"parts": "all"}, {"where": Page.number >= 0}):
+        plan = explain(session.connection(), semantic_search(Book.pages, query, limit=3, **options))
+        assert "Index Scan using ix_page_embedding_hnsw" in plan
+        assert all("never executed" in line for line in plan.splitlines() if "Seq Scan on page" in line)
+
+
+def test_all_parts(shelf: Shelf, session: Session) -> None:
+    query = np.random.default_rng(1).normal(size=16)
+    statement = semantic_search(
+        Book.pages, query, parts="all", limit=40, offset=3, mode="exact", where=Book.section.is_(None)
+    )
+    expected = shelf.best(query, 2000, lambda book, page: book["section"] is None)
+    expected = sorted(expected, key=lambda row: (row[2], row[1]))[3:43]
+    assert found(session.execute(statement)) == [row[:2] for row in expected]
+    counted = semantic_search(
+        Book.pages, query, parts="all", mode="exact", total=True, where=Book.section.is_(None)
+    )
+    total = len(shelf.best(query, 2000, lambda book, page: book["section"] is None))
+    assert session.execute(counted).first().total == total
+
+
+def test_texts_pages_and_vectors_are_searched_for(shelf: Shelf, session: Session) -> None:
+    text_ = shelf.pages[30]["text"]
+    expected = [row[:2] for row in shelf.best(ENCODER.encode_queries([text_])[0], 1)]
+    assert found(session.execute(semantic_search(Book.pages, text_))) == expected[:10]
+    page = session.get(Page, 5)
+    expected = [
+        row[:2] for row in shelf.best(shelf.pages[4]["embedding"], 1, lambda book, page: page["id"] != 5)
+    ]
+    assert found(session.execute(semantic_search(Book.pages, page))) == expected[:10]
+
+
+def test_what_is_selected(session: Session) -> None:
+    plain = found(session.execute(semantic_search(Book.pages, QUERY)))
+    based = select(Book.title, Page.id).join(Book.pages)
+    rows = session.execute(semantic_search(Book.pages, QUERY, base=based)).all()
+    assert [row.id for row in rows] == [page for _, page in plain]
+    rows = session.execute(semantic_search(Book.pages, QUERY, base=select(Book.id))).all()
+    assert [row.id for row in rows] == [book[1] for book, _ in plain]
+    rows = session.execute(semantic_search(Book.pages, QUERY, base=select(Page.id))).all()
+    assert [row.id for row in rows] == [page for _, page in plain]
+    of_subquery = semantic_search(Book.pages, QUERY).subquery()
+    assert session.execute(select(of_subquery.c.id_1)).scalars().all() == [page for _, page in plain]
+
+
+def test_aliases(session: Session) -> None:
+    book, page = aliased(Book), aliased(Page)
+    options = {"where": [book.section == "help"], "best": 2}
+    plain = semantic_search(Book.pages, QUERY, where=Book.section == "help", best=2)
+    expected = found(session.execute(plain))
+    assert found(session.execute(semantic_search(book.pages, QUERY, **options))) == expected
+    also = [book.section == "help", page.number != 1]
+    typed = semantic_search(book.pages.of_type(page), QUERY, where=also, best=2)
+    plain = semantic_search(Book.pages, QUERY, where=[Book.section == "help", Page.number != 1], best=2)
+    assert found(session.execute(typed)) == found(session.execute(plain))
+
+
+def test_stale_parts_are_left_out(session: Session) -> None:
+    """Vectors here are none of the texts', so that all pages are stale."""
+    assert session.execute(semantic_search(Book.pages, QUERY, stale="exclude")).all() == []
+
+
+def test_conditions_over_both(session: Session) -> None:
+    statement = semantic_search(Book.pages, QUERY, parts="all", limit=50, where=Page.number == Book.id % 5)
+    rows = session.execute(statement).all()
+    assert rows
+    assert all(page.number == book.id % 5 for book, page, *_ in rows)
+
+
+def test_other_helpers_take_parts(shelf: Shelf, session: Session) -> None:
+    """Each part is a row by itself; labels and groups can be those of what has them."""
+    votes = session.execute(knn_classify(Book.pages, QUERY, label=Book.title, k=20)).all()
+    assert [(row.label, row.votes) for row in votes] == [(f"book {LARGE}", 20)]
+    by_section = semantic_search(Book.pages, QUERY, parts="all", per=Book.section, best=2, mode="exact")
+    sections = [book.section for book, *_ in session.execute(by_section)]
+    assert sections == [sections[0]] * 2 + [sections[2]] * 2
+    assert {*sections} == {"help", "news"}
+    boosted = semantic_search(Book.pages, QUERY, parts="all", boost=-Book.id, boosting="add", mode="exact")
+    ids = [book.id for book, *_ in session.execute(boosted)]
+    assert ids == sorted(ids)
+    many = search_many(Book.pages, [QUERY, "page 1 of 31"], limit=2, where=Book.section == "help")
+    for query, rows in enumerate((QUERY, "page 1 of 31")):
+        one = semantic_search(Book.pages, rows, limit=2, parts="all", where=Book.section == "help")
+        assert [row[1:] for row in session.execute(many) if row.query == query] == [
+            (*row, rank) for rank, row in enumerate(session.execute(one), 1)
+        ]
+
+
+class Longer:
+    """Scores pairs by the length of the text."""
+
+    def predict(self, pairs: Any) -> Any:
+        return np.array([float(len(text)) for _, text in pairs], dtype=np.float32)
+
+
+def test_the_texts_of_parts_are_reranked(session: Session) -> None:
+    statement = semantic_search(Book.pages, QUERY, limit=50)
+    rows = rerank(session, statement, "any", Longer(), text=Page.text, limit=None)
+    lengths = [len(page.text) for _, page, *_ in rows]
+    assert lengths == sorted(lengths, reverse=True)
+    assert {page.id for _, page, *_ in rows} == {page for _, page in found(session.execute(statement))}
+
+
+class Shelved(Base):
+    __tablename__ = "shelved"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    page_id: Mapped[int] = mapped_column(ForeignKey("page.id"))
+    one: Mapped[Vector | None] = embedding_column("note", encoder=ENCODER)
+    two: Mapped[Vector | None] = embedding_column("note", encoder=ENCODER)
+    note: Mapped[str]
+    page: Mapped[Page] = relationship(backref="shelved")
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: semantic_search(Page.book, QUERY), "Page.book is a relationship .* expected one to many"),
+        (
+            lambda: semantic_search(Page.shelved, QUERY),
+            "leads to Shelved, whose vectors are: one, two; expected",
+        ),
+        (lambda: semantic_search(Book.pages, QUERY, best=0), "best=0; expected a whole number"),
+        (lambda: semantic_search(Book.pages, QUERY, parts="some"), 'parts=.some.; expected "best" or "all"'),
+        (lambda: semantic_search(Page.embedding, QUERY, parts="all"), 'parts="all" has no effect on Page'),
+        (lambda: semantic_search(Book.pages, QUERY, parts="all", best=2), "best=2 has no effect"),
+        (
+            lambda: semantic_search(Book.pages, QUERY, boost=Book.id),
+            'parts="best" and boost= .* pass parts="all"',
+        ),
+        (
+            lambda: semantic_search(Book.pages, QUERY, total=True),
+            'parts="best" and total= .* pass parts="all"',
+        ),
+        (lambda: semantic_search(Book.pages, QUERY, where=Shelved.note == ""), "where= refers to shelved"),
+        (
+            lambda: semantic_search(Book.pages, QUERY, base=select(Shelved.id)),
+            "base= does not select from page",
+        ),
+    ],
+)
+def test_what_is_refused(build: Any, message: str) -> None:
+    with pytest.raises(QueryError, match=message):
+        build()
