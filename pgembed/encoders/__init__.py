@@ -10,6 +10,7 @@ file      what it is for
 encoder   the encoder as users hold it
 reranker  the same for pairs of texts
 shared    what both have in common
+spans     vectors of parts of texts, of tokens that have read the whole (late chunking)
 spec      what decides a vector, and its hash: the fingerprint
 files     files of other projects: which belong to a folder, what their JSON says
 threads   how many threads a process may use, and those of programs under asyncio

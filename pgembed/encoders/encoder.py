@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
+from pgembed.encoders.onnx.runtime import OnnxRuntime
 from pgembed.encoders.shared import SharedModel
 from pgembed.encoders.sources import Source
 from pgembed.encoders.sources.local import Local, as_path
+from pgembed.encoders.spans import check_spec, checked_spans, encode
 from pgembed.encoders.text.texts import (
     Counts,
     Kind,
@@ -21,7 +23,7 @@ from pgembed.encoders.text.texts import (
     distinct,
     repeated,
 )
-from pgembed.encoders.text.tokenizer import AnyTokenizer
+from pgembed.encoders.text.tokenizer import AnyTokenizer, Tokenizer
 from pgembed.encoders.threads import encoder_errors, in_thread
 from pgembed.exc import EncoderOptionError
 
@@ -263,6 +265,35 @@ class Encoder(SharedModel):
                 self._query_encoder = _made(Encoder, source, None, self._query_cache)
             self._tower_sought = True
             return self._query_encoder
+
+    def encode_spans(self, texts: Iterable[str], spans: Iterable[Iterable[tuple[int, int]]]) -> list[Vectors]:
+        """Vectors of parts of documents, made of tokens that have read all of the document (late chunking).
+
+        The vector of a span is the mean of the vectors of its tokens, normalised as the encoder's are; a
+        single span over a whole text within the limit has the vector that :meth:`encode_documents` gives. A
+        longer text is read in windows of :attr:`max_tokens` tokens, of which a quarter or more is in the one
+        before too; each token's vector comes from the window with more around it.
+
+        :param texts: any number of strings.
+        :param spans: for each text the first character of each span and the one after its last, in any order;
+            they may overlap. A token is of the span that has its last character.
+        :returns: for each text float32 of shape ``(its spans, dimensions)``, in the order of the spans.
+        :raises TextError: something is not a string, or a span is not inside of its text.
+        :raises EncoderOptionError: the encoder does not pool by the mean alone, was exported by an older
+            pgembed, or is remote.
+        :raises EncoderNotFoundError: the weights are not on this machine.
+        :raises EncoderFilesError: the encoder's files are damaged.
+        """
+        wanted = checked(texts)
+        listed = checked_spans(wanted, spans)
+        check_spec(self.spec)
+        with encoder_errors(self.name):
+            backend = self._opened()
+            if not isinstance(backend, OnnxRuntime):
+                needed = "one on this machine: a server gives no vectors of tokens"
+                raise EncoderOptionError("encoder", self._source.label, needed=needed)
+            tokenizer = cast("Tokenizer", self._whole_tokenizer())  # that of all transformers
+            return encode(wanted, listed, self.spec, tokenizer, backend.token_vectors)
 
     async def aencode_documents(self, texts: Iterable[str]) -> Vectors:
         """As :meth:`encode_documents`, on another thread, so that the event loop keeps running."""

@@ -87,6 +87,7 @@ class EncoderSpec:
     :ivar labels: the names of a cross-encoder's labels; empty for an encoder of texts.
     :ivar activation: what makes scores of its logits: ``"identity"``, ``"sigmoid"`` or ``"softmax"``.
     :ivar segments: whether it is told which of the two texts each token belongs to.
+    :ivar token_vectors: whether its graphs give the vectors of tokens as well; older exports do not.
     :ivar files: SHA-256 (hex) of each file of the encoder's folder, to find damaged ones.
     :ivar source: where the model came from, for people.
     """
@@ -113,6 +114,7 @@ class EncoderSpec:
     labels: tuple[str, ...] = ()
     activation: str = ""
     segments: bool = False
+    token_vectors: bool = False
     files: Mapping[str, str] = field(default_factory=dict, hash=False)
     source: str = ""
 

@@ -139,6 +139,7 @@ def _write(
         labels=() if classifier is None else classifier.labels,
         activation="" if classifier is None else classifier.activation,
         segments=model.segments,
+        token_vectors=model.token_vectors,
         files={path.name: file_digest(path) for path in sorted(folder.iterdir()) if path.is_file()},
         source=source,
     )

@@ -79,6 +79,7 @@ class BuiltModel:
     :ivar pooling: the pooling modes.
     :ivar vocabulary: rows of the embedding table.
     :ivar segments: whether it is told which text of a pair each token is of.
+    :ivar token_vectors: whether the vectors of tokens are an output.
     :ivar files: the files with weights.
     :raises UnsupportedArchitectureError: no family builds the model.
     :raises EncoderFilesError: weights are missing or damaged.
@@ -110,6 +111,7 @@ class BuiltModel:
             self._weights = Weights(files, anchors=_WORD_VECTORS)
             rows = _word_vectors(self._weights)
             self._build = lambda graph: graph.embed(rows)
+        self.token_vectors = pipeline.first == "Transformer" and self._head is None
         self.pooling = pipeline.pooling or ("mean",) if self._head is None else self._head.pooling
         self.vocabulary = int(rows.shape[0])
         self._hidden_width = int(rows.shape[1])
@@ -126,8 +128,11 @@ class BuiltModel:
                 graph = kind(
                     self._weights, weight_file, include_prompt=pipeline.include_prompt, segments=self.segments
                 )
-                vectors, width = self._after(graph, graph.to_pool(self._build(graph), self._hidden_width))
-                (folder / name).write_bytes(graph.model(vectors, width=width).SerializeToString())
+                hidden = graph.to_pool(self._build(graph), self._hidden_width)
+                vectors, width = self._after(graph, hidden)
+                tokens = (hidden, self._hidden_width) if self.token_vectors else None
+                model = graph.model(vectors, width=width, tokens=tokens)
+                (folder / name).write_bytes(model.SerializeToString())
         return width
 
     def _after(self, graph: Graph, hidden: str) -> tuple[str, int]:

@@ -62,8 +62,8 @@ class Graph:
     linear layers are single matrix products with their bias; attention alone sees ``(texts, tokens, width)``.
 
     Inputs: ``input_ids`` and ``attention_mask``, both int64 of shape (texts, tokens); texts are padded on the
-    right. If prompts are not pooled, there is ``pooling_mask`` as well. Output: ``embedding``,
-    float32 of shape (texts, width).
+    right. If prompts are not pooled, there is ``pooling_mask`` as well. Outputs, float32: ``embedding`` of
+    shape (texts, width); of transformers of texts also ``token_embeddings``, (texts, tokens, width).
 
     :param weights: the model's weights; none for a graph around a ready one.
     :param file: where large initializers go.
@@ -317,9 +317,16 @@ class Graph:
         for tensor in ready.initializer:
             self.initializer(tensor.name, numpy_helper.to_array(tensor))
 
-    def model(self, output: str, *, width: int) -> onnx.ModelProto:
-        """The finished graph, whose ``embedding`` is ``output``."""
-        self._nodes.append(helper.make_node("Identity", [output], ["embedding"]))
+    def model(self, output: str, *, width: int, tokens: tuple[str, int] | None = None) -> onnx.ModelProto:
+        """The finished graph, whose ``embedding`` is ``output``.
+
+        :param tokens: what is given as ``token_embeddings``, and its width.
+        """
+        outputs: list[tuple[str, str, list[str | int]]] = [("embedding", output, ["texts", width])]
+        if tokens is not None:
+            outputs.append(("token_embeddings", tokens[0], ["texts", "tokens", tokens[1]]))
+        for name, value, _ in outputs:
+            self._nodes.append(helper.make_node("Identity", [value], [name]))
         graph = helper.make_graph(
             self._nodes,
             "encoder",
@@ -327,7 +334,7 @@ class Graph:
                 helper.make_tensor_value_info(name, kind, shape)
                 for name, (kind, shape) in self._inputs.items()
             ],
-            [helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["texts", width])],
+            [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, _, shape in outputs],
             list(self._initializers.values()),
         )
         opsets = [helper.make_opsetid("", self._opset), helper.make_opsetid(MICROSOFT, 1)]

@@ -85,6 +85,7 @@ class OnnxModel:
         except Exception as error:  # of many kinds
             raise self._wrong(f"a damaged graph ({error})", needed="a whole ONNX file") from error
         self.pooling = pipeline.pooling or (() if self._pooled else ("mean",))
+        self.token_vectors = not self._pooled
         steps = [step for step in pipeline.steps if not self._pooled or step.kind == "Normalize"]
         self._steps, later = pooling.opened(steps)
         self.files = [self._path, *external, *later]
@@ -198,11 +199,13 @@ class OnnxModel:
             output = _PREFIX + self._output
             width = self._width(output)
             vectors = graph.op("Cast", output, to=TensorProto.FLOAT)
+            tokens = None
             if not self._pooled:
+                tokens = vectors, width
                 vectors = pooling.pool(graph, vectors, self.pooling)
                 width *= len(self.pooling)
             vectors, width = pooling.follow(graph, vectors, self._steps, width)
-            model = graph.model(vectors, width=width)
+            model = graph.model(vectors, width=width, tokens=tokens)
             domains = {
                 entry.domain: entry.version for entry in (*self._model.opset_import, *model.opset_import)
             }

@@ -193,6 +193,15 @@ class OnnxRuntime:
         _all_done(compute, planned(), threads=self._plan.runs)
         return Encoded(vectors, counts, cut)
 
+    def token_vectors(self, tokens: Tokens) -> Iterator[tuple[Batch, Vectors]]:
+        """The last hidden states: batches of indices of texts, each with (texts, longest, width).
+
+        Texts are padded on the right with anything; memory is bounded by the budget of a batch.
+        """
+        plan = self._plan
+        for batch in batches(tokens.lengths, budget=plan.budget, overhead=plan.overhead):
+            yield batch, self._run(self._feed(tokens, batch, 0, fresh), "token_embeddings")
+
     def _tokenised(self, texts: Sequence[Text], prompt: str) -> Iterator[Tokens]:
         """The tokens of ``texts``, window by window; a GPU works on one while the next is tokenised."""
 
@@ -224,12 +233,12 @@ class OnnxRuntime:
             computed = lane.run(self._feed(tokens, batch, skipped, lane.buffers.array))
             vectors[batch] = self._kept(computed)
 
-    def _run(self, feed: Feed) -> Vectors:
+    def _run(self, feed: Feed, output: str = "embedding") -> Vectors:
         """
         :raises EncoderError: ONNX Runtime fails; its own errors share no base.
         """
         try:
-            (computed,) = self._session.run(["embedding"], feed)
+            (computed,) = self._session.run([output], feed)
         except Exception as error:
             raise EncoderError(f"{self._path}: ONNX Runtime cannot run this graph: {error}") from error
         vectors: Vectors = computed

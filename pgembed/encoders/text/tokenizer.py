@@ -31,6 +31,8 @@ _CHUNK = 1024
 # that turns out to be less than _MARGIN tokens over the limit, the whole text is.
 _CHARACTERS = 32
 _MARGIN = 16
+# Characters that are tokenised at once where the places of tokens are needed: a token takes a hundred bytes.
+_BLOCK = 1 << 18
 _SPLITTING = ("BertPreTokenizer", "Whitespace", "WhitespaceSplit", "ByteLevel", "Metaspace")
 
 
@@ -66,6 +68,22 @@ class Tokens:
     def lengths(self) -> npt.NDArray[np.int64]:
         """Tokens of each text."""
         return np.diff(self.offsets)
+
+
+@dataclass(frozen=True)
+class Placed:
+    """The tokens of a text and where they stand in it.
+
+    :ivar ids: int32, without special tokens.
+    :ivar ends: int64, for each the number of the character after its last.
+    :ivar before: the special tokens before them.
+    :ivar after: those behind.
+    """
+
+    ids: npt.NDArray[np.int32]
+    ends: npt.NDArray[np.int64]
+    before: npt.NDArray[np.int32]
+    after: npt.NDArray[np.int32]
 
 
 class AnyTokenizer(Protocol):
@@ -191,6 +209,28 @@ class Tokenizer:
         """How many tokens the whole text has, special tokens included."""
         (encoding,) = self._encode([text])
         return len(encoding) + _overflow(encoding)
+
+    def placed(self, texts: Sequence[str]) -> Iterator[Placed]:
+        """The tokens of each whole text with their places, of a tokenizer that does not cut.
+
+        Long texts are tokenised in blocks that begin with a blank, since tokens with their places are bulky.
+        """
+        special = self._special_tokens
+        around = self._tokenizer.encode("a", add_special_tokens=special)
+        whole = np.array(around.ids, dtype=np.int32)
+        inner = np.flatnonzero(np.array(around.special_tokens_mask) == 0)
+        before, after = (whole[: inner[0]], whole[inner[-1] + 1 :]) if len(inner) else (whole, whole[:0])
+        for text in texts:
+            ids, ends, start = [whole[:0]], [np.empty(0, dtype=np.int64)], 0
+            while start < len(text):
+                blank = max(text.rfind(character, start + 1, start + _BLOCK) for character in " \n")
+                end = len(text) if len(text) - start <= _BLOCK else blank if blank > 0 else start + _BLOCK
+                with self._named_errors():
+                    encoding = self._tokenizer.encode(text[start:end], add_special_tokens=False)
+                ids.append(np.array(encoding.ids, dtype=np.int32))
+                ends.append(start + np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)[:, 1])
+                start = end
+            yield Placed(np.concatenate(ids), np.concatenate(ends), before, after)
 
     def _encode(self, texts: Sequence[str]) -> list[Any]:
         with self._named_errors():
