@@ -146,8 +146,8 @@ class _Places:
     def of(self, spans: Spans, skipped: int) -> tuple[_Numbers, _Numbers]:
         """The first token of each span and the one after its last: those whose last character it has.
 
-        A span within a token has that one. Special tokens and those of the prompt are of the spans at the two
-        ends of the text, but the first ``skipped`` of none.
+        A span within a token has that one, and one of a text without any has them all. Special tokens and
+        those of the prompt are of the spans at the two ends of the text, but the first ``skipped`` of none.
         """
         starts, ends = np.array(spans, dtype=np.int64).reshape(-1, 2).T
         count = len(self._ids)
@@ -158,7 +158,8 @@ class _Places:
         end = np.maximum(end, np.minimum(first + 1, count))
         first = np.where(starts == 0, 0, first + len(self._before))
         end = np.where(ends == self._length, total, end + len(self._before))
-        return np.maximum(first, skipped), end
+        empty = first >= end
+        return np.maximum(np.where(empty, 0, first), skipped), np.where(empty, total, end)
 
     def windows(self, text: int, limit: int) -> Iterator[_Window]:
         """What is read of the text, each with special tokens and prompt."""

