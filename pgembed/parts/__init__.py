@@ -19,7 +19,7 @@ sentences    sentences, words and characters of any script
 
 from pgembed.parts.formats import FORMATS, Format, Rank
 from pgembed.parts.part import Cut, Part, PartsDeclaration, embedding_parts
-from pgembed.parts.parts_table import PartsTable, bind_parts, parts_of
+from pgembed.parts.parts_table import PartsTable, bind_parts, parts_of, parts_with
 from pgembed.parts.sentences import sentences
 from pgembed.parts.splitters import Skip, Splitter
 from pgembed.parts.splitting import SPLITTING_VERSION, Piece, Splitting, TokenCounter, split
@@ -41,6 +41,7 @@ __all__ = [
     "bind_parts",
     "embedding_parts",
     "parts_of",
+    "parts_with",
     "sentences",
     "split",
 ]

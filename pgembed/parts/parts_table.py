@@ -29,7 +29,7 @@ from pgembed.columns.names import shortened
 from pgembed.exc import DeclarationError
 from pgembed.parts.part import ENTITY, PARTS, Part, PartsDeclaration
 
-#: The key in ``relationship.info`` for the bound :class:`PartsTable`.
+#: The key in the ``info`` of the relationship, and of the vectors' column, for the bound :class:`PartsTable`.
 _TABLE = "pgembed.parts.table"
 
 
@@ -83,6 +83,12 @@ def parts_of(attribute: Any) -> PartsTable | None:
     return found
 
 
+def parts_with(vector: Column[Any]) -> PartsTable | None:
+    """The parts that have a column as their vectors, or ``None`` for any other column."""
+    found: PartsTable | None = vector.info.get(_TABLE)
+    return found if found is not None and found.vector is vector else None
+
+
 def bind_parts(
     declaration: PartsDeclaration, name: str, table: Table, sources: Sequence[Column[Any]]
 ) -> PartsTable:
@@ -121,6 +127,7 @@ def bind_parts(
     )
     try:
         bound = PartsTable(declaration, table, digest, tuple(sources), name, parts, tuple(owner))
+        bound.vector.info[_TABLE] = bound
         add_index(PendingIndex(bound), bound)
         if declaration.index is not None:
             declaration.index.bound_to(bound.vector, declaration.metric)

@@ -21,7 +21,7 @@ votes                         what neighbours' votes weigh, ``softmax``; the lab
 duplicates                    ``near_duplicates``, ``duplicate_groups``
 pairs, components             pairs of near rows; the groups that they make
 subject, vectors              what is searched, and what for: a text, a vector, a row
-owners                        whose parts are searched
+owners, surroundings          whose parts are searched; the text around a part
 arguments                     what the arguments of the helpers may be
 nearest                       the nearest rows as a subquery, exact or through an index
 eligibility                   which declared index can be used

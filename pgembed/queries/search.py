@@ -16,6 +16,7 @@ from pgembed.queries.owners import is_relationship
 from pgembed.queries.settings import SearchSettings
 from pgembed.queries.statement import Entity, SearchSelect, selecting
 from pgembed.queries.subject import VectorColumn, resolve
+from pgembed.queries.surroundings import text_around
 from pgembed.queries.templates import templated
 from pgembed.queries.vectors import Query, query_sql
 
@@ -49,6 +50,32 @@ def semantic_search(
     candidates: int | None = ...,
     total: Literal[False] = ...,
 ) -> SearchSelect[Entity, _Part, float, float]: ...
+
+
+@overload
+def semantic_search(
+    column: Mapped[list[_Part]],
+    query: Query,
+    *,
+    limit: int = ...,
+    offset: int = ...,
+    where: Any = ...,
+    max_distance: float | None = ...,
+    base: None = ...,
+    mode: Mode = ...,
+    ef_search: int | None = ...,
+    probes: int | None = ...,
+    stale: Stale = ...,
+    metric: str | None = ...,
+    per: Any = ...,
+    best: int = ...,
+    parts: Parts = ...,
+    neighbours: int,
+    boost: Any = ...,
+    boosting: Boosting = ...,
+    candidates: int | None = ...,
+    total: Literal[False] = ...,
+) -> SearchSelect[Entity, _Part, float, float, str | None]: ...
 
 
 @overload
@@ -160,6 +187,7 @@ def semantic_search(
     per: Any = None,
     best: int = 1,
     parts: Parts = "best",
+    neighbours: int | None = None,
     boost: Any = None,
     boosting: Boosting = "multiply",
     candidates: int | None = None,
@@ -210,6 +238,8 @@ def semantic_search(
     :param best: how many rows of each group at most; of parts, how many of each row that has them.
     :param parts: of a relationship to parts: ``"best"``, or ``"all"``, each part by itself; ``limit`` and
         ``offset`` then count parts.
+    :param neighbours: add a column ``text``, the text of the part with as many parts before and after it: of
+        those stored, or else of the source, and NULL where that has changed since.
     :param boost: an SQL expression over the entity, such as ``Article.likes`` or
         :func:`~pgembed.queries.decay`, that the score is multiplied by, or that is added to it; where it is
         NULL, the score stays. The best score comes first.
@@ -263,13 +293,15 @@ def semantic_search(
             "distance": hits.c.distance,
             "score": subject.metric.score(hits.c.distance) if boost is None else hits.c.score,
         }
+        if neighbours is not None:
+            own["text"] = text_around(subject, neighbours)
         if total:
             own["total"] = hits.c.payload_1
         statement = selecting(subject, base, hits, helper="semantic_search")
         page = (nearest, base) if chosen is None and boost is None and not total else None
         return SearchSelect.sealing(statement.order_by(*order), subject.entity, page=page, **own)
 
-    if chosen is not None or boost is not None or total or of_parts:
+    if chosen is not None or boost is not None or total or of_parts or neighbours is not None:
         return build(query)
     return templated(
         build,

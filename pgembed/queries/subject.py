@@ -6,11 +6,11 @@ from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from sqlalchemy import Column, inspect, select
+from sqlalchemy import Column, and_, inspect, literal_column, select
 from sqlalchemy.exc import NoInspectionAvailable
 from sqlalchemy.orm import ColumnProperty, Mapped, QueryableAttribute
 from sqlalchemy.sql.elements import ColumnElement
-from sqlalchemy.sql.selectable import Alias, FromClause
+from sqlalchemy.sql.selectable import Alias, FromClause, Select
 from sqlalchemy.sql.util import ClauseAdapter
 
 from pgembed.columns import Embedding, EmbeddingColumn, bound
@@ -20,6 +20,7 @@ from pgembed.exc import DeclarationError, MetricNotSupportedError, QueryError
 from pgembed.indexes import Indexed, indexes_on
 from pgembed.metrics import Metric, metrics_of
 from pgembed.metrics import metric as metric_named
+from pgembed.parts import PartsTable, parts_with
 from pgembed.queries.arguments import choice, conditions
 from pgembed.queries.owners import Owner, owner_of
 
@@ -37,7 +38,8 @@ class Subject:
     :ivar column: the table's column behind it.
     :ivar keys: the primary key as expressions over the entity.
     :ivar indexes: the approximate indexes that are declared on the column and serve the metric.
-    :ivar owner: whose parts are searched, where they are somebody's.
+    :ivar parts: what declares the vectors, where they are those of parts.
+    :ivar owner: whose parts are searched, where that is asked for.
     """
 
     entity: Any
@@ -50,6 +52,7 @@ class Subject:
     metric: Metric
     embedding: EmbeddingColumn | None
     indexes: tuple[Indexed, ...]
+    parts: PartsTable | None = None
     owner: Owner | None = None
 
     def __str__(self) -> str:
@@ -58,7 +61,7 @@ class Subject:
     @property
     def declaration(self) -> Embedding | None:
         """How the column is filled; ``None`` for a column without an encoder."""
-        return self.column.info.get(INFO)
+        return self.column.info.get(INFO) if self.parts is None else self.parts.declaration
 
     def distance(self, other: Any) -> ColumnElement[float]:
         """SQL: the distance of the entity's vector to ``other``."""
@@ -80,15 +83,15 @@ class Subject:
         for each in found:
             self.check_own(each, "where=", asked, self._of_owner)
         choice("stale", stale, ("include", "exclude"))
-        pending = [~self._pending()] if stale == "exclude" else []
+        fresh = [self._fresh()] if stale == "exclude" else []
         if self.owner is None:
-            return [*found, *pending]
+            return [*found, *fresh]
         of_owner = [self._is_of_owner(each) for each in found]
         owned = [each for each, is_owned in zip(found, of_owner, strict=True) if is_owned]
         found = [each for each, is_owned in zip(found, of_owner, strict=True) if not is_owned]
         if not owned:
-            return [*found, *pending]
-        return [*found, *pending, self.owner.having(owned, [] if asked is None else [asked])]
+            return [*found, *fresh]
+        return [*found, *fresh, self.owner.having(owned, [] if asked is None else [asked])]
 
     @property
     def _of_owner(self) -> set[FromClause]:
@@ -143,14 +146,29 @@ class Subject:
                 f"{_name(self.entity)} alone. {instead}"
             )
 
-    def _pending(self) -> ColumnElement[bool]:
+    def _fresh(self) -> ColumnElement[bool]:
+        if self.parts is not None:
+            text = self.parts.table.alias()
+            fresh: Select[Any] = select(literal_column("1"))
+            fresh = fresh.where(self.of_text(text), ~self.parts.pending(text.c))
+            return fresh.correlate(self.selectable).exists()
         if self.embedding is None:
             raise QueryError(
                 f'stale="exclude" needs a column declared with embedding_column(); {self} has no digest that '
                 "would say what its vectors were made from"
             )
-        pending: ColumnElement[bool] = self.own(self.embedding.pending())
-        return pending
+        fresh_row: ColumnElement[bool] = ~self.own(self.embedding.pending())
+        return fresh_row
+
+    def of_text(self, text: FromClause, parts: FromClause | None = None) -> ColumnElement[bool]:
+        """SQL: a row of the table of a text has the part.
+
+        :param parts: those meant, instead of the parts that are searched.
+        """
+        assert self.parts is not None
+        owner = [self.own(column) if parts is None else parts.c[column.key] for column in self.parts.owner]
+        keys = self.parts.table.primary_key
+        return and_(*(text.c[key.key] == column for key, column in zip(keys, owner, strict=True)))
 
     def own(self, expression: Any) -> Any:
         """An expression over the table as one over the entity, which may be an alias."""
@@ -190,7 +208,8 @@ def resolve(
     except DeclarationError as error:
         raise DeclarationError(f"{base} cannot be searched: {error}") from None
     embedding = bound(base)
-    declaration: Embedding | None = base.info.get(INFO)
+    parts = parts_with(base)
+    declaration: Embedding | None = base.info.get(INFO) if parts is None else parts.declaration
     candidates = indexes_on(base)
     if metric is not None:
         chosen = metric_named(metric)
@@ -212,6 +231,7 @@ def resolve(
         metric=chosen,
         embedding=embedding,
         indexes=tuple(each for each in candidates if each.serves(chosen)),
+        parts=parts,
         owner=owner,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,12 +20,14 @@ from sqlalchemy import (
     insert,
     select,
     text,
+    update,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, aliased, mapped_column, relationship
 
 from pgembed import HNSW, Vector, embedding_column, knn_classify, rerank, search_many, semantic_search
 from pgembed.exc import QueryError
 from pgembed.indexes import create
+from pgembed.parts import Part, embedding_parts, parts_of
 from pgembed.testing import HashEncoder
 
 ENCODER = HashEncoder(16)
@@ -293,6 +296,138 @@ def test_the_texts_of_parts_are_reranked(session: Session) -> None:
     lengths = [len(page.text) for _, page, *_ in rows]
     assert lengths == sorted(lengths, reverse=True)
     assert {page.id for _, page, *_ in rows} == {page for _, page in found(session.execute(statement))}
+
+
+class Guides:
+    """Two texts with parts, in a database of their own; the parts are those that filling makes."""
+
+    def __init__(self, engine: Engine, **options: Any) -> None:
+        class Base(DeclarativeBase):
+            pass
+
+        class Guide(Base):
+            __tablename__ = "guide"
+            id: Mapped[int] = mapped_column(primary_key=True)
+            title: Mapped[str]
+            body: Mapped[str | None] = mapped_column(Text)
+            parts: Mapped[list[Part]] = embedding_parts(
+                "body", encoder=HashEncoder(16, max_tokens=20), context="title", fill="worker", **options
+            )
+
+        self.guide: Any = Guide
+        bound = parts_of(Guide.parts)
+        assert bound is not None
+        self.bound: Any = bound
+        self.part: Any = Guide.parts.property.entity.class_
+        Base.metadata.create_all(engine)
+        self.engine = engine
+
+    def fill(self, key: int, title: str, body: str) -> None:
+        declaration, table = self.bound.declaration, self.bound.table
+        cuts = declaration.cut([body, title])
+        vectors = declaration.encoder.encode_documents([cut.encoded for cut in cuts])
+        with self.engine.begin() as connection:
+            connection.execute(
+                insert(table),
+                {"id": key, "title": title, "body": body, "parts_digest": declaration.digest([body, title])},
+            )
+            rows = [
+                {**cut._asdict(), "guide_id": key, "embedding": vector}
+                for cut, vector in zip(cuts, vectors, strict=True)
+            ]
+            for row in rows:
+                del row["encoded"]
+                row["text"] = row["text"] if declaration.keeps_text else None
+            connection.execute(insert(self.bound.parts), rows)
+
+
+BODIES = [
+    " ".join(f"Sentence {number} of the first guide has words." for number in range(9)),
+    "".join(f"Line {number} of the second, é and 日本.\n\n" for number in range(9)),
+]
+
+
+@pytest.fixture
+def guides(engine: Engine, request: pytest.FixtureRequest) -> Guides:
+    made = Guides(engine, **getattr(request, "param", {}))
+    for key, body in enumerate(BODIES, 1):
+        made.fill(key, f"title {key}", body)
+    return made
+
+
+class Lines:
+    """A splitter that leaves out blank lines."""
+
+    name, version = "lines", 1
+
+    def __call__(self, source: str) -> Iterator[tuple[int, int]]:
+        return (found.span() for found in re.finditer(r"[^\n]+", source))
+
+
+def test_the_encoder_is_that_of_the_declaration(guides: Guides) -> None:
+    with Session(guides.engine) as session:
+        (guide, part, distance, score), other = session.execute(
+            semantic_search(guides.guide.parts, "title 2 Line 7 of the second, é and 日本.")
+        )
+        assert (guide.id, other[0].id) == (2, 1)
+        assert BODIES[1][part.start : part.end] == part.text == "Line 7 of the second, é and 日本.\n\n"
+        assert distance == pytest.approx(0, abs=1e-6)
+        assert score == pytest.approx(1, abs=1e-6)
+        statement = semantic_search(
+            guides.part.embedding, "title 2 Line 7 of the second, é and 日本.", limit=1
+        )
+        assert session.execute(statement).one()[0].id == part.id
+
+
+@pytest.mark.parametrize("guides", [{}, {"text": False}, {"overlap": 3}], indirect=True)
+@pytest.mark.parametrize("neighbours", [0, 1, 3, 100])
+def test_the_text_around_a_part(guides: Guides, neighbours: int) -> None:
+    with Session(guides.engine) as session:
+        rows = session.execute(
+            semantic_search(guides.guide.parts, "of", parts="all", limit=100, neighbours=neighbours)
+        ).all()
+        parts = {(guide.id, part.number): part for guide, part, *_ in rows}
+        assert len(parts) == len(rows) > 10
+        for guide, part, _, _, text_ in rows:
+            first = parts[guide.id, max(part.number - neighbours, 0)]
+            last = max(number for key, number in parts if key == guide.id)
+            last_ = parts[guide.id, min(part.number + neighbours, last)]
+            assert text_ == BODIES[guide.id - 1][first.start : last_.end]
+
+
+@pytest.mark.parametrize("guides", [{"splitter": Lines()}], indirect=True)
+def test_texts_between_which_blanks_are_left_out(guides: Guides) -> None:
+    alias = aliased(guides.part)
+    statement = semantic_search(
+        guides.guide.parts.of_type(alias), "Line 4", where=alias.number == 4, limit=1, neighbours=1
+    )
+    with Session(guides.engine) as session:
+        (row,) = session.execute(statement)
+    assert row.text == "".join(f"Line {number} of the second, é and 日本.\n" for number in (3, 4, 5)).rstrip()
+
+
+@pytest.mark.parametrize(("guides", "kept"), [({}, True), ({"text": False}, False)], indirect=["guides"])
+def test_no_text_is_cut_by_the_offsets_of_another(guides: Guides, kept: bool) -> None:
+    """What is stored is what was encoded; the source has changed since, and is shifted."""
+    with Session(guides.engine) as session:
+        before = semantic_search(guides.guide.parts, "Line 4", where=guides.part.number == 4, neighbours=1)
+        texts = {row[0].id: row.text for row in session.execute(before)}
+        session.execute(update(guides.guide).where(guides.guide.id == 2).values(body="New. " + BODIES[1]))
+        assert {row[0].id: row.text for row in session.execute(before)} == {
+            1: texts[1],
+            2: texts[2] if kept else None,
+        }
+        for column in (guides.guide.parts, guides.part.embedding):
+            fresh = semantic_search(column, "Line 4", limit=100, stale="exclude")
+            assert {getattr(row[0], "guide_id", row[0].id) for row in session.execute(fresh)} == {1}
+        session.execute(update(guides.guide).where(guides.guide.id == 2).values(body=BODIES[1]))
+        both = semantic_search(guides.guide.parts, "Line 4", stale="exclude", where=guides.guide.id > 0)
+        assert len(session.execute(both).all()) == 2
+
+
+def test_only_parts_have_neighbours() -> None:
+    with pytest.raises(QueryError, match=r"neighbours=1 needs parts declared with embedding_parts\(\)"):
+        semantic_search(Book.pages, QUERY, neighbours=1)
 
 
 class Shelved(Base):
