@@ -13,7 +13,7 @@ reranking                     ``rerank``, ``arerank``: the rows of a search, sco
 highlights                    ``passages``, ``apassages``: the sentences nearest to a query
 reading                       rows with a text of each, which the two above read
 sums                          ``vector_of``: sums of vectors as a query
-hybrid                        ``hybrid_search``
+hybrid, fusion                ``hybrid_search``, and how its searches are fused
 keywords                      ``keyword_search``
 fulltext, bm25                rows by their words: by ``ts_rank``, and by BM25 where words are declared
 classify                      ``knn_classify``, ``knn_classify_many``

@@ -28,12 +28,13 @@ from sqlalchemy.sql.selectable import Subquery
 from sqlalchemy.sql.visitors import iterate
 
 from pgembed.columns.words import separated
-from pgembed.constants import QUESTION
+from pgembed.constants import GROUPS_WIDER, QUESTION
 from pgembed.exc import QueryError
 from pgembed.indexes.readiness import holds
-from pgembed.queries.arguments import configuration, expression, words
+from pgembed.queries.arguments import MOST, configuration, expression, words
 from pgembed.queries.bm25 import best_matches, lexemes_of, quoted
 from pgembed.queries.eligibility import sql_of
+from pgembed.queries.groups import best_parts, owners_of
 from pgembed.queries.nearest import literal_rows
 from pgembed.queries.subject import Subject, keys_of
 from pgembed.queries.vectors import typed
@@ -90,6 +91,9 @@ def matching(
             <the same of left(title, 130000), for other rows>) AS matches
         ORDER BY text_rank LIMIT <rows>
 
+    Of parts, it is the best one of each row that has them, with that one's key as ``owner_1``, ...; by BM25,
+    of ten times as many parts as rows are asked for.
+
     Where an index holds the words, all of them have fitted into it. (Postgres looks at the length first,
     since ``to_tsvector`` is a hundred times as dear.) A ``tsvector`` column needs no second leg.
     """
@@ -101,14 +105,18 @@ def matching(
                 f"config={config!r} is for text=; the words of {subject} are declared in "
                 f"{declared.declaration.config!r}"
             )
-        matches = best_matches(subject, declared, looked_for, conditions, rows)
+        parts = rows if subject.owner is None else min(GROUPS_WIDER * rows, MOST)
+        matches = best_matches(subject, declared, looked_for, conditions, parts)
     else:
         chosen = _columns(subject, _sources(subject) if text is None else text)
         matches = _ranked(subject, chosen, looked_for, "english" if config is None else config, conditions)
     keys = keys_of(subject, matches)
+    if subject.owner is not None:
+        matches = best_parts(subject, matches, (matches.c.text_score.desc(), *keys))
+        keys = keys_of(subject, matches)
     rank = func.row_number().over(order_by=(matches.c.text_score.desc(), *keys))
     return (
-        select(*keys, matches.c.text_score, rank.label("text_rank"))
+        select(*keys, *owners_of(matches), matches.c.text_score, rank.label("text_rank"))
         .order_by(literal_column("text_rank"))
         .limit(literal_rows(rows))
         .subquery()
@@ -120,6 +128,13 @@ def _sources(subject: Subject) -> list[Any]:
 
     :raises QueryError: nothing says which they are.
     """
+    if subject.parts is not None:
+        if not subject.parts.declaration.keeps_text:
+            raise QueryError(
+                f"the parts of {subject.parts} are stored without their texts (text=False), so that their "
+                "words are not searched: use semantic_search()"
+            )
+        return [subject.own(subject.parts.parts.c.text)]
     if subject.embedding is None:
         raise QueryError(
             f"{subject} is not declared with embedding_column(): pass the columns of text as text=[...]"

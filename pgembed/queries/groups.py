@@ -14,7 +14,7 @@ from pgembed.constants import GROUPS_WIDER
 from pgembed.queries.arguments import MOST, candidates_for, whole
 from pgembed.queries.nearest import Nearest
 from pgembed.queries.statement import materialized
-from pgembed.queries.subject import keys_of
+from pgembed.queries.subject import Subject, keys_of
 
 
 def grouped(page: Nearest, per: Sequence[Any], best: Any) -> Subquery:
@@ -64,6 +64,22 @@ def grouped(page: Nearest, per: Sequence[Any], best: Any) -> Subquery:
     looked_up = _ranked(page, lookup.all(*per), "looked_up")
     others = select(*pool.c).where(_together(_groups(pool)).not_in(of_short))
     return _best_of(page, pool, union_all(others, select(*looked_up.c)).subquery(), best).subquery()
+
+
+def best_parts(subject: Subject, found: Subquery, order: Sequence[ColumnElement[Any]]) -> Subquery:
+    """Of the parts found, the first one of each owner, with its key in the columns ``owner_1``, ..."""
+    assert subject.owner is not None
+    owner = [key.label(f"owner_{n}") for n, key in enumerate(subject.owner.keys, 1)]
+    place = func.row_number().over(partition_by=subject.owner.keys, order_by=order).label("place")
+    same = and_(*(key == other for key, other in zip(subject.keys, keys_of(subject, found), strict=True)))
+    placed = select(*found.c, *owner, place).join_from(found, subject.entity, same).subquery()
+    kept = (column for column in placed.c if column.key != "place")
+    return select(*kept).where(placed.c.place == 1).subquery()
+
+
+def owners_of(found: Any) -> list[ColumnElement[Any]]:
+    """The columns of a result that hold the key of the owner of parts."""
+    return [column for column in found.c if column.key.startswith("owner_")]
 
 
 def _nullable(per: Any) -> bool:

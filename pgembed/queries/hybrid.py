@@ -3,29 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, TypeAlias, TypeVarTuple, overload
+from typing import Any, TypeVar, TypeVarTuple, overload
 
-import numpy as np
-from sqlalchemy import BindParameter, Float, Integer, Select, func, literal, literal_column, select, union_all
+from sqlalchemy import BindParameter, Select, func, select
 from sqlalchemy.orm import Mapped
 from sqlalchemy.sql.elements import ColumnElement
-from sqlalchemy.sql.selectable import Subquery
 
 from pgembed.exc import QueryError
-from pgembed.queries.arguments import candidates_for, choice, real
+from pgembed.queries.arguments import candidates_for, choice
 from pgembed.queries.fulltext import TextColumns, asked, matching, question
+from pgembed.queries.fusion import EQUAL, Fusion, fused, weighed
+from pgembed.queries.groups import best_parts, grouped, owners_of
 from pgembed.queries.nearest import Mode, Nearest, Stale
+from pgembed.queries.owners import is_relationship
 from pgembed.queries.settings import SearchSettings
 from pgembed.queries.statement import Entity, Hybrid, selecting
-from pgembed.queries.subject import Subject, VectorColumn, keys_of, resolve
+from pgembed.queries.subject import VectorColumn, keys_of, resolve
 from pgembed.queries.templates import templated
 from pgembed.queries.vectors import Query, query_sql
 
 _Ts = TypeVarTuple("_Ts")
-Fusion: TypeAlias = Literal["rrf", "weighted"]
+_Part = TypeVar("_Part")
 
-#: As many weights of one as there are searches.
-EQUAL = (1.0, 1.0)
+
+@overload
+def hybrid_search(
+    column: Mapped[list[_Part]],
+    query: Query,
+    *,
+    text: TextColumns | None = ...,
+    terms: str | ColumnElement[Any] | None = ...,
+    limit: int = ...,
+    offset: int = ...,
+    where: Any = ...,
+    base: None = ...,
+    config: str | None = ...,
+    candidates: int | None = ...,
+    fusion: Fusion = ...,
+    k: float = ...,
+    weights: Sequence[float] = ...,
+    mode: Mode = ...,
+    ef_search: int | None = ...,
+    probes: int | None = ...,
+    stale: Stale = ...,
+    metric: str | None = ...,
+) -> Hybrid[Entity, _Part, float, int | None, int | None, float | None, float | None]: ...
 
 
 @overload
@@ -169,6 +191,8 @@ def hybrid_search(
     :param column: as in :func:`~pgembed.queries.semantic_search`, as are the other arguments not listed here.
         Several columns of one entity are searched and fused as well: a weight for each, that of the words
         last; their ranks and scores are called after them, as in ``title_embedding_rank``.
+        Of a relationship to parts, rows are ``(Article, Part, score, ...)``: each article once, by the ranks
+        of its best part for each search, with the part that counts most.
     :param query: a text, searched for by all; or anything else that ``semantic_search`` takes, with
         ``terms``.
     :param text: what to search instead of the words declared, or of the sources: a column of the type
@@ -193,7 +217,7 @@ def hybrid_search(
     texts = [] if text is None else list(text) if isinstance(text, list | tuple) else [text]
     looked_for = _terms(query, terms)
     choice("fusion", fusion, ("rrf", "weighted"))
-    levelled, shares = _fusion(k, weights, len(columns) + 1)
+    levelled, shares = weighed(k, weights, len(columns) + 1)
 
     def build(query: Query) -> Hybrid[*tuple[Any, ...]]:
         subjects = [resolve(each, metric) for each in columns]
@@ -207,81 +231,49 @@ def hybrid_search(
             settings = SearchSettings(ef_search, probes)
             wanted = Nearest(subject, vector, conditions, limit, offset, None, mode, settings)
             rows = candidates_for(wanted.rows, candidates)
-            nearest = Nearest(subject, vector, conditions, rows, 0, None, mode, settings).subquery()
+            nearest = Nearest(subject, vector, conditions, rows, 0, None, mode, settings)
             name = "vector" if len(subjects) == 1 else subject.column.key
-            legs.append((name, _near(subject, nearest)))
+            legs.append((name, _near(nearest)))
         by_words = next((each for each in subjects if each.embedding and each.embedding.words), subjects[0])
         conditions = [*by_words.conditions(where, stale), *also]
         matches = matching(by_words, text, looked_for, config, conditions, rows)
         ranked = select(
             *keys_of(by_words, matches),
+            *owners_of(matches),
             matches.c.text_rank.label("rank"),
             matches.c.text_score.label("found"),
         )
         legs.append(("text", ranked))
-        found = _fused(subjects[0], legs, fusion, levelled, shares, wanted.limit, wanted.offset)
+        found = fused(subjects[0], legs, fusion, levelled, shares, wanted.limit, wanted.offset)
         statement = selecting(subjects[0], base, found, helper="hybrid_search")
+        owner = subjects[0].owner
+        order = subjects[0].keys if owner is None else owner.keys
         return Hybrid.sealing(
-            statement.order_by(found.c.score.desc(), *subjects[0].keys),
+            statement.order_by(found.c.score.desc(), *order),
             subjects[0].entity,
             score=found.c.score,
             **{f"{name}_rank": found.c[f"rank_{n}"] for n, (name, _) in enumerate(legs)},
             **{f"{name}_score": found.c[f"score_{n}"] for n, (name, _) in enumerate(legs)},
         )
 
-    if len(columns) != 1:
+    if len(columns) != 1 or is_relationship(columns[0]):
         return build(query)
     options = (limit, offset, config, candidates, fusion, mode, ef_search, probes, stale, levelled, *shares)
     expressions = [looked_for, *texts, *where]
     return templated(build, columns[0], query, options, metric=metric, base=base, expressions=expressions)
 
 
-def _near(subject: Subject, nearest: Subquery) -> Select[Any]:
-    keys = keys_of(subject, nearest)
-    rank = func.row_number().over(order_by=(nearest.c.distance, *keys))
-    return select(*keys, rank.label("rank"), subject.metric.score(nearest.c.distance).label("found"))
-
-
-def _fused(
-    subject: Subject,
-    legs: Sequence[tuple[str, Select[Any]]],
-    fusion: Fusion,
-    k: float,
-    weights: Sequence[float],
-    limit: int,
-    offset: int,
-) -> Subquery:
-    """The best rows of all legs: ``key_1``, ..., ``score``, and ``rank_0``, ``score_0``, ... of each leg.
-
-    ::
-
-        SELECT key_1, sum(share) AS score, max(rank) FILTER (WHERE leg = 0) AS rank_0, ... FROM (
-            SELECT key_1, 0 AS leg, rank, found, 1 / (60 + rank) AS share FROM <the first leg>
-            UNION ALL ...) AS legs
-        GROUP BY key_1 ORDER BY score DESC, key_1 LIMIT :limit
-    """
-    double = Float(53)
-    parts = []
-    for number, ((_, leg), weight) in enumerate(zip(legs, weights, strict=True)):
-        c = leg.subquery().c
-        if fusion == "rrf":
-            part = literal(1.0, double) / (literal(k, double) + c.rank)
-        else:
-            lowest, highest = func.min(c.found).over(), func.max(c.found).over()
-            # Of candidates that are all alike, each is the best.
-            part = func.coalesce((c.found - lowest) / func.nullif(highest - lowest, 0.0, type_=double), 1.0)
-        share = (literal(weight, double) * part).label("share")
-        parts.append(select(*c, literal_column(str(number), Integer).label("leg"), share))
-    both = union_all(*parts).subquery()
-    keys = keys_of(subject, both)
-    score = func.sum(both.c.share).label("score")
-    of_legs = [
-        func.max(both.c[name]).filter(both.c.leg == literal_column(str(number))).label(f"{label}_{number}")
-        for number in range(len(legs))
-        for name, label in (("rank", "rank"), ("found", "score"))
-    ]
-    fused = select(*keys, score, *of_legs).group_by(*keys).order_by(score.desc(), *keys).limit(limit)
-    return (fused.offset(offset) if offset else fused).subquery()
+def _near(nearest: Nearest) -> Select[Any]:
+    subject = nearest.subject
+    if subject.owner is None:
+        found = nearest.subquery()
+    else:
+        grouped_by = grouped(nearest, subject.owner.keys, 1)
+        found = best_parts(subject, grouped_by, (grouped_by.c.distance,))
+    keys = keys_of(subject, found)
+    rank = func.row_number().over(order_by=(found.c.distance, *keys))
+    score = subject.metric.score(found.c.distance)
+    return select(*keys, *owners_of(found), rank.label("rank"), score.label("found"))
 
 
 def _terms(query: Query, terms: Any) -> Any:
@@ -298,19 +290,3 @@ def _terms(query: Query, terms: Any) -> Any:
             f"beside bindparam({query.key!r})"
         )
     raise QueryError("the query is not a text: pass the words to look for as terms=")
-
-
-def _fusion(k: Any, weights: Any, legs: int) -> tuple[float, list[float]]:
-    expected = "a number that is not negative"
-    if weights is EQUAL:
-        weights = [1.0] * legs
-    given = list(weights) if isinstance(weights, list | tuple | np.ndarray) else []
-    if len(given) != legs:
-        vectors = "the vector" if legs == 2 else "each vector"
-        raise QueryError(f"weights={weights!r}; expected {legs} numbers: of {vectors}, and of the text")
-    levelled = real("k", k, expected, finite=True)
-    numbers = [real("weights", value, expected, finite=True) for value in given]
-    for name, value in (("k", levelled), *(("weights", number) for number in numbers)):
-        if value < 0:
-            raise QueryError(f"{name}={value}; expected {expected}")
-    return levelled, numbers

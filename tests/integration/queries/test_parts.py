@@ -24,7 +24,17 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, aliased, mapped_column, relationship
 
-from pgembed import HNSW, Vector, embedding_column, knn_classify, rerank, search_many, semantic_search
+from pgembed import (
+    HNSW,
+    Vector,
+    embedding_column,
+    hybrid_search,
+    keyword_search,
+    knn_classify,
+    rerank,
+    search_many,
+    semantic_search,
+)
 from pgembed.exc import QueryError
 from pgembed.indexes import create
 from pgembed.parts import Part, embedding_parts, parts_of
@@ -283,6 +293,46 @@ def test_other_helpers_take_parts(shelf: Shelf, session: Session) -> None:
         ]
 
 
+MATCHES = text(
+    "SELECT tenant, book_id, id, score FROM (SELECT DISTINCT ON (tenant, book_id) * FROM ("
+    "SELECT *, ts_rank(to_tsvector('english', text), q, 1) AS score "
+    "FROM page, CAST(:words AS tsquery) AS q WHERE to_tsvector('english', text) @@ q) AS matches "
+    "ORDER BY tenant, book_id, score DESC, id) AS best ORDER BY score DESC, id"
+)
+
+
+@pytest.mark.parametrize("mode", ["auto", "exact"])
+def test_hybrid_searches_fuse_books(shelf: Shelf, session: Session, mode: Any) -> None:
+    """By the rank of the best page of each, by vector and by words; with the page of the better share."""
+    near = shelf.best(QUERY, 1)
+    words = session.execute(MATCHES, {"words": "31 | 83 | 77"}).all()
+    shares: dict[Any, list[tuple[float, int]]] = {}
+    for leg in ([(key, page) for key, page, _ in near], [(tuple(row[:2]), row.id) for row in words]):
+        for rank, (key, page) in enumerate(leg[:400], 1):
+            shares.setdefault(key, []).append((1 / (60 + rank), page))
+    expected = sorted(shares, key=lambda key: (-sum(share for share, _ in shares[key]), key))
+    statement = hybrid_search(Book.pages, QUERY, terms="31 83 77", limit=100, candidates=400, mode=mode)
+    rows = session.execute(statement).all()
+    assert found(rows) == [(key, max(shares[key], key=lambda each: each[0])[1]) for key in expected[:100]]
+    assert [row.score for row in rows] == pytest.approx(
+        [sum(share for share, _ in shares[key]) for key in expected[:100]]
+    )
+    assert {row.text_rank for row in rows if row.text_rank} == set(range(1, len(words) + 1))
+    page = hybrid_search(Book.pages, QUERY, terms="31 83 77", limit=5, offset=2, candidates=400, mode=mode)
+    assert session.execute(page).all() == rows[2:7]
+
+
+def test_words_find_each_book_once(shelf: Shelf, session: Session) -> None:
+    """A thousand pages of one book share a word with the question, and one of another."""
+    expected = session.execute(MATCHES, {"words": "77 | 83"}).all()
+    assert len(expected) == 2
+    rows = session.execute(keyword_search(Book.pages, "77 83", limit=5)).all()
+    assert [(book.tenant, book.id, page.id) for book, page, _ in rows] == [tuple(row[:3]) for row in expected]
+    assert [row.score for row in rows] == pytest.approx([row.score for row in expected])
+    (second,) = session.execute(keyword_search(Book.pages, "77 83", limit=5, offset=1))
+    assert second == rows[1]
+
+
 class Longer:
     """Scores pairs by the length of the text."""
 
@@ -423,6 +473,21 @@ def test_no_text_is_cut_by_the_offsets_of_another(guides: Guides, kept: bool) ->
         session.execute(update(guides.guide).where(guides.guide.id == 2).values(body=BODIES[1]))
         both = semantic_search(guides.guide.parts, "Line 4", stale="exclude", where=guides.guide.id > 0)
         assert len(session.execute(both).all()) == 2
+
+
+@pytest.mark.parametrize("guides", [{}, {"text": False}], indirect=True)
+def test_words_of_parts(guides: Guides) -> None:
+    """Those of the texts that are stored."""
+    parts = guides.guide.parts
+    if not guides.bound.declaration.keeps_text:
+        with pytest.raises(QueryError, match="parts of guide.parts are stored without their texts"):
+            hybrid_search(parts, "second of the line")
+        return
+    with Session(guides.engine) as session:
+        rows = session.execute(hybrid_search(parts, "second of the line")).all()
+        assert [guide.id for guide, *_ in rows] == [2, 1]
+        assert "second" in rows[0][1].text
+        assert (rows[0].text_rank, rows[1].text_rank) == (1, None)
 
 
 def test_only_parts_have_neighbours() -> None:
