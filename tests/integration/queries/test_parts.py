@@ -480,7 +480,7 @@ def test_words_of_parts(guides: Guides) -> None:
     """Those of the texts that are stored."""
     parts = guides.guide.parts
     if not guides.bound.declaration.keeps_text:
-        with pytest.raises(QueryError, match="parts of guide.parts are stored without their texts"):
+        with pytest.raises(QueryError, match=r"parts of guide\.parts are stored without their texts"):
             hybrid_search(parts, "second of the line")
         return
     with Session(guides.engine) as session:
