@@ -102,6 +102,18 @@ BEGIN
             END IF;
         END LOOP;
     END IF;
+    kind := coalesce(jsonb_typeof(facts -> 'parts'), 'null');
+    IF kind NOT IN ('null', 'object') THEN
+        RETURN 'parts is not an object';
+    ELSIF kind = 'object' THEN
+        FOREACH key IN ARRAY ARRAY['table', 'how'] LOOP
+            longest := CASE key WHEN 'table' THEN 63 ELSE 8192 END;
+            IF jsonb_typeof(facts -> 'parts' -> key) IS DISTINCT FROM 'string'
+               OR octet_length(facts -> 'parts' ->> key) NOT BETWEEN 1 AND longest THEN
+                RETURN format('%s of parts is not a text of 1 to %s bytes', key, longest);
+            END IF;
+        END LOOP;
+    END IF;
     template := facts ->> 'template';
     IF template IS NOT NULL THEN
         bare := regexp_replace(template, '\{\{|\}\}', '', 'g');
@@ -165,7 +177,8 @@ END
 $$;
 
 -- The predicate of a column's pending rows, made of its registration: as pgembed.columns.digest makes it, so
--- that Postgres takes it for that of the index.
+-- that Postgres takes it for that of the index. Parts of texts have no vector in the row; how they are made is
+-- hashed together with the fingerprint.
 CREATE OR REPLACE FUNCTION pgembed.pending_predicate(facts jsonb)
 RETURNS text
 LANGUAGE plpgsql IMMUTABLE STRICT
@@ -180,11 +193,13 @@ BEGIN
       INTO lengths, parts
       FROM jsonb_array_elements_text(facts -> 'sources') WITH ORDINALITY AS s (source, place);
     RETURN format(
-        'CASE WHEN %1$I IS NOT NULL THEN COALESCE(%2$I, ''00000000-0000-0000-0000-000000000000''::uuid) '
-        'ELSE NULL::uuid END IS DISTINCT FROM '
-        'CASE WHEN %3$s > 0 THEN md5(%4$L%5$s)::uuid ELSE NULL::uuid END',
+        CASE WHEN jsonb_typeof(facts -> 'parts') = 'object' THEN '%2$I'
+             ELSE 'CASE WHEN %1$I IS NOT NULL THEN COALESCE(%2$I, ''00000000-0000-0000-0000-000000000000''::uuid) '
+                  'ELSE NULL::uuid END' END
+        || ' IS DISTINCT FROM CASE WHEN %3$s > 0 THEN md5(%4$L%5$s)::uuid ELSE NULL::uuid END',
         facts ->> 'column', facts ->> 'digest', lengths,
-        pgembed.recipe(facts ->> 'fingerprint', facts ->> 'template'), parts);
+        pgembed.recipe(concat_ws(' ', facts ->> 'fingerprint', facts -> 'parts' ->> 'how'), facts ->> 'template'),
+        parts);
 END
 $$;
 
@@ -260,14 +275,15 @@ SELECT relation,
        CASE WHEN pg_catalog.jsonb_typeof(facts -> 'fields') = 'array'
             THEN ARRAY(SELECT pg_catalog.jsonb_array_elements_text(facts -> 'fields')) END AS fields,
        facts -> 'options' AS options,
-       facts -> 'words' AS words
+       facts -> 'words' AS words,
+       facts -> 'parts' AS parts -- of what is no column, but the parts of the first source: their table, and how
 FROM pgembed.registrations
 WHERE problem IS NULL;
 COMMENT ON VIEW pgembed.embedding_columns IS
     'the embedding columns of this database; pending_predicate is the SQL condition of the rows to be filled';
 
--- The table of statistics of a column's words: beside the column's table, and trusted as that is.
-CREATE OR REPLACE FUNCTION pgembed.word_statistics(relation regclass, declared jsonb)
+-- A table that stands beside another, and is trusted as that is; NULL where there is none of that name.
+CREATE OR REPLACE FUNCTION pgembed.table_beside(relation regclass, table_name name)
 RETURNS regclass
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
@@ -279,7 +295,7 @@ BEGIN
     SELECT c.oid INTO found
       FROM pg_class AS c
      WHERE c.relnamespace = (SELECT t.relnamespace FROM pg_class AS t WHERE t.oid = relation)
-       AND c.relname = declared ->> 'statistics' AND c.relkind IN ('r', 'p');
+       AND c.relname = table_name AND c.relkind IN ('r', 'p');
     problem := pgembed.distrust(found);
     IF problem IS NOT NULL THEN
         RAISE EXCEPTION 'table %: %', found::regclass, problem USING ERRCODE = 'insufficient_privilege';
@@ -287,6 +303,13 @@ BEGIN
     RETURN found;
 END
 $$;
+
+-- The table of statistics of a column's words.
+CREATE OR REPLACE FUNCTION pgembed.word_statistics(relation regclass, declared jsonb)
+RETURNS regclass
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+RETURN pgembed.table_beside(relation, (declared ->> 'statistics')::name);
 
 -- Of earlier versions.
 DROP FUNCTION IF EXISTS pgembed.registration(text);

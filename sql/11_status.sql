@@ -11,7 +11,7 @@ BEGIN
     IF EXISTS (SELECT FROM pg_catalog.pg_proc AS p
                WHERE p.oid = pg_catalog.to_regproc('pgembed.column_status')
                  AND p.proargnames <> ARRAY['relation', 'column_name', 'encoder', 'fingerprint', 'total', 'fresh',
-                                            'pending', 'failed', 'index', 'problem', 'estimated', 'words']) THEN
+                                            'pending', 'failed', 'index', 'problem', 'estimated', 'words', 'parts']) THEN
         BEGIN -- The view stays, and with it who may read it.
             CREATE OR REPLACE VIEW pgembed.status AS
             SELECT NULL::regclass AS relation, NULL::name AS column_name, NULL::text AS encoder,
@@ -50,6 +50,38 @@ EXCEPTION WHEN OTHERS THEN
 END
 $$;
 
+-- How much of a table is read to count its rows: all of up to 128 MB, of larger ones about 1,000 pages.
+CREATE OR REPLACE FUNCTION pgembed.sampled_percent(relation regclass)
+RETURNS double precision
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+RETURN (
+    SELECT CASE WHEN p.pages > 16384 THEN 100 * 1024.0 / p.pages ELSE 100 END
+    FROM (SELECT coalesce(sum(pg_relation_size(c.oid)), 0) / current_setting('block_size')::integer AS pages
+          FROM ( -- a table without partitions is no partition tree
+              SELECT relation AS relid UNION SELECT t.relid FROM pg_partition_tree(relation) AS t
+          ) AS part
+          JOIN pg_class AS c ON c.oid = part.relid AND c.relkind = 'r') AS p
+);
+
+-- The rows of a condition, counted or estimated; the condition is executed as it is given.
+CREATE OR REPLACE FUNCTION pgembed.count_rows(relation regclass, condition text)
+RETURNS bigint
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    percent double precision := pgembed.sampled_percent(relation);
+    counted bigint;
+BEGIN
+    EXECUTE format('SELECT count(*) FROM %s %s WHERE %s', relation,
+                   CASE WHEN percent < 100
+                        THEN format('TABLESAMPLE SYSTEM (%s) REPEATABLE (1)', percent) ELSE '' END,
+                   condition) INTO counted;
+    RETURN round(counted * 100 / percent);
+END
+$$;
+
 CREATE OR REPLACE FUNCTION pgembed.column_status(
     OUT relation regclass,
     OUT column_name name,
@@ -62,7 +94,8 @@ CREATE OR REPLACE FUNCTION pgembed.column_status(
     OUT index text,
     OUT problem text,
     OUT estimated boolean, -- whether total and fresh are estimates
-    OUT words text -- when the statistics of its words were refreshed; NULL where none are declared
+    OUT words text, -- when the statistics of its words were refreshed; NULL where none are declared
+    OUT parts bigint -- rows of the table of parts, estimated as the others; NULL of a column
 )
 RETURNS SETOF record
 LANGUAGE plpgsql STABLE
@@ -72,8 +105,9 @@ AS $$
 DECLARE
     entry record;
     predicate text;
-    pages bigint;
-    percent double precision;
+    vectors regclass; -- the table with the vectors
+    vector_column name;
+    columns name[];
 BEGIN
     FOR entry IN
         SELECT r.relation, r.column_name, r.pending_index, r.problem, r.facts
@@ -92,21 +126,39 @@ BEGIN
         problem := entry.problem;
         estimated := NULL;
         words := NULL;
+        parts := NULL;
         IF problem IS NOT NULL THEN
             RETURN NEXT; -- nothing of such a table is executed
             CONTINUE;
         END IF;
+        vectors := entry.relation;
+        vector_column := column_name;
+        columns := ARRAY[column_name];
+        IF jsonb_typeof(entry.facts -> 'parts') = 'object' THEN
+            columns := ARRAY[(entry.facts ->> 'digest')::name];
+            vector_column := 'embedding';
+            BEGIN
+                vectors := pgembed.table_beside(entry.relation, (entry.facts -> 'parts' ->> 'table')::name);
+                IF vectors IS NULL THEN
+                    problem := format('there is no table %I', entry.facts -> 'parts' ->> 'table');
+                END IF;
+            EXCEPTION WHEN insufficient_privilege THEN
+                problem := SQLERRM;
+            END;
+            IF problem IS NOT NULL THEN
+                RETURN NEXT;
+                CONTINUE;
+            END IF;
+        END IF;
         SELECT string_agg(i.method || CASE WHEN i.valid THEN '' ELSE ' (invalid)' END, ', ' ORDER BY i.method)
           INTO index
           FROM pgembed.column_indexes AS i
-         WHERE i.relation = entry.relation AND i.column_name = column_status.column_name
-           AND i.method <> 'btree';
+         WHERE i.relation = vectors AND i.column_name = vector_column AND i.method <> 'btree';
         index := coalesce(index, 'none');
         IF NOT EXISTS (SELECT FROM pg_attribute AS a
-                        WHERE a.attrelid = entry.relation AND a.attname = column_status.column_name
-                          AND NOT a.attisdropped) THEN
+                        WHERE a.attrelid = entry.relation AND a.attname = ANY (columns) AND NOT a.attisdropped) THEN
             problem := format('%s has no column %I any more; register the column under its new name',
-                              entry.relation, column_name);
+                              entry.relation, columns[1]);
             RETURN NEXT;
             CONTINUE;
         END IF;
@@ -123,27 +175,24 @@ BEGIN
             SELECT count(*) INTO failed
               FROM pgembed.failure AS f
              WHERE f.relation = entry.relation AND f.column_name = column_status.column_name;
-            SELECT coalesce(sum(pg_relation_size(c.oid)), 0) / current_setting('block_size')::integer INTO pages
-              FROM ( -- a table without partitions is no partition tree
-                  SELECT entry.relation AS relid UNION SELECT t.relid FROM pg_partition_tree(entry.relation) AS t
-              ) AS part
-              JOIN pg_class AS c ON c.oid = part.relid AND c.relkind = 'r';
-            estimated := pages > 16384;
+            estimated := pgembed.sampled_percent(entry.relation) < 100;
             IF estimated THEN
-                percent := 100 * 1024.0 / pages;
-                EXECUTE format('SELECT (100 / %1$s * count(*))::bigint FROM %2$s '
-                               'TABLESAMPLE SYSTEM (%1$s) REPEATABLE (1) WHERE NOT (%3$s)',
-                               percent, entry.relation, predicate) INTO fresh;
+                fresh := pgembed.count_rows(entry.relation, format('NOT (%s)', predicate));
                 total := pending + fresh;
             ELSE
-                EXECUTE format('SELECT count(*) FROM %s', entry.relation) INTO total;
+                total := pgembed.count_rows(entry.relation, 'true');
                 fresh := total - pending;
+            END IF;
+            IF vectors <> entry.relation THEN
+                parts := pgembed.count_rows(vectors, 'true');
+                estimated := estimated OR pgembed.sampled_percent(vectors) < 100;
             END IF;
         EXCEPTION WHEN OTHERS THEN
             problem := SQLERRM;
             total := NULL;
             fresh := NULL;
             estimated := NULL;
+            parts := NULL;
         END;
         RETURN NEXT;
     END LOOP;

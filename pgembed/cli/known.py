@@ -11,7 +11,7 @@ from sqlalchemy import Connection, MetaData, Table, text
 from sqlalchemy.exc import SAWarning
 
 from pgembed.cli.options import columns_of, open_encoder
-from pgembed.columns import Array
+from pgembed.columns import Array, EmbeddingColumn
 from pgembed.columns.trust import require_trust
 from pgembed.database.install import is_installed
 from pgembed.encoders import Encoder
@@ -161,7 +161,8 @@ def declared_on(
     found = [
         each.index
         for embedding in columns_of(models) or ()
-        if embedding.vector.name == column
+        if isinstance(embedding, EmbeddingColumn)
+        and embedding.vector.name == column
         and asked is not None
         and oid_of(connection, preparer.format_table(embedding.table)) == asked
         for each in indexes_on(embedding.vector)

@@ -17,7 +17,7 @@ from rich.text import Text
 from sqlalchemy import URL, Connection, Engine, create_engine, make_url, text
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
-from pgembed.columns import EmbeddingColumn
+from pgembed.columns import Freshness
 from pgembed.database import embedded
 from pgembed.encoders import Encoder
 from pgembed.exc import DatabaseError, MissingPrivilegeError, sqlstate
@@ -186,7 +186,7 @@ def open_encoder(name_or_folder: str, **options: Any) -> Encoder:
     return Encoder(folder if folder.exists() else name_or_folder, **options)
 
 
-def columns_of(models: str | None) -> list[EmbeddingColumn] | None:
+def columns_of(models: str | None) -> list[Freshness] | None:
     """The embedding columns of ``module:name``, a module of the working folder perhaps."""
     if models is None:
         return None

@@ -38,6 +38,8 @@ OPTIONS: dict[str, type] = {
     "document_prompt": str,
     "precision": str,
 }
+#: Bytes of what says how parts are made.
+LONGEST_HOW = 8192
 _LINE = re.compile(r"[^\x00-\x1f\x7f]{1,255}")
 
 
@@ -194,7 +196,7 @@ def _problem_of_values(facts: Facts) -> str | None:
         kinds, noun = ((int, float), "number") if kind is int else ((str,), "text")
         if name in options and type(options[name]) not in kinds:
             return f"the option {name} of the encoder is not a {noun}"
-    return _problem_of_words(facts)
+    return _problem_of_words(facts) or _problem_of_parts(facts)
 
 
 def _problem_of_words(facts: Facts) -> str | None:
@@ -210,6 +212,19 @@ def _problem_of_words(facts: Facts) -> str | None:
     for key, limit in (("k1", 1000), ("b", 1)):
         if type(words.get(key)) not in (int, float) or not 0 <= words[key] <= limit:
             return f"{key} of words is not a number from 0 to {limit}"
+    return None
+
+
+def _problem_of_parts(facts: Facts) -> str | None:
+    parts = facts.get("parts")
+    if parts is None:
+        return None
+    if not isinstance(parts, dict):
+        return "parts is not an object"
+    for key, most in (("table", LONGEST_NAME), ("how", LONGEST_HOW)):
+        value = parts.get(key)
+        if not isinstance(value, str) or not 1 <= len(value.encode()) <= most:
+            return f"{key} of parts is not a text of 1 to {most} bytes"
     return None
 
 

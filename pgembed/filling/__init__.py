@@ -9,6 +9,7 @@ cycle, flow               claim, encode, write: three threads, and what flows be
 leases                    the claims that other workers see
 statements, sql           all SQL of the cycle; the tables in ``pgembed`` and expressions it is written with
 bisection                 a bad row is found by bisection
+parts, parts_statements   the same of parts of texts: split, encoded where their vector is not there
 writes, failures          short writes under the digest's guard; the rows that are set aside
 listener                  being woken by NOTIFY
 heartbeat                 what a health check reads: who is alive, and what waits

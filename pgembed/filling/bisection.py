@@ -34,6 +34,7 @@ class Encoding:
 
     :param column: what errors call the column.
     :param before_call: called before every use of the encoder, which can take long: renews the leases.
+    :param on_encoded: called with the number of texts that were encoded.
     :param on_failure: called with each row that fails alone, and its error.
     """
 
@@ -44,12 +45,14 @@ class Encoding:
         *,
         column: str,
         before_call: Callable[[], None],
+        on_encoded: Callable[[int], None],
         on_failure: Callable[[Row, Exception], None],
     ) -> None:
         self._encoder = encoder
         self._column = column
         self._pace = pace
         self._before_call = before_call
+        self._on_encoded = on_encoded
         self._on_failure = on_failure
         self.suspects: deque[list[Row]] = deque()
 
@@ -133,6 +136,7 @@ class Encoding:
     ) -> Encoded | None:
         """Leave out the rows whose vectors Postgres would refuse: one of them would fail the whole
         statement."""
+        self._on_encoded(len(rows) - len(refused))
         if not refused:
             return Encoded(rows, vectors)
         for position, error in refused.items():

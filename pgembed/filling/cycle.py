@@ -18,14 +18,16 @@ from typing import Any
 import numpy as np
 from sqlalchemy import ColumnElement, Engine
 
-from pgembed.filling import failures
+from pgembed.filling import failures, parts
 from pgembed.filling.bisection import Encoding
 from pgembed.filling.flow import Channel, Closed, Counter, Counts, Encoded, Pace, Row
 from pgembed.filling.leases import Leases
+from pgembed.filling.parts_statements import PartsStatements
 from pgembed.filling.statements import Statements
 from pgembed.filling.targets import Target
 from pgembed.filling.transactions import Transactions
 from pgembed.filling.writes import Writing
+from pgembed.parts import PartsDeclaration, PartsTable
 
 logger = logging.getLogger(__name__)
 
@@ -95,26 +97,42 @@ class Cycle:
             stop=self._stop,
             target=target,
         )
-        self._statements = Statements(target)
+        bound = target.embedding
+        self._statements = (
+            PartsStatements(target, bound) if isinstance(bound, PartsTable) else Statements(target)
+        )
         self._leases = Leases(
             self._transactions,
             target,
             self._statements,
             ttl=settings.lease,
-            octets=settings.batch_octets,
+            octets=min(settings.batch_octets, parts.OCTETS)
+            if isinstance(bound, PartsTable)
+            else settings.batch_octets,
             where=where,
         )
-        self._pace = Pace(
-            settings.batch_seconds, start=settings.first_batch, largest=settings.batch_rows, growth=4
+        self._pace, self._claims = (
+            Pace(settings.batch_seconds, start=settings.first_batch, largest=settings.batch_rows, growth=4)
+            for _ in range(2)
         )
-        self._encoding = Encoding(
-            target.encoder,
-            self._pace,
-            column=str(target),
-            before_call=self._leases.renew,
-            on_failure=lambda row, error: self._failed(row, row.digest, error),
-        )
-        self._writing = Writing(
+        self._declaration = target.embedding.declaration
+        self._encoding: Encoding | parts.PartsEncoding
+        if isinstance(self._statements, PartsStatements):
+            self._encoding = parts.PartsEncoding(
+                self._encodes,
+                self._transactions,
+                self._statements,
+                pace=self._pace,
+                claims=self._claims,
+                stopped=self._stop.is_set,
+                on_failure=self._could_not_encode,
+            )
+            writing: Callable[..., Writing] = parts.PartsWriting
+        else:
+            self._claims = self._pace
+            self._encoding = self._encodes(self._could_not_encode)
+            writing = Writing
+        self._writing = writing(
             self._transactions,
             self._statements,
             seconds=settings.write_seconds,
@@ -174,6 +192,16 @@ class Cycle:
         if self._error is not None:
             raise self._error
         return self.counts
+
+    def _encodes(self, on_failure: Callable[[Row, Exception], None]) -> Encoding:
+        return Encoding(
+            self.target.encoder,
+            self._pace,
+            column=str(self.target),
+            before_call=self._leases.renew,
+            on_encoded=lambda texts: self._count(encoded=texts),
+            on_failure=on_failure,
+        )
 
     def _thread(self, work: Callable[[], None], name: str, close: Callable[[], None]) -> threading.Thread:
         def body() -> None:
@@ -252,12 +280,14 @@ class Cycle:
                 replacing = not all(row.bare for row in rows)
             self._count(claimed=len(rows))
             total += len(rows)
+            if isinstance(self._declaration, PartsDeclaration):
+                rows = parts.split(rows, self._declaration, self._could_not_encode)
             self._windows.put(rows)
         return total
 
     def _room(self) -> int:
         """How many rows to claim next; waits where a throttle says so."""
-        room = self._pace.rows
+        room = self._claims.rows
         claimed = self.counts.claimed
         if self._limit is not None:
             room = min(room, self._limit - claimed)
@@ -287,10 +317,11 @@ class Cycle:
                     continue
                 result = self._encode_window(rows)
             if result is not None:
-                self._count(encoded=len(result.rows))
                 self._results.put(result)
 
     def _encode_window(self, rows: list[Row]) -> Encoded | None:
+        if isinstance(self._encoding, parts.PartsEncoding):
+            return self._encoding.window(rows)
         cleared = [row for row in rows if row.digest is None]
         if cleared:
             # Postgres takes NULL for a vector without a digest; the zeros only fill the array.
@@ -327,6 +358,9 @@ class Cycle:
             # A pass that was woken for their new texts may have found them claimed.
             self._outdated = False
             self._woken.set()
+
+    def _could_not_encode(self, row: Row, error: Exception) -> None:
+        self._failed(row, row.digest, error)
 
     def _failed(self, row: Row, digest: Any, error: Exception | str) -> None:
         self._transactions.run(

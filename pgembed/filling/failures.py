@@ -22,6 +22,8 @@ from sqlalchemy import (
     exists,
     func,
     literal,
+    literal_column,
+    or_,
     select,
     table,
     text,
@@ -130,7 +132,11 @@ def clean(connection: Connection) -> None:
     for kept in (failure, lease):
         there = exists().where(
             same(_attribute.c.attrelid, kept.c.relation),
-            _attribute.c.attname == kept.c.column_name,
+            # Parts of a text are no column, but have a digest.
+            or_(
+                _attribute.c.attname == kept.c.column_name,
+                _attribute.c.attname == kept.c.column_name.op("||")(literal_column("'_digest'")),
+            ),
             ~_attribute.c.attisdropped,
         )
         connection.execute(delete(kept).where(~there))

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Generic, NamedTuple, TypeVar
 
 from pgembed.columns import Array
+from pgembed.parts import Cut
 
 _T = TypeVar("_T")
 
@@ -17,7 +18,8 @@ class Row(NamedTuple):
     """A claimed row: its key, the text to encode, and the digest of its sources.
 
     ``digest`` is ``None`` where there is no text, and so no vector; ``failed_before`` says that this text has
-    failed before, ``bare`` that the row has no vector, not even a stale one.
+    failed before, ``bare`` that the row has no vector, not even a stale one. A row with parts has the
+    ``texts`` of its sources instead, and once they are split ``cuts``, the parts that it should have.
     """
 
     key: str
@@ -25,11 +27,14 @@ class Row(NamedTuple):
     text: str
     failed_before: bool = False
     bare: bool = True
+    texts: tuple[str | None, ...] = ()
+    cuts: tuple[Cut, ...] = ()
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Rows and their vectors, float32 ``(len(rows), d)``."""
+    """Rows and their vectors, float32 ``(len(rows), d)``; of rows with parts those that were encoded, by the
+    digest of the part."""
 
     rows: list[Row]
     vectors: Array

@@ -29,6 +29,7 @@ from pgembed.filling.sql import lease, lines, text_array
 from pgembed.filling.statements import Statements
 from pgembed.filling.targets import Target
 from pgembed.filling.transactions import Transactions
+from pgembed.parts import PartsDeclaration
 
 logger = logging.getLogger(__name__)
 
@@ -124,9 +125,15 @@ class Leases:
         if claimed:
             with self._lock:
                 self._held[number] = {key for key, *_ in claimed}
-        compose = self._target.embedding.declaration.compose
+        declaration = self._target.embedding.declaration
+        if isinstance(declaration, PartsDeclaration):
+            return [
+                Row(key, wanted, "", failed, bare, tuple(texts))
+                for key, wanted, failed, bare, *texts in claimed
+            ]
         return [
-            Row(key, wanted, compose(texts), failed, bare) for key, wanted, failed, bare, *texts in claimed
+            Row(key, wanted, declaration.compose(texts), failed, bare)
+            for key, wanted, failed, bare, *texts in claimed
         ]
 
     def renew(self) -> None:

@@ -12,19 +12,22 @@ from typing import Any
 
 from sqlalchemy import Column, Connection, MetaData, Table, Text, text
 
-from pgembed.columns import EmbeddingColumn, embedding_column, embeddings_of
+from pgembed.columns import Freshness, embedding_column, embeddings_of
 from pgembed.columns.registration import OPTIONS, fields_of
+from pgembed.columns.trust import require_trust
 from pgembed.database.install import require_installed
 from pgembed.encoders import Encoder
 from pgembed.encoders.files import is_name
 from pgembed.encoders.sources.local import VARIABLE
-from pgembed.exc import NotInstalledError, NotTrustedError, RegistrationError
+from pgembed.exc import DeclarationError, NotInstalledError, NotTrustedError, RegistrationError
+from pgembed.parts import bind_parts, declared_as
 
 _REGISTERED = """
 SELECT CAST(e.relation AS oid) AS relation, c.relname AS name, n.nspname AS schema,
        pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(c.relname) AS qualified,
        e.column_name, e.digest_name, e.sources, e.template, e.encoder, e.fingerprint, e.dimensions, e.metric,
-       e.fields, CAST(e.options AS text) AS options, CAST(e.words AS text) AS words,
+       e.fill, e.fields, CAST(e.options AS text) AS options, CAST(e.words AS text) AS words,
+       CAST(e.parts AS text) AS parts,
        pgembed.is_predicate_of(e.pending_index, e.pending_predicate) AS in_index
 FROM pgembed.embedding_columns AS e
 JOIN pg_catalog.pg_class AS c ON c.oid = CAST(e.relation AS oid)
@@ -73,6 +76,7 @@ def entries(connection: Connection) -> list[dict[str, Any]]:
             "options": json.loads(row["options"] or "{}") or {},
             "fields": fields_of(row),
             "words": json.loads(row["words"] or "null"),
+            "parts": json.loads(row["parts"] or "null"),
         }
         for row in rows
     ]
@@ -140,17 +144,22 @@ def encoder_options(entry: dict[str, Any]) -> dict[str, Any]:
     return {**entry["options"], "fingerprint": entry["fingerprint"], "dimensions": entry["dimensions"]}
 
 
-def declared(entry: dict[str, Any], columns: dict[str, dict[str, Any]]) -> EmbeddingColumn:
-    """The embedding column that an entry of the registry describes, over a table built for it.
+def declared(
+    entry: dict[str, Any],
+    columns: dict[str, dict[str, Any]],
+    parts: dict[str, dict[str, Any]] | None = None,
+) -> Freshness:
+    """The embedding column that an entry of the registry describes, over a table built for it; or the parts.
 
     :param columns: those of the table, by name.
+    :param parts: those of the table of parts.
     :raises NotInstalledError: the table has no such columns, or no primary key.
     :raises RegistrationError: the registration does not fit the table or its index.
     :raises EncoderOptionError: options that an encoder cannot have.
     """
     keys = sorted((row for row in columns.values() if row["key_position"]), key=lambda r: r["key_position"])
     fields, vector, digest = entry["fields"], entry["column_name"], entry["digest_name"]
-    missing = {*entry["sources"], vector, digest} - columns.keys()
+    missing = {*entry["sources"], digest, *([] if parts else [vector])} - columns.keys()
     if missing:
         raise NotInstalledError(
             f"{name_of(entry)}: registered with the column {', '.join(sorted(missing))}, which the table "
@@ -159,7 +168,6 @@ def declared(entry: dict[str, Any], columns: dict[str, dict[str, Any]]) -> Embed
     if not keys:
         raise NotInstalledError(f"{name_of(entry)}: the table has no primary key any more")
     check_index(entry)
-    storage = columns[vector]["plain_type"].rpartition(".")[2]
     sources = dict(zip(entry["sources"], fields, strict=True))
     others = [row["name"] for row in keys if row["name"] not in sources]
     if digest != f"{vector}_digest" or {vector, digest, *others} & set(fields) or vector in others:
@@ -174,17 +182,61 @@ def declared(entry: dict[str, Any], columns: dict[str, dict[str, Any]]) -> Embed
             for row in keys
         ),
         *(Column(name, Text, key=key) for name, key in sources.items() if not columns[name]["key_position"]),
+        schema=entry["schema"],
+    )
+    encoder, of_vector = registered_encoder(entry), columns[vector] if parts is None else parts["embedding"]
+    storage = of_vector["plain_type"].rpartition(".")[2]
+    if parts is not None:
+        how = entry["parts"]["how"]
+        try:
+            declaration = declared_as(
+                how, fields, encoder=encoder, metric=entry["metric"], fill=entry["fill"], type=storage
+            )
+            return bind_parts(
+                declaration, vector, table, [table.c[key] for key in fields], called=entry["parts"]["table"]
+            )
+        except DeclarationError as error:
+            raise RegistrationError(
+                name_of(entry), f"its parts are made as {how}: {error}; a worker with --models knows more"
+            ) from error
+    table.append_column(
         embedding_column(
             *fields,
-            encoder=registered_encoder(entry),
+            encoder=encoder,
             template=entry["template"],
             metric=entry["metric"],
             type=storage,
             name=vector,
-        ).column,
-        schema=entry["schema"],
+        ).column
     )
     return embeddings_of(table)[0]
+
+
+def parts_of(connection: Connection, entry: dict[str, Any]) -> tuple[int, dict[str, dict[str, Any]]] | None:
+    """The oid and the columns of an entry's table of parts; ``None`` for a column.
+
+    :raises NotInstalledError: there is no such table, or not as it has to be.
+    :raises NotTrustedError: its owner is not trusted.
+    """
+    if entry["parts"] is None:
+        return None
+    name = f"{entry['qualified']}, its table of parts {entry['parts']['table']}"
+    relation = connection.scalar(
+        text(
+            "SELECT CAST(c.oid AS bigint) FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n "
+            "ON n.oid = c.relnamespace WHERE n.nspname = :schema AND c.relname = :name "
+            "AND c.relkind IN ('r', 'p')"
+        ),
+        {"schema": entry["schema"], "name": entry["parts"]["table"]},
+    )
+    if relation is None:
+        raise NotInstalledError(f"{name}: the database has no such table: create it, or migrate")
+    require_trust(connection, relation, name)
+    columns = columns_of(connection, relation)
+    missing = {"id", "number", "start", "end", "text", "digest", "embedding"} - columns.keys()
+    if missing:
+        raise NotInstalledError(f"{name}: it has no column {', '.join(sorted(missing))}: migrate it")
+    return relation, columns
 
 
 def columns_of(connection: Connection, relation: int) -> dict[str, dict[str, Any]]:

@@ -62,6 +62,7 @@ from sqlalchemy import table as table_
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.sql.selectable import FromClause, TableValuedAlias
 
+from pgembed.columns import EmbeddingColumn
 from pgembed.columns.digest import digest_sql
 from pgembed.columns.types import NamedType, VectorArrayType
 from pgembed.filling import sql
@@ -186,7 +187,8 @@ class Statements:
 
     def may_write(self) -> Select[Any]:
         """Whether this role may write vector and digest at all."""
-        names = (self._target.bare.vector.name, self._target.bare.digest.name)
+        bare = self._target.bare
+        names = [bare.digest.name, *([bare.vector.name] if isinstance(bare, EmbeddingColumn) else [])]
         return select(
             and_(*(func.pg_catalog.has_column_privilege(self._target.oid, name, "UPDATE") for name in names))
         )
@@ -194,7 +196,8 @@ class Statements:
     # --- writing ----------------------------------------------------------------------------------
 
     def write(self) -> Executable:
-        """Write the bound ``vectors`` and ``digests`` into the rows of ``keys`` that still want them.
+        """Write the bound ``vectors`` and ``digests`` into the rows of ``keys`` that still want them; where
+        rows have parts, the digests alone.
 
         Returns ``(key, again)`` of the rows that were written; ``again`` is NULL but for a row that is
         pending even then, because triggers change it: the digest of its text, empty if it has none.
@@ -202,15 +205,13 @@ class Statements:
         target = self._target
         bare = target.bare
         t = bare.table.alias("t")
-        vectors = VectorArrayType(target.vector_type, target.vector_type_oid)
-        v = self._unnest(
-            k=sql.bound_lines("keys"),
-            d=sql.digests(),
-            e=cast(bindparam("vectors", type_=vectors), vectors),
-        )
+        arrays = {"k": sql.bound_lines("keys"), "d": sql.digests()}
+        if isinstance(bare, EmbeddingColumn):
+            arrays["e"] = self._vectors()
+        v = self._unnest(**arrays)
         names = [key.key for key in bare.table.primary_key.columns]
         locked = (
-            select(*(t.c[name].label(f"key_{i}") for i, name in enumerate(names)), v.c.k, v.c.d, v.c.e)
+            select(*(t.c[name].label(f"key_{i}") for i, name in enumerate(names)), *v.c)
             .select_from(t.join(v, self._matches(t, v.c.k)))
             .order_by(*(t.c[name] for name in names))
             .with_for_update(key_share=True, of=t, skip_locked=True)
@@ -221,7 +222,11 @@ class Statements:
             update(bare.table)
             .values(
                 {
-                    bare.vector: case((locked.c.d.is_not(None), locked.c.e)),
+                    **(
+                        {bare.vector: case((locked.c.d.is_not(None), locked.c.e))}
+                        if isinstance(bare, EmbeddingColumn)
+                        else {}
+                    ),
                     bare.digest: locked.c.d,
                 }
             )
@@ -243,6 +248,11 @@ class Statements:
     def key(self, table: FromClause) -> ColumnElement[str]:
         """The primary key of a row as one text."""
         return cast(func.pg_catalog.jsonb_build_array(*self._keys(table)), Text)
+
+    def _vectors(self) -> ColumnElement[Any]:
+        """The bound ``vectors`` as an array of the column's type."""
+        array = VectorArrayType(self._target.vector_type, self._target.vector_type_oid)
+        return cast(bindparam("vectors", type_=array), array)
 
     def sweepable(self) -> Select[Any]:
         """Keys of failures that are over: the row was filled since, is gone, or has another text.
@@ -279,6 +289,7 @@ class Statements:
         return [by_name[column.name] for column in self._target.embedding.table.primary_key.columns]
 
     def _parsed(self, key: ColumnElement[Any]) -> list[ColumnElement[Any]]:
+        """The columns of a key; see :meth:`key`."""
         parts: list[ColumnElement[Any]] = []
         for position, name in enumerate(self._target.key_types):
             part = cast(key, JSONB).op("->>")(literal_column(str(position)))

@@ -11,7 +11,7 @@ import re
 import sysconfig
 import traceback
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +29,13 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import OID
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
-from sqlalchemy.orm import Mapper
+from sqlalchemy.orm import Mapper, RelationshipProperty
 
-from pgembed.columns import EmbeddingColumn, TextEncoder, VectorType, bound, embeddings_of
+from pgembed.columns import EmbeddingColumn, Freshness, TextEncoder, VectorType, bound, fresh_of
 from pgembed.columns.trust import require_trust
 from pgembed.exc import DeclarationError, NotInstalledError, PgembedError, RegistrationError
 from pgembed.filling import registry
+from pgembed.parts import PartsTable, parts_of
 
 #: Types that cannot be cast back from what ``jsonb ->> 0`` gives.
 _UNUSABLE_KEYS = re.compile(r"\[\]$|^(json|jsonb|record)$")
@@ -49,7 +50,7 @@ WHERE c.relname = CAST(:name AS text) AND c.relkind IN ('r', 'p')
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """An embedding column of a database, ready to be filled.
+    """An embedding column of a database, or the parts of a text, ready to be filled.
 
     :ivar embedding: its declaration, over the table that the user's conditions name.
     :ivar bare: the same over a table of names alone, which no ``onupdate`` of a model acts on.
@@ -59,10 +60,11 @@ class Target:
     :ivar builtin_keys: for each, whether Postgres's own operators compare it, not those of an extension.
     :ivar vector_type: SQL type of the vectors, without their dimensions; the extension's schema is named.
     :ivar vector_type_oid: its oid.
+    :ivar parts: the oid of the table of parts; ``None`` of a column.
     :ivar words: what the registration says of the column's words; ``None`` without ``words=``.
     """
 
-    embedding: EmbeddingColumn
+    embedding: Freshness
     relation: int
     name: str
     key_types: tuple[str, ...]
@@ -70,7 +72,8 @@ class Target:
     vector_type: str
     vector_type_oid: int
     words: dict[str, Any] | None
-    bare: EmbeddingColumn = field(init=False)
+    parts: int | None = None
+    bare: Freshness = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "bare", _bare(self.embedding))
@@ -82,6 +85,27 @@ class Target:
     def encoder(self) -> TextEncoder:
         """What fills the column."""
         return self.embedding.declaration.encoder
+
+    @property
+    def column(self) -> EmbeddingColumn:
+        """:attr:`embedding`, of a column.
+
+        :raises DeclarationError: it is the parts of a text.
+        """
+        if not isinstance(self.embedding, EmbeddingColumn):
+            raise DeclarationError(
+                f"{self} is declared with embedding_parts, expected a column: the encoder of parts "
+                "changes by a migration, after which workers fill them anew, in place"
+            )
+        return self.embedding
+
+    @property
+    def tables(self) -> list[tuple[int, Table]]:
+        """The tables that are read and written, each with its oid."""
+        found = [(self.relation, self.embedding.table)]
+        if self.parts is not None and isinstance(self.embedding, PartsTable):
+            found.append((self.parts, self.embedding.parts))
+        return found
 
     @property
     def oid(self) -> ColumnElement[int]:
@@ -113,7 +137,9 @@ def registered_targets(connection: Connection) -> list[Target | Refused]:
     for entry in registry.entries(connection):
         try:
             columns = registry.columns_of(connection, entry["relation"])
-            found.append(_opened(registry.declared(entry, columns), entry, columns))
+            parts = registry.parts_of(connection, entry)
+            declared = registry.declared(entry, columns, parts and parts[1])
+            found.append(_opened(declared, entry, columns, parts))
         except PgembedError as error:
             found.append(Refused(registry.name_of(entry), error))
         except SQLAlchemyError as error:  # SQLAlchemy does not accept a table of these names
@@ -125,7 +151,7 @@ def registered_targets(connection: Connection) -> list[Target | Refused]:
     return found
 
 
-def model_targets(connection: Connection, embeddings: Sequence[EmbeddingColumn]) -> list[Target | Refused]:
+def model_targets(connection: Connection, embeddings: Sequence[Freshness]) -> list[Target | Refused]:
     """The columns of models, checked against the database.
 
     :param embeddings: such as :func:`embeddings_in` finds.
@@ -143,7 +169,7 @@ def model_targets(connection: Connection, embeddings: Sequence[EmbeddingColumn])
 
 def find_targets(
     connection: Connection,
-    embeddings: Sequence[EmbeddingColumn] | None = None,
+    embeddings: Sequence[Freshness] | None = None,
     *,
     table: str | None = None,
     column_name: str | None = None,
@@ -180,18 +206,20 @@ def find_targets(
 
 
 def target_of(connection: Connection, column: Any) -> Target:
-    """The target of an embedding column: a mapped attribute, a ``Column``, an ``EmbeddingColumn``.
+    """The target of an embedding column or of parts: a mapped attribute, a ``Column``, a ``Freshness``.
 
     :raises DeclarationError: it is none.
     :raises NotInstalledError: the database does not have it, or has it with another encoder or template.
     """
     if isinstance(column, Target):
         return column
-    if not isinstance(column, EmbeddingColumn):
-        mapped = getattr(column, "property", None)
-        found = bound(column if mapped is None else mapped.columns[0])
+    if not isinstance(column, Freshness):
+        mapped: Any = getattr(column, "property", None)
+        found: Freshness | None = parts_of(column)
+        if found is None and not isinstance(mapped, RelationshipProperty):
+            found = bound(column if mapped is None else mapped.columns[0])
         if found is None:
-            raise DeclarationError(f"{column!r} is not an embedding column")
+            raise DeclarationError(f"{column!r} is not an embedding column or embedding_parts")
         column = found
     (target,) = model_targets(connection, [column])
     if isinstance(target, Refused):
@@ -199,7 +227,7 @@ def target_of(connection: Connection, column: Any) -> Target:
     return target
 
 
-def embeddings_in(where: str) -> list[EmbeddingColumn]:
+def embeddings_in(where: str) -> list[Freshness]:
     """The embedding columns of ``module:name``: a declarative base, a mapped class, MetaData or a Table.
 
     :raises DeclarationError: there is no such module or name, it cannot be imported, or it holds no embedding
@@ -214,7 +242,7 @@ def embeddings_in(where: str) -> list[EmbeddingColumn]:
             found = getattr(found, part)
     except Exception as error:  # the module is the application's code
         raise DeclarationError(f"{where}: {_what_and_where(error)}") from error
-    embeddings = [embedding for table in _tables(found) for embedding in embeddings_of(table)]
+    embeddings = [embedding for table in _tables(found) for embedding in fresh_of(table)]
     if not embeddings:
         raise DeclarationError(f"{where} ({found!r}) holds no embedding columns")
     return embeddings
@@ -246,7 +274,7 @@ def _tables(found: Any) -> list[Table]:
 
 
 def _checked(
-    connection: Connection, embedding: EmbeddingColumn, registered: dict[tuple[int, str], dict[str, Any]]
+    connection: Connection, embedding: Freshness, registered: dict[tuple[int, str], dict[str, Any]]
 ) -> Target:
     """The target of a model's column. Two workers with different declarations of one column would undo each
     other's work for ever, and a predicate that is not the index's would scan the whole table each time."""
@@ -258,10 +286,10 @@ def _checked(
             f"{embedding}: the database has no table {table.fullname}: create it, or migrate"
         )
     require_trust(connection, relation, str(embedding))
-    entry = registered.get((relation, str(embedding.vector.name)))
+    entry = registered.get((relation, embedding.name))
     if entry is None:
         problems = registry.problems(connection)
-        for name in (str(embedding.vector.name), None):  # None: of a registration that cannot be read
+        for name in (embedding.name, None):  # None: of a registration that cannot be read
             if (relation, name) in problems:
                 raise problems[relation, name]
         raise NotInstalledError(
@@ -269,20 +297,34 @@ def _checked(
             f"{embedding.pending_index_name!r}: create_all makes it, or a migration"
         )
     declaration = embedding.declaration
-    model = (declaration.encoder.fingerprint, declaration.template, [str(s.name) for s in embedding.sources])
-    database = (entry["fingerprint"], entry["template"], list(entry["sources"]))
+    model = (
+        declaration.encoder.fingerprint,
+        declaration.template,
+        [str(s.name) for s in embedding.sources],
+        embedding.facts.get("parts"),
+    )
+    database = (entry["fingerprint"], entry["template"], list(entry["sources"]), entry["parts"])
     if model != database:
+        several = "fingerprint, template, sources" + (", parts" if model[3] or database[3] else "")
+        shown = slice(None if model[3] or database[3] else 3)
         raise NotInstalledError(
-            f"{embedding}: the model has (fingerprint, template, sources) = {model}, the database "
-            f"{database}: migrate the database, or run the worker with the code that it was migrated by"
+            f"{embedding}: the model has ({several}) = {model[shown]}, the database "
+            f"{database[shown]}: migrate the database, "
+            f"or run the worker with the code that it was migrated by"
         )
     registry.check_index(entry)
-    return _opened(embedding, entry, registry.columns_of(connection, relation))
+    columns = registry.columns_of(connection, relation)
+    return _opened(embedding, entry, columns, registry.parts_of(connection, entry))
 
 
-def _opened(embedding: EmbeddingColumn, entry: dict[str, Any], columns: dict[str, dict[str, Any]]) -> Target:
+def _opened(
+    embedding: Freshness,
+    entry: dict[str, Any],
+    columns: dict[str, dict[str, Any]],
+    parts: tuple[int, dict[str, dict[str, Any]]] | None,
+) -> Target:
     keys = [str(column.name) for column in embedding.table.primary_key.columns]
-    missing = {*keys, str(embedding.vector.name)} - columns.keys()
+    missing = {*keys, *([embedding.name] if parts is None else [])} - columns.keys()
     if missing:
         raise NotInstalledError(
             f"{embedding}: the table has no column {', '.join(sorted(missing))}: migrate it"
@@ -293,7 +335,7 @@ def _opened(embedding: EmbeddingColumn, entry: dict[str, Any], columns: dict[str
         if _UNUSABLE_KEYS.search(row["type"]) or row["kind"] == "c":
             raise DeclarationError(f"{embedding}: a primary key of the type {row['type']} is not supported")
         types.append(row["type"])
-    vector = columns[str(embedding.vector.name)]
+    vector = columns[embedding.name] if parts is None else parts[1]["embedding"]
     return Target(
         embedding,
         entry["relation"],
@@ -303,10 +345,11 @@ def _opened(embedding: EmbeddingColumn, entry: dict[str, Any], columns: dict[str
         vector["plain_type"],
         vector["type_oid"],
         entry["words"],
+        None if parts is None else parts[0],
     )
 
 
-def _bare(embedding: EmbeddingColumn) -> EmbeddingColumn:
+def _bare(embedding: Freshness) -> Freshness:
     """The embedding over a table of the same names and nothing else."""
     declaration = embedding.declaration
     names = dict.fromkeys(
@@ -317,12 +360,15 @@ def _bare(embedding: EmbeddingColumn) -> EmbeddingColumn:
         name: Column(name, Text, key=f"column {place}", primary_key=place < len(embedding.table.primary_key))
         for place, name in enumerate(names)
     }
-    dimensions, storage = declaration.encoder.dimensions, declaration.storage
-    vector = Column(embedding.vector.name, VectorType(dimensions, storage), key="its vector")
     digest = Column(embedding.digest.name, embedding.digest.type, key="its digest")
     original = embedding.table
-    table = Table(original.name, MetaData(), *columns.values(), vector, digest, schema=original.schema)
+    table = Table(original.name, MetaData(), *columns.values(), digest, schema=original.schema)
     sources = tuple(columns[source.name] for source in embedding.sources)
+    if isinstance(embedding, PartsTable):
+        return replace(embedding, table=table, digest=digest, sources=sources)
+    dimensions, storage = declaration.encoder.dimensions, declaration.storage
+    vector = Column(embedding.name, VectorType(dimensions, storage), key="its vector")
+    table.append_column(vector)
     return EmbeddingColumn(declaration, table, digest, sources, vector)
 
 

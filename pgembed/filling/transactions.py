@@ -102,7 +102,7 @@ class Transactions:
         self._patience = patience
         self._stop = stop or threading.Event()
         self._target = target
-        self._may_lock: bool | None = None
+        self._may_lock: dict[int, bool] = {}
         # Times are parts of keys: they are written in UTC, whatever the session's time zone.
         types = () if target is None else target.key_types
         self._zone = "UTC" if any(name.endswith("with time zone") for name in types) else None
@@ -135,22 +135,22 @@ class Transactions:
             with connection.begin():
                 connection.execute(_SETTINGS, {"zone": self._zone})
                 if self._target is not None:
-                    self._check(connection, self._target)
+                    for relation, table in self._target.tables:
+                        self._check(connection, self._target, relation, table)
                 return work(connection)
 
-    def _check(self, connection: Connection, target: Target) -> None:
+    def _check(self, connection: Connection, target: Target, relation: int, table: Table) -> None:
         """Checks with the table locked, where the role may lock it: a statement that waits for an ALTER TABLE
         looks up the name again afterwards."""
-        table = target.embedding.table
         schema = connection.schema_for_object(table)
-        if self._may_lock is None:
-            self._may_lock = bool(connection.scalar(_MAY_LOCK, {"relation": target.relation}))
-        if self._may_lock:
+        if relation not in self._may_lock:
+            self._may_lock[relation] = bool(connection.scalar(_MAY_LOCK, {"relation": relation}))
+        if self._may_lock[relation]:
             name = written(Table(table.name, MetaData(), schema=schema))
             connection.exec_driver_sql(
                 f"LOCK TABLE {name} IN ACCESS SHARE MODE", execution_options={"no_parameters": True}
             )
-        named = {"relation": target.relation, "name": table.name, "schema": schema}
+        named = {"relation": relation, "name": table.name, "schema": schema}
         problem, same = connection.execute(_GUARD, named).one()
         if problem is not None:
             raise NotTrustedError(target.name, problem)

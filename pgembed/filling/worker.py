@@ -19,7 +19,7 @@ from typing import TypeAlias
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
-from pgembed.columns import EmbeddingColumn
+from pgembed.columns import Freshness
 from pgembed.columns.extension import LOCK_NOT_AVAILABLE
 from pgembed.exc import PgembedError, sqlstate
 from pgembed.filling import failures
@@ -82,7 +82,7 @@ class Worker:
     def __init__(
         self,
         engine: Engine,
-        models: Sequence[EmbeddingColumn] | None = None,
+        models: Sequence[Freshness] | None = None,
         *,
         table: str | None = None,
         column_name: str | None = None,

@@ -126,12 +126,14 @@ class Writing:
 
     def _execute(self, connection: Connection, some: Encoded) -> dict[str, str | None]:
         """The keys of the written rows, and what :meth:`Statements.write` returns for each."""
-        given = _named(some.rows) | {"vectors": some.vectors}
-        written: dict[str, str | None] = dict(connection.execute(self._write, given).all())
+        written: dict[str, str | None] = dict(connection.execute(self._write, self._bound(some)).all())
         if written and self._triggered(connection):
             keys = {"keys": lines(written)}
             written.update(connection.execute(self._changed_since, keys).all())
         return written
+
+    def _bound(self, some: Encoded) -> dict[str, Any]:
+        return named(some.rows) | {"vectors": some.vectors}
 
     def _triggered(self, connection: Connection) -> bool:
         """Whether the table has an AFTER UPDATE trigger; looked up now and then."""
@@ -144,7 +146,7 @@ class Writing:
         """Keep the vectors of locked rows that still want them; returns their keys."""
         if attempt == len(_RETRIES) or not missed:
             return set()
-        given = _named([some.rows[position] for position in missed])
+        given = named([some.rows[position] for position in missed])
         still = set(
             self._transactions.run(lambda connection: connection.scalars(self._still_wanting, given).all())
         )
@@ -162,7 +164,7 @@ class Writing:
         rest = Encoded([some.rows[position] for position in missed], some.vectors[missed])
 
         def work(connection: Connection) -> set[str]:
-            wanting = set(connection.scalars(self._writable, _named(rest.rows)))
+            wanting = set(connection.scalars(self._writable, named(rest.rows)))
             return wanting - self._execute(connection, rest).keys() if wanting else wanting
 
         keys = self._transactions.run(work)
@@ -195,5 +197,6 @@ class Writing:
         return state == "42501" and bool(self._transactions.run(lambda c: c.scalar(self._may_write)))
 
 
-def _named(rows: list[Row]) -> dict[str, Any]:
+def named(rows: list[Row]) -> dict[str, Any]:
+    """Keys and digests of rows as statements bind them."""
     return {"keys": lines(row.key for row in rows), "digests": lines(row.digest for row in rows)}

@@ -18,7 +18,7 @@ sentences    sentences, words and characters of any script
 """
 
 from pgembed.parts.formats import FORMATS, Format, Rank
-from pgembed.parts.part import Cut, Part, PartsDeclaration, embedding_parts
+from pgembed.parts.part import Cut, Part, PartsDeclaration, declared_as, embedding_parts
 from pgembed.parts.parts_table import PartsTable, bind_parts, parts_of, parts_with
 from pgembed.parts.sentences import sentences
 from pgembed.parts.splitters import Skip, Splitter
@@ -39,6 +39,7 @@ __all__ = [
     "Splitting",
     "TokenCounter",
     "bind_parts",
+    "declared_as",
     "embedding_parts",
     "parts_of",
     "parts_with",

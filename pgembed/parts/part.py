@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,8 @@ from pgembed.columns import Array, Embedding, TextEncoder
 from pgembed.columns import digest as digests
 from pgembed.columns.declaration import check_arguments
 from pgembed.columns.embedding import Fill, IndexDeclaration, OnError
+from pgembed.columns.names import octets
+from pgembed.columns.registration import LONGEST_HOW
 from pgembed.columns.types import VectorType
 from pgembed.columns.values import Storage
 from pgembed.exc import DeclarationError, MetricNotSupportedError
@@ -27,6 +30,7 @@ from pgembed.parts.splitting import Piece, Splitting, TokenCounter
 PARTS = "pgembed.parts"
 #: The key for the class of the parts, once it is mapped.
 ENTITY = "pgembed.parts.class"
+_WITHOUT_TEXTS = " without texts"
 
 
 class Part:
@@ -61,7 +65,7 @@ class Cut(NamedTuple):
     """A part that is to be made.
 
     :ivar encoded: what the encoder reads.
-    :ivar digest: of that, and of the encoder.
+    :ivar digest: of that, and of the encoder: parts of one digest have the same text and vector.
     """
 
     number: int
@@ -85,7 +89,7 @@ class PartsDeclaration(Embedding):
     @property
     def how(self) -> str:
         """All that decides the rows of a text's parts, but for the texts and the encoder."""
-        return self.splitting.recipe if self.keeps_text else f"{self.splitting.recipe} without texts"
+        return self.splitting.recipe if self.keeps_text else self.splitting.recipe + _WITHOUT_TEXTS
 
     @cached_property
     def recipe(self) -> str:
@@ -105,7 +109,8 @@ class PartsDeclaration(Embedding):
 
     def _cut(self, text: str, piece: Piece) -> Cut:
         encoded = piece.encoded(text)
-        made_from = digests.digest(self._recipe_of_part, [encoded])
+        # Of both, so that parts of one digest have the same text as well.
+        made_from = digests.digest(self._recipe_of_part, [piece.context, text[piece.start : piece.end]])
         assert made_from is not None, "no part is empty"
         return Cut(piece.number, piece.start, piece.end, text[piece.start : piece.end], encoded, made_from)
 
@@ -248,10 +253,41 @@ def declared(
         splitting=splitting,
         keeps_text=text,
     )
+    if octets(declaration.how) > LONGEST_HOW:
+        raise DeclarationError(
+            f"how parts are made has {octets(declaration.how)} bytes, expected {LONGEST_HOW} at most: "
+            "shorten the context"
+        )
     if declaration.metric.name not in metrics_of(type):
         raise MetricNotSupportedError(declaration.metric.name, metrics_of(type), by=f"a {type} column")
     if index is not None:
         index.check(VectorType(encoder.dimensions, type), declaration.metric)
+    return declaration
+
+
+def declared_as(how: str, sources: Sequence[str], **options: Any) -> PartsDeclaration:
+    """A declaration that makes parts as another one does; see :attr:`PartsDeclaration.how`.
+
+    :param options: the other arguments of :func:`embedding_parts`.
+    :raises DeclarationError: that one has a format or a splitter, or another version of one, than here.
+    """
+    recipe, _, _ = how.partition(_WITHOUT_TEXTS)
+    try:
+        _, named, max_tokens, overlap, context = json.loads(recipe)
+        ((known, _),) = named
+    except (ValueError, TypeError) as error:
+        raise DeclarationError("a splitter or settings that this pgembed does not know") from error
+    declaration = declared(
+        sources[:1],
+        context=context or None,
+        format=known,
+        max_tokens=max_tokens,
+        overlap=overlap,
+        text=recipe == how,
+        **options,
+    )
+    if declaration.how != how or declaration.sources != tuple(sources):
+        raise DeclarationError(f"this pgembed makes them as {declaration.how}")
     return declaration
 
 

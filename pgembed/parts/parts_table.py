@@ -90,17 +90,23 @@ def parts_with(vector: Column[Any]) -> PartsTable | None:
 
 
 def bind_parts(
-    declaration: PartsDeclaration, name: str, table: Table, sources: Sequence[Column[Any]]
+    declaration: PartsDeclaration,
+    name: str,
+    table: Table,
+    sources: Sequence[Column[Any]],
+    *,
+    called: str | None = None,
 ) -> PartsTable:
     """Put the digest and the pending index on a table, and make the table of its parts.
 
+    :param called: the name of the table of parts; by default ``<table>_<name>``.
     :raises DeclarationError: another table has the name of the new one.
     """
     digest = digest_column(table, name)
     keys = list(table.primary_key.columns)
     if not keys:
         raise DeclarationError(f"{table.fullname}.{name}: the table has no primary key, which parts refer to")
-    called = shortened(f"{table.name}_{name}")
+    called = called or shortened(f"{table.name}_{name}")
     if (called if table.schema is None else f"{table.schema}.{called}") in table.metadata.tables:
         raise DeclarationError(
             f"{table.fullname}.{name}: there is a table {called}, which is the name of its parts: rename one"

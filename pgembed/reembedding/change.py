@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from sqlalchemy import Connection, Row, func, select, text
 
-from pgembed.columns import EmbeddingColumn, answered
+from pgembed.columns import EmbeddingColumn, Freshness, answered
 from pgembed.columns.names import written
 from pgembed.database.install import require_installed
 from pgembed.exc import DeclarationError, EncoderError
@@ -102,7 +102,7 @@ class Change:
 
 def changes(
     connection: Connection,
-    embeddings: Sequence[EmbeddingColumn] | None = None,
+    embeddings: Sequence[Freshness] | None = None,
     *,
     min_recall: float | None = None,
     queries: int = 200,
@@ -165,7 +165,7 @@ def _change(
     min_recall: float | None,
     queries: int,
 ) -> Change:
-    embedding = target.embedding
+    embedding = target.column
     # Rows without a text have no vector, and do not count.
     counted = select(func.count()).select_from(embedding.table)
     rows = connection.scalar(counted.where(embedding.vector.is_not(None) | embedding.pending())) or 0
@@ -229,10 +229,10 @@ def _measure(
     queries: int,
 ) -> tuple[Recall | None, list[str]]:
     """What the new index finds, and what is wrong with the new column."""
-    problems = _other_space(connection, target.embedding)
-    declared = vector_index_of(target.embedding.vector)
+    problems = _other_space(connection, target.column)
+    declared = vector_index_of(target.column.vector)
     if declared is None and index is not None:
-        declared = declared_as(index, target.embedding.vector)
+        declared = declared_as(index, target.column.vector)
         if declared is None:
             return None, [*problems, f"the recall of {index.name} is not known: give --models"]
     if declared is None:

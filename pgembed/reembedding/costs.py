@@ -73,7 +73,7 @@ def plan_reembedding(
     (target,) = find_targets(connection, table=table, column_name=column_name)
     if isinstance(target, Refused):
         raise target.error
-    embedding = target.embedding
+    embedding = target.column
     declaration = embedding.declaration
     if declaration.encoder.fingerprint == encoder.fingerprint:
         raise DeclarationError(f"{target}: the column has that encoder already")
