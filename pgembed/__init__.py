@@ -19,12 +19,14 @@ if TYPE_CHECKING:
     from pgembed.columns import TextEncoder, Vector, Words, embedding_column
     from pgembed.indexes import HNSW, IVFFlat
     from pgembed.queries import (
+        aexplain_search,
         apassages,
         arerank,
         count_within,
         decay,
         diversify,
         duplicate_groups,
+        explain_search,
         facets,
         hybrid_search,
         keyword_search,
@@ -68,6 +70,7 @@ __all__ = [
     "TextEncoder",
     "Vector",
     "Words",
+    "aexplain_search",
     "apassages",
     "arerank",
     "count_within",
@@ -76,6 +79,7 @@ __all__ = [
     "diversify",
     "duplicate_groups",
     "embedding_column",
+    "explain_search",
     "export_onnx",
     "facets",
     "filling",

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
-from sqlalchemy import Connection
+from sqlalchemy import Connection, func, select
 
 from pgembed.cli.known import encoder_of, reflect, registered
 from pgembed.cli.options import (
@@ -20,9 +21,9 @@ from pgembed.cli.options import (
     say,
 )
 from pgembed.database.install import require_installed
-from pgembed.exc import NotInstalledError
-from pgembed.filling.registry import entries, name_of
-from pgembed.queries import semantic_search
+from pgembed.exc import NotInstalledError, RegistrationError
+from pgembed.filling.registry import columns_of, declared, entries, name_of
+from pgembed.queries import explain_search, semantic_search
 
 #: Characters of a text that are printed.
 _SHOWN = 300
@@ -46,11 +47,16 @@ def search(
     ] = None,
     limit: Annotated[int, typer.Option(min=1, help="How many rows.")] = 10,
     full: Annotated[bool, typer.Option("--full", help="Print the texts whole.")] = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Print how the rows are found instead: index, settings, recall.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Print the rows nearest to a text, best first: the score, the key, and the beginning of the text.
 
-    --full prints whole texts, --json whole rows.
+    --full prints whole texts, --json whole rows. --explain prints how they are found instead: exactly or
+    through which index, how many rows are compared and pending, and the recall that `pgembed index recall`
+    has measured last.
     """
     if not query.strip():
         raise typer.BadParameter("the text is empty", param_hint="QUERY")
@@ -61,6 +67,12 @@ def search(
             vector = opened.encode_queries([query])[0]
         reflected = reflect(connection, entry["name"], entry["schema"])
         statement = semantic_search(reflected.c[column], vector, limit=limit, metric=entry["metric"])
+        if explain:
+            explained = explain_search(connection, statement)
+            legs = [replace(leg, pending=_pending(connection, entry)) for leg in explained.legs]
+            explained = replace(explained, legs=tuple(legs))
+            say(json.dumps(explained.as_dict(), indent=2) if as_json else str(explained))
+            return
         rows = connection.execute(statement).all()
     hidden = {column, entry["digest_name"]}
     if as_json:
@@ -77,6 +89,15 @@ def search(
             continue
         shown = words if len(words) <= _SHOWN else f"{words[:_SHOWN]} ..."
         print_line(f"{row[-1]:.3f}  [bold]{escape(key)}[/]  [dim]{escape(shown)}[/]")
+
+
+def _pending(connection: Connection, entry: dict[str, Any]) -> int | None:
+    """How many rows are pending; ``None`` where the registration does not fit the table."""
+    try:
+        embedding = declared(entry, columns_of(connection, entry["relation"]))
+    except RegistrationError:
+        return None
+    return connection.scalar(select(func.count()).where(embedding.pending()))
 
 
 def _registered(connection: Connection, table: str, column: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ locks, server_settings     short locks; settings of the server for the time of a
 standing, differences      the indexes of a database, and whether they are as declared
 readiness                  whether an index that a search needs is there, asked within its statement
 findings                   ``check``: what is wrong with them; bugs of pgvector, by version
+measurement                the recall of an index when it was last measured
 query_plan                 ``explain``: whether a statement uses an index, and why not
 errors                     errors of building and measuring
 =========================  ==============================================================================

@@ -31,6 +31,7 @@ from pgembed.indexes.differences import (
 )
 from pgembed.indexes.errors import IndexBuildError
 from pgembed.indexes.locks import Patience, turn
+from pgembed.indexes.measurement import Measurement
 from pgembed.indexes.partitions import PartitionBuilds, count_leaves, is_partitioned, leaves
 from pgembed.indexes.progress import OnProgress, Progress, watched
 from pgembed.indexes.server_settings import applied, autocommitting, unlimited
@@ -216,7 +217,8 @@ class _Build:
         _remove_leftovers(connection, self.index, self.patience)
 
     def _replace(self, old: StandingIndex) -> None:
-        """Build another index beside the existing one, in its tablespace, with its name and comment.
+        """Build another index beside the existing one, in its tablespace, with its name and comment, but for
+        what was measured of the old one.
 
         Names are swapped in one transaction, which does not lock others out.
         """
@@ -225,7 +227,7 @@ class _Build:
         self._run(_table(self.index), statement, {"default_tablespace": old.tablespace})
 
         def swap(brief: Connection) -> None:
-            if old.comment is not None:
+            if old.comment is not None and Measurement.read(old.comment) is None:
                 brief.execute(CommentOnIndex(old.schema, new, old.comment))
             brief.execute(RenameIndex(old.schema, old.name, gone))
             brief.execute(RenameIndex(old.schema, new, old.name))

@@ -180,12 +180,16 @@ def _lock_view(element: LockMaterializedView, compiler: Any, **_: Any) -> str:
 
 
 class Explain(Executable, ClauseElement):
-    """``EXPLAIN (VERBOSE, FORMAT json) <statement>``"""
+    """``EXPLAIN (VERBOSE, FORMAT json) <statement>``
+
+    :param analyze: execute it, ``EXPLAIN (ANALYZE, TIMING OFF, VERBOSE, FORMAT json)``.
+    """
 
     inherit_cache = False
 
-    def __init__(self, statement: ClauseElement) -> None:
+    def __init__(self, statement: ClauseElement, *, analyze: bool = False) -> None:
         self.statement = statement
+        self.how = "ANALYZE, TIMING OFF, VERBOSE" if analyze else "VERBOSE"
 
 
 @compiles(Explain)
@@ -193,7 +197,7 @@ def _explain(element: Explain, compiler: Any, **kw: Any) -> str:
     statement = str(compiler.process(element.statement, **kw))
     # The answer is a plan, which is not to be read as the first column of the statement would be.
     compiler._result_columns = []
-    return "EXPLAIN (VERBOSE, FORMAT json) " + statement
+    return f"EXPLAIN ({element.how}, FORMAT json) " + statement
 
 
 def _qualified(element: OfIndex, compiler: Any) -> str:

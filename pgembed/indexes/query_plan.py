@@ -17,14 +17,15 @@ from pgembed.indexes.ddl import Explain
 from pgembed.indexes.server_settings import undone
 from pgembed.indexes.standing import StandingIndex, standing
 
-_OPERATOR = re.compile(r" (?:OPERATOR\([^)]*?)?(<=>|<->|<#>|<\+>|<~>|<%>)\)? ")
+#: A distance in a plan.
+OPERATOR = re.compile(r" (?:OPERATOR\([^)]*?)?(<=>|<->|<#>|<\+>|<~>|<%>)\)? ")
 _FUNCTION = re.compile(
     r"\b(cosine_distance|l[12]_distance|(?:vector_)?(?:negative_)?inner_product|hamming_distance|jaccard_distance)\("
 )
 _DESCENDING = re.compile(r" DESC(?: NULLS (?:FIRST|LAST))?$")
 _CAST = re.compile(r"\([\w.\"$]+\)::(\w+(?:\(\d+\))?) ")
 #: The end of the key of an exact search, which adds 0 to keep indexes out.
-_EXACT = re.compile(r"\+ '?0(?:\.0)?'?(?:::double precision)?\)*$")
+EXACT = re.compile(r"\+ '?0(?:\.0)?'?(?:::double precision)?\)*$")
 _CONDITIONS = ("Filter", "Index Cond", "Recheck Cond")
 _NO_OTHER_WAY = ("enable_seqscan", "enable_sort", "enable_bitmapscan")
 
@@ -100,10 +101,18 @@ def plan_of(
     connection: Connection, statement: ClauseElement, parameters: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """The plan of a statement, as Postgres gives it in JSON."""
-    answer = connection.execute(Explain(statement), dict(parameters or {})).scalar_one()
-    plans = json.loads(answer) if isinstance(answer, str) else answer
-    root: dict[str, Any] = plans[0]["Plan"]
+    root: dict[str, Any] = explained(connection, Explain(statement), parameters)["Plan"]
     return root
+
+
+def explained(
+    connection: Connection, statement: Explain, parameters: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """What Postgres answers to EXPLAIN: the plan, and with ANALYZE the times."""
+    answer = connection.execute(statement, dict(parameters or {})).scalar_one()
+    plans = json.loads(answer) if isinstance(answer, str) else answer
+    found: dict[str, Any] = plans[0]
+    return found
 
 
 def nodes(root: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -132,10 +141,10 @@ def _of_plan(index: StandingIndex, root: dict[str, Any], version: int) -> Iterat
     found = list(nodes(root))
     keys = [key for node in found for key in node.get("Sort Key", ())]
     keys += [node["Order By"] for node in found if "Order By" in node]  # what another index gives
-    ordered = [key for key in keys if _OPERATOR.search(key) or _FUNCTION.search(key)]
+    ordered = [key for key in keys if OPERATOR.search(key) or _FUNCTION.search(key)]
     if not ordered:
         yield "nothing is ordered by a distance: it serves ORDER BY distance LIMIT n"
-    approximate = [key for key in ordered if not _EXACT.search(key)]
+    approximate = [key for key in ordered if not EXACT.search(key)]
     if ordered and not approximate:
         yield (
             'the search is exact: it adds 0 to the distance, as pgembed does with mode="exact" and where no '
@@ -169,7 +178,7 @@ def _of_key(index: StandingIndex, key: str) -> Iterator[str]:
     if _DESCENDING.search(key):
         yield "the order is descending: it gives the nearest first"
     expression = _bare(_DESCENDING.sub("", key))
-    operator = _OPERATOR.search(expression)
+    operator = OPERATOR.search(expression)
     if operator is None:
         function = _FUNCTION.search(expression)
         assert function is not None

@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 
-from sqlalchemy import ARRAY, Connection, Engine, String, bindparam, func, select, text
+from sqlalchemy import (
+    ARRAY,
+    Connection,
+    Engine,
+    NestedTransaction,
+    String,
+    bindparam,
+    func,
+    select,
+    text,
+)
 from sqlalchemy.exc import DBAPIError
 
 from pgembed.exc import sqlstate
@@ -24,12 +34,8 @@ def undone(connection: Connection) -> Iterator[None]:
     In autocommit the block has a transaction of its own, ``BEGIN; ROLLBACK``. The server knows whether there
     is one already, which may have been begun by hand.
     """
-    try:
-        savepoint = connection.begin_nested()
-    except DBAPIError as error:
-        if sqlstate(error) != _NO_TRANSACTION:
-            raise
-    else:
+    savepoint = _savepoint(connection)
+    if savepoint is not None:
         try:
             yield
         finally:
@@ -41,6 +47,23 @@ def undone(connection: Connection) -> Iterator[None]:
     finally:
         if not connection.invalidated:
             connection.exec_driver_sql("ROLLBACK")
+
+
+@contextmanager
+def nested(connection: Connection) -> Iterator[None]:
+    """An error in the block takes back what the block did, and no more: a savepoint, if in a transaction."""
+    with _savepoint(connection) or nullcontext():
+        yield
+
+
+def _savepoint(connection: Connection) -> NestedTransaction | None:
+    """``None`` where there is no transaction."""
+    try:
+        return connection.begin_nested()
+    except DBAPIError as error:
+        if sqlstate(error) != _NO_TRANSACTION:
+            raise
+        return None
 
 
 @contextmanager

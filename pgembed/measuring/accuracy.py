@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from sqlalchemy import Connection, Select, bindparam, cast, func, select
 from pgembed.exc import DeclarationError, QueryError, need_connection
 from pgembed.indexes.errors import IndexNotUsedError, NoNeighboursError
 from pgembed.indexes.indexed import Indexed
+from pgembed.indexes.measurement import Measurement
 from pgembed.indexes.methods import ACCESS_METHODS, Search
 from pgembed.indexes.query_plan import plan_of, reasons, uses
 from pgembed.indexes.server_settings import undone
@@ -86,6 +88,9 @@ def recall(
     of the exact ones, so that any of several equally distant rows will do. Settings end with the call, which
     makes a savepoint in the connection's transaction, or in autocommit a transaction.
 
+    What is found becomes the comment of the index, where the role owns it, the transaction may write, and
+    nobody else has commented on it; :func:`~pgembed.queries.explain_search` reads it there.
+
     The interval is Wilson's (1927) over the effective number of independent answers: neighbours of one query
     are missed together (Kish 1965, design effect).
 
@@ -99,7 +104,11 @@ def recall(
     :raises QueryError: a setting out of its range or of the other access method, or no queries.
     """
     bench = Bench.of(connection, target, queries, k)
-    return bench.measure(connection, bench.value_of(ef_search, probes))
+    found = bench.measure(connection, bench.value_of(ef_search, probes))
+    now = datetime.now(UTC).replace(microsecond=0)
+    of = (found.recall, found.low, found.high, found.k, found.setting, found.value, found.queries)
+    Measurement(*of, now).keep(connection, bench.index)
+    return found
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ sums                          ``vector_of``: sums of vectors as a query
 hybrid, fusion                ``hybrid_search``, and how its searches are fused
 keywords                      ``keyword_search``
 fulltext, bm25                rows by their words: by ``ts_rank``, and by BM25 where words are declared
+explanation                   ``explain_search``, ``aexplain_search``: how a search was executed
 classify                      ``knn_classify``, ``knn_classify_many``
 votes                         what neighbours' votes weigh, ``softmax``; the label that wins, or why none does
 duplicates                    ``near_duplicates``, ``duplicate_groups``
@@ -36,6 +37,7 @@ from pgembed.queries.classify import knn_classify, knn_classify_many
 from pgembed.queries.counts import count_within, facets
 from pgembed.queries.diversity import diversify
 from pgembed.queries.duplicates import duplicate_groups, near_duplicates
+from pgembed.queries.explanation import SearchExplanation, SearchLeg, aexplain_search, explain_search
 from pgembed.queries.highlights import Passage, apassages, passages
 from pgembed.queries.hybrid import hybrid_search
 from pgembed.queries.keywords import keyword_search
@@ -48,12 +50,16 @@ from pgembed.queries.votes import softmax
 
 __all__ = [
     "Passage",
+    "SearchExplanation",
+    "SearchLeg",
+    "aexplain_search",
     "apassages",
     "arerank",
     "count_within",
     "decay",
     "diversify",
     "duplicate_groups",
+    "explain_search",
     "facets",
     "hybrid_search",
     "keyword_search",

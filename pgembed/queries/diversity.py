@@ -65,6 +65,7 @@ def diversify(
     chosen: Diversified[*tuple[Any, ...]] = Diversified.sealing(
         found.order_by(picked.c.rank),
         page.subject.entity,
+        legs=[near],
         distance=picked.c.distance,
         score=page.subject.metric.score(picked.c.distance),
         rank=picked.c.rank,

@@ -224,6 +224,7 @@ def hybrid_search(
         if not subjects or any(each.entity is not subjects[0].entity for each in subjects):
             raise QueryError(f"column={column!r}; expected a column, or several columns of one entity")
         legs: list[tuple[str, Select[Any]]] = []
+        searches: list[Any] = []
         rows = 0
         for subject in subjects:
             vector, also = query_sql(subject, query)
@@ -234,6 +235,7 @@ def hybrid_search(
             nearest = Nearest(subject, vector, conditions, rows, 0, None, mode, settings)
             name = "vector" if len(subjects) == 1 else subject.column.key
             legs.append((name, _near(nearest)))
+            searches.append(nearest)
         by_words = next((each for each in subjects if each.embedding and each.embedding.words), subjects[0])
         conditions = [*by_words.conditions(where, stale), *also]
         matches = matching(by_words, text, looked_for, config, conditions, rows)
@@ -251,6 +253,7 @@ def hybrid_search(
         return Hybrid.sealing(
             statement.order_by(found.c.score.desc(), *order),
             subjects[0].entity,
+            legs=[*searches, by_words],
             score=found.c.score,
             **{f"{name}_rank": found.c[f"rank_{n}"] for n, (name, _) in enumerate(legs)},
             **{f"{name}_score": found.c[f"score_{n}"] for n, (name, _) in enumerate(legs)},

@@ -108,7 +108,7 @@ def keyword_search(
         if offset:
             found = select(found).where(found.c.text_rank > offset).subquery()
         statement = selecting(subject, base, found, helper="keyword_search").order_by(found.c.text_rank)
-        return Keywords.sealing(statement, subject.entity, score=found.c.text_score)
+        return Keywords.sealing(statement, subject.entity, legs=[subject], score=found.c.text_score)
 
     options = (limit, offset, config)
     return templated(build, column, given, options, base=base, expressions=[*texts, *where], kind=_QUESTION)

@@ -101,7 +101,7 @@ def search_many(
     """
     subject = resolve(column, metric)
     asked, conditions = asked_by(subject, queries)
-    hits = Nearest(
+    nearest = Nearest(
         subject,
         asked.c.vector,
         [*subject.conditions(where, stale, asked), *conditions],
@@ -111,13 +111,15 @@ def search_many(
         mode,
         SearchSettings(ef_search, probes),
         asked,
-    ).subquery()
+    )
+    hits = nearest.subquery()
     keys = [key for key in hits.c if key.key.startswith("query_")]
     named = [key.label("query") for key in keys] if len(keys) == 1 else keys
     statement = selecting(subject, base, hits, helper="search_many", first=named)
     return Searches.sealing(
         statement.order_by(hits.c.n, hits.c.rank),
         subject.entity,
+        legs=[nearest],
         distance=hits.c.distance,
         score=subject.metric.score(hits.c.distance),
         rank=hits.c.rank,

@@ -166,6 +166,7 @@ def recommend(
     return Recommended.sealing(
         statement.order_by(*order, *subject.keys),
         subject.entity,
+        legs=[page],
         page=(page, base) if strategy == "average" else None,
         distance=hits.c.distance,
         score=score,

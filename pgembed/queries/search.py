@@ -299,7 +299,9 @@ def semantic_search(
             own["total"] = hits.c.payload_1
         statement = selecting(subject, base, hits, helper="semantic_search")
         page = (nearest, base) if chosen is None and boost is None and not total else None
-        return SearchSelect.sealing(statement.order_by(*order), subject.entity, page=page, **own)
+        return SearchSelect.sealing(
+            statement.order_by(*order), subject.entity, legs=[nearest], page=page, **own
+        )
 
     if chosen is not None or boost is not None or total or of_parts or neighbours is not None:
         return build(query)

@@ -113,7 +113,8 @@ class SearchSelect(_Select[*_Ts]):
     if not TYPE_CHECKING:
 
         def __getstate__(self):
-            return super().__getstate__() | {"_page": None}  # elsewhere, it is a statement and no more
+            # Elsewhere, it is a statement and no more.
+            return super().__getstate__() | {"_page": None, "_legs": ()}
 
         subquery = _as_from("subquery")
         alias = _as_from("alias")
@@ -134,11 +135,19 @@ class SearchSelect(_Select[*_Ts]):
 
     @classmethod
     def sealing(
-        cls, statement: Select[Any], searched: Any = None, /, page: Any = None, **own: ColumnElement[Any]
+        cls,
+        statement: Select[Any],
+        searched: Any = None,
+        /,
+        legs: Sequence[Any] = (),
+        page: Any = None,
+        **own: ColumnElement[Any],
     ) -> Self:
         """``statement`` as a search; the statement given is left as it is.
 
         :param searched: the entity whose rows it selects.
+        :param legs: the searches that it is made of, to explain it by: by vectors, and the subjects of those
+            by words.
         :param page: the search and the base select, where the search can be asked for another page.
         :param own: the columns that the search adds.
         """
@@ -147,6 +156,7 @@ class SearchSelect(_Select[*_Ts]):
         copy: Any = statement.add_columns(*labels)
         copy.__class__ = cls
         copy._searched = searched
+        copy._legs = legs
         copy._page = page
         return cast("Self", copy)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sqlalchemy import URL, Engine, create_engine, text
+from sqlalchemy import URL, Engine, create_engine, make_url, text
 from sqlalchemy.orm import Session
 
 from pgembed import Encoder
@@ -100,6 +100,33 @@ def test_search_prints_the_best_rows_first(helpdesk: str, environment: dict[str,
         call("search", "article", "embedding", "x", "--url", helpdesk, "--json", **environment).stdout
     )
     assert found[0].keys() == {"id", "title", "distance", "score"}
+
+
+def test_search_explains_itself(helpdesk: str, environment: dict[str, str]) -> None:
+    arguments = ("search", "article", "embedding", "reset my password", "--explain")
+    shown = call(*arguments, "--url", helpdesk, **environment)
+    assert shown.returncode == 0, shown.stderr
+    assert re.fullmatch(
+        r"semantic_search: 2 rows in [\d.]+ ms\n"
+        r"public.article.embedding: exact, 2 rows compared\n"
+        r"  no index: none is declared that serves cosine\n"
+        r"  1 row pending\n",
+        shown.stdout,
+    )
+    # So small a table is rather read than looked up in an index.
+    url = make_url(helpdesk).update_query_dict({"options": "-c enable_seqscan=off -c enable_sort=off"})
+    there = ("--url", url.render_as_string(hide_password=False))
+    assert call("index", "create", "article", "embedding", *there).returncode == 0
+    assert (
+        call("index", "recall", "article", "embedding", "--queries", "2", "--k", "1", *there).returncode == 0
+    )
+    shown = call(*arguments, "--limit", "1", *there, **environment)
+    assert "public.article.embedding: through ix_article_embedding_hnsw (hnsw), 2 candidates" in shown.stdout
+    assert re.search(r"\n  recall@1 1.0000 \(0.\d+ to 1.0000\), ef_search 40, 2 queries, 20", shown.stdout)
+    found = json.loads(call(*arguments, "--json", *there, **environment).stdout)
+    assert found["settings"]["hnsw.ef_search"] == "40"
+    (leg,) = found["legs"]
+    assert (leg["index"], leg["pending"], leg["measured"]["k"]) == ("ix_article_embedding_hnsw", 1, 1)
 
 
 def test_columns_of_unknown_types_are_ignored(

@@ -17,7 +17,8 @@ from sqlalchemy.orm import Session
 from pgembed import HNSW, IVFFlat
 from pgembed.database import install
 from pgembed.exc import DeclarationError, DimensionMismatchError, MissingExtraError, QueryError
-from pgembed.indexes import IndexMissingError, IndexNotUsedError, create
+from pgembed.indexes import IndexMissingError, IndexNotUsedError, create, measurement, reindex
+from pgembed.indexes.measurement import Measurement
 from pgembed.indexes.methods import ACCESS_METHODS
 from pgembed.measuring import plot, recall, sweep, tune
 from pgembed.measuring.accuracy import Bench
@@ -219,6 +220,63 @@ def test_searches_are_measured_as_users_get_them(engine, poor):
         nearest = 'SELECT id FROM "Item" ORDER BY vector <-> (SELECT vector FROM "Item" WHERE id = 1)'
         assert len(connection.execute(text(f"{nearest} LIMIT 1001")).all()) < 1001
         assert recall(connection, poor.c.vector, queries=10, k=1000, ef_search=5).recall == 1
+
+
+def kept(connection):
+    return connection.scalar(text("SELECT obj_description('ann'::regclass)"))
+
+
+def test_what_was_measured_is_the_comment_of_the_index(engine, poor, monkeypatch):
+    with engine.begin() as connection:
+        found = recall(connection, poor.c.vector, queries=20, k=3, ef_search=5)
+        connection.execute(text("SET LOCAL lock_timeout = '7s'"))
+    with engine.connect() as connection:
+        measured = Measurement.read(kept(connection))
+        assert (measured.k, measured.queries, measured.value) == (3, found.queries, 5)
+        assert measured.recall == pytest.approx(found.recall, abs=1e-4)
+        # It is written in the transaction of the caller, whose settings stay.
+        connection.execute(text("SET LOCAL lock_timeout = '7s'"))
+        recall(connection, poor.c.vector, queries=5, k=4)
+        assert Measurement.read(kept(connection)).k == 4
+        assert connection.scalar(text("SHOW lock_timeout")) == "7s"
+        connection.rollback()
+        assert Measurement.read(kept(connection)) == measured
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text("SET enable_seqscan = off"))
+        recall(connection, poor.c.vector, queries=5, k=6)
+        assert connection.scalar(text("SHOW lock_timeout")) == "0"
+    with engine.connect() as connection:
+        assert Measurement.read(kept(connection)).k == 6
+    with engine.begin() as connection:
+        monkeypatch.setitem(measurement._PATIENCE, "lock_timeout", "10ms")
+        connection.execute(text("COMMENT ON INDEX ann IS 'of searches'"))
+        with engine.begin() as other:  # the index is locked
+            assert recall(other, poor.c.vector, queries=5, k=7).recall > 0
+        assert recall(connection, poor.c.vector, queries=5, k=7).recall > 0
+        assert kept(connection) == "of searches"
+        connection.rollback()
+    with engine.connect() as connection:
+        assert Measurement.read(kept(connection)).k == 6
+
+
+def test_measuring_needs_no_right_to_write(engine, poor):
+    with engine.connect() as connection:
+        connection.execute(text("SET TRANSACTION READ ONLY"))
+        assert recall(connection, poor.c.vector, queries=5).recall > 0
+        connection.rollback()
+        connection.execute(text("CREATE ROLE measuring"))
+        connection.execute(text('GRANT SELECT ON "Item" TO measuring'))
+        connection.execute(text("SET LOCAL ROLE measuring"))
+        assert recall(connection, poor.c.vector, queries=5).recall > 0
+        assert kept(connection) is None
+
+
+def test_another_graph_was_not_measured(engine, poor):
+    with engine.begin() as connection:
+        recall(connection, poor.c.vector, queries=5)
+    reindex(engine, HNSW(poor.c.vector, name="ann", m=5, ef_construction=12, metric="l2"))
+    with engine.connect() as connection:
+        assert kept(connection) is None
 
 
 def test_drawings_that_cannot_be_written(tmp_path):
