@@ -162,10 +162,10 @@ def _source(subject: Subject) -> Any:
     """The one text that the vectors are made of."""
     sources = () if subject.embedding is None else subject.embedding.sources
     if len(sources) != 1:
-        names = ", ".join(source.key for source in sources)
+        names = ", ".join(source.key for source in sources) or "parts of texts"
         raise QueryError(
             f"the vectors of {subject} are made of {names}: pass the text whose sentences to compare, as in "
-            f"text=Article.{sources[-1].key}"
+            "text=Article.body"
         )
     return subject.own(sources[0])
 
