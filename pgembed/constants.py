@@ -54,6 +54,8 @@ GROUPS_WIDER = 10
 NEIGHBOURS = Range(1, 1000)
 #: Up to this many rows, comparing all pairs is about as fast as looking up the neighbours of each.
 EXACT_UP_TO = 5_000
+#: Groups of at most this many rows have all their pairs compared to find the two that are least alike.
+INNER_UP_TO = 1_000
 #: Vectors in an array. Arrays are unpacked in memory, so a table of any size is compared block by block.
 BLOCK = 64
 

@@ -50,7 +50,7 @@ class Metric:
     operator_class: str
     types: tuple[str, ...]
     score: Callable[[Any], Any]
-    distance: Callable[[float], float]
+    distance: Callable[[Any], Any]
     scores: str
     is_score: Callable[[float], bool]
     weight: Callable[[Expression, Expression | None], Expression]

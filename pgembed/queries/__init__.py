@@ -19,8 +19,10 @@ fulltext, bm25                rows by their words: by ``ts_rank``, and by BM25 w
 explanation                   ``explain_search``, ``aexplain_search``: how a search was executed
 classify                      ``knn_classify``, ``knn_classify_many``
 votes                         what neighbours' votes weigh, ``softmax``; the label that wins, or why none does
-duplicates                    ``near_duplicates``, ``duplicate_groups``
-pairs, components             pairs of near rows; the groups that they make
+duplicates                    ``near_duplicates``, ``duplicate_groups``, ``mine_pairs``
+keeping                       ``keep_list``
+edges                         pairs searched for, or stored before: ``rethreshold``
+pairs, numbering, components  pairs of near rows, over row numbers; the groups that they make
 subject, vectors              what is searched, and what for: a text, a vector, a row
 owners, surroundings          whose parts are searched; the text around a part
 arguments                     what the arguments of the helpers may be
@@ -36,10 +38,12 @@ from pgembed.queries.boosts import decay
 from pgembed.queries.classify import knn_classify, knn_classify_many
 from pgembed.queries.counts import count_within, facets
 from pgembed.queries.diversity import diversify
-from pgembed.queries.duplicates import duplicate_groups, near_duplicates
+from pgembed.queries.duplicates import duplicate_groups, mine_pairs, near_duplicates
+from pgembed.queries.edges import rethreshold
 from pgembed.queries.explanation import SearchExplanation, SearchLeg, aexplain_search, explain_search
 from pgembed.queries.highlights import Passage, apassages, passages
 from pgembed.queries.hybrid import hybrid_search
+from pgembed.queries.keeping import keep_list
 from pgembed.queries.keywords import keyword_search
 from pgembed.queries.many import search_many
 from pgembed.queries.recommendation import recommend
@@ -62,13 +66,16 @@ __all__ = [
     "explain_search",
     "facets",
     "hybrid_search",
+    "keep_list",
     "keyword_search",
     "knn_classify",
     "knn_classify_many",
+    "mine_pairs",
     "near_duplicates",
     "passages",
     "recommend",
     "rerank",
+    "rethreshold",
     "search_many",
     "semantic_search",
     "softmax",

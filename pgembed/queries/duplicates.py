@@ -1,31 +1,31 @@
-"""``near_duplicates`` and ``duplicate_groups``: rows of a table that say nearly the same."""
+"""``near_duplicates``, ``duplicate_groups`` and ``mine_pairs``: rows that say nearly the same."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, overload
 
-from sqlalchemy import func, select
-from sqlalchemy.dialects.postgresql import JSONB
-from sqlalchemy.sql.elements import ColumnElement
-from sqlalchemy.sql.selectable import FromClause
+from sqlalchemy import Select, func, select, union_all
 
-from pgembed.constants import NEIGHBOURS
-from pgembed.exc import QueryError
-from pgembed.metrics import Metric
-from pgembed.queries.arguments import choice, real, whole
+from pgembed.exc import DimensionMismatchError, QueryError
+from pgembed.queries.arguments import whole
 from pgembed.queries.components import components
-from pgembed.queries.nearest import MODES, Mode, Stale
+from pgembed.queries.edges import edges_of, score
+from pgembed.queries.nearest import Mode, Stale
+from pgembed.queries.numbering import Rows
 from pgembed.queries.pairs import Pairs
 from pgembed.queries.settings import SearchSettings
-from pgembed.queries.statement import DuplicateGroups, DuplicatePairs, Entity
+from pgembed.queries.statement import DuplicateGroups, DuplicatePairs, Entity, MinedPairs
 from pgembed.queries.subject import Subject, VectorColumn, resolve
 
 
 def near_duplicates(
     column: VectorColumn,
+    other: VectorColumn | None = None,
     *,
     min_score: float,
+    max_score: float | None = None,
     where: Any = None,
+    other_where: Any = None,
     k: int = 10,
     mode: Mode = "auto",
     ef_search: int | None = None,
@@ -38,6 +38,7 @@ def near_duplicates(
     ::
 
         session.execute(near_duplicates(Article.embedding, min_score=0.92)).all()
+        session.execute(near_duplicates(Training.embedding, Test.embedding, min_score=0.95)).all()
 
     Every pair comes once, with ``left_key < right_key``, the most alike first. Keys are the values of the
     primary key; a composite key is a JSON array of them. The statement is over all pairs:
@@ -47,32 +48,103 @@ def near_duplicates(
     384 dimensions: 1 to 2 seconds; time grows with the square of the rows). Above, an index that is declared
     and built gives the ``k`` nearest neighbours of each row; rows that have more duplicates than that are
     compared with all others. An approximate index can still overlook a pair: ``mode="exact"`` never does.
+    Of rows with equal vectors one is compared, so that a thousand copies cost one search.
+
+    With ``other``, pairs are of two tables, or of two aliases of one: ``left_key`` is a row of ``column``'s
+    table, ``right_key`` one of ``other``'s, for each of which the index on ``column`` is asked.
 
     :param column: as in :func:`~pgembed.queries.semantic_search`, as are the other arguments not listed here.
+    :param other: a vector column of another table, filled by the same encoder.
     :param min_score: the least score of a pair, in the metric's range: -1 to 1 for cosine, above 0 and up to
         1 for l2, any number for inner products.
-    :param where: a condition, or several, that both rows of a pair fulfil.
+    :param max_score: pairs with a higher score are left out, so that those about a threshold are seen.
+    :param where: a condition, or several, that both rows of a pair fulfil; with ``other``, the left one.
+    :param other_where: what the row of ``other`` fulfils.
     :param k: how many neighbours of a row to ask an index for.
     :param mode: ``"auto"`` as described; ``"exact"`` compares all pairs; ``"approximate"`` looks into an
         index whatever the number of rows (when there is none, that is a scan of the table for each row).
     :raises QueryError: at construction, for whatever cannot give the right rows.
+    :raises DimensionMismatchError: ``other`` has other dimensions.
     """
     subject = resolve(column, metric)
-    pairs = _pairs(subject, min_score, where, k, mode, SearchSettings(ef_search, probes), stale)
-    numbered = pairs.numbered()
-    found = pairs.of(numbered)
-    left, right = numbered.alias(), numbered.alias()
-    return DuplicatePairs.sealing(
-        select(
-            _key(subject, left).label("left_key"),
-            _key(subject, right).label("right_key"),
-            subject.metric.score(found.c.distance).label("score"),
-        )
-        .select_from(found)
-        .join(left, left.c.n == found.c.a)
-        .join(right, right.c.n == found.c.b)
-        .order_by(found.c.distance, found.c.a, found.c.b)
-    )
+    most = subject.metric.distance(score(subject.metric, min_score))
+    least = None
+    if max_score is not None:
+        least = subject.metric.distance(score(subject.metric, max_score, "max_score"))
+        if max_score < min_score:
+            raise QueryError(f"max_score={max_score} is below min_score={min_score}; no pair has both")
+    pairs = Pairs(subject, subject.conditions(where, stale), most, k, mode, SearchSettings(ef_search, probes))
+    return DuplicatePairs.sealing(_pairs(pairs, _others(subject, other, other_where, stale, most), least))
+
+
+def mine_pairs(
+    column: VectorColumn,
+    other: VectorColumn | None = None,
+    *,
+    limit: int = 10_000,
+    where: Any = None,
+    other_where: Any = None,
+    k: int = 10,
+    mode: Mode = "auto",
+    ef_search: int | None = None,
+    probes: int | None = None,
+    stale: Stale = "include",
+    metric: str | None = None,
+) -> MinedPairs[Entity, Entity, float]:
+    """The ``limit`` pairs of rows that are most alike: rows ``(left_key, right_key, score)``, best first.
+
+    ::
+
+        session.execute(mine_pairs(Article.embedding, limit=1000)).all()
+
+    It needs no threshold, and is otherwise as :func:`near_duplicates`: without an index all pairs are
+    compared; an index gives the ``k`` nearest neighbours of each row, and rows whose neighbours are all among
+    the best pairs are compared with all others.
+
+    :param limit: how many pairs at most.
+    :raises QueryError: at construction, for whatever cannot give the right rows.
+    :raises DimensionMismatchError: ``other`` has other dimensions.
+    """
+    subject = resolve(column, metric)
+    limit = whole("limit", limit, 1)
+    conditions = subject.conditions(where, stale)
+    pairs = Pairs(subject, conditions, None, k, mode, SearchSettings(ef_search, probes), limit)
+    statement = _pairs(pairs, _others(subject, other, other_where, stale, None), None)
+    return MinedPairs.sealing(statement.limit(limit))
+
+
+@overload
+def duplicate_groups(
+    column: VectorColumn,
+    *,
+    min_score: float,
+    where: Any = ...,
+    pairs: Any = ...,
+    inner: Literal[False] = ...,
+    k: int = ...,
+    mode: Mode = ...,
+    ef_search: int | None = ...,
+    probes: int | None = ...,
+    stale: Stale = ...,
+    metric: str | None = ...,
+) -> DuplicateGroups[int, Entity]: ...
+
+
+@overload
+def duplicate_groups(
+    column: VectorColumn,
+    *,
+    min_score: float,
+    where: Any = ...,
+    pairs: Any = ...,
+    inner: Literal[True],
+    k: int = ...,
+    mode: Mode = ...,
+    ef_search: int | None = ...,
+    probes: int | None = ...,
+    stale: Stale = ...,
+    metric: str | None = ...,
+) -> DuplicateGroups[int, Entity, int, float | None]: ...
 
 
 def duplicate_groups(
@@ -80,13 +152,15 @@ def duplicate_groups(
     *,
     min_score: float,
     where: Any = None,
+    pairs: Any = None,
+    inner: bool = False,
     k: int = 10,
     mode: Mode = "auto",
     ef_search: int | None = None,
     probes: int | None = None,
     stale: Stale = "include",
     metric: str | None = None,
-) -> DuplicateGroups[int, Entity]:
+) -> DuplicateGroups[*tuple[Any, ...]]:
     """The rows that have near-duplicates, in groups: rows ``(group_id, key)``.
 
     ::
@@ -101,56 +175,79 @@ def duplicate_groups(
     The arguments are those of :func:`near_duplicates`, and so is the work; the grouping is one recursive
     query (see :func:`pgembed.queries.components.components`).
 
+    :param pairs: pairs that were stored, a table or select of ``left_key``, ``right_key`` and ``score``:
+        nothing is searched, those of ``min_score`` and above are taken.
+    :param inner: add the columns ``size`` and ``least_score``, the score of the two rows of the group that
+        are least alike; groups of more than 1,000 different vectors have NULL there.
     :raises QueryError: at construction, for whatever cannot give the right rows.
     """
-    subject = resolve(column, metric)
-    pairs = _pairs(subject, min_score, where, k, mode, SearchSettings(ef_search, probes), stale)
-    numbered = pairs.numbered()
-    member = components(pairs.of(numbered))
-    sized = select(
-        member.c.n, member.c.root, func.count().over(partition_by=member.c.root).label("size")
-    ).subquery()
+    edges = edges_of(
+        resolve(column, metric),
+        min_score,
+        where,
+        stale,
+        k=k,
+        mode=mode,
+        settings=SearchSettings(ef_search, probes),
+        stored=pairs,
+        vectors=inner,
+    )
+    numbered, copies = edges.rows.numbered, edges.rows.copies
+    copied = select(copies.c.first, copies.c.n).where(copies.c.first != copies.c.n)
+    member = components(union_all(select(edges.pairs.c.a, edges.pairs.c.b), copied).cte())
+    size = func.count().over(partition_by=member.c.root).label("size")
+    sized = select(member.c.n, member.c.root, size).subquery()
     group_id = func.dense_rank().over(order_by=(sized.c.size.desc(), sized.c.root)).label("group_id")
-    return DuplicateGroups.sealing(
-        select(group_id, _key(subject, numbered).label("key"))
+    statement = (
+        select(group_id, edges.rows.key().label("key"))
         .select_from(sized)
         .join(numbered, numbered.c.n == sized.c.n)
         .order_by(group_id, sized.c.n)
     )
+    if inner:
+        farthest = edges.farthest(member)
+        least = edges.subject.metric.score(farthest.c.distance).label("least_score")
+        statement = statement.join(farthest, farthest.c.root == sized.c.root).add_columns(sized.c.size, least)
+    return DuplicateGroups.sealing(statement)
 
 
-def _pairs(
-    subject: Subject,
-    min_score: float,
-    where: Any,
-    k: int,
-    mode: Mode,
-    settings: SearchSettings,
-    stale: str,
-) -> Pairs:
-    choice("mode", mode, MODES)
-    k = whole("k", k, *NEIGHBOURS)
-    distance = subject.metric.distance(_score(subject.metric, min_score))
-    pairs = Pairs(subject, subject.conditions(where, stale), distance, k, mode, settings)
-    if mode == "exact":
-        settings.refuse('mode="exact" uses no index')
-    elif mode == "auto" and pairs.index is None:
-        settings.refuse(
-            f"{subject} has no index declared for {subject.metric.name} and these rows: "
-            "all pairs are compared"
+def _others(
+    subject: Subject, other: VectorColumn | None, where: Any, stale: str, max_distance: float | None
+) -> Rows | None:
+    """:raises QueryError: a condition on other rows, and no column of theirs; or no column of vectors.
+    :raises DimensionMismatchError: their vectors have other dimensions.
+    """
+    if other is None:
+        if where is not None:
+            raise QueryError("other_where= is for pairs of two tables: pass the other vector column too")
+        return None
+    found = resolve(other, subject.metric.name)
+    if found.storage != subject.storage:
+        raise QueryError(f"{subject} is a {subject.storage} column and {found} a {found.storage} column")
+    if found.dimensions and subject.dimensions and found.dimensions != subject.dimensions:
+        raise DimensionMismatchError(found.dimensions, subject.dimensions, where=str(subject))
+    conditions = [*found.conditions(where, stale), found.vector.is_not(None)]
+    return Rows.of(found, conditions, max_distance)
+
+
+def _pairs(pairs: Pairs, others: Rows | None, least: float | None) -> Select[Any]:
+    """Keys and scores, the most alike first.
+
+    :param least: the least distance.
+    """
+    rows = pairs.rows()
+    found = pairs.all(rows, others)
+    there = rows if others is None else others
+    left, right = rows.numbered.alias(), there.numbered.alias()
+    statement = (
+        select(
+            rows.key(left).label("left_key"),
+            there.key(right).label("right_key"),
+            pairs.subject.metric.score(found.c.distance).label("score"),
         )
-    return pairs
-
-
-def _score(metric: Metric, given: Any) -> float:
-    """:raises QueryError: no score of the metric is like that."""
-    expected = f"a score of the metric {metric.name}: {metric.scores}"
-    score = real("min_score", given, expected, finite=True)
-    if not metric.is_score(score):
-        raise QueryError(f"min_score={given!r}; expected {expected}")
-    return score
-
-
-def _key(subject: Subject, numbered: FromClause) -> ColumnElement[Any]:
-    keys = [numbered.c[f"key_{n}"] for n in range(1, len(subject.keys) + 1)]
-    return keys[0] if len(keys) == 1 else func.jsonb_build_array(*keys, type_=JSONB)
+        .select_from(found)
+        .join(left, left.c.n == found.c.a)
+        .join(right, right.c.n == found.c.b)
+        .order_by(found.c.distance, found.c.a, found.c.b)
+    )
+    return statement if least is None else statement.where(found.c.distance >= least)

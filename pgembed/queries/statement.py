@@ -259,6 +259,27 @@ class DuplicateGroups(DuplicatePairs[*_Ts]):
     helper = "duplicate_groups"
 
 
+class MinedPairs(DuplicatePairs[*_Ts]):
+    """The statement of ``mine_pairs``."""
+
+    inherit_cache = True
+    helper = "mine_pairs"
+
+
+class RethresholdedPairs(DuplicatePairs[*_Ts]):
+    """The statement of ``rethreshold``."""
+
+    inherit_cache = True
+    helper = "rethreshold"
+
+
+class KeepList(DuplicatePairs[*_Ts]):
+    """The statement of ``keep_list``."""
+
+    inherit_cache = True
+    helper = "keep_list"
+
+
 class Searches(SearchSelect[*_Ts]):
     """The statement of ``search_many``."""
 

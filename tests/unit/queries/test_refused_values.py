@@ -39,7 +39,9 @@ from pgembed import (
     duplicate_groups,
     embedding_column,
     hybrid_search,
+    keep_list,
     knn_classify,
+    mine_pairs,
     near_duplicates,
     recommend,
     search_many,
@@ -95,9 +97,14 @@ HELPERS |= {
     "search_many": lambda queries=("text",), **options: search_many(Item.vector, queries, **options),
     "recommend": lambda positive=("text",), **options: recommend(Item.vector, positive, **options),
 }
+HELPERS |= {
+    "mine_pairs": lambda **options: mine_pairs(Item.vector, **options),
+    "keep_list": lambda min_score=0.9, **options: keep_list(Item.vector, min_score=min_score, **options),
+}
 PAGES = ["semantic_search", "hybrid_search", "search_many", "recommend"]
 SEARCHES = ["semantic_search", "hybrid_search", "knn_classify"]
-PAIRS = ["near_duplicates", "duplicate_groups"]
+SCORED = ["near_duplicates", "duplicate_groups", "keep_list"]
+PAIRS = [*SCORED, "mine_pairs"]
 NOT_WHOLE = [True, 1.5, "5", "", None, float("nan"), float("inf"), 2**40, 2**31, 2**70, -1, [1], b"1", 1j]
 NOT_REAL = [
     True,
@@ -118,11 +125,15 @@ BAD: list[tuple[list[str], str, list[Any]]] = [
     (PAGES, "limit", [0, *NOT_WHOLE]),
     (PAGES, "offset", NOT_WHOLE),
     (["knn_classify"], "k", [0, *NOT_WHOLE]),
+    (["near_duplicates"], "max_score", [float("inf"), -1.01, 1.01, *NOT_REAL]),
+    (["mine_pairs"], "limit", [0, *NOT_WHOLE]),
+    (["keep_list"], "keep", ["title", 5, Item.owner, Owner.country, [Item.title, "x"]]),
+    (["keep_list", "duplicate_groups"], "pairs", ["pair", 5, select(Item.id), Item]),
     (PAIRS, "k", [0, 1001, *NOT_WHOLE]),
     (SEARCHES + PAIRS, "ef_search", [0, 1001, *(bad for bad in NOT_WHOLE if bad is not None)]),
     (SEARCHES + PAIRS, "probes", [0, 32769, *(bad for bad in NOT_WHOLE if bad is not None)]),
     (["semantic_search", "knn_classify", "search_many", "recommend"], "max_distance", NOT_REAL),
-    (PAIRS, "min_score", [None, float("inf"), -1.01, 1.01, *NOT_REAL]),
+    (SCORED, "min_score", [None, float("inf"), -1.01, 1.01, *NOT_REAL]),
     ([*SEARCHES, *PAIRS, *PAGES[2:]], "mode", NAMES),
     ([*SEARCHES, *PAIRS, *PAGES[2:]], "stale", NAMES),
     (["knn_classify"], "weights", NAMES),

@@ -31,7 +31,16 @@ from pgembed.exc import (
     QueryError,
     VectorValueError,
 )
-from pgembed.queries import duplicate_groups, hybrid_search, knn_classify, near_duplicates, semantic_search
+from pgembed.queries import (
+    duplicate_groups,
+    hybrid_search,
+    keep_list,
+    knn_classify,
+    mine_pairs,
+    near_duplicates,
+    rethreshold,
+    semantic_search,
+)
 from pgembed.queries.subject import resolve
 from pgembed.queries.vectors import QueryText
 from pgembed.testing import HashEncoder
@@ -92,7 +101,9 @@ def test_encoders_do_not_share_a_cache_key():
     [
         knn_classify(Article.embedding, "a", label=Article.title),
         near_duplicates(Article.embedding, min_score=0.9),
-        duplicate_groups(Article.embedding, min_score=0.9),
+        duplicate_groups(Article.embedding, min_score=0.9, inner=True),
+        mine_pairs(Article.embedding),
+        keep_list(Article.embedding, min_score=0.9, keep=Article.title.desc()),
         semantic_search(Article.embedding, bindparam("q"), mode="exact"),
     ],
 )
@@ -144,11 +155,13 @@ def test_what_a_statement_cannot_do_is_refused_by_name():
     votes = knn_classify(Article.embedding, "text", label=Article.title)
     pairs = near_duplicates(Article.embedding, min_score=0.9)
     groups = duplicate_groups(Article.embedding, min_score=0.9)
-    for statement in (votes, pairs, groups):
+    kept, mined = keep_list(Article.embedding, min_score=0.9), mine_pairs(Article.embedding)
+    known = rethreshold(pairs, min_score=0.95, searched_with=0.9)
+    for statement in (votes, pairs, groups, kept, mined, known):
         with pytest.raises(LateClauseError, match=statement.helper) as caught:
             statement.with_for_update()
         assert caught.value.clause == "with_for_update"
-    for statement in (pairs, groups):
+    for statement in (pairs, groups, kept, mined, known):
         for method in ("where", "filter", "group_by", "having"):
             with pytest.raises(LateClauseError, match=rf"{method}.*{statement.helper}"):
                 getattr(statement, method)(Article.id > 3)

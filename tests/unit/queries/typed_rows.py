@@ -18,8 +18,10 @@ from pgembed import (
     embedding_column,
     facets,
     hybrid_search,
+    keep_list,
     knn_classify,
     knn_classify_many,
+    mine_pairs,
     near_duplicates,
     recommend,
     search_many,
@@ -92,6 +94,11 @@ def labels_and_duplicates(session: Session) -> None:
     assert_type((key, alike), tuple[int, float])
     group, _key = session.execute(duplicate_groups(Article.embedding, min_score=0.9)).one()
     assert_type(group, int)
+    inner = session.execute(duplicate_groups(Article.embedding, min_score=0.9, inner=True)).one()
+    assert_type((inner[0], inner[2], inner[3]), tuple[int, int, float | None])
+    row = session.execute(keep_list(Article.embedding, min_score=0.9, keep=Article.title)).one()
+    assert_type((row[1], row[3]), tuple[bool, float | None])
+    assert_type(session.execute(mine_pairs(Article.embedding)).one()[2], float)
 
 
 async def asynchronous(session: AsyncSession) -> None:

@@ -1,0 +1,46 @@
+"""The code of docs/duplicates.md runs."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import sqlalchemy
+from sqlalchemy import DateTime, func
+from sqlalchemy.orm import Session, aliased, mapped_column
+
+import pgembed
+from pgembed import HNSW
+from pgembed.testing import HashEncoder
+from tests.tables import library
+
+GUIDE = (Path(__file__).parents[3] / "docs" / "duplicates.md").read_text(encoding="utf-8")
+
+Base, Author, Article = library(HashEncoder(16), "title", "body", index=HNSW(build="immediate"))
+Article.published = mapped_column(DateTime, default=func.localtimestamp())
+
+
+@pytest.fixture
+def filled(engine):
+    Base.metadata.create_all(engine)
+    titles = ["reset my password", "printer on fire", "error E1234 after reset", "the news of today"]
+    with Session(engine) as session:
+        for n, title in enumerate(titles * 3):
+            session.add(Article(title=title, section="help" if n < 4 else "news"))
+        session.commit()
+        yield session
+
+
+def test_the_python_of_the_guide(filled, capsys):
+    names = dict(vars(sqlalchemy))
+    names |= {name: getattr(pgembed.queries, name) for name in pgembed.queries.__all__}
+    names |= {"session": filled, "Article": Article, "aliased": aliased}
+    blocks = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)
+    for block in blocks:
+        exec(block, names)
+    assert len(blocks) >= 5
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) == 12
+    assert printed[0] == "group 1 of 3: 1 (1.00)"
+    assert filled.scalar(sqlalchemy.select(func.count()).select_from(Article)) == 4
