@@ -123,7 +123,8 @@ def _differing(
 
 def is_form_of(expression: str, column: str) -> bool:
     """Whether an expression over the column is one that ``quantize=`` and ``dimensions=`` make."""
-    words = set(re.findall(r"[^\W\d]\w*", expression))
+    found = re.findall(r'"(?:[^"]|"")+"|[^\W\d]\w*', expression)
+    words = {name[1:-1].replace('""', '"') if name.startswith('"') else name for name in found}
     return column in words and words - {column} <= {
         "binary_quantize",
         "subvector",

@@ -50,8 +50,8 @@ class SearchLeg:
         or too many that are alike.
     :ivar compared: how many rows were compared then.
     :ivar why: why no index was scanned.
-    :ivar pending: how many rows of the column have vectors that are not of their texts; ``None`` where that
-        cannot be told.
+    :ivar pending: how many rows have a vector that is not of their text, or parts that are not; ``None``
+        where that cannot be told.
     :ivar measured: the recall of the index when it was last measured; ``None`` if it never was.
     """
 
@@ -392,11 +392,12 @@ def _column(subject: Subject) -> str:
 
 def _pending(connection: Connection, subject: Subject) -> int | None:
     """``None`` where nothing says what the vectors are made of, or the role may not read that."""
-    if subject.embedding is None:
+    made = subject.embedding or subject.parts
+    if made is None:
         return None
     try:
         with nested(connection):
-            return connection.scalar(select(func.count()).where(subject.embedding.pending()))
+            return connection.scalar(select(func.count()).where(made.pending()))
     except DBAPIError as error:
         if sqlstate(error) != _INSUFFICIENT_PRIVILEGE:
             raise

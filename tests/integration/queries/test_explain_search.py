@@ -7,13 +7,27 @@ import json
 import pickle
 from datetime import UTC, datetime
 
+import numpy as np
 import pytest
-from sqlalchemy import Column, Integer, MetaData, Table, bindparam, create_engine, event, func, select, text
+from sqlalchemy import (
+    Column,
+    Integer,
+    MetaData,
+    Table,
+    bindparam,
+    create_engine,
+    event,
+    func,
+    insert,
+    select,
+    text,
+)
 from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import Session, aliased, scoped_session, sessionmaker, with_loader_criteria
 
 from pgembed import (
     HNSW,
+    IVFFlat,
     Words,
     aexplain_search,
     diversify,
@@ -29,6 +43,7 @@ from pgembed import (
 from pgembed.columns.types import VectorType
 from pgembed.exc import QueryError
 from pgembed.filling import refresh_words
+from pgembed.indexes import create
 from pgembed.indexes.measurement import Measurement
 from pgembed.measuring import recall
 from pgembed.queries import SearchExplanation, SearchLeg
@@ -264,6 +279,69 @@ def test_groups(corpus, session):
     (leg,) = explain_search(session, many).legs
     assert (leg.index, leg.taken_over) == (INDEX, 1)
     assert leg.compared >= of_section
+
+
+@pytest.mark.parametrize(
+    ("index", "query", "candidates"),
+    [
+        (HNSW("the.V", metric="l2", name="ix"), {}, 6),
+        (HNSW("the.V", metric="l2", name="ix", quantize="half"), {}, 10),
+        (HNSW("the.V", metric="l2", name="ix", quantize="bit"), {}, 50),
+        (HNSW("the.V", metric="l2", name="ix", where='"id" < 200'), {"where": text('"id" < 200')}, 6),
+        (IVFFlat("the.V", metric="l2", name="ix", lists=4), {"probes": 4}, 6),
+    ],
+    ids=["whole", "half", "bit", "partial", "ivfflat"],
+)
+def test_forms_of_indexes_and_names_that_need_quotes(engine, index, query, candidates):
+    table = Table(
+        'My "Table"',
+        MetaData(schema="Other One"),
+        Column("id", Integer, primary_key=True),
+        Column("the.V", VectorType(8)),
+        index,
+    )
+    with engine.connect() as connection:
+        connection.execute(text('CREATE SCHEMA "Other One"'))
+        table.create(connection)
+        vectors = np.random.default_rng(1).normal(size=(400, 8)).astype(np.float32)
+        connection.execute(insert(table), [{"id": n, "the.V": vector} for n, vector in enumerate(vectors)])
+        create(connection, index)
+        connection.execute(text("ANALYZE"))
+        connection.execute(text("SET LOCAL enable_seqscan = off"))
+        connection.execute(text("SET LOCAL enable_sort = off"))
+        connection.execute(text("SET LOCAL enable_bitmapscan = off"))
+        statement = semantic_search(table.c["the.V"], vectors[3], limit=5, **query)
+        found = explain_search(connection, statement)
+        (leg,) = found.legs
+        assert (leg.column, leg.index) == ('"Other One"."My ""Table""".the.V', "ix")
+        assert leg.method == ("ivfflat" if isinstance(index, IVFFlat) else "hnsw")
+        assert candidates - 1 <= leg.candidates < 2 * candidates  # with ties, of which bits have many
+        assert (found.rows, leg.taken_over, leg.why) == (5, 0, ())
+        exact = explain_search(connection, semantic_search(table.c["the.V"], vectors[3], mode="exact"))
+        assert exact.legs[0].candidates == 400
+
+
+def test_partitions(engine):
+    with engine.connect() as connection:
+        connection.execute(
+            text("CREATE TABLE item (id integer PRIMARY KEY, v vector(8)) PARTITION BY HASH (id)")
+        )
+        for part in (0, 1):
+            of = f"FOR VALUES WITH (MODULUS 2, REMAINDER {part})"
+            connection.execute(text(f"CREATE TABLE item_{part} PARTITION OF item {of}"))
+        table = Table("item", MetaData(), Column("id", Integer, primary_key=True), Column("v", VectorType(8)))
+        index = HNSW(table.c.v, metric="l2", name="ix_item")
+        vectors = np.random.default_rng(1).normal(size=(400, 8)).astype(np.float32)
+        connection.execute(insert(table), [{"id": n, "v": vector} for n, vector in enumerate(vectors)])
+        create(connection, index)
+        connection.execute(text("ANALYZE"))
+        connection.execute(text("SET LOCAL enable_seqscan = off"))
+        connection.execute(text("SET LOCAL enable_sort = off"))
+        found = explain_search(connection, semantic_search(table.c.v, vectors[3], limit=5))
+        assert (found.rows, found.legs[0].index, found.legs[0].taken_over) == (5, "ix_item", 0)
+        assert 5 <= found.legs[0].candidates <= 12
+        exact = explain_search(connection, semantic_search(table.c.v, vectors[3], mode="exact"))
+        assert exact.legs[0].candidates == 400
 
 
 def test_criteria_of_the_session_pending_flushes_and_parameters(corpus, session):

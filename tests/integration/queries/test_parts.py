@@ -28,9 +28,11 @@ from pgembed import (
     HNSW,
     Vector,
     embedding_column,
+    explain_search,
     hybrid_search,
     keyword_search,
     knn_classify,
+    passages,
     rerank,
     search_many,
     semantic_search,
@@ -488,6 +490,44 @@ def test_words_of_parts(guides: Guides) -> None:
         assert [guide.id for guide, *_ in rows] == [2, 1]
         assert "second" in rows[0][1].text
         assert (rows[0].text_rank, rows[1].text_rank) == (1, None)
+
+
+def test_the_nearest_sentence_of_a_part(guides: Guides) -> None:
+    parts, query = guides.guide.parts, "Sentence 4 of guide"
+    with Session(guides.engine) as session:
+        search = semantic_search(parts, query, neighbours=0)
+        rows = passages(session, search, query, parts, text=lambda row: row.text)
+        assert {row[0].id: row.passages[0].text for row in rows} == {
+            1: "Sentence 4 of the first guide has words.",
+            2: "Line 4 of the second, é and 日本.",
+        }
+        (stored,) = passages(session, select(guides.part).limit(1), query, parts, text=guides.part.text)
+        assert stored.passages[0].text in stored[0].text
+        with pytest.raises(QueryError, match="are made of parts of texts: pass the text"):
+            passages(session, search, query, parts)
+
+
+@pytest.mark.parametrize("guides", [{"index": HNSW(build="immediate")}], indirect=True)
+def test_searches_of_parts_are_explained(guides: Guides) -> None:
+    parts = guides.guide.parts
+    with Session(guides.engine) as session:
+        session.execute(text("SET LOCAL enable_seqscan = off"))
+        session.execute(text("SET LOCAL enable_sort = off"))
+        session.execute(text("SET LOCAL enable_bitmapscan = off"))
+        for statement in (
+            semantic_search(parts, "of", limit=2),
+            semantic_search(parts, "of", limit=2, parts="all"),
+            hybrid_search(parts, "of", limit=2),
+        ):
+            found = explain_search(session, statement)
+            leg = found.legs[0]
+            assert (leg.column, leg.pending) == ("guide_parts.embedding", 0)
+            assert leg.index is not None
+            assert leg.index.startswith("ix_guide_parts_embedding")
+            assert found.rows == 2
+        session.execute(update(guides.guide).where(guides.guide.id == 2).values(body="New."))
+        (leg,) = explain_search(session, semantic_search(parts, "of")).legs
+        assert leg.pending == 1
 
 
 def test_only_parts_have_neighbours() -> None:

@@ -208,7 +208,7 @@ def test_under_asyncio_off_the_event_loop(engine, module_url, calls):
             threads.add(threading.current_thread())
             return super().encode_documents(texts)
 
-    watched = library(Watched(24), "title")[2]
+    _, _author, watched = library(Watched(24), "title")
     statement = semantic_search(watched.embedding, QUERY, limit=5)
 
     async def asked():
@@ -256,7 +256,7 @@ def test_what_is_refused(engine, options, message):
 
 
 def test_columns_and_encoders_that_will_not_do(engine):
-    Two = library(ENCODER, "title", "body")[2]
+    _, _author, Two = library(ENCODER, "title", "body")
     with Session(engine) as session:
         with pytest.raises(QueryError, match=r"are made of title, body: pass the text .* text=Article.body"):
             passages(session, select(Two), QUERY, Two.embedding)
@@ -275,7 +275,7 @@ def test_columns_and_encoders_that_will_not_do(engine):
         def encode_documents(self, texts):
             return super().encode_documents(texts)[:, :3]
 
-    wrong = library(Wrong(24), "title")[2]
+    _, _other_author, wrong = library(Wrong(24), "title")
     with Session(engine) as session, pytest.raises(EncoderAnswerError):
         passages(session, select(wrong), ENCODER._vector(QUERY), wrong.embedding)
 
