@@ -33,6 +33,7 @@ _SET = re.compile(r"set_config\('([\w.]+)'")
 _TEXTS = ("Output", "Sort Key", "Order By", "Filter")
 _CONDITIONS = ("Filter", "Index Cond", "Recheck Cond")
 _WORDS = " @@ "
+_EXPLAINED = "pgembed_explained"
 _INSUFFICIENT_PRIVILEGE = "42501"
 
 
@@ -219,13 +220,15 @@ def _executed(session: Any, statement: Any, params: Mapping[str, Any] | None) ->
     taken: list[tuple[Connection, Any]] = []
 
     def take(state: ORMExecuteState) -> Any:
+        if not state.execution_options.get(_EXPLAINED):  # executed by another event
+            return None
         connection = session.connection(bind_arguments=dict(state.bind_arguments))
         taken.append((connection, state.statement))
         return IteratorResult(SimpleResultMetaData([]), iter(()))
 
     event.listen(session, "do_orm_execute", take)
     try:
-        session.execute(statement, params)
+        session.execute(statement, params, execution_options={_EXPLAINED: True})
     finally:
         event.remove(session, "do_orm_execute", take)
     return taken[0] if taken else (session.connection(), statement)

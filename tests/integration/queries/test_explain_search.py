@@ -351,7 +351,8 @@ def test_criteria_of_the_session_pending_flushes_and_parameters(corpus, session)
 
     @event.listens_for(session, "do_orm_execute")
     def hide(state):
-        if state.is_select:
+        if state.is_select and state.bind_mapper is article.__mapper__:
+            assert session.scalar(select(func.count(corpus.author.id))) == 2
             state.statement = state.statement.options(
                 with_loader_criteria(article, article.hidden.is_(False))
             )
