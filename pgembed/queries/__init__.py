@@ -19,8 +19,9 @@ fulltext, bm25                rows by their words: by ``ts_rank``, and by BM25 w
 explanation                   ``explain_search``, ``aexplain_search``: how a search was executed
 classify                      ``knn_classify``, ``knn_classify_many``
 votes                         what neighbours' votes weigh, ``softmax``; the label that wins, or why none does
-duplicates                    ``near_duplicates``, ``duplicate_groups``, ``mine_pairs``
-keeping                       ``keep_list``
+duplicates                    ``near_duplicates``, ``duplicates_of``, ``duplicate_groups``, ``mine_pairs``
+keeping, negatives            ``keep_list``; ``hard_negatives``
+thresholds                    ``suggest_threshold``
 edges                         pairs searched for, or stored before: ``rethreshold``
 pairs, numbering, components  pairs of near rows, over row numbers; the groups that they make
 subject, vectors              what is searched, and what for: a text, a vector, a row
@@ -38,7 +39,7 @@ from pgembed.queries.boosts import decay
 from pgembed.queries.classify import knn_classify, knn_classify_many
 from pgembed.queries.counts import count_within, facets
 from pgembed.queries.diversity import diversify
-from pgembed.queries.duplicates import duplicate_groups, mine_pairs, near_duplicates
+from pgembed.queries.duplicates import duplicate_groups, duplicates_of, mine_pairs, near_duplicates
 from pgembed.queries.edges import rethreshold
 from pgembed.queries.explanation import SearchExplanation, SearchLeg, aexplain_search, explain_search
 from pgembed.queries.highlights import Passage, apassages, passages
@@ -46,16 +47,19 @@ from pgembed.queries.hybrid import hybrid_search
 from pgembed.queries.keeping import keep_list
 from pgembed.queries.keywords import keyword_search
 from pgembed.queries.many import search_many
+from pgembed.queries.negatives import hard_negatives
 from pgembed.queries.recommendation import recommend
 from pgembed.queries.reranking import arerank, rerank
 from pgembed.queries.search import semantic_search
 from pgembed.queries.sums import vector_of
+from pgembed.queries.thresholds import Threshold, suggest_threshold
 from pgembed.queries.votes import softmax
 
 __all__ = [
     "Passage",
     "SearchExplanation",
     "SearchLeg",
+    "Threshold",
     "aexplain_search",
     "apassages",
     "arerank",
@@ -63,8 +67,10 @@ __all__ = [
     "decay",
     "diversify",
     "duplicate_groups",
+    "duplicates_of",
     "explain_search",
     "facets",
+    "hard_negatives",
     "hybrid_search",
     "keep_list",
     "keyword_search",
@@ -79,5 +85,6 @@ __all__ = [
     "search_many",
     "semantic_search",
     "softmax",
+    "suggest_threshold",
     "vector_of",
 ]

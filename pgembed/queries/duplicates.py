@@ -1,10 +1,11 @@
-"""``near_duplicates``, ``duplicate_groups`` and ``mine_pairs``: rows that say nearly the same."""
+"""Rows that say nearly the same: pairs of them, groups, and those that a text would be one of."""
 
 from __future__ import annotations
 
 from typing import Any, Literal, overload
 
-from sqlalchemy import Select, func, select, union_all
+from sqlalchemy import Select, func, inspect, select, union_all
+from sqlalchemy.orm.state import InstanceState
 
 from pgembed.exc import DimensionMismatchError, QueryError
 from pgembed.queries.arguments import whole
@@ -13,9 +14,11 @@ from pgembed.queries.edges import edges_of, score
 from pgembed.queries.nearest import Mode, Stale
 from pgembed.queries.numbering import Rows
 from pgembed.queries.pairs import Pairs
+from pgembed.queries.search import semantic_search
 from pgembed.queries.settings import SearchSettings
-from pgembed.queries.statement import DuplicateGroups, DuplicatePairs, Entity, MinedPairs
+from pgembed.queries.statement import DuplicateGroups, DuplicatePairs, Entity, MinedPairs, SearchSelect
 from pgembed.queries.subject import Subject, VectorColumn, resolve
+from pgembed.queries.vectors import DocumentText, Query
 
 
 def near_duplicates(
@@ -75,6 +78,55 @@ def near_duplicates(
             raise QueryError(f"max_score={max_score} is below min_score={min_score}; no pair has both")
     pairs = Pairs(subject, subject.conditions(where, stale), most, k, mode, SearchSettings(ef_search, probes))
     return DuplicatePairs.sealing(_pairs(pairs, _others(subject, other, other_where, stale, most), least))
+
+
+def duplicates_of(
+    column: VectorColumn,
+    query: Query,
+    *,
+    min_score: float,
+    limit: int = 10,
+    where: Any = None,
+    mode: Mode = "auto",
+    ef_search: int | None = None,
+    probes: int | None = None,
+    stale: Stale = "include",
+    metric: str | None = None,
+) -> SearchSelect[Entity, float, float]:
+    """The rows that say nearly the same as a text, a vector or a row: rows ``(Entity, distance, score)``.
+
+    ::
+
+        session.execute(duplicates_of(Article.embedding, Article(title="Reset it"), min_score=0.95)).all()
+
+    To be asked before an insert. It is :func:`~pgembed.queries.semantic_search` within a distance, but for
+    texts: they are encoded as those of the column are, not as questions.
+
+    :param query: a text, as the column's template makes it of its sources; a vector; an entity: one that is
+        stored does not find itself, and of one that is not, the text is made of its attributes.
+    :param min_score: as of :func:`near_duplicates`.
+    :raises QueryError: at construction, for whatever cannot give the right rows.
+    :raises DimensionMismatchError: the vector is of other dimensions than the column.
+    """
+    subject = resolve(column, metric)
+    state = inspect(query, raiseerr=False)
+    if isinstance(query, str):
+        query = DocumentText(query)
+    elif isinstance(state, InstanceState) and state.identity is None and subject.embedding is not None:
+        query = DocumentText(_text_of(subject, state))
+    found: Any = semantic_search(
+        column,
+        query,
+        limit=limit,
+        where=where,
+        max_distance=subject.metric.distance(score(subject.metric, min_score)),
+        mode=mode,
+        ef_search=ef_search,
+        probes=probes,
+        stale=stale,
+        metric=metric,
+    )
+    return found  # type: ignore[no-any-return]
 
 
 def mine_pairs(
@@ -209,6 +261,18 @@ def duplicate_groups(
         least = edges.subject.metric.score(farthest.c.distance).label("least_score")
         statement = statement.join(farthest, farthest.c.root == sized.c.root).add_columns(sized.c.size, least)
     return DuplicateGroups.sealing(statement)
+
+
+def _text_of(subject: Subject, state: InstanceState[Any]) -> str:
+    """The text of an entity that is not stored.
+
+    :raises QueryError: it is of another class.
+    """
+    assert subject.embedding is not None
+    if subject.column.table not in state.mapper.tables:
+        raise QueryError(f"the query is a {state.class_.__name__}, and {subject} is searched")
+    keys = (state.mapper.get_property_by_column(source).key for source in subject.embedding.sources)
+    return subject.embedding.declaration.compose([getattr(state.obj(), key) for key in keys])
 
 
 def _others(

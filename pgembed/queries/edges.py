@@ -98,7 +98,7 @@ def edges_of(
         rows = pairs.rows(order or (), empty=order is not None)
         return Edges(subject, rows, pairs.of(rows))
     rows = Rows.each(subject, pairs.conditions, order or (), vectors=vectors)
-    known = _stored(stored, "pairs")
+    known = selectable_of(stored, "pairs", _STORED)
     left, right = rows.numbered.alias(), rows.numbered.alias()
     found = (
         select(
@@ -140,7 +140,7 @@ def rethreshold(
             f"min_score={least} is below searched_with={known}: pairs between the two were not searched for. "
             f"Call near_duplicates(..., min_score={least}) and store its rows"
         )
-    found = _stored(stored, "stored")
+    found = selectable_of(stored, "stored", _STORED)
     return RethresholdedPairs.sealing(
         select(*(found.c[name] for name in _STORED))
         .where(found.c.score >= least)
@@ -157,16 +157,16 @@ def score(metric: Metric, given: Any, name: str = "min_score") -> float:
     return found
 
 
-def _stored(given: Any, name: str) -> FromClause:
-    """:raises QueryError: it is not a table or a select, or lacks a column."""
+def selectable_of(given: Any, name: str, columns: Sequence[str]) -> FromClause:
+    """:raises QueryError: it is not a table or a select, or lacks one of the columns."""
     found = given
     if isinstance(given, SelectBase):
         found = given.subquery()
     elif not isinstance(given, FromClause):
         found = getattr(inspect(given, raiseerr=False), "selectable", None)
-    if not isinstance(found, FromClause) or any(each not in found.c for each in _STORED):
+    if not isinstance(found, FromClause) or any(each not in found.c for each in columns):
+        *rest, last = columns
         raise QueryError(
-            f"{name}={given!r}; expected a table or a select with the columns left_key, right_key and score, "
-            "as near_duplicates() returns them"
+            f"{name}={given!r}; expected a table or a select with the columns {', '.join(rest)} and {last}"
         )
     return found

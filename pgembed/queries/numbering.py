@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from sqlalchemy import ARRAY, REAL, Float, Integer, Text, and_, case, cast, func, literal_column, null, select
-from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.sql.selectable import CTE, FromClause, Subquery
 
 from pgembed.queries.nearest import NAN
 from pgembed.queries.statement import materialized
-from pgembed.queries.subject import Subject, keys_of
+from pgembed.queries.subject import Subject, key_of, keys_of
 
 _ZERO: ColumnElement[int] = literal_column("0")
 
@@ -85,8 +84,7 @@ class Rows:
 
         :param numbered: an alias of the numbered rows.
         """
-        keys = keys_of(self.subject, self.numbered if numbered is None else numbered)
-        return keys[0] if len(keys) == 1 else func.jsonb_build_array(*keys, type_=JSONB)
+        return key_of(keys_of(self.subject, self.numbered if numbered is None else numbered))
 
 
 def _numbers(subject: Subject, order: Sequence[Any]) -> list[ColumnElement[Any]]:

@@ -273,6 +273,13 @@ class RethresholdedPairs(DuplicatePairs[*_Ts]):
     helper = "rethreshold"
 
 
+class HardNegatives(DuplicatePairs[*_Ts]):
+    """The statement of ``hard_negatives``."""
+
+    inherit_cache = True
+    helper = "hard_negatives"
+
+
 class KeepList(DuplicatePairs[*_Ts]):
     """The statement of ``keep_list``."""
 

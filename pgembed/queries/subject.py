@@ -6,12 +6,14 @@ from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from sqlalchemy import Column, and_, inspect, literal_column, select
+from sqlalchemy import Column, and_, func, inspect, literal_column, select
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.exc import NoInspectionAvailable
 from sqlalchemy.orm import ColumnProperty, Mapped, QueryableAttribute
 from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.sql.selectable import Alias, FromClause, Select
 from sqlalchemy.sql.util import ClauseAdapter
+from sqlalchemy.sql.visitors import cloned_traverse
 
 from pgembed.columns import Embedding, EmbeddingColumn, bound
 from pgembed.columns.embedding import INFO
@@ -79,7 +81,7 @@ class Subject:
         if asked is not None:
             own = self._froms | self._of_owner
             adapter = ClauseAdapter(asked, include_fn=lambda part: own.isdisjoint(part._from_objects))
-            found = [adapter.traverse(each) for each in found]
+            found = [correlated(adapter.traverse(each), [asked, *own]) for each in found]
         for each in found:
             self.check_own(each, "where=", asked, self._of_owner)
         choice("stale", stale, ("include", "exclude"))
@@ -236,9 +238,25 @@ def resolve(
     )
 
 
+def correlated(condition: ColumnElement[bool], froms: Sequence[FromClause]) -> ColumnElement[bool]:
+    """The condition with its subqueries correlated to what is outside of the search's own subquery as well,
+    which SQLAlchemy would take for a table that they select from."""
+
+    def correlate(inner: Any) -> None:
+        inner._correlate = (*(inner._correlate or ()), *froms)
+        inner._auto_correlate = False
+
+    return cloned_traverse(condition, {}, {"select": correlate})
+
+
 def keys_of(subject: Subject, found: FromClause) -> list[ColumnElement[Any]]:
     """The columns of a result that hold the key of the entity."""
     return [found.c[f"key_{n}"] for n in range(1, len(subject.keys) + 1)]
+
+
+def key_of(keys: Sequence[ColumnElement[Any]]) -> ColumnElement[Any]:
+    """The columns of a key as one value: a composite key is a JSON array."""
+    return keys[0] if len(keys) == 1 else func.jsonb_build_array(*keys, type_=JSONB)
 
 
 def _mapped(attribute: Any) -> tuple[Any, FromClause, Column[Any], tuple[ColumnElement[Any], ...]]:

@@ -100,12 +100,18 @@ class QueryText(QueryValue):
         return repr(self.text)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return QueryText, (self.text,)  # elsewhere another encoder may be in its place
+        return type(self), (self.text,)  # elsewhere another encoder may be in its place
 
     def vector(self, declaration: Embedding | None, dimensions: int | None, column: str) -> Array:
         encode([self], declaration, dimensions, column)
         assert self._encoded is not None
         return self._encoded[1]
+
+
+class DocumentText(QueryText):
+    """A text that is encoded as those of the column are, to be compared with them."""
+
+    __slots__ = ()
 
 
 def encode(
@@ -123,13 +129,13 @@ def encode(
         )
     encoder = declaration.encoder
     new = [text for text in texts if text._encoded is None or text._encoded[0] is not encoder]
-    if new:
-        answer = off_event_loop(
-            encoder_errors(encoder.name)(encoder.encode_queries), [text.text for text in new]
-        )
-        vectors = answered(encoder, answer, len(new), column=column)
-        for text, vector in zip(new, vectors, strict=True):
-            text._encoded = encoder, as_array(vector, dimensions)
+    for kind, work in ((True, encoder.encode_documents), (False, encoder.encode_queries)):
+        batch = [text for text in new if isinstance(text, DocumentText) is kind]
+        if batch:
+            answer = off_event_loop(encoder_errors(encoder.name)(work), [text.text for text in batch])
+            vectors = answered(encoder, answer, len(batch), column=column)
+            for text, vector in zip(batch, vectors, strict=True):
+                text._encoded = encoder, as_array(vector, dimensions)
 
 
 class QueryVectorType(VectorType):

@@ -7,17 +7,27 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy
-from sqlalchemy import DateTime, func
-from sqlalchemy.orm import Session, aliased, mapped_column
+from sqlalchemy import DateTime, ForeignKey, func
+from sqlalchemy.orm import Mapped, Session, aliased, mapped_column
 
 import pgembed
-from pgembed import HNSW
+from pgembed import HNSW, Vector, embedding_column
 from pgembed.testing import HashEncoder
 from tests.tables import library
 
 GUIDE = (Path(__file__).parents[3] / "docs" / "duplicates.md").read_text(encoding="utf-8")
 
 Base, Author, Article = library(HashEncoder(16), "title", "body", index=HNSW(build="immediate"))
+
+
+class Question(Base):
+    __tablename__ = "question"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    article_id: Mapped[int | None] = mapped_column(ForeignKey("article.id"))
+    text: Mapped[str]
+    embedding: Mapped[Vector | None] = embedding_column("text", encoder=HashEncoder(16))
+
+
 Article.published = mapped_column(DateTime, default=func.localtimestamp())
 
 
@@ -28,6 +38,8 @@ def filled(engine):
     with Session(engine) as session:
         for n, title in enumerate(titles * 3):
             session.add(Article(title=title, section="help" if n < 4 else "news"))
+        session.flush()
+        session.add(Question(text="my password?", article_id=1))
         session.commit()
         yield session
 
@@ -35,12 +47,13 @@ def filled(engine):
 def test_the_python_of_the_guide(filled, capsys):
     names = dict(vars(sqlalchemy))
     names |= {name: getattr(pgembed.queries, name) for name in pgembed.queries.__all__}
-    names |= {"session": filled, "Article": Article, "aliased": aliased}
+    names |= {"session": filled, "Article": Article, "Question": Question, "aliased": aliased}
     blocks = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)
     for block in blocks:
         exec(block, names)
     assert len(blocks) >= 5
     printed = capsys.readouterr().out.splitlines()
-    assert len(printed) == 12
-    assert printed[0] == "group 1 of 3: 1 (1.00)"
+    assert len(printed) == 13
+    assert printed[0].endswith("(F1 1.00)")
+    assert printed[1] == "group 1 of 3: 1 (1.00)"
     assert filled.scalar(sqlalchemy.select(func.count()).select_from(Article)) == 4

@@ -15,6 +15,7 @@ from pgembed import (
     Vector,
     count_within,
     duplicate_groups,
+    duplicates_of,
     embedding_column,
     facets,
     hybrid_search,
@@ -98,6 +99,8 @@ def labels_and_duplicates(session: Session) -> None:
     assert_type((inner[0], inner[2], inner[3]), tuple[int, int, float | None])
     row = session.execute(keep_list(Article.embedding, min_score=0.9, keep=Article.title)).one()
     assert_type((row[1], row[3]), tuple[bool, float | None])
+    near = session.execute(duplicates_of(Article.embedding, "x", min_score=0.9)).one()
+    assert_type((near[1], near[2]), tuple[float, float])
     assert_type(session.execute(mine_pairs(Article.embedding)).one()[2], float)
 
 
