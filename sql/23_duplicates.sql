@@ -1,6 +1,8 @@
 -- The query of all pairs of rows that are near each other: common table expressions with, at their end,
--- numbered (n, key, k1, ..., vector) and pairs (a, b, distance), where a < b are row numbers in the order of
--- the key. Its parameter $1 is the largest distance of a pair.
+-- numbered (n, key, k1, ..., vector), copies (n, first, own) and pairs (a, b, distance), where a < b are row
+-- numbers in the order of a column, if one is named, and the key. Pairs are those of first rows, of which the
+-- others are copies: their vectors are equal, own is the distance of a vector to itself. Its parameter $1 is the
+-- largest distance of a pair.
 -- The same plan as in pgembed/queries/pairs.py: up to @EXACT_UP_TO@ rows, and without an index, all pairs are
 -- compared, in blocks of @BLOCK@ vectors; else the index gives k neighbours of each row, or candidates for them,
 -- and rows for which that may not be all are compared with all others. OFFSET 0 keeps blocks together until
@@ -12,6 +14,8 @@ CREATE OR REPLACE FUNCTION pgembed.pairs_query(
     wanted_metric text,
     k integer,
     exact boolean,
+    ordering name DEFAULT NULL,
+    descending boolean DEFAULT false,
     OUT query text,
     OUT metric text,
     OUT method text, -- NULL where all pairs are compared
@@ -28,6 +32,12 @@ DECLARE
 BEGIN
     target := pgembed.vector_column(relation, vector_column, wanted_metric);
     metric := target.metric;
+    IF ordering IS NOT NULL AND NOT EXISTS (
+        SELECT FROM pg_attribute AS a
+         WHERE a.attrelid = relation AND a.attname = ordering AND a.attnum > 0 AND NOT a.attisdropped) THEN
+        RAISE EXCEPTION 'table % has no column %', relation, quote_ident(ordering)
+            USING ERRCODE = 'undefined_column';
+    END IF;
     IF min_score IS NULL OR min_score IN ('NaN', 'Infinity', '-Infinity')
        OR (metric = 'cosine' AND abs(min_score) > 1)
        OR (metric IN ('l2', 'l1') AND (min_score <= 0 OR min_score > 1)) THEN
@@ -53,19 +63,28 @@ BEGIN
     SELECT format(
                $query$
                numbered AS MATERIALIZED (
-                   SELECT row_number() OVER (ORDER BY %s)::integer AS n, jsonb_build_object(%s) AS key, %s,
+                   SELECT row_number() OVER (ORDER BY %s%s)::integer AS n, jsonb_build_object(%s) AS key, %s,
                           t.%I AS vector
                      FROM %s AS t
                     WHERE %s
+               ), copies AS MATERIALIZED (
+                   SELECT n, own, CASE WHEN content IS NULL THEN n ELSE min(n) OVER (PARTITION BY content) END AS first
+                     FROM (SELECT n, own, CASE WHEN own <= $1 THEN md5(array_send(vector::real[])) END AS content
+                             FROM (SELECT n, vector, vector %s vector AS own FROM numbered) AS measured
+                           OFFSET 0) AS hashed
+               ), firsts AS NOT MATERIALIZED (
+                   SELECT m.* FROM numbered AS m JOIN copies AS c ON c.n = m.n
+                    WHERE c.n = c.first AND m.vector IS NOT NULL
                ), blocks AS MATERIALIZED (
                    SELECT n / @BLOCK@ AS block, array_agg(n) AS numbers, array_agg(vector) AS vectors
-                     FROM numbered GROUP BY n / @BLOCK@
+                     FROM firsts GROUP BY n / @BLOCK@
                )
                $query$,
+               coalesce('t.' || quote_ident(ordering) || CASE WHEN descending THEN ' DESC, ' ELSE ', ' END, ''),
                string_agg(format('t.%I', name), ', ' ORDER BY place),
                string_agg(format('%1$L, t.%1$I', name), ', ' ORDER BY place),
                string_agg(format('t.%I AS k%s', name, place), ', ' ORDER BY place),
-               vector_column, relation, present)
+               vector_column, relation, CASE WHEN ordering IS NULL THEN present ELSE 'true' END, target.op)
       INTO query
       FROM unnest(target.keys) WITH ORDINALITY AS named (name, place);
 
@@ -88,7 +107,7 @@ BEGIN
                $query$
                , neighbours AS MATERIALIZED (
                    SELECT m.n, near.*
-                     FROM numbered AS m
+                     FROM firsts AS m
                     CROSS JOIN LATERAL (
                         SELECT *
                           FROM (SELECT %1$s, t.%2$I %3$s m.vector AS distance
@@ -98,17 +117,17 @@ BEGIN
                          ORDER BY distance LIMIT %6$s) AS near
                ), unsure AS MATERIALIZED (
                    SELECT m.n / @BLOCK@ AS block, array_agg(m.n) AS numbers, array_agg(m.vector) AS vectors
-                     FROM numbered AS m
+                     FROM firsts AS m
                      LEFT JOIN (SELECT n, count(*) AS came, count(*) FILTER (WHERE distance <= $1) AS near
                                   FROM neighbours GROUP BY n) AS said ON said.n = m.n
-                    WHERE coalesce(said.came, 0) < least(%6$s, (SELECT count(*) FROM numbered) - 1)
+                    WHERE coalesce(said.came, 0) < least(%6$s, (SELECT count(vector) FROM numbered) - 1)
                        OR said.near >= %6$s
                     GROUP BY m.n / @BLOCK@
                ), pairs AS MATERIALIZED (
                    SELECT a, b, min(distance) AS distance
-                     FROM (SELECT least(f.n, o.n) AS a, greatest(f.n, o.n) AS b, f.distance
-                             FROM neighbours AS f JOIN numbered AS o ON %7$s
-                            WHERE f.distance <= $1
+                     FROM (SELECT least(f.n, c.first) AS a, greatest(f.n, c.first) AS b, f.distance
+                             FROM neighbours AS f JOIN numbered AS o ON %7$s JOIN copies AS c ON c.n = o.n
+                            WHERE f.distance <= $1 AND f.n <> c.first
                            UNION ALL
                            SELECT least(a.n, b.n), greatest(a.n, b.n), a.v %3$s b.v
                              FROM (SELECT l.numbers AS ln, l.vectors AS lv, r.numbers AS rn, r.vectors AS rv
@@ -152,8 +171,18 @@ DECLARE
 BEGIN
     before := pgembed.ask_for(pairs.method, pairs.lists, pairs.oversample, k);
     RETURN QUERY EXECUTE format(
-        'WITH %s SELECT l.key, r.key, pgembed.score($2, p.distance) FROM pairs AS p '
-        'JOIN numbered AS l ON l.n = p.a JOIN numbered AS r ON r.n = p.b ORDER BY p.distance, p.a, p.b',
+        $query$
+        WITH %s, every AS (
+            SELECT least(l.n, r.n) AS a, greatest(l.n, r.n) AS b, p.distance
+              FROM pairs AS p JOIN copies AS l ON l.first = p.a JOIN copies AS r ON r.first = p.b
+            UNION ALL
+            SELECT one.n, other.n, one.own
+              FROM copies AS one JOIN copies AS other ON other.first = one.first AND one.n < other.n
+        )
+        SELECT l.key, r.key, pgembed.score($2, p.distance)
+          FROM every AS p JOIN numbered AS l ON l.n = p.a JOIN numbered AS r ON r.n = p.b
+         ORDER BY p.distance, p.a, p.b
+        $query$,
         pairs.query)
         USING pgembed.distance(pairs.metric, min_score), pairs.metric;
     PERFORM pgembed.put_back(before);
@@ -189,10 +218,11 @@ DECLARE
 BEGIN
     before := pgembed.ask_for(pairs.method, pairs.lists, pairs.oversample, k);
     EXECUTE format(
-        'WITH %s SELECT (SELECT count(*) FROM numbered), p.lefts, p.rights, m.members, m.member_keys '
-        'FROM (SELECT array_agg(a) AS lefts, array_agg(b) AS rights FROM pairs) AS p, '
+        'WITH %s, every AS (SELECT a, b FROM pairs UNION ALL SELECT first, n FROM copies WHERE first <> n) '
+        'SELECT (SELECT count(*) FROM numbered), p.lefts, p.rights, m.members, m.member_keys '
+        'FROM (SELECT array_agg(a) AS lefts, array_agg(b) AS rights FROM every) AS p, '
         '(SELECT array_agg(n ORDER BY n) AS members, array_agg(key ORDER BY n) AS member_keys '
-        'FROM numbered WHERE n IN (SELECT a FROM pairs UNION ALL SELECT b FROM pairs)) AS m',
+        'FROM numbered WHERE n IN (SELECT a FROM every UNION ALL SELECT b FROM every)) AS m',
         pairs.query)
         INTO total, lefts, rights, members, member_keys
         USING pgembed.distance(pairs.metric, min_score);

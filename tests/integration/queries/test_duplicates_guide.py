@@ -57,3 +57,12 @@ def test_the_python_of_the_guide(filled, capsys):
     assert printed[0].endswith("(F1 1.00)")
     assert printed[1] == "group 1 of 3: 1 (1.00)"
     assert filled.scalar(sqlalchemy.select(func.count()).select_from(Article)) == 4
+
+
+def test_the_sql_of_the_guide(filled):
+    statements = "".join(re.findall(r"```sql\n(.*?)```", GUIDE, re.DOTALL)).split(";")[:-1]
+    assert len(statements) >= 5
+    for statement in statements:
+        vector = filled.scalar(sqlalchemy.text("SELECT embedding\\:\\:text FROM article LIMIT 1"))
+        result = filled.execute(sqlalchemy.text(statement.replace("[...]", vector).replace("::", "\\:\\:")))
+        assert result.all()
