@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,6 +15,9 @@ from pgembed.encoders.spec import ACTIVATIONS
 from pgembed.encoders.text.texts import Counts, Kind, Pair, Vectors, checked_pairs, distinct
 from pgembed.encoders.threads import encoder_errors, in_thread
 from pgembed.exc import EncoderOptionError
+
+if TYPE_CHECKING:
+    from pgembed.encoders.sources.remote_pairs import Form
 
 
 class Reranker(SharedModel):
@@ -69,10 +72,55 @@ class Reranker(SharedModel):
             )
         )
 
+    @classmethod
+    def remote(
+        cls,
+        url: str,
+        *,
+        model: str | None = None,
+        form: Form | None = None,
+        fingerprint: str | None = None,
+        token: str | None = None,
+        timeout: float = 30.0,
+        retries: int = 3,
+        batch: int = 32,
+    ) -> Reranker:
+        """A reranker whose scores a server computes: ``pgembed serve``, or another with ``/rerank``.
+
+        ``pgembed serve`` reports the model's spec and gives logits, so a URL is enough, and ``activation=``
+        works. Of other servers, only the scores are known, as they send them: :attr:`labels` is empty, and
+        there is no fingerprint. The first use contacts the server, this does not. The server has to have a
+        model with one label.
+
+        :param url: such as ``http://127.0.0.1:8817``, with or without ``/v1``.
+        :param model: the model's name on the server; the first reranker by default.
+        :param form: of another server: ``"tei"`` for ``/rerank`` as of Hugging Face's
+            text-embeddings-inference, ``"cohere"`` for ``/v1/rerank`` as of Cohere, Jina and vLLM.
+        :param fingerprint: what the model must have.
+        :param token: sent as ``Authorization: Bearer``.
+        :param timeout: seconds for a whole answer, at each attempt.
+        :param retries: how often a request is repeated when the server is not there, or busy.
+        :param batch: texts of one request; TEI takes 32 unless it is told otherwise.
+        :raises EncoderOptionError: the URL is not one, or another argument has a wrong value.
+        """
+        from pgembed.encoders.sources.remote_pairs import RemotePairs
+
+        source = RemotePairs(
+            url,
+            model=model,
+            form=form,
+            fingerprint=fingerprint,
+            token=token,
+            timeout=timeout,
+            retries=retries,
+            batch=batch,
+        )
+        return _made(cls, source)
+
     @property
     def labels(self) -> tuple[str, ...]:
         """The names of the labels: one for relevance, such as ``"LABEL_0"``; several of a classifier."""
-        return self.spec.labels
+        return self.spec.labels if self._source.reports else ()
 
     def predict(self, pairs: Iterable[Pair], *, activation: str | None = None) -> Vectors:
         """Scores of pairs of texts, higher for those that belong together.
@@ -97,7 +145,7 @@ class Reranker(SharedModel):
     def encode_counted(self, pairs: list[Pair], kind: Kind = "document") -> tuple[Vectors, Counts]:
         """The logits of checked pairs, float32 of shape (pairs, labels), and the tokens of each pair."""
         if not pairs:
-            return np.empty((0, len(self.labels)), dtype=np.float32), np.empty(0, dtype=np.int64)
+            return np.empty((0, len(self.labels) or 1), dtype=np.float32), np.empty(0, dtype=np.int64)
         different, inverse = distinct(pairs)
         with encoder_errors(self.name):
             encoded = self._opened().encode(different, kind)
@@ -108,8 +156,14 @@ class Reranker(SharedModel):
     def scores(self, logits: Vectors, activation: str | None = None) -> Vectors:
         """The scores that logits of shape (pairs, labels) stand for, in the shape of :meth:`predict`.
 
-        :raises EncoderOptionError: no activation of that name, or softmax over a single label.
+        :raises EncoderOptionError: no activation of that name, or softmax over a single label; any of them,
+            where a server gives scores and no logits.
         """
+        if not self._source.reports:
+            if activation is not None:
+                needed = "none: the server gives scores, not logits"
+                raise EncoderOptionError("activation", activation, needed=needed)
+            return logits[:, 0]
         activation = self.spec.activation if activation is None else activation
         if activation not in ACTIVATIONS or (activation == "softmax" and len(self.labels) == 1):
             needed = " or ".join(ACTIVATIONS if len(self.labels) > 1 else ACTIVATIONS[:2])

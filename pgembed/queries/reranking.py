@@ -76,7 +76,8 @@ async def arerank(
 ) -> list[Row[Any]]:
     """As :func:`rerank`, with an ``AsyncSession``; texts are scored off the event loop."""
     check_async_session(session, "rerank")
-    call = _Call(statement, query, reranker, text, limit, label)
+    # A remote reranker asks its server for the labels.
+    call = await in_thread(_Call, statement, query, reranker, text, limit, label)
     candidates = call.read(await session.execute(call.statement, params or {}))
     return call.ordered(candidates, await in_thread(call.scores, candidates))
 

@@ -22,6 +22,11 @@ class Source(Protocol):
     """Where an encoder comes from. A source is small, immutable and can be pickled."""
 
     @property
+    def reports(self) -> bool:
+        """Whether it has a spec; of some servers, only the results are known."""
+        ...
+
+    @property
     def name(self) -> str:
         """What to call the encoder before its spec is read."""
         ...

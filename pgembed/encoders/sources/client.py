@@ -129,13 +129,21 @@ class Client:
             connection.close()
 
     def ask(
-        self, method: str, path: str, body: Any = None, *, missing_allowed: bool = False, most: int = _USUAL
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        missing_allowed: bool = False,
+        array_allowed: bool = False,
+        most: int = _USUAL,
     ) -> dict[str, Any]:
         """Send a request, again if necessary; returns the JSON object of the answer.
 
         It follows no redirects.
 
         :param missing_allowed: whether an unknown path counts as an empty answer.
+        :param array_allowed: whether an answer may be an array, which comes as ``{"data": [...]}``.
         :param most: bytes that the answer may have.
         :raises EncoderServerError: no answer, one that is too large, or a refusal.
         """
@@ -150,11 +158,11 @@ class Client:
             except (OSError, http.client.HTTPException) as error:
                 if last:
                     reason = f"no answer ({type(error).__name__}: {error})"
-                    fix = "Is the server running? `pgembed serve --encoder NAME` starts one"
+                    fix = "Is the server running? `pgembed serve` starts one"
                     raise EncoderServerError(self.url, reason, fix=fix) from error
             else:
                 if status == 200:
-                    return self._parsed(answer)
+                    return self._parsed(answer, array_allowed)
                 if status == 404 and missing_allowed:
                     return {}
                 if last or status not in _AGAIN:
@@ -204,11 +212,13 @@ class Client:
         self._idle.append(connection)
         return response.status, answer, response.headers
 
-    def _parsed(self, answer: bytes) -> dict[str, Any]:
+    def _parsed(self, answer: bytes, array_allowed: bool) -> dict[str, Any]:
         try:
             parsed = json.loads(answer)
         except (ValueError, RecursionError) as error:
             raise EncoderServerError(self.url, f"an answer that is not JSON ({error})", status=200) from error
+        if array_allowed and isinstance(parsed, list):
+            return {"data": parsed}
         if not isinstance(parsed, dict):
             raise EncoderServerError(self.url, "an answer that is not a JSON object", status=200)
         return parsed
@@ -221,7 +231,7 @@ class Client:
         message = "".join(character if character.isprintable() else " " for character in message[:_SHOWN])
         fix = ""
         if status in (401, 403):
-            fix = "Pass the token: Encoder.remote(url, token='...')"
+            fix = "Pass the token, as in remote(url, token='...')"
         elif "Location" in headers:
             fix = f"It redirects to {headers['Location'][:_SHOWN]}: pass that URL"
         return EncoderServerError(self.url, f"refused with {status}: {message}", status=status, fix=fix)

@@ -11,7 +11,7 @@ import re
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import platformdirs
 
@@ -145,6 +145,7 @@ class Local:
     precision: str
     threads: int | None
     pairs: bool = False
+    reports: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         devices.check_name(self.device)

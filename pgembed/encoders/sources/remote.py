@@ -16,36 +16,33 @@ from pgembed.encoders.text.texts import Encoded, Kind, Vectors, pieces
 from pgembed.exc import EncoderError, EncoderOptionError, EncoderServerError, FingerprintMismatchError
 
 _MOST_DIMENSIONS = 2**16
-# Bytes that an answer may have for each number, text and request: far more than JSON takes.
-_NUMBER, _TEXT, _ANSWER = 64, 2**10, 2**16
-# Characters of one request (unless a single text has more), so that long texts stay below servers' limits.
-_CHARACTERS = 2**20
+#: Bytes that an answer may have for each number, text and request: far more than JSON takes.
+NUMBER, TEXT, ANSWER = 64, 2**10, 2**16
+#: Characters of one request (unless a single text has more), so that long texts stay below servers' limits.
+CHARACTERS = 2**20
 
 
-class Remote:
-    """A server as the source of an encoder; the arguments are those of :meth:`Encoder.remote`."""
+class Served:
+    """A model of a server as a source; the arguments are those of :meth:`Encoder.remote`.
+
+    :ivar pairs: whether it scores pairs of texts.
+    """
+
+    pairs = False
+    reports = True
 
     def __init__(
-        self,
-        url: str,
-        *,
-        model: str | None,
-        fingerprint: str | None,
-        dimensions: int | None,
-        prompts: dict[Kind, str],
-        batch: int,
-        **connection: Any,
+        self, url: str, *, model: str | None, fingerprint: str | None, batch: int, **connection: Any
     ) -> None:
         if batch < 1:
             raise EncoderOptionError("batch", batch, needed="1 or more")
         self.fingerprint = fingerprint
-        self.dimensions = dimensions
+        self.dimensions: int | None = None
         self._url = url.rstrip("/").removesuffix("/v1")
         self._model = model
-        self._prompts = prompts
         self._batch = batch
         self._connection = connection
-        Client(self._url, **connection)  # refuses what no connection can be made with
+        self._client()  # refuses what no connection can be made with
 
     @property
     def name(self) -> str:
@@ -70,7 +67,7 @@ class Remote:
 
     def spec(self) -> EncoderSpec:
         """The server's spec, compared with what was stated."""
-        spec = self._ask_for_spec(Client(self._url, **self._connection))
+        spec = self._ask_for_spec(self._client())
         if spec is None:
             raise self._unstated()
         return spec
@@ -80,9 +77,73 @@ class Remote:
         needed = "one that counts tokens" if whole else "one that reports what it cuts"
         raise EncoderOptionError("encoder", self.label, needed=f"{needed}: a server does not")
 
+    def _client(self) -> Client:
+        return Client(self._url, **self._connection)
+
+    def _unstated(self) -> EncoderError:
+        """What is missing, where the server reports no spec."""
+        raise NotImplementedError
+
+    def _ask_for_spec(self, client: Client) -> EncoderSpec | None:
+        """The spec, from a server that reports one; compared with what was stated."""
+        listed = client.ask("GET", "/v1/models", missing_allowed=True).get("data")
+        models = [item for item in listed if isinstance(item, dict)] if isinstance(listed, list) else []
+        fitting = [item for item in models if self._model in (None, item.get("id"))]
+        # Without a name, the first that scores pairs: the server takes that one as well.
+        entry: dict[str, Any] = next((item for item in fitting if self.pairs and _has_labels(item)), {})
+        entry = entry or next(iter(fitting), {})
+        if "pgembed" not in entry:
+            return None
+        try:
+            spec = EncoderSpec.parse(entry["pgembed"], Path(self._url))
+        except (TypeError, ValueError, AttributeError, KeyError, OverflowError) as error:
+            reason = f"a spec that cannot be read ({type(error).__name__}: {error})"
+            raise EncoderServerError(self._url, reason, status=200) from error
+        check_kind(spec, self.label, pairs=self.pairs)
+        if self.fingerprint is not None and spec.fingerprint != self.fingerprint:
+            raise FingerprintMismatchError(
+                spec.fingerprint, self.fingerprint, where=f"the encoder at {self._url}"
+            )
+        return spec
+
+
+def _has_labels(item: dict[str, Any]) -> bool:
+    spec = item.get("pgembed")
+    return isinstance(spec, dict) and bool(spec.get("labels"))
+
+
+def check_fingerprint(answer: dict[str, Any], fingerprint: str | None, url: str) -> None:
+    """
+    :raises FingerprintMismatchError: a server answers with another model than it had before.
+    """
+    reported = answer.get("fingerprint")
+    if None not in (reported, fingerprint) and reported != fingerprint:
+        raise FingerprintMismatchError(
+            str(reported)[:100], str(fingerprint), where=f"the encoder now at {url}"
+        )
+
+
+class Remote(Served):
+    """A server as the source of an encoder; the arguments are those of :meth:`Encoder.remote`."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        model: str | None,
+        fingerprint: str | None,
+        dimensions: int | None,
+        prompts: dict[Kind, str],
+        batch: int,
+        **connection: Any,
+    ) -> None:
+        super().__init__(url, model=model, fingerprint=fingerprint, batch=batch, **connection)
+        self.dimensions = dimensions
+        self._prompts = prompts
+
     def backend(self) -> _RemoteBackend:
         """Connections to the server, once its spec has been compared with what was stated."""
-        client = Client(self._url, **self._connection)
+        client = self._client()
         spec = self._ask_for_spec(client)
         dimensions = self.dimensions if spec is None else spec.dimensions
         if dimensions is None or (spec is None and self.fingerprint is None):
@@ -106,25 +167,12 @@ class Remote:
         )
 
     def _ask_for_spec(self, client: Client) -> EncoderSpec | None:
-        """The spec, from a server that reports one; compared with what was stated."""
-        listed = client.ask("GET", "/v1/models", missing_allowed=True).get("data")
-        models = [item for item in listed if isinstance(item, dict)] if isinstance(listed, list) else []
-        entry: dict[str, Any] = next((item for item in models if self._model in (None, item.get("id"))), {})
-        if "pgembed" not in entry:
+        spec = super()._ask_for_spec(client)
+        if spec is None:
             return None
-        try:
-            spec = EncoderSpec.parse(entry["pgembed"], Path(self._url))
-        except (TypeError, ValueError, AttributeError, KeyError, OverflowError) as error:
-            reason = f"a spec that cannot be read ({type(error).__name__}: {error})"
-            raise EncoderServerError(self._url, reason, status=200) from error
-        check_kind(spec, self.label, pairs=False)
         if type(spec.dimensions) is not int or not 0 < spec.dimensions <= _MOST_DIMENSIONS:
             reason = f"a spec of {str(spec.dimensions)[:20]} dimensions, expected 1 to {_MOST_DIMENSIONS}"
             raise EncoderServerError(self._url, reason, status=200)
-        if self.fingerprint is not None and spec.fingerprint != self.fingerprint:
-            raise FingerprintMismatchError(
-                spec.fingerprint, self.fingerprint, where=f"the encoder at {self._url}"
-            )
         if self.dimensions not in (None, spec.dimensions):
             needed = f"{spec.dimensions}, as the server's"
             raise EncoderOptionError("dimensions", self.dimensions, needed=needed)
@@ -158,7 +206,7 @@ class _RemoteBackend:
         """Vectors of ``texts``; only the server knows how many tokens they have and what was cut."""
         vectors = np.empty((len(texts), self._dimensions), dtype=np.float32)
         lengths = [len(text) for text in texts]
-        for start, end in pieces(lengths, count=self._batch, room=_CHARACTERS):
+        for start, end in pieces(lengths, count=self._batch, room=CHARACTERS):
             body: dict[str, Any] = {"input": texts[start:end], "encoding_format": "base64"}
             if self._model is not None:
                 body["model"] = self._model
@@ -166,16 +214,13 @@ class _RemoteBackend:
                 body["input_type"] = kind
             else:
                 body["input"] = [self._prompts[kind] + text for text in texts[start:end]]
-            most = (end - start) * (self._dimensions * _NUMBER + _TEXT) + _ANSWER
+            most = (end - start) * (self._dimensions * NUMBER + TEXT) + ANSWER
             self._read(self._client.ask("POST", "/v1/embeddings", body, most=most), vectors[start:end])
         return Encoded(vectors, np.zeros(len(texts), dtype=np.int64), 0)
 
     def _read(self, answer: dict[str, Any], vectors: Vectors) -> None:
         """Put the vectors of an answer into their rows."""
-        reported = answer.get("fingerprint")
-        if None not in (reported, self._fingerprint) and reported != self._fingerprint:
-            where = f"the encoder now at {self._client.url}"
-            raise FingerprintMismatchError(str(reported)[:100], str(self._fingerprint), where=where)
+        check_fingerprint(answer, self._fingerprint, self._client.url)
         try:
             items = {int(item["index"]): self._vector(item["embedding"]) for item in answer.get("data") or ()}
         except (TypeError, KeyError, ValueError, AttributeError, OverflowError) as error:

@@ -15,6 +15,7 @@ from sqlalchemy.orm import aliased
 
 from pgembed import Encoder, Reranker, arerank, export_onnx, hybrid_search, rerank, semantic_search
 from pgembed.exc import QueryError, TextError
+from tests.unit.encoders.wire import serving
 
 RERANKERS = Path(__file__).parents[2] / "golden" / "rerankers"
 QUERY = "w5 v17 u120"
@@ -45,6 +46,12 @@ class Lengths:
         self.pairs += pairs
         self.threads.add(threading.current_thread())
         return np.array([len(text) for _, text in pairs], dtype=np.float32)
+
+
+@pytest.fixture(scope="module")
+def remote(reranker):
+    with serving(None, rerankers=[reranker]) as server:
+        yield Reranker.remote(f"http://127.0.0.1:{server.server_port}")
 
 
 def words_of(article):
@@ -151,6 +158,16 @@ def test_one_of_several_labels(corpus, session, folders):
                 rerank(session, statement, QUERY, nli, text=article.title, label=wrong)
 
 
+def test_a_remote_reranker_orders_as_the_model_does(corpus, session, reranker, remote):
+    article = corpus.article
+    statement = semantic_search(article.embedding, QUERY, limit=40)
+    rows = rerank(session, statement, QUERY, remote, text=words_of(article), limit=None)
+    expected = rerank(session, statement, QUERY, reranker, text=words_of(article), limit=None)
+    assert [row.Article.id for row in rows] == [row.Article.id for row in expected]
+    scores = [row.rerank_score for row in expected]
+    assert [row.rerank_score for row in rows] == pytest.approx(scores, abs=1e-6)
+
+
 @pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
 async def test_async_sessions_keep_the_loop_running(corpus, reranker, driver):
     article = corpus.article
@@ -158,6 +175,11 @@ async def test_async_sessions_keep_the_loop_running(corpus, reranker, driver):
     engine = create_async_engine(corpus.url.set(drivername=f"postgresql+{driver}"))
 
     class Slow(Lengths):
+        @property
+        def labels(self):  # which a remote one asks its server for
+            self.threads.add(threading.current_thread())
+            return ()
+
         def predict(self, pairs):
             assert running.wait(30)  # only a loop that runs meanwhile sets it
             return super().predict(pairs)
@@ -174,7 +196,8 @@ async def test_async_sessions_keep_the_loop_running(corpus, reranker, driver):
             await asyncio.sleep(0.01)
             running.set()
         assert len(await waiting) == 10
-    assert slow.threads != {threading.main_thread()}
+    assert slow.threads
+    assert threading.main_thread() not in slow.threads
     await engine.dispose()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import socket
 import threading
 import time
@@ -19,6 +20,18 @@ from pgembed.exc import EncoderError, EncoderOptionError, EncoderServerError
 OK = b"HTTP/1.1 200 OK\r\n"
 
 
+def _request(client: socket.socket) -> bytes:
+    """Head and body, which come in pieces."""
+    received = client.recv(2**20)
+    while True:
+        head, _, body = received.partition(b"\r\n\r\n")
+        length = re.search(rb"(?i)content-length: (\d+)", head)
+        more = b"" if length is None or len(body) >= int(length[1]) else client.recv(2**20)
+        if not more:
+            return received
+        received += more
+
+
 @contextmanager
 def answering(answer: Callable[[bytes], Iterable[bytes]]) -> Iterator[tuple[str, list[bytes]]]:
     """A server that answers each request with some pieces and closes, and what it was sent."""
@@ -31,7 +44,7 @@ def answering(answer: Callable[[bytes], Iterable[bytes]]) -> Iterator[tuple[str,
                 client, _ = listening.accept()
                 with client, suppress(OSError):
                     client.settimeout(20)
-                    received.append(client.recv(2**20))
+                    received.append(_request(client))
                     for piece in answer(received[-1]):
                         client.sendall(piece)
 
