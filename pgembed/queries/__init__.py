@@ -21,6 +21,7 @@ classify                      ``knn_classify``, ``knn_classify_many``
 votes                         what neighbours' votes weigh, ``softmax``; the label that wins, or why none does
 duplicates                    ``near_duplicates``, ``duplicates_of``, ``duplicate_groups``, ``mine_pairs``
 keeping, negatives            ``keep_list``; ``hard_negatives``
+matching                      ``match``: two lists of the same things
 thresholds                    ``suggest_threshold``
 edges                         pairs searched for, or stored before: ``rethreshold``
 pairs, numbering, components  pairs of near rows, over row numbers; the groups that they make
@@ -47,6 +48,7 @@ from pgembed.queries.hybrid import hybrid_search
 from pgembed.queries.keeping import keep_list
 from pgembed.queries.keywords import keyword_search
 from pgembed.queries.many import search_many
+from pgembed.queries.matching import match
 from pgembed.queries.negatives import hard_negatives
 from pgembed.queries.recommendation import recommend
 from pgembed.queries.reranking import arerank, rerank
@@ -76,6 +78,7 @@ __all__ = [
     "keyword_search",
     "knn_classify",
     "knn_classify_many",
+    "match",
     "mine_pairs",
     "near_duplicates",
     "passages",

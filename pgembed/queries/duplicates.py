@@ -7,13 +7,13 @@ from typing import Any, Literal, overload
 from sqlalchemy import Select, func, inspect, select, union_all
 from sqlalchemy.orm.state import InstanceState
 
-from pgembed.exc import DimensionMismatchError, QueryError
+from pgembed.exc import QueryError
 from pgembed.queries.arguments import whole
 from pgembed.queries.components import components
 from pgembed.queries.edges import edges_of, score
 from pgembed.queries.nearest import Mode, Stale
 from pgembed.queries.numbering import Rows
-from pgembed.queries.pairs import Pairs
+from pgembed.queries.pairs import Pairs, alike
 from pgembed.queries.search import semantic_search
 from pgembed.queries.settings import SearchSettings
 from pgembed.queries.statement import DuplicateGroups, DuplicatePairs, Entity, MinedPairs, SearchSelect
@@ -278,18 +278,12 @@ def _text_of(subject: Subject, state: InstanceState[Any]) -> str:
 def _others(
     subject: Subject, other: VectorColumn | None, where: Any, stale: str, max_distance: float | None
 ) -> Rows | None:
-    """:raises QueryError: a condition on other rows, and no column of theirs; or no column of vectors.
-    :raises DimensionMismatchError: their vectors have other dimensions.
-    """
+    """:raises QueryError: a condition on other rows, and no column of theirs."""
     if other is None:
         if where is not None:
             raise QueryError("other_where= is for pairs of two tables: pass the other vector column too")
         return None
-    found = resolve(other, subject.metric.name)
-    if found.storage != subject.storage:
-        raise QueryError(f"{subject} is a {subject.storage} column and {found} a {found.storage} column")
-    if found.dimensions and subject.dimensions and found.dimensions != subject.dimensions:
-        raise DimensionMismatchError(found.dimensions, subject.dimensions, where=str(subject))
+    found = alike(subject, resolve(other, subject.metric.name))
     conditions = [*found.conditions(where, stale), found.vector.is_not(None)]
     return Rows.of(found, conditions, max_distance)
 

@@ -27,6 +27,7 @@ from sqlalchemy.sql.elements import ColumnElement, Label
 from sqlalchemy.sql.selectable import CTE, FromClause, Select, SelectBase, Subquery
 
 from pgembed.constants import BLOCK, EXACT_UP_TO, NEIGHBOURS
+from pgembed.exc import DimensionMismatchError, QueryError
 from pgembed.indexes import Indexed
 from pgembed.indexes.readiness import is_ready
 from pgembed.queries.arguments import choice, whole
@@ -92,9 +93,9 @@ class Pairs:
         :param others: those of another table. Without them, pairs are of the same table and a < b; with them,
             ``a`` is a row of the subject and ``b`` one of the others.
         """
-        blocks = _blocks(rows.firsts())
+        blocks = blocks_of(rows.firsts())
         asked = rows if others is None else others
-        asking = blocks if others is None else _blocks(others.firsts())
+        asking = blocks if others is None else blocks_of(others.firsts())
         across = others is not None
         if self.mode == "exact" or (self.mode == "auto" and self.index is None):
             pairs: SelectBase = self._exact(blocks, asking, across)
@@ -180,8 +181,8 @@ class Pairs:
             .offset(_ZERO)  # keeps the order of the joins: blocks meet first, then they are unpacked
             .subquery()
         )
-        a = _unpacked(met, met.c.a_numbers, met.c.a_vectors)
-        b = _unpacked(met, met.c.b_numbers, met.c.b_vectors)
+        a = unpacked(met, met.c.a_numbers, met.c.a_vectors)
+        b = unpacked(met, met.c.b_numbers, met.c.b_vectors)
         distance = self.subject.metric.between(a.c.vector, b.c.vector)
         near = self._within(distance, most)
         met_rows = met.join(a, true())
@@ -217,7 +218,7 @@ class Pairs:
             bound = func.coalesce(last.scalar_subquery(), _INFINITY).label("most")
             cutoff = materialized(select(bound), "cutoff")
             most = select(cutoff.c.most).scalar_subquery()
-        unsure = _blocks(self._unsure(rows, asked.firsts(), found, across, gate, most))
+        unsure = blocks_of(self._unsure(rows, asked.firsts(), found, across, gate, most))
         # (In blocks that the gate has left empty, nothing meets.)
         if across:
             rest = self._compared(blocks.alias(), unsure, true(), None, most=most)
@@ -299,7 +300,7 @@ def _nearest_of_each(pairs: SelectBase) -> Subquery:
     return once.group_by(found.c.a, found.c.b).subquery()
 
 
-def _blocks(rows: FromClause) -> CTE:
+def blocks_of(rows: FromClause) -> CTE:
     """Rows packed into arrays of numbers and vectors.
 
     A self-join of rows would read a vector anew for each pair, from TOAST or from a file that the join has
@@ -312,7 +313,20 @@ def _blocks(rows: FromClause) -> CTE:
     return materialized(packed, "blocks")
 
 
-def _unpacked(met: Subquery, numbers: ColumnElement[Any], vectors: ColumnElement[Any]) -> FromClause:
+def unpacked(met: Subquery, numbers: ColumnElement[Any], vectors: ColumnElement[Any]) -> FromClause:
     """The rows of a block. (As functions of FROM, the arrays would be copied to a table first.)"""
     rows = select(func.unnest(numbers).label("number"), func.unnest(vectors).label("vector"))
     return rows.correlate(met).offset(_ZERO).lateral()
+
+
+def alike(subject: Subject, other: Subject) -> Subject:
+    """The other column, whose vectors can be compared with those of the first.
+
+    :raises QueryError: it is of another type.
+    :raises DimensionMismatchError: it has other dimensions.
+    """
+    if other.storage != subject.storage:
+        raise QueryError(f"{subject} is a {subject.storage} column and {other} a {other.storage} column")
+    if other.dimensions and subject.dimensions and other.dimensions != subject.dimensions:
+        raise DimensionMismatchError(other.dimensions, subject.dimensions, where=str(subject))
+    return other

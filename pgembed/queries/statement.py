@@ -280,6 +280,13 @@ class HardNegatives(DuplicatePairs[*_Ts]):
     helper = "hard_negatives"
 
 
+class Matches(DuplicatePairs[*_Ts]):
+    """The statement of ``match``."""
+
+    inherit_cache = True
+    helper = "match"
+
+
 class KeepList(DuplicatePairs[*_Ts]):
     """The statement of ``keep_list``."""
 

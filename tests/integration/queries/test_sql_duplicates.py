@@ -8,7 +8,15 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from pgembed import HNSW
-from pgembed.queries import duplicate_groups, duplicates_of, keep_list, near_duplicates, suggest_threshold
+from pgembed.queries import (
+    duplicate_groups,
+    duplicates_of,
+    keep_list,
+    match,
+    mine_pairs,
+    near_duplicates,
+    suggest_threshold,
+)
 from tests.integration.queries.conftest import store
 from tests.integration.queries.test_copies_and_tables import copied
 from tests.integration.queries.test_duplicates import kinds, table_of
@@ -110,3 +118,35 @@ def test_a_column_that_is_not_there(crowd):
     connection, _, _ = crowd
     with pytest.raises(DBAPIError, match=r"table public\.item has no column created"):
         rows_of(connection, "SELECT * FROM pgembed.keep_list('item', 'vector', 0.9, keep => 'created')")
+
+
+@pytest.mark.parametrize("limit", [1, 30, 300, 50_000])
+def test_the_best_pairs_agree(crowd, limit):
+    connection, table, _ = crowd
+    rows = rows_of(connection, "SELECT * FROM pgembed.mine_pairs('item', 'vector', :limit)", limit=limit)
+    found = connection.execute(mine_pairs(table.c.vector, limit=limit, mode="exact")).all()
+    assert len({(left["id"], right["id"]) for left, right, _ in rows}) == len(rows) == len(found)
+    assert [row[2] for row in rows] == pytest.approx([row.score for row in found])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options"),
+    [
+        ("", {}),
+        (", min_score => 0.8, k => 2", {"min_score": 0.8, "k": 2}),
+        (", margin => 1.1", {"margin": 1.1}),
+        (", one_to_one => false", {"one_to_one": False}),
+    ],
+)
+def test_matches_agree(crowd, arguments, options):
+    connection, table, vectors = crowd
+    other = table_of(16, name="other")
+    rng = np.random.default_rng(4)
+    near = vectors[60:150:2] + 0.3 * rng.standard_normal((45, 16))
+    other.create(connection)
+    connection.execute(other.insert(), [{"id": n, "vector": vector} for n, vector in enumerate(near)])
+    rows = rows_of(connection, f"SELECT * FROM pgembed.match('item', 'vector', 'other', 'vector'{arguments})")
+    found = connection.execute(match(table.c.vector, other.c.vector, mode="exact", **options)).all()
+    assert {(left["id"], right["id"]) for left, right, *_ in rows} == {row[:2] for row in found}
+    assert [row[2:] for row in rows] == [pytest.approx(row[2:], abs=1e-6) for row in found]
+    assert len(rows) > 10

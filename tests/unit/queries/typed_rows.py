@@ -22,6 +22,7 @@ from pgembed import (
     keep_list,
     knn_classify,
     knn_classify_many,
+    match,
     mine_pairs,
     near_duplicates,
     recommend,
@@ -101,6 +102,8 @@ def labels_and_duplicates(session: Session) -> None:
     assert_type((row[1], row[3]), tuple[bool, float | None])
     near = session.execute(duplicates_of(Article.embedding, "x", min_score=0.9)).one()
     assert_type((near[1], near[2]), tuple[float, float])
+    matched = session.execute(match(Article.embedding, Article.embedding)).one()
+    assert_type((matched[2], matched[3]), tuple[float, float])
     assert_type(session.execute(mine_pairs(Article.embedding)).one()[2], float)
 
 
