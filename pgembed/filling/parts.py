@@ -22,11 +22,11 @@ from pgembed.columns import Array
 from pgembed.exc import EncoderError, TextError
 from pgembed.filling.bisection import Encoding
 from pgembed.filling.flow import Encoded, Pace, Row
-from pgembed.filling.parts_statements import DEFERRED, PartsStatements, Stored, placed
+from pgembed.filling.parts_statements import DEFERRED, PartsStatements, placed
 from pgembed.filling.sql import lines
 from pgembed.filling.transactions import Transactions
 from pgembed.filling.writes import Writing, named
-from pgembed.parts import Cut, PartsDeclaration
+from pgembed.parts import Cut, PartsDeclaration, Stored, matched
 
 #: Bytes of text to claim at once, if it is more than one text: they are written when all are encoded.
 OCTETS = 1 << 20
@@ -61,23 +61,6 @@ def split(
         else:
             found.append(row._replace(cuts=tuple(cuts), texts=()))
     return found
-
-
-def matched(
-    cuts: Sequence[Cut], stored: Iterable[Stored]
-) -> tuple[list[tuple[Cut, Stored]], list[Cut], list[int]]:
-    """The parts that stay, those to make, and the keys of those that go; equal ones in their order."""
-    there: defaultdict[UUID, deque[Stored]] = defaultdict(deque)
-    for part in stored:
-        there[part.digest].append(part)
-    kept: list[tuple[Cut, Stored]] = []
-    missing: list[Cut] = []
-    for cut in cuts:
-        if there[cut.digest]:
-            kept.append((cut, there[cut.digest].popleft()))
-        else:
-            missing.append(cut)
-    return kept, missing, [part.id for parts in there.values() for part in parts]
 
 
 def _stored(connection: Connection, statement: Any, keys: Iterable[str]) -> dict[str, list[Stored]]:

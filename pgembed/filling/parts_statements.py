@@ -14,7 +14,7 @@ touches no index.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 from sqlalchemy import (
     BigInteger,
@@ -44,17 +44,6 @@ from pgembed.parts import Cut, PartsTable
 
 #: The rows of parts refer to theirs; checked when the transaction ends, a reference locks no row before that.
 DEFERRED = text("SET CONSTRAINTS ALL DEFERRED")
-
-
-class Stored(NamedTuple):
-    """A part in the database."""
-
-    id: int
-    digest: Any
-    number: int
-    start: int
-    end: int
-    has_text: bool
 
 
 class PartsStatements(Statements):

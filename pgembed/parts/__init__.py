@@ -7,6 +7,7 @@
 file         what it is for
 ===========  =======================================================================================
 part         ``embedding_parts`` and the parts of a text, with their digests
+flushing     what a flush does with parts
 parts_table  the table of parts and its class; digest and pending index on the table of the text
 splitting    the settings, and the pieces
 tree         where a text is cut, and that each piece fits
@@ -17,8 +18,9 @@ sentences    sentences, words and characters of any script
 ===========  =======================================================================================
 """
 
+import pgembed.parts.flushing  # noqa: F401  (it listens on import)
 from pgembed.parts.formats import FORMATS, Format, Rank
-from pgembed.parts.part import Cut, Part, PartsDeclaration, declared_as, embedding_parts
+from pgembed.parts.part import Cut, Part, PartsDeclaration, Stored, declared_as, embedding_parts, matched
 from pgembed.parts.parts_table import PartsTable, bind_parts, parts_of, parts_with
 from pgembed.parts.sentences import sentences
 from pgembed.parts.splitters import Skip, Splitter
@@ -37,10 +39,12 @@ __all__ = [
     "Skip",
     "Splitter",
     "Splitting",
+    "Stored",
     "TokenCounter",
     "bind_parts",
     "declared_as",
     "embedding_parts",
+    "matched",
     "parts_of",
     "parts_with",
     "sentences",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Sequence
+from collections import defaultdict, deque
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -74,6 +75,34 @@ class Cut(NamedTuple):
     text: str
     encoded: str
     digest: uuid.UUID
+
+
+class Stored(NamedTuple):
+    """A part in the database."""
+
+    id: int
+    digest: uuid.UUID
+    number: int
+    start: int
+    end: int
+    has_text: bool
+
+
+def matched(
+    cuts: Sequence[Cut], stored: Iterable[Stored]
+) -> tuple[list[tuple[Cut, Stored]], list[Cut], list[int]]:
+    """The parts that stay, those to make, and the keys of those that go; equal ones in their order."""
+    there: defaultdict[uuid.UUID, deque[Stored]] = defaultdict(deque)
+    for part in stored:
+        there[part.digest].append(part)
+    kept: list[tuple[Cut, Stored]] = []
+    missing: list[Cut] = []
+    for cut in cuts:
+        if there[cut.digest]:
+            kept.append((cut, there[cut.digest].popleft()))
+        else:
+            missing.append(cut)
+    return kept, missing, [part.id for parts in there.values() for part in parts]
 
 
 @dataclass(frozen=True, eq=False)

@@ -246,7 +246,7 @@ def _embeddings(table: Any) -> list[MappedEmbedding]:
         return []
     return [
         MappedEmbedding(
-            found, found.vector.key, found.digest.key, tuple(source.key for source in found.sources)
+            found, found.digest.key, tuple(source.key for source in found.sources), found.vector.key
         )
         for found in embeddings_of(table)
     ]

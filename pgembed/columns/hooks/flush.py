@@ -24,7 +24,14 @@ from sqlalchemy.orm import InstanceState, Mapper, Session, SessionTransaction, U
 from sqlalchemy.orm.base import NO_VALUE, PASSIVE_NO_INITIALIZE
 from sqlalchemy.sql.elements import ColumnElement
 
-from pgembed.columns.hooks.mapped import UNKNOWN, MappedEmbedding, given_text, mapped_embeddings, text_of
+from pgembed.columns.hooks.mapped import (
+    UNKNOWN,
+    MappedEmbedding,
+    MappedSources,
+    given_text,
+    mapped_embeddings,
+    text_of,
+)
 from pgembed.columns.hooks.outcome import ABSENT, Change, Filling, encode, settle
 from pgembed.columns.values import as_array
 
@@ -111,7 +118,7 @@ def _fill(session: Session, objects: Iterable[Any]) -> None:
         for state in map(inspect, objects)
         if (embeddings := mapped_embeddings(state.mapper))
     ]
-    _load_expired_sources(session, states)
+    load_expired_sources(session, states)
     looked = [
         (state, mapped)
         for state, embeddings in states
@@ -137,43 +144,43 @@ def _examine(state: InstanceState[Any], mapped: MappedEmbedding) -> list[Filling
     change: Change = "same"
     if state.key is None:
         change = "new"
-    elif any(_changed(state, source) for source in mapped.sources):
+    elif any(changed(state, source) for source in mapped.sources):
         change = "changed"
-    vector = state.dict.get(mapped.vector) if _changed(state, mapped.vector) else None
+    vector = state.dict.get(mapped.vector) if changed(state, mapped.vector) else None
     if change == "same" and vector is None:
         return []
-    texts, digest = list(_texts(state, mapped)), _made_from(state, mapped, vector)
+    texts, digest = list(texts_of(state, mapped)), _made_from(state, mapped, vector)
     return settle(mapped, change, texts, vector, digest, partial(_write, state, mapped))
 
 
 def _made_from(state: InstanceState[Any], mapped: MappedEmbedding, vector: Any) -> Any:
     """The digest that was put beside a vector, to say what it was made from."""
-    if not _changed(state, mapped.digest):
+    if not changed(state, mapped.digest):
         return ABSENT
     digest = state.dict.get(mapped.digest)
     our_vector, our_digest = _ours.get(state, {}).get(mapped.vector, (None, None))
     return ABSENT if digest is not None and digest is our_digest and vector is not our_vector else digest
 
 
-def _changed(state: InstanceState[Any], key: str) -> bool:
+def changed(state: InstanceState[Any], key: str) -> bool:
     """Whether an attribute has a value that is to be written; loads nothing."""
     history = attributes.get_history(state.obj(), key, PASSIVE_NO_INITIALIZE)
     return bool(history.added) or bool(history.deleted)
 
 
-def _texts(state: InstanceState[Any], mapped: MappedEmbedding) -> Iterator[Any]:
+def texts_of(state: InstanceState[Any], mapped: MappedSources) -> Iterator[Any]:
     """The texts of the sources as the row will hold them, as far as they are known."""
     for key, column in zip(mapped.sources, mapped.embedding.sources, strict=True):
         if state.key is None:
             yield text_of(state.dict.get(key), column)
-        elif _changed(state, key):
+        elif changed(state, key):
             yield given_text(state.dict.get(key, UNKNOWN), column)
         else:
             yield state.dict.get(key, UNKNOWN)
 
 
-def _load_expired_sources(
-    session: Session, states: Sequence[tuple[InstanceState[Any], tuple[MappedEmbedding, ...]]]
+def load_expired_sources(
+    session: Session, states: Sequence[tuple[InstanceState[Any], Sequence[MappedSources]]]
 ) -> None:
     """Load expired sources of objects with a changed source, in one SELECT for many of a class.
 
@@ -181,21 +188,28 @@ def _load_expired_sources(
     never loaded (deferred ones) are left alone.
     """
     by_mapper: dict[Mapper[Any], list[InstanceState[Any]]] = {}
+    keys: dict[Mapper[Any], set[str]] = {}
     for state, embeddings in states:
         if state.key is not None and any(
             any(source in state.expired_attributes and source not in state.dict for source in mapped.sources)
-            and any(_changed(state, source) for source in mapped.sources)
+            and any(changed(state, source) for source in mapped.sources)
             for mapped in embeddings
         ):
             by_mapper.setdefault(state.mapper, []).append(state)
+            keys.setdefault(state.mapper, set()).update(source for m in embeddings for source in m.sources)
     for mapper, expired in by_mapper.items():
         for start in range(0, len(expired), _LOADED_AT_ONCE):
             some = expired[start : start + _LOADED_AT_ONCE]
-            _load(session, mapper, {state.key[1]: state for state in some if state.key is not None})
+            found = {state.key[1]: state for state in some if state.key is not None}
+            _load(session, mapper, sorted(keys[mapper]), found)
 
 
-def _load(session: Session, mapper: Mapper[Any], states: dict[tuple[Any, ...], InstanceState[Any]]) -> None:
-    keys = sorted({source for mapped in mapped_embeddings(mapper) for source in mapped.sources})
+def _load(
+    session: Session,
+    mapper: Mapper[Any],
+    keys: Sequence[str],
+    states: dict[tuple[Any, ...], InstanceState[Any]],
+) -> None:
     primary = [mapper.get_property_by_column(column).key for column in mapper.primary_key]
     entity = mapper.class_
     query = select(*(getattr(entity, key) for key in (*primary, *keys)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import Column, Null
@@ -12,21 +12,30 @@ from sqlalchemy.orm import Mapper
 from sqlalchemy.sql.elements import ClauseElement
 
 from pgembed.columns.binding import map_embedding
-from pgembed.columns.embedding import INFO, EmbeddingColumn, bound
+from pgembed.columns.embedding import INFO, EmbeddingColumn, Freshness, bound
 from pgembed.exc import TextError
+
+_F = TypeVar("_F", bound=Freshness)
 
 #: A source whose value only the database will know.
 UNKNOWN = object()
 
 
 @dataclass(frozen=True)
-class MappedEmbedding:
+class MappedSources:
+    """What is made of texts, and the attributes of a mapper that its digest and its sources are mapped to."""
+
+    embedding: Freshness
+    digest: str
+    sources: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class MappedEmbedding(MappedSources):
     """An embedding and the attributes of a mapper that its columns are mapped to."""
 
     embedding: EmbeddingColumn
     vector: str
-    digest: str
-    sources: tuple[str, ...]
 
 
 #: What each mapper's class has to fill. A mapper's columns are fixed once it is configured.
@@ -80,9 +89,10 @@ def _find(mapper: Mapper[Any]) -> Iterator[MappedEmbedding]:
     for attribute in mapper.column_attrs:
         embedding = bound(attribute.columns[0])
         if embedding is not None:
-            yield MappedEmbedding(
-                embedding,
-                attribute.key,
-                mapper.get_property_by_column(embedding.digest).key,
-                tuple(mapper.get_property_by_column(source).key for source in embedding.sources),
-            )
+            yield MappedEmbedding(*mapped_attributes(mapper, embedding), attribute.key)
+
+
+def mapped_attributes(mapper: Mapper[Any], found: _F) -> tuple[_F, str, tuple[str, ...]]:
+    """The arguments of :class:`MappedSources`."""
+    digest = mapper.get_property_by_column(found.digest).key
+    return found, digest, tuple(mapper.get_property_by_column(source).key for source in found.sources)
