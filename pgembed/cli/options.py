@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
-from sqlalchemy import URL, Connection, Engine, create_engine, make_url, text
+from sqlalchemy import URL, Connection, Engine, Row, create_engine, make_url, text
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from pgembed.columns import Freshness
@@ -67,6 +70,7 @@ OneTable = Annotated[
 ]
 OneColumn = Annotated[str | None, typer.Argument(help="Only this vector column.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+AsCsv = Annotated[bool, typer.Option("--csv", help="Print CSV.")]
 
 
 def printable(text: str) -> str:
@@ -86,6 +90,34 @@ def print_table(table: Table) -> None:
     for column in table.columns:
         column._cells = [printable(cell) if isinstance(cell, str) else cell for cell in column._cells]
     Console(width=None if sys.stdout.isatty() else _NO_LIMIT).print(table)
+
+
+def print_rows(names: Sequence[str], rows: Sequence[Row[Any]], *, as_json: bool, as_csv: bool) -> None:
+    """Print the rows of a result, one a line: as a table, JSON or CSV.
+
+    :raises typer.BadParameter: as both.
+    """
+    if as_json and as_csv:
+        raise typer.BadParameter("choose one of --json and --csv", param_hint="--csv")
+    if as_json:
+        say(json.dumps([dict(row._mapping) for row in rows], indent=2, default=str))
+        return
+    lines = [[_shown(value) for value in row] for row in rows]
+    if as_csv:
+        writer = csv.writer(sys.stdout, lineterminator="\n")
+        writer.writerows([[printable(cell) for cell in line] for line in [names, *lines]])
+        return
+    table = Table(*names, box=None)
+    for line in lines:
+        table.add_row(*map(escape, line))
+    print_table(table)
+
+
+def _shown(value: Any) -> str:
+    """A value as a cell: a key as its values."""
+    if isinstance(value, dict):
+        return ", ".join(map(str, value.values()))
+    return f"{value:.4f}" if isinstance(value, float) else "" if value is None else str(value)
 
 
 def print_line(line: str) -> None:

@@ -47,6 +47,7 @@ SHARED_NAMES = {
     "failures": "the command in cli and what it lists",
     "search": "the command in cli and the statement that it runs",
     "worker": "the command in cli and what it runs",
+    "duplicates": "the commands in cli and the statements that they run",
     "declaration": "what users declare: an embedding column, and an index",
     "indexes": "one subject of migrations: compared, and its operations",
     "installation": "one subject of migrations: compared, and its operations",

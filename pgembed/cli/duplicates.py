@@ -1,0 +1,123 @@
+"""``pgembed dedup`` and ``pgembed match``: duplicates of a table, and two lists of the same things."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from sqlalchemy import Row, text
+
+from pgembed.cli.known import require_trusted
+from pgembed.cli.options import AsCsv, AsJson, ColumnName, DatabaseUrl, TableName, connect, print_rows
+from pgembed.database.install import require_installed
+
+_KEEP = text(
+    "SELECT key, kept_key, score FROM pgembed.keep_list(CAST(:table AS regclass), :column, :min_score, "
+    "keep => :keep, descending => :descending) WHERE NOT is_kept"
+)
+_PAIRS = text(
+    "SELECT left_key, right_key, score "
+    "FROM pgembed.near_duplicates(CAST(:table AS regclass), :column, :min_score)"
+)
+_GROUPS = text(
+    "SELECT group_id, key FROM pgembed.duplicate_groups(CAST(:table AS regclass), :column, :min_score)"
+)
+_MATCHES = text(
+    "SELECT left_key, right_key, score, margin_of_pair AS margin FROM pgembed.match("
+    "CAST(:table AS regclass), :column, CAST(:other AS regclass), :other_column, "
+    "min_score => :min_score, margin => :margin, one_to_one => :one_to_one)"
+)
+
+
+class Show(StrEnum):
+    """What ``pgembed dedup`` lists."""
+
+    dropped = "dropped"
+    pairs = "pairs"
+    groups = "groups"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the application."""
+    app.command("dedup")(dedup)
+    app.command("match")(match)
+
+
+def dedup(
+    table: TableName,
+    column: ColumnName,
+    url: DatabaseUrl,
+    min_score: Annotated[float, typer.Option(help="The least score of duplicates.")],
+    show: Annotated[
+        Show, typer.Option(help="Rows to drop, each with the row to keep; all pairs; or groups.")
+    ] = Show.dropped,
+    keep: Annotated[
+        str | None,
+        typer.Option(
+            help="Of duplicates, keep the row with the smallest value of this column.", metavar="COLUMN"
+        ),
+    ] = None,
+    descending: Annotated[bool, typer.Option("--descending", help="Keep the one with the greatest.")] = False,
+    as_json: AsJson = False,
+    as_csv: AsCsv = False,
+) -> None:
+    """List rows of a table that say nearly the same; nothing is changed.
+
+    Through the index of the column where there is one and the table is large.
+    """
+    given: dict[str, Any] = {"table": table, "column": column, "min_score": min_score}
+    if show is Show.dropped:
+        names, rows = _found(url, [table], _KEEP, given | {"keep": keep, "descending": descending})
+    elif keep is not None or descending:
+        raise typer.BadParameter(f"has no effect with --show {show}", param_hint="--keep")
+    else:
+        names, rows = _found(url, [table], _PAIRS if show is Show.pairs else _GROUPS, given)
+    print_rows(names, rows, as_json=as_json, as_csv=as_csv)
+
+
+def match(
+    left: Annotated[str, typer.Argument(help="A table, as SQL writes it.")],
+    left_column: ColumnName,
+    right: Annotated[str, typer.Argument(help="The other table.")],
+    right_column: ColumnName,
+    url: DatabaseUrl,
+    min_score: Annotated[float | None, typer.Option(help="The least score of a match.")] = None,
+    margin: Annotated[
+        float | None, typer.Option(help="The least margin: the score divided by that of what else is near.")
+    ] = None,
+    one_to_one: Annotated[
+        bool, typer.Option(help="Only rows that are the best of each other, or the best for each left row.")
+    ] = True,
+    as_json: AsJson = False,
+    as_csv: AsCsv = False,
+) -> None:
+    """List which row of one table is which row of another, the most certain first."""
+    names, rows = _found(
+        url,
+        [left, right],
+        _MATCHES,
+        {
+            "table": left,
+            "column": left_column,
+            "other": right,
+            "other_column": right_column,
+            "min_score": min_score,
+            "margin": margin,
+            "one_to_one": one_to_one,
+        },
+    )
+    print_rows(names, rows, as_json=as_json, as_csv=as_csv)
+
+
+def _found(
+    url: str, tables: list[str], statement: Any, given: dict[str, Any]
+) -> tuple[list[str], Sequence[Row[Any]]]:
+    with connect(url) as connection, Console(stderr=True).status("comparing rows"):
+        require_installed(connection)
+        for table in tables:
+            require_trusted(connection, table)
+        result = connection.execute(statement, given)
+        return list(result.keys()), result.all()

@@ -1,0 +1,87 @@
+"""``pgembed dedup`` and ``pgembed match`` as a user meets them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+
+import pytest
+from sqlalchemy import Engine
+from sqlalchemy.orm import Session
+
+from pgembed.testing import HashEncoder
+from tests.commands import call
+from tests.tables import execute, model
+
+
+@pytest.fixture
+def shop(engine: Engine) -> str:
+    """Articles with copies, and another table with two of their texts; the URL."""
+    encoder = HashEncoder(8)
+    for table, titles in (("article", ["a", "b", "a", "c", "b", "a"]), ("offer", ["c", "d", "a"])):
+        Model = model(encoder, table=table)
+        Model.metadata.create_all(engine)
+        with Session(engine) as session:
+            session.add_all(Model(title=title) for title in titles)
+            session.commit()
+    execute(engine, "ALTER TABLE article ADD rank integer", "UPDATE article SET rank = -id")
+    return engine.url.render_as_string(hide_password=False)
+
+
+def dedup(url: str, *options: str) -> str:
+    shown = call("dedup", "article", "embedding", "--min-score", "0.99", "--url", url, *options)
+    assert (shown.returncode, shown.stderr) == (0, "")
+    return shown.stdout
+
+
+def test_rows_to_drop(shop: str) -> None:
+    found = json.loads(dedup(shop, "--json"))
+    assert [(row["key"]["id"], row["kept_key"]["id"]) for row in found] == [(3, 1), (5, 2), (6, 1)]
+    for options in (["--keep", "rank"], ["--keep", "id", "--descending"]):
+        rows = list(csv.DictReader(io.StringIO(dedup(shop, "--csv", *options))))
+        assert [(row["key"], row["kept_key"]) for row in rows] == [("3", "6"), ("2", "5"), ("1", "6")]
+        assert rows[0]["score"] == "1.0000"
+    lines = dedup(shop).splitlines()
+    assert [line.split() for line in lines] == [
+        ["key", "kept_key", "score"],
+        ["3", "1", "1.0000"],
+        ["5", "2", "1.0000"],
+        ["6", "1", "1.0000"],
+    ]
+
+
+def test_pairs_and_groups(shop: str) -> None:
+    pairs = json.loads(dedup(shop, "--show", "pairs", "--json"))
+    assert {(row["left_key"]["id"], row["right_key"]["id"]) for row in pairs} == {
+        (1, 3),
+        (1, 6),
+        (3, 6),
+        (2, 5),
+    }
+    groups = dedup(shop, "--show", "groups", "--csv").splitlines()
+    assert dedup(shop, "--show", "pairs", "--csv").splitlines()[0] == "left_key,right_key,score"
+    assert groups == ["group_id,key", "1,1", "1,3", "1,6", "2,2", "2,5"]
+
+
+def test_matches(shop: str) -> None:
+    options = ["article", "embedding", "offer", "embedding", "--url", shop, "--json"]
+    found = json.loads(call("match", *options, "--min-score", "0.99").stdout)
+    assert [(row["left_key"]["id"], row["right_key"]["id"]) for row in found] == [(1, 3), (4, 1)]
+    found = json.loads(call("match", *options, "--min-score", "0.99", "--no-one-to-one").stdout)
+    assert [row["left_key"]["id"] for row in found] == [1, 3, 4, 6]
+    assert call("match", *options, "--margin", "1000").stdout == "[]\n"
+    none = call("match", *options[:-1], "--csv", "--margin", "1000").stdout
+    assert none == "left_key,right_key,score,margin\n"
+
+
+def test_wrong_usage(shop: str) -> None:
+    common = ["dedup", "article", "embedding", "--url", shop, "--min-score"]
+    for options, code, message in (
+        (["0.9", "--json", "--csv"], 2, "choose one of --json and --csv"),
+        (["0.9", "--show", "pairs", "--keep", "rank"], 2, "has no effect with --show pairs"),
+        (["2"], 1, "min_score is 2"),
+        (["0.9", "--keep", "nothing"], 1, "has no column nothing"),
+    ):
+        shown = call(*common, *options)
+        assert (shown.returncode, message in shown.stderr) == (code, True), shown.stderr
