@@ -82,9 +82,12 @@ class SearchLeg:
             lines = [exact, *(f"  no index: {reason}" for reason in self.why)]
         if self.taken_over:
             whose = f" for {_count(self.taken_over, 'query', 'queries')}" if self.queries > 1 else ""
-            lines.append(
-                f"  not enough: the exact form took over{whose}, {_count(self.compared, 'row')} compared"
+            what = (
+                "not enough: the exact form took over"
+                if self.index
+                else "the exact form read the table again"
             )
+            lines.append(f"  {what}{whose}, {_count(self.compared, 'row')} compared")
         if self.pending is not None:
             lines.append(f"  {_count(self.pending, 'row')} pending")
         if self.measured is not None:

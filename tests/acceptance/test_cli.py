@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 
 from pgembed import Encoder
 from pgembed.cli.options import open_engine
+from pgembed.indexes.ddl import CommentOnIndex
 from tests.commands import ROOT, call, run
 from tests.tables import model
 
@@ -102,7 +103,7 @@ def test_search_prints_the_best_rows_first(helpdesk: str, environment: dict[str,
     assert found[0].keys() == {"id", "title", "distance", "score"}
 
 
-def test_search_explains_itself(helpdesk: str, environment: dict[str, str]) -> None:
+def test_search_explains_itself(helpdesk: str, engine: Engine, environment: dict[str, str]) -> None:
     arguments = ("search", "article", "embedding", "reset my password", "--explain")
     shown = call(*arguments, "--url", helpdesk, **environment)
     assert shown.returncode == 0, shown.stderr
@@ -127,6 +128,17 @@ def test_search_explains_itself(helpdesk: str, environment: dict[str, str]) -> N
     assert found["settings"]["hnsw.ef_search"] == "40"
     (leg,) = found["legs"]
     assert (leg["index"], leg["pending"], leg["measured"]["k"]) == ("ix_article_embedding_hnsw", 1, 1)
+    # Where the pending index does not hold the pending rows, their number is not known.
+    with engine.begin() as connection:
+        pending = "ix_article_embedding_pending"
+        comment = connection.scalar(text(f"SELECT obj_description('{pending}'::regclass)"))
+        connection.execute(text(f"DROP INDEX {pending}"))
+        connection.execute(text(f"CREATE INDEX {pending} ON article (id) WHERE id < 0"))
+        connection.execute(CommentOnIndex("public", pending, comment))
+    shown = call(*arguments, "--url", helpdesk, **environment)
+    assert "exact, 3 rows compared\n  no index: ix_article_embedding_hnsw: it could be used" in shown.stdout
+    assert "\n  the exact form read the table again, 2 rows compared\n" in shown.stdout
+    assert "pending" not in shown.stdout
 
 
 def test_columns_of_unknown_types_are_ignored(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, assert_type
 
-from sqlalchemy import Column, Integer, MetaData, Table, select
+from sqlalchemy import Column, Integer, MetaData, Row, Table, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from sqlmodel import Field, SQLModel, col
@@ -17,6 +17,7 @@ from pgembed import (
     duplicate_groups,
     duplicates_of,
     embedding_column,
+    explain_search,
     facets,
     hybrid_search,
     keep_list,
@@ -25,6 +26,7 @@ from pgembed import (
     match,
     mine_pairs,
     near_duplicates,
+    passages,
     recommend,
     search_many,
     semantic_search,
@@ -79,6 +81,9 @@ def searches(session: Session) -> None:
     assert_type(session.scalar(count_within(Article.embedding, "x", 0.3)), int | None)
     best = session.execute(hybrid_search(Article.embedding, "x", text=[Article.title])).one()
     assert_type((best[1], best[2], best[3]), tuple[float, int | None, int | None])
+    for explained in (search, best_of_each := search_many(Article.embedding, ["x"], base=base)):
+        assert_type(explain_search(session, explained).legs[0].index, str | None)
+    assert_type(passages(session, best_of_each, "x", Article.embedding), list[Row[Any]])
     for id_, _vector, _distance, _score in session.execute(semantic_search(TABLE.c.v, [1.0] * 8)):
         assert_type(id_, Any)
 
