@@ -25,7 +25,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import bm25s
 import numpy as np
 from sqlalchemy import Engine, create_engine, insert, select, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
@@ -40,15 +39,17 @@ from pgembed.filling import refresh_words
 Task = tuple[list[str], list[str], list[set[int]]]
 
 
+def fields(file: Path, field: str) -> list[str]:
+    """One field of each record of a file of Cranfield's."""
+    records = re.split(r"^\.I .*\n", file.read_text(), flags=re.MULTILINE)[1:]
+    found = (re.search(rf"^\.{field}\n(.*?)(?=^\.[A-Z]\n|\Z)", each, re.S | re.M) for each in records)
+    return [" ".join(each[1].split()) if each else "" for each in found]
+
+
 def cranfield(folder: Path) -> Task:
     """Abstracts and questions of aerodynamics."""
 
-    def parts(name: str, field: str) -> list[str]:
-        records = re.split(r"^\.I .*\n", (folder / name).read_text(), flags=re.MULTILINE)[1:]
-        found = (re.search(rf"^\.{field}\n(.*?)(?=^\.[A-Z]\n|\Z)", each, re.S | re.M) for each in records)
-        return [" ".join(each[1].split()) if each else "" for each in found]
-
-    documents, queries = parts("cran.all.1400", "W"), parts("cran.qry", "W")
+    documents, queries = fields(folder / "cran.all.1400", "W"), fields(folder / "cran.qry", "W")
     relevant: list[set[int]] = [set() for _ in queries]
     for line in (folder / "cranqrel").read_text().splitlines():
         query, document, *_ = map(int, line.split())
@@ -161,6 +162,8 @@ def _check(session: Session, queries: list[str], asked: Any, vectors: Any, docum
     """
     :raises AssertionError: a leg ranks otherwise than its reference.
     """
+    import bm25s
+
     tokens: list[list[str]] = [[] for _ in vectors]
     for key, lexeme, count in session.execute(
         text("SELECT id, lexeme, cardinality(positions) FROM document, unnest(embedding_words)")

@@ -272,7 +272,8 @@ class Encoder(SharedModel):
         The vector of a span is the mean of the vectors of its tokens, normalised as the encoder's are; a
         single span over a whole text within the limit has the vector that :meth:`encode_documents` gives. A
         longer text is read in windows of :attr:`max_tokens` tokens, of which a quarter or more is in the one
-        before too; each token's vector comes from the window with more around it.
+        before too; each token's vector comes from the window with more around it. Windows that no span is in
+        are not read.
 
         :param texts: any number of strings.
         :param spans: for each text the first character of each span and the one after its last, in any order;

@@ -88,7 +88,7 @@ def encode(
     tokenizer: Tokenizer,
     token_vectors: TokenVectors,
 ) -> list[Vectors]:
-    """The vectors of the spans of each text.
+    """The vectors of the spans of each text; windows without spans are not read.
 
     :param spans: inside of the texts, in any order; they may overlap.
     :param tokenizer: one that does not cut.
@@ -101,8 +101,13 @@ def encode(
     windows: list[_Window] = []
     for number, placed in enumerate(tokenizer.placed([prompt + text for text in texts])):
         places = _Places(placed, len(prompt), len(texts[number]))
-        ranges.append(places.of(spans[number], skipped))
-        windows += places.windows(number, spec.max_tokens)
+        firsts, ends = places.of(spans[number], skipped)
+        ranges.append((firsts, ends))
+        windows += (
+            window
+            for window in places.windows(number, spec.max_tokens)
+            if ((firsts < window.end) & (ends > window.first)).any()
+        )
     sums = [np.zeros((len(each), spec.width)) for each in spans]
     for batch, vectors in token_vectors(Tokens.joined([window.ids for window in windows], 0)):
         for index, row in zip(batch, vectors, strict=True):

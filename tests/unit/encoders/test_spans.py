@@ -17,6 +17,7 @@ from onnx import TensorProto, helper
 
 from pgembed.encoders import Encoder, EncoderSpec, export_onnx, packaged
 from pgembed.encoders.files import file_digest
+from pgembed.encoders.onnx.runtime import OnnxRuntime
 from pgembed.encoders.sources.packaged import PACKAGES, Package
 from pgembed.encoders.text import tokenizer as tokenizers
 from pgembed.exc import EncoderOptionError, TextError
@@ -114,6 +115,23 @@ def test_order_of_spans_and_company_of_texts(tiny: TinyFolder) -> None:
         assert np.abs(turned[::-1] - together[2]).max() < 1e-6
         assert encoder.encode_spans([], []) == []
         assert [vectors.shape for vectors in encoder.encode_spans(["a", ""], [[], []])] == [(0, 24)] * 2
+
+
+def test_only_the_windows_of_spans_are_read(tiny: TinyFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    whole = OnnxRuntime.token_vectors
+
+    def counted(runtime: OnnxRuntime, tokens: tokenizers.Tokens) -> Any:
+        read.append(len(tokens.lengths))
+        return whole(runtime, tokens)
+
+    monkeypatch.setattr(OnnxRuntime, "token_vectors", counted)
+    spans = RECORDED["spans"][2]
+    with Encoder(tiny("bert")) as encoder:
+        encoder.encode_spans([LONG, LONG], [spans, []])
+        encoder.encode_spans([LONG], [[spans[3]]])
+    assert read[0] > 9
+    assert 1 <= read[1] <= 4
 
 
 def test_tokens_of_long_texts_are_found_block_by_block(
