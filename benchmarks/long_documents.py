@@ -1,0 +1,190 @@
+"""Retrieval of long documents: by their beginnings, by their parts, and by parts that know what is around.
+
+Usage::
+
+    python benchmarks/long_documents.py FOLDER [--max-tokens 128] [--shuffled]      # Cranfield's files
+
+None of the data is shipped. Twenty abstracts of Cranfield, each below its title, make a document; a query is
+answered by each document that holds a relevant abstract. It prints nDCG@10 for
+
+* the encoder's reading of the whole text, which ends at its limit,
+* parts, the best of which says how near a document is,
+* parts with the title that they stand below as context,
+* late chunking over the same parts, in windows of the encoder's limit and of all its positions,
+
+and checks that each search ranks documents as an exact computation with numpy does. Abstracts are in the
+order of the collection, where neighbours have like subjects, or in any.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from retrieval import cranfield, fields, gain
+from sqlalchemy import create_engine, insert, select, text
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+
+from pgembed import Encoder, Vector, embedding_column, semantic_search
+from pgembed.database import embedded, install
+from pgembed.encoders import packaged
+from pgembed.parts import embedding_parts, parts_of
+
+ABSTRACTS = 20
+
+
+def documents(folder: Path, *, shuffled: bool) -> tuple[list[str], list[str], list[set[int]]]:
+    """Documents of abstracts below their titles, queries, and the documents that answer each."""
+    abstracts, queries, relevant = cranfield(folder)
+    titles = fields(folder / "cran.all.1400", "T")
+    bodies = [
+        f"# {title}\n\n{body.removeprefix(title).strip()}"  # which begins with its title
+        for title, body in zip(titles, abstracts, strict=True)
+    ]
+    order = np.random.default_rng(1).permutation(len(bodies)) if shuffled else np.arange(len(bodies))
+    place = {int(abstract): number // ABSTRACTS for number, abstract in enumerate(order)}
+    made = [
+        "\n\n".join(bodies[abstract] for abstract in order[start : start + ABSTRACTS])
+        for start in range(0, len(order), ABSTRACTS)
+    ]
+    return made, queries, [{place[abstract] for abstract in each} for each in relevant]
+
+
+def tables(encoder: Encoder, long: Encoder, max_tokens: int) -> Any:
+    """The class of documents, with one column and four tables of parts."""
+
+    class Base(DeclarativeBase):
+        pass
+
+    parts: dict[str, Any] = {"encoder": encoder, "format": "markdown", "max_tokens": max_tokens}
+
+    class Document(Base):
+        __tablename__ = "document"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        body: Mapped[str]
+        whole: Mapped[Vector | None] = embedding_column("body", encoder=encoder)
+        plain: Mapped[list[Any]] = embedding_parts("body", **parts)
+        titled: Mapped[list[Any]] = embedding_parts("body", context="{heading}\n", **parts)
+        late: Mapped[list[Any]] = embedding_parts("body", **parts)
+        longer: Mapped[list[Any]] = embedding_parts("body", **parts | {"encoder": long})
+
+    return Document
+
+
+def filled(session: Session, attribute: Any, texts: list[str], *, late: bool) -> list[Any]:
+    """Write the parts of each text; returns their vectors."""
+    found = parts_of(attribute)
+    assert found is not None
+    cuts = [found.declaration.cut([body]) for body in texts]
+    encoder: Any = found.declaration.encoder
+    if late:
+        vectors = encoder.encode_spans(texts, [[(cut.start, cut.end) for cut in each] for each in cuts])
+    else:
+        encoded = encoder.encode_documents([cut.encoded for each in cuts for cut in each])
+        vectors = np.split(encoded, np.cumsum([len(each) for each in cuts])[:-1])
+    owner = found.owner[0].name
+    session.execute(
+        insert(found.parts),
+        [
+            {
+                owner: key,
+                "number": cut.number,
+                "start": cut.start,
+                "end": cut.end,
+                "text": cut.text,
+                "digest": cut.digest,
+                "embedding": vector,
+            }
+            for key, (each, rows) in enumerate(zip(cuts, vectors, strict=True))
+            for cut, vector in zip(each, rows, strict=True)
+        ],
+    )
+    session.commit()
+    return list(vectors)
+
+
+def ranked(session: Session, attribute: Any, key: Any, vectors: list[Any], asked: Any) -> list[int]:
+    """The keys of the documents that a search finds.
+
+    :raises AssertionError: the scores are not those of an exact computation.
+    """
+    rows = session.execute(semantic_search(attribute, asked, base=select(key))).all()
+    scores = np.array([float((each @ asked).max()) for each in vectors])
+    keys = [int(row[0]) for row in rows]
+    found = [row.score for row in rows]
+    assert len(set(keys)) == len(keys) == 10
+    assert np.allclose(found, np.sort(scores)[::-1][:10], atol=1e-5)
+    assert np.allclose(found, scores[keys], atol=1e-5)
+    return keys
+
+
+def measure(engine: Any, encoder: Encoder, long: Encoder, options: argparse.Namespace) -> None:
+    """Load, search, print."""
+    texts, queries, relevant = documents(options.folder, shuffled=options.shuffled)
+    document = tables(encoder, long, options.max_tokens)
+    document.metadata.create_all(engine)
+    tokens = int(encoder.count_tokens(texts).sum())
+    print(f"{len(texts)} documents of {tokens / len(texts):,.0f} tokens, {len(queries)} queries")
+    asked = encoder.encode_queries(queries)
+    assert np.allclose(asked, long.encode_queries(queries), atol=1e-5), "a query beyond the lower limit"
+    limit = encoder.max_tokens
+    contestants = {
+        f"whole text, {limit} tokens of it": (document.whole, False),
+        f"parts of {options.max_tokens} tokens": (document.plain, False),
+        "parts with their titles": (document.titled, False),
+        f"late chunking, windows of {limit}": (document.late, True),
+        f"late chunking, windows of {long.max_tokens}": (document.longer, True),
+    }
+    with Session(engine) as session:
+        started = time.perf_counter()
+        session.add_all(document(id=key, body=body) for key, body in enumerate(texts))
+        session.commit()
+        print(f"{'':36}{'nDCG@10':>8}{'parts':>8}{'filled in':>11}")
+        for name, (attribute, late) in contestants.items():
+            if attribute is document.whole:
+                rows = session.execute(select(document.id, attribute).order_by(document.id))
+                vectors = [row[1][None] for row in rows]
+            else:
+                vectors = filled(session, attribute, texts, late=late)
+            seconds = time.perf_counter() - started
+            session.execute(text("ANALYZE"))
+            session.commit()
+            gains = [
+                gain(ranked(session, attribute, document.id, vectors, query), answers)
+                for query, answers in zip(asked, relevant, strict=True)
+            ]
+            parts = sum(len(each) for each in vectors)
+            print(f"{name:36}{100 * np.mean(gains):8.1f}{parts:8}{seconds:9.1f} s", flush=True)
+            started = time.perf_counter()
+    print("each search equals numpy")
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--max-tokens", type=int, default=128)
+    parser.add_argument("--shuffled", action="store_true")
+    options = parser.parse_args()
+    weights = packaged("all-MiniLM-L6-v2")
+    with (
+        tempfile.TemporaryDirectory(prefix="pgembed-") as folder,
+        embedded(Path(folder) / "data") as url,
+        Encoder(weights) as encoder,
+        Encoder(weights, max_tokens=encoder.spec.token_limit) as long,
+    ):
+        engine = create_engine(url)
+        with engine.begin() as connection:
+            install(connection)
+        measure(engine, encoder, long, options)
+        engine.dispose()
+
+
+if __name__ == "__main__":
+    main()
