@@ -11,12 +11,14 @@ from sqlalchemy import ColumnElement, Engine
 
 from pgembed.columns import TextEncoder
 from pgembed.columns.conditions import condition
+from pgembed.filling import parts
 from pgembed.filling.cycle import Cycle, Settings
 from pgembed.filling.flow import Counts
 from pgembed.filling.frequencies import Refresher
 from pgembed.filling.statements import Statements
 from pgembed.filling.targets import Target, target_of
 from pgembed.filling.transactions import Transactions, warn_superuser
+from pgembed.parts import PartsDeclaration
 
 
 @dataclass(frozen=True)
@@ -117,13 +119,18 @@ def estimate(
     rows = pending(engine, target, where=where)
     rows = rows if limit is None else min(rows, limit)
     claim = statements.claim(where=conditions)
-    bound = {"rows": sample, "octets": Settings().batch_octets, "after": None}
+    octets = parts.OCTETS if target.parts is not None else Settings().batch_octets
+    bound = {"rows": sample, "octets": octets, "after": None}
     found = transactions.run(lambda connection: connection.execute(claim, bound).all())
-    compose = target.embedding.declaration.compose
-    texts = [compose(texts) for _, wanted, _, _, *texts in found if wanted is not None]
+    declaration = target.embedding.declaration
+    sampled = [texts for _, wanted, _, _, *texts in found if wanted is not None]
+    if isinstance(declaration, PartsDeclaration):
+        texts = [cut.encoded for texts in sampled for cut in declaration.cut(texts)]
+    else:
+        texts = list(map(declaration.compose, sampled))
     if not texts:
         return Estimate(rows, None)
-    speed = texts_per_second(target.encoder, texts)
+    speed = texts_per_second(target.encoder, texts) * len(sampled) / len(texts)
     return Estimate(rows, speed if throttle is None else min(speed, throttle))
 
 

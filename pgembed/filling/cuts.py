@@ -45,6 +45,8 @@ def count_cuts(connection: Connection, target: Target, *, total: int, rows: int 
     :raises EncoderNotFoundError: it is not on this machine.
     """
     encoder = target.encoder
+    if target.parts is not None:  # each fits
+        return Cuts(0, 0)
     if not isinstance(encoder, Encoder):
         raise EncoderOptionError("encoder", encoder.name, needed="one that tells what it cuts")
     embedding = target.embedding

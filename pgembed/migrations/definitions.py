@@ -232,12 +232,22 @@ class PendingIndexDefinition(IndexDefinition):
             )
             if before["dimensions"] != after["dimensions"]:
                 return f"{change} until it is embedded again."
+            if after.get("parts"):
+                return (
+                    f"{change} until its parts are made again, in place. Until then old vectors are compared "
+                    "with new queries."
+                )
             return (
                 f"{change} until it is embedded again, in place. Until then old vectors are compared with "
                 "new queries; a second embedding column keeps the two apart."
             )
         if (before["template"], before["sources"]) != (after["template"], after["sources"]):
             return f"What {name} is made from changes: every row is pending until it is embedded again."
+        if before.get("parts") != after.get("parts"):
+            return (
+                f"How {name} are made changes: every row is pending until its text is split again. Parts "
+                "that come out as they were are not encoded again."
+            )
         return f"The pending index of {name} changes."
 
     def same_settings(self, declared: PendingIndexDefinition) -> bool:

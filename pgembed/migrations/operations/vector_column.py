@@ -24,11 +24,14 @@ _CHECK_BACKFILLED = """DO $pgembed$
 DECLARE
     relation regclass := :relation;
     predicate text;
+    filled text;
     problem text;
     pending bigint;
     allowed bigint := :allowed;
 BEGIN
-    SELECT r.problem, pgembed.pending_predicate(r.facts) INTO problem, predicate
+    SELECT r.problem, pgembed.pending_predicate(r.facts),
+           CASE WHEN r.facts -> 'parts' IS NULL THEN :column ELSE r.facts ->> 'digest' END
+      INTO problem, predicate, filled
       FROM pgembed.registrations AS r
      WHERE r.relation = CAST(:relation AS regclass) AND r.column_name = :column;
     IF NOT FOUND THEN
@@ -39,7 +42,7 @@ BEGIN
     EXECUTE format('SELECT count(*) FROM %s WHERE %s', relation, predicate) INTO pending;
     IF :share < 1 AND pending > allowed THEN
         EXECUTE format('SELECT floor((1 - :share) * count(*)) FROM %s WHERE %I IS NOT NULL OR (%s)',
-                       relation, :column, predicate) INTO allowed;
+                       relation, filled, predicate) INTO allowed;
     END IF;
     IF pending > greatest(allowed, :allowed) THEN
         RAISE EXCEPTION '%.%: % rows are pending', relation, quote_ident(:column), pending;
@@ -204,13 +207,15 @@ class AssertBackfilledOp(PgembedOp):
             raise MigrationError(f"{name} is not an embedding column: it has no registered pending index")
         # Of the registration, not the predicate of the index, which is not run as it is found.
         sources: list[ColumnElement[Any]] = [column(source) for source in facts["sources"]]
-        wanted = digest_sql(recipe(facts["fingerprint"], facts.get("template")), sources)
-        held = held_sql(column(facts["column"]), column(facts["digest"]))
-        is_pending = held.is_distinct_from(wanted)
+        parts = facts.get("parts")
+        made = facts["fingerprint"] if parts is None else f"{facts['fingerprint']} {parts['how']}"
+        wanted = digest_sql(recipe(made, facts.get("template")), sources)
+        digest: ColumnElement[Any] = column(facts["digest"])
+        is_pending = (digest if parts else held_sql(column(facts["column"]), digest)).is_distinct_from(wanted)
         pending = connection.scalar(select(func.count()).select_from(table).where(is_pending)) or 0
         allowed = self.allowed
         if pending > allowed and self.share < 1:
-            filled = table.c[self.column_name].is_not(None)
+            filled = (digest if parts else table.c[self.column_name]).is_not(None)
             counted = select(func.count()).select_from(table)
             rows = connection.scalar(counted.where(filled | is_pending)) or 0
             allowed = max(allowed, math.floor((1 - self.share) * rows + 1e-9))

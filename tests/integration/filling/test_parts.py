@@ -477,6 +477,8 @@ def test_the_worker_and_status_and_estimates_know_parts(articles: Articles) -> N
     articles.insert(prose(20), prose(5), None)
     found = estimate(articles.engine, articles.model.parts)
     assert found.rows == 3
+    # The parts are timed, not the texts.
+    assert len({text for call in articles.encoder.calls for text in call}) > 20
     assert found.rows_per_second is not None
     assert found.rows_per_second > 0
     assert Worker(articles.engine, [articles.bound], settings=FAST).run(once=True)
