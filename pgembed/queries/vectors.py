@@ -6,6 +6,7 @@ when the statement is built, printed or compiled, and once for each statement ob
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
@@ -45,7 +46,7 @@ from pgembed.columns.types import is_postgres
 from pgembed.columns.values import Storage, as_bits, as_sparse
 from pgembed.encoders.text.texts import checked
 from pgembed.encoders.threads import encoder_errors, off_event_loop
-from pgembed.exc import QueryError, UnsupportedDialectError
+from pgembed.exc import QueryError, UnsupportedDialectError, VectorValueError
 from pgembed.queries.subject import Subject
 
 #: What a search is for: text, a vector, ``bindparam("q")``, an entity, or a scalar subquery.
@@ -185,9 +186,19 @@ class QueryVectorType(VectorType):
         return QueryText(query) if isinstance(query, str) else query
 
     def to_array(self, value: Any) -> Array:
-        """:raises QueryError: a text that is blank or has no encoder, or zeros for the cosine metric."""
+        """
+        :raises QueryError: a text that is blank or has no encoder, or zeros for the cosine metric.
+        :raises VectorValueError: it is no vector, such as a key or a list of texts.
+        """
         if isinstance(value, str):
             value = QueryText(value)
+        if isinstance(value, list | tuple) and value and all(isinstance(each, str) for each in value):
+            raise VectorValueError("the query is a list of texts; expected one: search_many() takes several")
+        if isinstance(value, numbers.Number):
+            raise VectorValueError(
+                f"the query is {value!r}; expected a text, a vector or an entity, such as the one that "
+                f"session.get(Article, {value!r}) returns"
+            )
         if isinstance(value, QueryText):
             return value.vector(self.declaration, self.dimensions, self.column)
         if isinstance(value, QueryValue):
@@ -297,8 +308,8 @@ def typed(parameter: BindParameter[Any], kind: TypeEngine[Any]) -> BindParameter
 def _expression(query: Any) -> ColumnElement[Any]:
     expression = query.__clause_element__() if hasattr(query, "__clause_element__") else query
     one = (
-        "a search has one query vector: select(...).scalar_subquery() of one row. To search for each row of "
-        "a table, run a search for each, or join pgembed.search() or pgembed.knn_classify() LATERAL in SQL"
+        "a search has one query vector: select(...).scalar_subquery() of one row. For each row of a table, "
+        "there are search_many() and knn_classify_many()"
     )
     if not isinstance(expression, ColumnElement) or select(expression).get_final_froms():
         raise QueryError(f"the query {query} is an expression over the rows of a table, and {one}")
