@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         aexplain_search,
         apassages,
         arerank,
+        centroid_classify,
         count_within,
         decay,
         diversify,
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
         softmax,
         suggest_threshold,
         vector_of,
+        zero_shot,
     )
 else:
 
@@ -80,6 +82,7 @@ __all__ = [
     "aexplain_search",
     "apassages",
     "arerank",
+    "centroid_classify",
     "count_within",
     "database",
     "decay",
@@ -111,4 +114,5 @@ __all__ = [
     "softmax",
     "suggest_threshold",
     "vector_of",
+    "zero_shot",
 ]

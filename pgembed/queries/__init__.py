@@ -18,6 +18,7 @@ keywords                      ``keyword_search``
 fulltext, bm25                rows by their words: by ``ts_rank``, and by BM25 where words are declared
 explanation                   ``explain_search``, ``aexplain_search``: how a search was executed
 classify                      ``knn_classify``, ``knn_classify_many``
+prototypes                    ``zero_shot``, ``centroid_classify``: one vector for each label
 votes                         what neighbours' votes weigh, ``softmax``; the label that wins, or why none does
 duplicates                    ``near_duplicates``, ``duplicates_of``, ``duplicate_groups``, ``mine_pairs``
 keeping, negatives            ``keep_list``; ``hard_negatives``
@@ -50,6 +51,7 @@ from pgembed.queries.keywords import keyword_search
 from pgembed.queries.many import search_many
 from pgembed.queries.matching import match
 from pgembed.queries.negatives import hard_negatives
+from pgembed.queries.prototypes import centroid_classify, zero_shot
 from pgembed.queries.recommendation import recommend
 from pgembed.queries.reranking import arerank, rerank
 from pgembed.queries.search import semantic_search
@@ -65,6 +67,7 @@ __all__ = [
     "aexplain_search",
     "apassages",
     "arerank",
+    "centroid_classify",
     "count_within",
     "decay",
     "diversify",
@@ -90,4 +93,5 @@ __all__ = [
     "softmax",
     "suggest_threshold",
     "vector_of",
+    "zero_shot",
 ]

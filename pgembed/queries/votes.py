@@ -136,12 +136,14 @@ class Election:
     """How the labels of neighbours become one label for each query.
 
     :ivar kind: of the labels: ``"class"``, ``"array"`` (each of its elements is a label), ``"number"``.
+    :ivar by_rows: whether rows vote; else each label has one vote of its own, wherever it is.
     """
 
     metric: Metric
     weights: Weights
     limits: Limits
     kind: Literal["class", "array", "number"] = "class"
+    by_rows: bool = True
 
     def __post_init__(self) -> None:
         for name in ("min_share", "min_margin"):
@@ -154,7 +156,8 @@ class Election:
     def answers(
         self, asked: CTE, found: FromClause, label: ColumnElement[Any], sizes: CTE | None = None
     ) -> Select[Any]:
-        """One row for each query: its key, ``label, share, votes, margin, nearest_distance, reason``.
+        """One row for each query: its key, ``label, share, votes, margin, nearest_distance, reason``; no
+        ``votes`` where it is not rows that vote.
 
         :param found: the neighbours: ``n``, which tells the queries apart, ``distance``, and ``label``.
         :param sizes: what a vote is divided by, for each label.
@@ -181,7 +184,7 @@ class Election:
             *(told.c[each.name] for each in named),
             case((told.c.reason.is_(None), told.c.label)).label("label"),
             told.c.share,
-            func.coalesce(told.c.votes, 0).label("votes"),
+            *([func.coalesce(told.c.votes, 0).label("votes")] if self.by_rows else []),
             told.c.margin,
             told.c.nearest.label("nearest_distance"),
             told.c.reason,
@@ -194,7 +197,7 @@ class Election:
         counts: ColumnElement[int] = literal_column("1")
         if sizes is not None:
             weight = weight / sizes.c.size
-        if self.limits.max_distance is not None:
+        if self.by_rows and self.limits.max_distance is not None:
             near = distance <= self.limits.max_distance
             weight, counts = case((near, weight), else_=_NOTHING), case((near, 1), else_=0)
         votes = select(
