@@ -243,7 +243,7 @@ def test_a_label_of_another_table_is_refused():
 def test_what_cannot_be_searched():
     with pytest.raises(QueryError, match="not a column"):
         semantic_search("embedding", "text")
-    with pytest.raises(QueryError, match="not a column attribute"):
+    with pytest.raises(QueryError, match="a relationship to what other rows may refer to"):
         semantic_search(Article.author, "text")
     with pytest.raises(QueryError, match="not a column"):
         semantic_search(func.avg(Article.embedding), "text")
