@@ -274,6 +274,10 @@ def test_groups(corpus, session):
     few = semantic_search(article.embedding, QUERY, per=article.section, best=2, limit=3)
     found = explain_search(session, few)
     assert (found.rows, found.legs[0].index, found.legs[0].taken_over) == (6, INDEX, 0)
+    # Rows of groups that the candidates hold a part of are looked up: the index has given groups enough.
+    partly = semantic_search(article.embedding, QUERY, per=article.id % 500, best=4, limit=10)
+    (leg,) = explain_search(session, partly).legs
+    assert (leg.index, leg.taken_over, leg.compared) == (INDEX, 0, 0)
     # There are no ten sections, so that all rows are looked at in the end.
     many = semantic_search(article.embedding, QUERY, per=article.section, best=2, limit=10)
     (leg,) = explain_search(session, many).legs
