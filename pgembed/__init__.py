@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pgembed import database, filling, indexes, measuring
     from pgembed.columns import TextEncoder, Vector, Words, embedding_column
     from pgembed.indexes import HNSW, IVFFlat
+    from pgembed.parts import Part, embedding_parts
     from pgembed.queries import (
         aexplain_search,
         apassages,
@@ -57,7 +58,7 @@ else:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         if name in ("database", "filling", "indexes", "measuring"):
             return import_module(f"pgembed.{name}")
-        for part in ("columns", "indexes", "queries"):
+        for part in ("columns", "parts", "indexes", "queries"):
             module = import_module(f"pgembed.{part}")
             globals().update((each, getattr(module, each)) for each in __all__ if hasattr(module, each))
         return globals()[name]
@@ -74,6 +75,7 @@ __all__ = [
     "HNSW",
     "Encoder",
     "IVFFlat",
+    "Part",
     "PgembedError",
     "Reranker",
     "TextEncoder",
@@ -90,6 +92,7 @@ __all__ = [
     "duplicate_groups",
     "duplicates_of",
     "embedding_column",
+    "embedding_parts",
     "explain_search",
     "export_onnx",
     "facets",

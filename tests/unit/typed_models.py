@@ -10,7 +10,7 @@ from sqlalchemy import ARRAY, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, MappedAsDataclass, Session, mapped_column
 from sqlmodel import Field, SQLModel
 
-from pgembed import HNSW, Vector, embedding_column
+from pgembed import HNSW, Part, Vector, embedding_column, embedding_parts
 from pgembed.columns import Array, VectorType
 from pgembed.testing import HashEncoder
 
@@ -29,6 +29,7 @@ class Article(Base):
     own: Mapped[Vector] = mapped_column(VectorType(3))
     half: Mapped[Vector | None] = mapped_column(VectorType(3, "halfvec"))
     many: Mapped[list[Vector]] = mapped_column(ARRAY(VectorType(3)))
+    parts: Mapped[list[Part]] = embedding_parts("words", encoder=ENCODER, index=HNSW())
 
 
 class DataBase(MappedAsDataclass, DeclarativeBase):

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import re
 import threading
+import tracemalloc
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from sqlalchemy import Engine, Text, delete, func, insert, select, text, update
+from sqlalchemy import Engine, Text, create_engine, delete, func, insert, select, text, update
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from pgembed.columns import PendingIndex
@@ -506,3 +510,49 @@ def test_the_claim_reads_only_the_pending_index(articles: Articles) -> None:
             connection.scalars(text(f"EXPLAIN SELECT id FROM article WHERE {condition} ORDER BY id"))
         )
     assert "using ix_article_parts_pending" in plan
+
+
+def test_the_documented_role_can_do_the_job(articles: Articles, admin: Engine) -> None:
+    role = f"embedder_{os.getpid()}"
+    guide = (Path(__file__).parents[3] / "docs" / "filling.md").read_text()
+    (script,) = re.findall(r"```sql\n(CREATE ROLE.*?)```", guide, re.DOTALL)
+    (of_parts,) = re.findall(r"```sql\n(GRANT .*?article_parts.*?)```", guide, re.DOTALL)
+    general = "\n".join(line for line in script.splitlines() if "ON article" not in line)
+    for statement in f"{general}{of_parts}".replace("embedder", role).split(";"):
+        if statement.partition("--")[0].strip() or "\n" in statement.strip():
+            execute(articles.engine, statement)
+    engine = create_engine(articles.engine.url, connect_args={"options": f"-c role={role}"})
+    try:
+        articles.insert(prose(10), "poison")
+        assert Worker(engine, [articles.bound], settings=FAST).run(once=True) is False
+        articles.edit(2, prose(5))
+        assert Worker(engine, [articles.bound], settings=FAST).run(once=True)
+        articles.check()
+        assert articles.pending() == 0
+        assert rows(engine, "SELECT parts > 10, problem FROM pgembed.status") == [(True, None)]
+    finally:
+        engine.dispose()
+        execute(articles.engine, f"DROP OWNED BY {role}", f"DROP ROLE {role}")
+
+
+class Quick(HashEncoder):
+    """Vectors of the lengths of texts."""
+
+    def encode_documents(self, texts: Any) -> Any:
+        self.calls.append(tuple(map(len, texts)))  # type: ignore[arg-type]
+        return np.array([[len(text), *range(1, self.dimensions)] for text in texts], dtype=np.float32)
+
+
+def test_a_text_of_5_mb_goes_through_in_bounded_memory(engine: Engine) -> None:
+    articles = Articles(engine, Quick(256, max_tokens=200), context=None)  # type: ignore[arg-type]
+    articles.insert("".join(f"Paragraph {i} " + "of long words " * 60 + "ends.\n\n" for i in range(6000)))
+    tracemalloc.start()
+    try:
+        assert articles.fill().written == 1
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 100 << 20
+    found = rows(engine, "SELECT count(*) > 4000, sum(length(text)) > 5000000 FROM article_parts")
+    assert found == [(True, True)]
+    assert max(map(len, articles.encoder.calls)) <= 4096

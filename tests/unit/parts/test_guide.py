@@ -17,7 +17,7 @@ def test_guide(
     names: dict[str, object] = {}
     printed = []
     for block in re.findall(r"```python\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL):
-        exec(block, names)
+        exec(compile(block, str(GUIDE), "exec", dont_inherit=True), names)
         printed += re.findall(r"^    # (.*)$", block, re.MULTILINE)
         for line in block.splitlines():
             if claim := re.fullmatch(r"(.*?) +# (True|False)", line):
