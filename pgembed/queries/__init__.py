@@ -18,6 +18,7 @@ keywords                      ``keyword_search``
 fulltext, bm25                rows by their words: by ``ts_rank``, and by BM25 where words are declared
 explanation                   ``explain_search``, ``aexplain_search``: how a search was executed
 classify                      ``knn_classify``, ``knn_classify_many``
+neighbourhoods                ``label_issues``, ``outliers``, ``representatives``
 prototypes                    ``zero_shot``, ``centroid_classify``: one vector for each label
 votes                         what neighbours' votes weigh, ``softmax``; the label that wins, or why none does
 duplicates                    ``near_duplicates``, ``duplicates_of``, ``duplicate_groups``, ``mine_pairs``
@@ -51,6 +52,7 @@ from pgembed.queries.keywords import keyword_search
 from pgembed.queries.many import search_many
 from pgembed.queries.matching import match
 from pgembed.queries.negatives import hard_negatives
+from pgembed.queries.neighbourhoods import label_issues, outliers, representatives
 from pgembed.queries.prototypes import centroid_classify, zero_shot
 from pgembed.queries.recommendation import recommend
 from pgembed.queries.reranking import arerank, rerank
@@ -81,11 +83,14 @@ __all__ = [
     "keyword_search",
     "knn_classify",
     "knn_classify_many",
+    "label_issues",
     "match",
     "mine_pairs",
     "near_duplicates",
+    "outliers",
     "passages",
     "recommend",
+    "representatives",
     "rerank",
     "rethreshold",
     "search_many",

@@ -6,7 +6,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Self, TypeAlias, TypeVarTuple
 
-from sqlalchemy import ARRAY, Float, Integer, Numeric, case, cast, func, literal_column, null, select, true
+from sqlalchemy import (
+    ARRAY,
+    Float,
+    Integer,
+    Label,
+    Numeric,
+    case,
+    cast,
+    func,
+    literal_column,
+    null,
+    select,
+    true,
+)
 from sqlalchemy.dialects.postgresql import aggregate_order_by, array
 from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.sql.selectable import CTE, FromClause, Select, Subquery
@@ -62,7 +75,7 @@ def weight_of(
 
 
 class Classified(DuplicatePairs[*_Ts]):
-    """The statement of the helpers that give each of many rows a label.
+    """The statement of the helpers that give each of many rows a label, or judge it by its neighbours.
 
     It is a source for INSERT and, as ``.subquery()``, for UPDATE; its rows may be cut and sorted.
     """
@@ -162,18 +175,8 @@ class Election:
         :param found: the neighbours: ``n``, which tells the queries apart, ``distance``, and ``label``.
         :param sizes: what a vote is divided by, for each label.
         """
-        count: dict[str, Callable[[Subquery], Subquery]] = {
-            "class": _classes,
-            "array": self._arrays,
-            "number": _means,
-        }
-        won = count[self.kind](self._votes(found, label, sizes))
-        keys = [key for key in asked.c if key.key.startswith("query_")]
-        named = (
-            [keys[0].label("key")]
-            if len(keys) == 1
-            else [key.label(f"key_{number}") for number, key in enumerate(keys, 1)]
-        )
+        won = self.winners(self.votes(found, label, sizes))
+        named = keys_of_queries(asked)
         reason = self.limits.reason(won, asked.c.vector, share=self.kind == "class").label("reason")
         told = (
             select(asked.c.n.label("n"), *named, *(each for each in won.c if each.key != "n"), reason)
@@ -190,7 +193,16 @@ class Election:
             told.c.reason,
         ).order_by(told.c.n)
 
-    def _votes(self, found: FromClause, label: ColumnElement[Any], sizes: CTE | None) -> Subquery:
+    def winners(self, votes: Subquery) -> Subquery:
+        """``n, label, share, votes, margin, voters, nearest``: what won for each query, ``voters`` in all."""
+        count: dict[str, Callable[[Subquery], Subquery]] = {
+            "class": _classes,
+            "array": self._arrays,
+            "number": _means,
+        }
+        return count[self.kind](votes)
+
+    def votes(self, found: FromClause, label: ColumnElement[Any], sizes: CTE | None = None) -> Subquery:
         """``n, label, distance, weight, counts``; what is too far away weighs nothing and does not count."""
         distance = found.c.distance
         weight = weight_of(self.metric, self.weights, distance, found.c.n)
@@ -225,7 +237,7 @@ class Election:
             .group_by(votes.c.n, elements.c.label)
             .subquery()
         )
-        share = tally.c.weight / func.nullif(of_query.c.weight, 0)
+        share = tally.c.weight / func.nullif(of_query.c.weight, 0, type_=_FLOAT)
         shares = (
             select(*of_query.c, tally.c.label, tally.c.votes, share.label("share"))
             .select_from(of_query.outerjoin(tally, tally.c.n == of_query.c.n))
@@ -249,6 +261,14 @@ class Election:
             .group_by(shares.c.n)
             .subquery()
         )
+
+
+def keys_of_queries(asked: CTE) -> list[Label[Any]]:
+    """Their keys: ``key``, or where there are several ``key_1``, ``key_2``, ..."""
+    keys = [key for key in asked.c if key.key.startswith("query_")]
+    if len(keys) == 1:
+        return [keys[0].label("key")]
+    return [key.label(f"key_{number}") for number, key in enumerate(keys, 1)]
 
 
 def kind_of(label: ColumnElement[Any], regression: bool | None) -> Literal["class", "array", "number"]:
@@ -297,7 +317,8 @@ def _classes(votes: Subquery) -> Subquery:
     )
     n, weight = tally.c.n, tally.c.weight
     order = (weight.desc(), tally.c.nearest, tally.c.label)
-    whole_weight = func.nullif(func.sum(weight).over(partition_by=n), 0)
+    # Typed, else SQLAlchemy casts it to numeric, and a sole label has less or more than all votes.
+    whole_weight = func.nullif(func.sum(weight, type_=_FLOAT).over(partition_by=n), 0, type_=_FLOAT)
     second = func.coalesce(func.lead(weight).over(partition_by=n, order_by=order), _NOTHING)
     ranked = select(
         n,
@@ -320,7 +341,7 @@ def _means(votes: Subquery) -> Subquery:
     return (
         select(
             votes.c.n,
-            (weighted / func.nullif(_summed(votes), 0)).label("label"),
+            (weighted / func.nullif(_summed(votes), 0, type_=_FLOAT)).label("label"),
             cast(null(), _FLOAT).label("share"),
             func.sum(votes.c.counts).label("votes"),
             cast(null(), _FLOAT).label("margin"),

@@ -213,6 +213,13 @@ def test_what_is_not_sure_enough_gets_no_label_and_a_reason(points):
         assert tuple(far)[1:] == (None, None, 0, None, 96, "too far")
 
 
+def test_a_sole_label_has_all_votes(points):
+    """Exactly: divided as numeric, they would be 0.9999999999999996 or so of themselves."""
+    with points(label=["a"] * 30) as session:
+        rows = classified(session, [[n + 0.1 * n, n] for n in range(30)], k=7, min_share=1)
+        assert {(row.label, row.share, row.margin) for row in rows} == {("a", 1, 1)}
+
+
 def test_rows_without_a_vector_are_reported(points):
     with points(label=["a", "a", "b"]) as session:
         session.execute(insert(POINTS), [{"id": 9, "vector": None}])
