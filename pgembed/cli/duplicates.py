@@ -18,6 +18,13 @@ _KEEP = text(
     "SELECT key, kept_key, score FROM pgembed.keep_list(CAST(:table AS regclass), :column, :min_score, "
     "keep => :keep, descending => :descending) WHERE NOT is_kept"
 )
+_MERGE = text(
+    "WITH found AS MATERIALIZED (SELECT coalesce(array_agg(key), '{}') AS dropped, "
+    "coalesce(array_agg(kept_key), '{}') AS kept FROM pgembed.keep_list(CAST(:table AS regclass), :column, "
+    ":min_score, keep => :keep, descending => :descending) WHERE NOT is_kept) "
+    'SELECT m.changed AS "table", m.reference, m.action, m.rows FROM found CROSS JOIN LATERAL '
+    "pgembed.merge_duplicates(CAST(:table AS regclass), found.dropped, found.kept, :dry_run) AS m"
+)
 _PAIRS = text(
     "SELECT left_key, right_key, score "
     "FROM pgembed.near_duplicates(CAST(:table AS regclass), :column, :min_score)"
@@ -61,16 +68,26 @@ def dedup(
         ),
     ] = None,
     descending: Annotated[bool, typer.Option("--descending", help="Keep the one with the greatest.")] = False,
+    merge: Annotated[
+        bool,
+        typer.Option("--merge", help="Say what merging the dropped rows into the kept ones would change."),
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Merge them.")] = False,
     as_json: AsJson = False,
     as_csv: AsCsv = False,
 ) -> None:
-    """List rows of a table that say nearly the same; nothing is changed.
+    """List rows of a table that say nearly the same; nothing is changed without --merge --yes.
 
     Through the index of the column where there is one and the table is large.
     """
+    if yes and not merge:
+        raise typer.BadParameter("has no effect without --merge", param_hint="--yes")
+    if merge and show is not Show.dropped:
+        raise typer.BadParameter(f"has no effect with --show {show}", param_hint="--merge")
     given: dict[str, Any] = {"table": table, "column": column, "min_score": min_score}
     if show is Show.dropped:
-        names, rows = _found(url, [table], _KEEP, given | {"keep": keep, "descending": descending})
+        given |= {"keep": keep, "descending": descending} | ({"dry_run": not yes} if merge else {})
+        names, rows = _found(url, [table], _MERGE if merge else _KEEP, given)
     elif keep is not None or descending:
         raise typer.BadParameter(f"has no effect with --show {show}", param_hint="--keep")
     else:

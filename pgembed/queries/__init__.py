@@ -24,6 +24,7 @@ votes                         what neighbours' votes weigh, ``softmax``; the lab
 duplicates                    ``near_duplicates``, ``duplicates_of``, ``duplicate_groups``, ``mine_pairs``
 keeping, negatives            ``keep_list``; ``hard_negatives``
 matching                      ``match``: two lists of the same things
+merging                       ``merge_duplicates``
 thresholds                    ``suggest_threshold``
 edges                         pairs searched for, or stored before: ``rethreshold``
 pairs, numbering, components  pairs of near rows, over row numbers; the groups that they make
@@ -51,6 +52,7 @@ from pgembed.queries.keeping import keep_list
 from pgembed.queries.keywords import keyword_search
 from pgembed.queries.many import search_many
 from pgembed.queries.matching import match
+from pgembed.queries.merging import Merged, merge_duplicates
 from pgembed.queries.negatives import hard_negatives
 from pgembed.queries.neighbourhoods import label_issues, outliers, representatives
 from pgembed.queries.prototypes import centroid_classify, zero_shot
@@ -62,6 +64,7 @@ from pgembed.queries.thresholds import Threshold, suggest_threshold
 from pgembed.queries.votes import softmax
 
 __all__ = [
+    "Merged",
     "Passage",
     "SearchExplanation",
     "SearchLeg",
@@ -85,6 +88,7 @@ __all__ = [
     "knn_classify_many",
     "label_issues",
     "match",
+    "merge_duplicates",
     "mine_pairs",
     "near_duplicates",
     "outliers",

@@ -260,7 +260,7 @@ def duplicate_groups(
         farthest = edges.farthest(member)
         least = edges.subject.metric.score(farthest.c.distance).label("least_score")
         statement = statement.join(farthest, farthest.c.root == sized.c.root).add_columns(sized.c.size, least)
-    return DuplicateGroups.sealing(statement)
+    return DuplicateGroups.sealing(statement, edges.subject.entity)
 
 
 def _text_of(subject: Subject, state: InstanceState[Any]) -> str:

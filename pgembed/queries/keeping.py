@@ -90,7 +90,8 @@ def keep_list(
         .join(copies, copies.c.n == rows.numbered.c.n)
         .outerjoin(keeper, keeper.c.b == copies.c.first)
         .outerjoin(kept, kept.c.n == instead)
-        .order_by(rows.numbered.c.n)
+        .order_by(rows.numbered.c.n),
+        subject.entity,
     )
 
 

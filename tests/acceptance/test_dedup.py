@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from pgembed.testing import HashEncoder
 from tests.commands import call
-from tests.tables import execute, model
+from tests.tables import execute, model, rows
 
 
 @pytest.fixture
@@ -51,6 +51,28 @@ def test_rows_to_drop(shop: str) -> None:
     ]
 
 
+def test_merging_is_shown_and_then_done(shop: str, engine: Engine) -> None:
+    execute(
+        engine,
+        "CREATE TABLE note (article_id integer REFERENCES article)",
+        "INSERT INTO note VALUES (6), (5)",
+    )
+    before = rows(engine, "SELECT article_id FROM note ORDER BY 1")
+    shown = json.loads(dedup(shop, "--merge", "--json"))
+    assert shown == [
+        {"table": "public.note", "reference": "note_article_id_fkey", "action": "moved", "rows": 2},
+        {"table": "public.article", "reference": None, "action": "deleted", "rows": 3},
+    ]
+    assert rows(engine, "SELECT article_id FROM note ORDER BY 1") == before
+    assert json.loads(dedup(shop, "--merge", "--yes", "--json")) == shown
+    assert rows(engine, "SELECT article_id FROM note ORDER BY 1") == [(1,), (2,)]
+    assert rows(engine, "SELECT id FROM article ORDER BY 1") == [(1,), (2,), (4,)]
+    assert dedup(shop, "--merge", "--csv").splitlines() == [
+        "table,reference,action,rows",
+        "public.article,,deleted,0",
+    ]
+
+
 def test_pairs_and_groups(shop: str) -> None:
     pairs = json.loads(dedup(shop, "--show", "pairs", "--json"))
     assert {(row["left_key"]["id"], row["right_key"]["id"]) for row in pairs} == {
@@ -80,6 +102,8 @@ def test_wrong_usage(shop: str) -> None:
     for options, code, message in (
         (["0.9", "--json", "--csv"], 2, "choose one of --json and --csv"),
         (["0.9", "--show", "pairs", "--keep", "rank"], 2, "has no effect with --show pairs"),
+        (["0.9", "--yes"], 2, "has no effect without --merge"),
+        (["0.9", "--show", "groups", "--merge"], 2, "has no effect with --show groups"),
         (["2"], 1, "min_score is 2"),
         (["0.9", "--keep", "nothing"], 1, "has no column nothing"),
     ):

@@ -53,7 +53,8 @@ def test_the_python_of_the_guide(filled, capsys):
         exec(block, names)
     assert len(blocks) >= 5
     printed = capsys.readouterr().out.splitlines()
-    assert len(printed) == 13
+    assert len(printed) == 14
+    assert printed[-1].startswith("public.article None deleted")
     assert printed[0].endswith("(F1 1.00)")
     assert printed[1] == "group 1 of 3: 1 (1.00)"
     assert filled.scalar(sqlalchemy.select(func.count()).select_from(Article)) == 4
