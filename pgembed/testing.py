@@ -121,11 +121,20 @@ class StandIn:
         self.calls.append(tuple(listed))
         return self._vectors.encode_queries(listed)
 
+    @property
+    def max_tokens(self) -> int:
+        """The limit of the other encoder, if it counts tokens; the original's tokenizer may not be here."""
+        return self._counter.max_tokens
+
     def count_tokens(self, texts: Iterable[str]) -> Iterable[int]:
-        """Tokens by the other encoder, where it counts them; the original's tokenizer may not be here."""
-        counter: Any = self._vectors if isinstance(self._vectors, TokenCounter) else self.original
-        counts: Iterable[int] = counter.count_tokens(list(texts))
-        return counts
+        """Tokens by the same encoder."""
+        return self._counter.count_tokens(list(texts))
+
+    @property
+    def _counter(self) -> TokenCounter:
+        found: Any = self._vectors if isinstance(self._vectors, TokenCounter) else self.original
+        counter: TokenCounter = found
+        return counter
 
     async def aencode_documents(self, texts: Iterable[str]) -> Array:
         """As :meth:`encode_documents`."""

@@ -20,6 +20,7 @@ from pgembed.columns.names import octets
 from pgembed.columns.registration import LONGEST_HOW
 from pgembed.columns.types import VectorType
 from pgembed.columns.values import Storage
+from pgembed.encoders import Encoder
 from pgembed.exc import DeclarationError, MetricNotSupportedError
 from pgembed.metrics import metric as metric_named
 from pgembed.metrics import metrics_of
@@ -131,8 +132,8 @@ class PartsDeclaration(Embedding):
         :raises TextError: one of them is not valid Unicode.
         :raises DeclarationError: the context leaves no room for a part, or a splitter leaves something out.
         """
-        text, encoder = texts[0] or "", self.encoder
-        assert isinstance(encoder, TokenCounter), "checked when it was declared"
+        encoder: Any = self.encoder
+        text = texts[0] or ""
         values = dict(zip(self.sources[1:], texts[1:], strict=True))
         return [self._cut(text, piece) for piece in self.splitting.pieces(text, encoder, values)]
 
@@ -201,7 +202,7 @@ def embedding_parts(
     :raises DeclarationError: for whatever cannot work, at declaration or when the class is mapped.
     :raises MetricNotSupportedError: no such metric, or none that the index can serve.
     """
-    for name in ("argument", "secondary", "viewonly", "order_by", "primaryjoin", "uselist"):
+    for name in ("argument", "secondary", "viewonly", "cascade", "order_by", "primaryjoin", "uselist"):
         if name in options:
             raise DeclarationError(f"embedding_parts has no argument {name}=, which it knows by itself")
     declaration = declared(
@@ -222,6 +223,8 @@ def embedding_parts(
     attribute: Relationship[Any] = relationship(
         lambda: _entity(attribute),
         viewonly=True,
+        # Not "merge", which is the rest of the default: parts that are gone would be inserted again.
+        cascade="refresh-expire, expunge",
         order_by=lambda: _entity(attribute).number,
         info={**options.pop("info", {}), PARTS: declaration},
         **options,
@@ -260,7 +263,8 @@ def declared(
     if sources[0] in fields:
         raise DeclarationError(f"context={context!r} would put the whole text before each of its parts")
     check_arguments((*sources, *fields), encoder, None, index, fill, on_error, type)
-    if not isinstance(encoder, TokenCounter):
+    # An Encoder opens its files for that, which this machine may not have.
+    if not isinstance(encoder, Encoder) and not isinstance(encoder, TokenCounter):
         raise DeclarationError(
             f"encoder={encoder!r} has no max_tokens and count_tokens, which splitting needs; expected a "
             "pgembed.Encoder, or an encoder of your own with both"
@@ -304,17 +308,17 @@ def declared_as(how: str, sources: Sequence[str], **options: Any) -> PartsDeclar
     try:
         _, named, max_tokens, overlap, context = json.loads(recipe)
         ((known, _),) = named
-    except (ValueError, TypeError) as error:
-        raise DeclarationError("a splitter or settings that this pgembed does not know") from error
-    declaration = declared(
-        sources[:1],
-        context=context or None,
-        format=known,
-        max_tokens=max_tokens,
-        overlap=overlap,
-        text=recipe == how,
-        **options,
-    )
+        declaration = declared(
+            sources[:1],
+            context=context or None,
+            format=known,
+            max_tokens=max_tokens,
+            overlap=overlap,
+            text=recipe == how,
+            **options,
+        )
+    except (ValueError, TypeError, RecursionError) as error:
+        raise DeclarationError("settings or a splitter that this pgembed does not know") from error
     if declaration.how != how or declaration.sources != tuple(sources):
         raise DeclarationError(f"this pgembed makes them as {declaration.how}")
     return declaration

@@ -164,6 +164,8 @@ def _map_parts(mapper: Mapper[Any], key: str, prop: RelationshipProperty[Any]) -
     bound = bind_parts(declaration, key, sources[0].table, sources)
     map_digest(mapper, key, bound.digest)
     defer(mapper, bound.digest, group=key)
+    for change in ("append", "remove"):
+        event.listen(getattr(mapper.class_, key), change, _refuse, propagate=True)
     owner = mapper.class_
     camel = "".join(word.capitalize() for word in key.split("_"))
     entity = type(
@@ -171,3 +173,9 @@ def _map_parts(mapper: Mapper[Any], key: str, prop: RelationshipProperty[Any]) -
     )
     mapper.registry.map_imperatively(entity, bound.parts, properties={"embedding": deferred(bound.vector)})
     prop.info.update({ENTITY: entity, _TABLE: bound})
+
+
+def _refuse(target: Any, *_: Any) -> None:
+    raise DeclarationError(
+        f"the parts of {type(target).__name__} are written by pgembed alone: they follow from the text"
+    )

@@ -11,6 +11,7 @@ from sqlalchemy import Engine, Text, create_engine, event, func, insert, literal
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
+from pgembed.exc import DeclarationError
 from pgembed.filling import backfill
 from pgembed.filling.backfill import pending
 from pgembed.parts import Part, PartsTable, embedding_parts, parts_of
@@ -308,7 +309,35 @@ def test_a_statement_reads_no_vector_of_a_part(engine: Engine, article: Any) -> 
         (one,) = session.scalars(select(article))
         assert len(one.parts) == 4
         assert statements
-        assert not any("embedding" in sql or "parts_digest" in sql for sql in statements)
+        assert not any("embedding" in sql or "article.parts_digest" in sql for sql in statements)
         joined = select(article.id, table_of(article).parts.c.number).join(article.parts)
         assert len(session.execute(joined).all()) == 4
         assert session.scalar(text("SELECT count(*) FROM article_parts")) == 4
+
+
+def test_merging_an_object_with_parts_that_are_gone_inserts_none(engine: Engine, article: Any) -> None:
+    with Session(engine) as session:
+        session.add(article(title="a title", body=prose(4)))
+        session.commit()
+        (detached,) = session.scalars(select(article))
+        assert len(detached.parts) == 4
+        session.expunge_all()
+        execute(engine, "UPDATE article SET body = 'short'")
+        backfill(engine, article.parts)
+        session.merge(detached, load=True).views = 7
+        session.commit()
+    assert pending(engine, article.parts) == 0
+    check(engine, article)
+    assert rows(engine, "SELECT count(*) FROM article_parts") == [(4,)]  # merging wrote the old text again
+
+
+def test_parts_are_not_assigned(engine: Engine, article: Any) -> None:
+    part = article.parts.property.entity.class_
+    with pytest.raises(DeclarationError, match="written by pgembed alone"):
+        article(title="a title", parts=[part()])
+    with Session(engine) as session:
+        session.add(article(title="a title", body=prose(2)))
+        session.commit()
+        (one,) = session.scalars(select(article))
+        with pytest.raises(DeclarationError, match="written by pgembed alone"):
+            one.parts.clear()

@@ -22,6 +22,7 @@ from pgembed.filling.targets import Refused, Target, model_targets, registered_t
 from pgembed.indexes import check
 from pgembed.migrations.reflection import indexes_of
 from pgembed.reembedding.change import changes
+from tests.tables import execute, rows
 
 from .conftest import facts
 from .test_attacks import model
@@ -49,7 +50,8 @@ def reader(module_url: URL) -> Iterator[Engine]:
 
 WHOLE = facts(fill="flush")
 WORDS = {"column": "embedding_words", "statistics": "no table", "config": "english", "k1": 1.2, "b": 0.75}
-KEYS = [*WHOLE, "fields", "options", "replaces", "words", "of a newer version"]
+PARTS = {"table": "good", "how": '[1, [["text", 1]], null, 0, ""]'}
+KEYS = [*WHOLE, "fields", "options", "replaces", "words", "parts", "of a newer version"]
 COMMENTS = (
     st.dictionaries(st.sampled_from(KEYS), JSON).map(lambda changes: json.dumps(WHOLE | changes))
     | st.dictionaries(st.sampled_from(KEYS), JSON).map(lambda facts: json.dumps({"pgembed": 1, **facts}))
@@ -113,6 +115,12 @@ def read_all(connection: Connection) -> tuple[dict[str, Any], list[Target | Refu
 @example(written=changed(words=WORDS | {"k1": "1"}))
 @example(written=changed(words=WORDS | {"k1": 1000.5}))
 @example(written=changed(words=WORDS | {"b": True}))
+@example(written=changed(parts=[]))
+@example(written=changed(parts=PARTS))
+@example(written=changed(parts=PARTS | {"table": "no table"}))
+@example(written=changed(parts=PARTS | {"table": "ä" * 32}))
+@example(written=changed(parts=PARTS | {"how": None}))
+@example(written=changed(parts=PARTS | {"how": "x" * 8193}))
 @example(written='{"pgembed": 1e999999}')
 @example(written='{"pgembed": NaN}')
 def test_no_reader_raises(reader: Engine, written: str) -> None:
@@ -235,3 +243,41 @@ def test_two_registrations_of_a_column_are_a_problem_of_both(engine: Engine) -> 
         problems = connection.scalars(text("SELECT problem FROM pgembed.status")).all()
     assert len(problems) == 2
     assert all("is not the only one" in str(problem) for problem in problems)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        "not JSON",
+        "[" * 8000,
+        '[1, [["text", 2]], null, 0, ""]',
+        '[1, [["text", 1], ["of mine", 1]], null, 0, ""]',
+        '[1, [[["text"], 1]], null, 0, ""]',
+        '[1, [["text", 1]], {}, [], ""]',
+        '[1, [["text", 1]], null, 0, {"a": 1}]',
+        '[1, [["text", 1]], null, 0, "{title"]',
+        '[2, [["text", 1]], null, 0, ""]',
+    ],
+)
+def test_parts_that_are_made_in_unknown_ways_are_refused(engine: Engine, how: str) -> None:
+    columns = 'number int, start int, "end" int, text text, digest uuid, embedding vector(3)'
+    execute(
+        engine,
+        "CREATE TABLE article (id int PRIMARY KEY, title text, parts_digest uuid)",
+        f"CREATE TABLE article_parts (id bigint PRIMARY KEY, article_id int, {columns})",
+    )
+    facts = WHOLE | {
+        "column": "parts",
+        "digest": "parts_digest",
+        "parts": PARTS | {"table": "article_parts", "how": how},
+    }
+    with engine.begin() as connection:
+        predicate = connection.scalar(
+            text("SELECT pgembed.pending_predicate(CAST(:facts AS jsonb))"), {"facts": json.dumps(facts)}
+        )
+        connection.exec_driver_sql(f"CREATE INDEX {INDEX} ON article (id) WHERE {predicate}")
+        comment(connection, json.dumps(facts))
+        (refused,) = registered_targets(connection)
+    assert isinstance(refused, Refused)
+    assert "a worker with --models knows more" in str(refused.error)
+    assert rows(engine, "SELECT problem, pending, parts FROM pgembed.status") == [(None, 0, 0)]

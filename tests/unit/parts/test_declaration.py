@@ -11,10 +11,10 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.orm import DeclarativeBase, Mapped, MappedAsDataclass, mapped_column
 from sqlalchemy.schema import CreateIndex, CreateTable
 
-from pgembed import HNSW
-from pgembed.exc import DeclarationError, MetricNotSupportedError
+from pgembed import HNSW, Encoder
+from pgembed.exc import DeclarationError, EncoderNotFoundError, MetricNotSupportedError
 from pgembed.parts import Part, embedding_parts, parts_of
-from pgembed.testing import HashEncoder
+from pgembed.testing import HashEncoder, encoder_swapped
 
 
 def model(encoder: Any, *sources: str, base: type = DeclarativeBase, **options: Any) -> Any:
@@ -236,3 +236,16 @@ def test_a_part_is_known_by_its_text_and_context_wherever_it_stands() -> None:
     assert digests.isdisjoint(part.digest for part in cut((body, "another")))
     assert cut(("", "title")) == cut((None, "title")) == []
     assert cut(("some text", None))[0].encoded.strip() == "some text"
+
+
+def test_no_file_of_the_encoder_is_needed_until_texts_are_split() -> None:
+    elsewhere = Encoder("nowhere", fingerprint="a" * 64, dimensions=3)
+    article = model(elsewhere)
+    bound = parts_of(article.parts)
+    assert bound is not None
+    assert "embedding VECTOR(3)" in created(bound.parts)
+    with pytest.raises(EncoderNotFoundError):
+        bound.declaration.cut(("some text",))
+    with encoder_swapped(article) as (stand_in,):
+        assert [cut.text for cut in bound.declaration.cut(("some text",))] == ["some text"]
+    assert stand_in.calls == []
