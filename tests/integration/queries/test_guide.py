@@ -15,6 +15,7 @@ from pgembed import HNSW, Reranker, Words, export_onnx
 from pgembed import queries as helpers
 from pgembed.testing import HashEncoder
 from tests.tables import library
+from tests.unit.parts.test_guide import SEARCH, SPLITTING, run
 
 RERANKERS = Path(__file__).parents[2] / "golden" / "rerankers"
 GUIDE = (Path(__file__).parents[3] / "docs" / "queries.md").read_text(encoding="utf-8")
@@ -72,3 +73,14 @@ def test_the_sql_of_the_guide(filled):
         result = filled.execute(text(statement.replace("[...]", vector).replace("::", "\\:\\:")))
         if result.returns_rows:
             assert result.all()
+
+
+def test_the_guide_to_long_texts(engine, capsys, minilm_folder, monkeypatch):
+    monkeypatch.setenv("PGEMBED_ENCODERS", str(minilm_folder.parent))
+    declaration = SPLITTING[SPLITTING.index("from sqlalchemy") : SPLITTING.index("sorted(Base")]
+    source = SPLITTING[SPLITTING.index("guide = ") : SPLITTING.index("pieces = ")]
+    names = {}
+    exec(compile(declaration + source, "<guide>", "exec", dont_inherit=True), names)
+    names["Base"].metadata.create_all(engine)
+    with Session(engine) as session:
+        assert run(SEARCH, {**names, "session": session}, capsys) == 2
