@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pgembed import database, filling, indexes, measuring
     from pgembed.columns import TextEncoder, Vector, Words, embedding_column
     from pgembed.indexes import HNSW, IVFFlat
+    from pgembed.measuring import evaluate
     from pgembed.parts import Part, embedding_parts
     from pgembed.queries import (
         aexplain_search,
@@ -62,7 +63,7 @@ else:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         if name in ("database", "filling", "indexes", "measuring"):
             return import_module(f"pgembed.{name}")
-        for part in ("columns", "parts", "indexes", "queries"):
+        for part in ("columns", "parts", "indexes", "queries", "measuring"):
             module = import_module(f"pgembed.{part}")
             globals().update((each, getattr(module, each)) for each in __all__ if hasattr(module, each))
         return globals()[name]
@@ -97,6 +98,7 @@ __all__ = [
     "duplicates_of",
     "embedding_column",
     "embedding_parts",
+    "evaluate",
     "explain_search",
     "export_onnx",
     "facets",

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 #: How the name of a drawing may end.
 FORMATS = (".png", ".svg", ".pdf")
+_WHAT = "drawing recall against latency"
 
 
 def sweep(
@@ -60,7 +61,7 @@ def check_drawing(path: Path | str) -> None:
     :raises DeclarationError: the name ends otherwise than PNG, SVG and PDF files do, or without its folder.
     :raises MissingExtraError: matplotlib is not installed.
     """
-    _figure()
+    figure_of(_WHAT)
     path = Path(path)
     if path.suffix.lower() not in FORMATS:
         raise DeclarationError(f"{path}: the name of a drawing ends with {', '.join(FORMATS)}")
@@ -73,7 +74,7 @@ def figure(recalls: Sequence[Recall]) -> Figure:
 
     :raises MissingExtraError: matplotlib is not installed.
     """
-    drawn = _figure()(figsize=(7, 4.5), dpi=150, layout="constrained")
+    drawn = figure_of(_WHAT)(figsize=(7, 4.5), dpi=150, layout="constrained")
     axes = drawn.add_subplot()
     first = recalls[0]
     latencies = [found.approximate.p50 for found in recalls]
@@ -93,10 +94,14 @@ def figure(recalls: Sequence[Recall]) -> Figure:
     return drawn
 
 
-def _figure() -> type[Figure]:
-    """Not by pyplot, which would look for a display."""
+def figure_of(what: str) -> type[Figure]:
+    """The class of drawings; not by pyplot, which would look for a display.
+
+    :param what: is drawn, for the error.
+    :raises MissingExtraError: matplotlib is not installed.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise MissingExtraError("matplotlib", "plot", needed_for="drawing recall against latency") from error
+        raise MissingExtraError("matplotlib", "plot", needed_for=what) from error
     return Figure

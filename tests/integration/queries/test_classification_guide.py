@@ -9,6 +9,7 @@ import pytest
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
+import pgembed
 from pgembed import HNSW
 from pgembed import queries as helpers
 from pgembed.testing import HashEncoder
@@ -32,9 +33,11 @@ def filled(engine):
 
 
 def test_the_python_of_the_guide(filled, capsys):
-    names = {"session": filled, "select": select, "update": update, "Article": Article}
+    names = {"session": filled, "select": select, "update": update, "Article": Article, "pgembed": pgembed}
     names |= {name: getattr(helpers, name) for name in helpers.__all__}
     for block in re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL):
         exec(block, names)
-    assert capsys.readouterr().out.splitlines()[:2] == ["4 news", "5 help"]
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[:2] == ["4 news", "5 help"]
+    assert "min_share=0.9: 100% of the rows get a label, 100% of them right" in printed
     assert filled.get(Article, 4).section == "news"

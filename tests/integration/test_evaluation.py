@@ -1,0 +1,134 @@
+"""evaluate: figures of labels by neighbours, compared with those of knn_classify_many and of numpy."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from sqlalchemy import Column, Integer, MetaData, String, Table
+from sqlalchemy.orm import Session
+
+import pgembed
+from pgembed.columns.types import VectorType
+from pgembed.exc import DeclarationError, QueryError
+from pgembed.indexes.errors import NoNeighboursError
+from pgembed.measuring import evaluate
+from pgembed.queries import knn_classify_many, softmax
+from tests.integration.queries.conftest import store
+
+POINTS = Table(
+    "point",
+    MetaData(),
+    Column("id", Integer, primary_key=True),
+    Column("label", String),
+    Column("copy", Integer),
+    Column("vector", VectorType(3)),
+)
+OPTIONS = {"label": POINTS.c.label, "metric": "l2"}
+
+
+@pytest.fixture
+def blobs(engine):
+    """Overlapping groups of points."""
+    rng = np.random.default_rng(5)
+    vectors = (np.repeat(np.eye(3), 50, axis=0) * 2 + rng.standard_normal((150, 3))).astype(np.float32)
+    store(
+        engine,
+        POINTS,
+        vectors,
+        lambda n: {"label": "abc"[n // 50] if n % 13 else None, "copy": n // 2 if n % 2 else None},
+    )
+    with Session(engine) as session:
+        yield session
+
+
+@pytest.mark.parametrize("weights", ["distance", "uniform", softmax(0.3)])
+@pytest.mark.parametrize("held_out", [None, POINTS.c.id % 3 == 0])
+def test_the_figures_are_those_of_the_labels_that_users_get(blobs, weights, held_out):
+    found = evaluate(blobs, POINTS.c.vector, k=4, weights=weights, held_out=held_out, **OPTIONS)
+    labelled = POINTS.c.label.is_not(None)
+    queries, where = (labelled, None) if held_out is None else (labelled & held_out, ~held_out)
+    rows = blobs.execute(
+        knn_classify_many(POINTS.c.vector, queries=queries, where=where, k=4, weights=weights, **OPTIONS)
+    ).all()
+    own = np.array(["abc"[row.key // 50] for row in rows])
+    predicted = np.array([row.label for row in rows])
+    share = np.array([row.share for row in rows])
+    right = own == predicted
+    assert (found.rows, found.k, found.accuracy) == (len(rows), 4, pytest.approx(right.mean()))
+    assert 0.5 < found.accuracy < 0.95
+    pairs = Counter(zip(own.tolist(), predicted.tolist(), strict=True))
+    assert {(each.label, each.predicted): each.rows for each in found.confusion} == pairs
+    f1 = [2 * pairs[each, each] / (np.sum(own == each) + np.sum(predicted == each)) for each in "abc"]
+    assert found.macro_f1 == pytest.approx(np.mean(f1))
+    bins = np.minimum((share * 15).astype(int), 14)
+    error = sum(
+        np.mean(bins == each) * abs(right[bins == each].mean() - share[bins == each].mean())
+        for each in set(bins.tolist())
+    )
+    assert found.calibration_error == pytest.approx(error, abs=1e-6)
+    for each in found.coverage[:10]:
+        kept = share >= each.min_share
+        if np.min(np.abs(share - each.min_share)) > 1e-6:
+            assert (each.coverage, each.accuracy) == pytest.approx((kept.mean(), right[kept].mean()))
+
+
+def test_the_best_k_and_temperature_are_those_of_the_tried(blobs):
+    ks = (1, 3, 8, 20)
+    found = evaluate(blobs, POINTS.c.vector, k=3, ks=ks, **OPTIONS)
+    accuracies = {k: evaluate(blobs, POINTS.c.vector, k=k, ks=(1,), **OPTIONS).accuracy for k in ks}
+    assert found.accuracies == accuracies
+    assert accuracies[found.best_k] == max(accuracies.values()) > min(accuracies.values())
+    # Overlapping groups: neither the nearest alone nor all alike.
+    assert found.best_temperature > 0.01
+    sure = evaluate(blobs, POINTS.c.vector, k=20, weights=softmax(0.01), **OPTIONS)
+    best = evaluate(blobs, POINTS.c.vector, k=20, weights=softmax(found.best_temperature), **OPTIONS)
+    assert best.calibration_error < sure.calibration_error
+    assert found.as_dict()["best_k"] == found.best_k
+
+
+def test_copies_kept_apart_do_not_make_it_look_easy(engine):
+    """Every point stands there twice, with a label by chance: its copy knows, others do not."""
+    rng = np.random.default_rng(1)
+    vectors = np.repeat(rng.standard_normal((60, 3)), 2, axis=0)
+    labels = rng.integers(0, 2, 60)
+    store(engine, POINTS, vectors, lambda n: {"label": "xy"[labels[n // 2]], "copy": n // 2})
+    with Session(engine) as session:
+        assert evaluate(session, POINTS.c.vector, k=1, **OPTIONS).accuracy == 1
+        for apart in (0.999, POINTS.c.copy):
+            found = evaluate(session, POINTS.c.vector, k=1, apart=apart, **OPTIONS)
+            assert 0.25 < found.accuracy < 0.75
+
+
+def test_rows_without_neighbours_are_wrong(engine):
+    store(engine, POINTS, [[1, 0, 0], [2, 0, 0]], lambda n: {"label": "a", "copy": 1})
+    with Session(engine) as session:
+        found = pgembed.evaluate(session, POINTS.c.vector, apart=POINTS.c.copy, **OPTIONS)
+        assert (found.rows, found.accuracy, found.macro_f1) == (2, 0, 0)
+        assert [(each.label, each.predicted, each.rows) for each in found.confusion] == [("a", None, 2)]
+        with pytest.raises(NoNeighboursError):
+            evaluate(session, POINTS.c.vector, where=POINTS.c.id < 0, **OPTIONS)
+
+
+def test_the_confusion_matrix_is_drawn(blobs, tmp_path):
+    found = evaluate(blobs, POINTS.c.vector, **OPTIONS)
+    found.plot(tmp_path / "confusion.png")
+    assert (tmp_path / "confusion.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(DeclarationError, match="the name of a drawing ends with"):
+        found.plot(tmp_path / "confusion.txt")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"ks": ()}, "ks is empty"),
+        ({"ks": (0,)}, "ks=0"),
+        ({"k": 0}, "k=0"),
+        ({"weights": "fast"}, "weights='fast'"),
+        ({"held_out": 3}, "expected a condition"),
+    ],
+)
+def test_what_measures_nothing_is_refused(blobs, options, message):
+    with pytest.raises(QueryError, match=message):
+        evaluate(blobs, POINTS.c.vector, **OPTIONS | options)
