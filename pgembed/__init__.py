@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         apassages,
         arerank,
         centroid_classify,
+        cluster,
         count_within,
         decay,
         diversify,
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
         semantic_search,
         softmax,
         suggest_threshold,
+        topics,
         vector_of,
         zero_shot,
     )
@@ -90,6 +92,7 @@ __all__ = [
     "apassages",
     "arerank",
     "centroid_classify",
+    "cluster",
     "count_within",
     "database",
     "decay",
@@ -126,6 +129,7 @@ __all__ = [
     "semantic_search",
     "softmax",
     "suggest_threshold",
+    "topics",
     "vector_of",
     "zero_shot",
 ]

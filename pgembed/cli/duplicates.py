@@ -1,4 +1,4 @@
-"""``pgembed dedup`` and ``pgembed match``: duplicates of a table, and two lists of the same things."""
+"""``pgembed dedup``, ``match`` and ``cluster``: which rows say the same, or are about the same."""
 
 from __future__ import annotations
 
@@ -32,6 +32,10 @@ _PAIRS = text(
 _GROUPS = text(
     "SELECT group_id, key FROM pgembed.duplicate_groups(CAST(:table AS regclass), :column, :min_score)"
 )
+_CLUSTERS = text(
+    "SELECT cluster, key, score "
+    "FROM pgembed.cluster(CAST(:table AS regclass), :column, :min_score, :min_size)"
+)
 _MATCHES = text(
     "SELECT left_key, right_key, score, margin_of_pair AS margin FROM pgembed.match("
     "CAST(:table AS regclass), :column, CAST(:other AS regclass), :other_column, "
@@ -51,6 +55,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands to the application."""
     app.command("dedup")(dedup)
     app.command("match")(match)
+    app.command("cluster")(cluster)
 
 
 def dedup(
@@ -126,6 +131,21 @@ def match(
             "one_to_one": one_to_one,
         },
     )
+    print_rows(names, rows, as_json=as_json, as_csv=as_csv)
+
+
+def cluster(
+    table: TableName,
+    column: ColumnName,
+    url: DatabaseUrl,
+    min_score: Annotated[float, typer.Option(help="The least score of a row to the center of its cluster.")],
+    min_size: Annotated[int, typer.Option(min=1, help="The least number of rows of a cluster.")] = 10,
+    as_json: AsJson = False,
+    as_csv: AsCsv = False,
+) -> None:
+    """List the rows that gather around a center, the largest cluster first; nothing is changed."""
+    given = {"table": table, "column": column, "min_score": min_score, "min_size": min_size}
+    names, rows = _found(url, [table], _CLUSTERS, given)
     print_rows(names, rows, as_json=as_json, as_csv=as_csv)
 
 

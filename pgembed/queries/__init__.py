@@ -25,6 +25,7 @@ duplicates                    ``near_duplicates``, ``duplicates_of``, ``duplicat
 keeping, negatives            ``keep_list``; ``hard_negatives``
 matching                      ``match``: two lists of the same things
 merging                       ``merge_duplicates``
+clusters                      ``cluster``, ``topics``
 thresholds                    ``suggest_threshold``
 edges                         pairs searched for, or stored before: ``rethreshold``
 pairs, numbering, components  pairs of near rows, over row numbers; the groups that they make
@@ -41,6 +42,7 @@ templates                     statements that are built once, and come again wit
 
 from pgembed.queries.boosts import decay
 from pgembed.queries.classify import knn_classify, knn_classify_many
+from pgembed.queries.clusters import cluster, topics
 from pgembed.queries.counts import count_within, facets
 from pgembed.queries.diversity import diversify
 from pgembed.queries.duplicates import duplicate_groups, duplicates_of, mine_pairs, near_duplicates
@@ -73,6 +75,7 @@ __all__ = [
     "apassages",
     "arerank",
     "centroid_classify",
+    "cluster",
     "count_within",
     "decay",
     "diversify",
@@ -101,6 +104,7 @@ __all__ = [
     "semantic_search",
     "softmax",
     "suggest_threshold",
+    "topics",
     "vector_of",
     "zero_shot",
 ]

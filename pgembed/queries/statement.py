@@ -287,6 +287,20 @@ class Matches(DuplicatePairs[*_Ts]):
     helper = "match"
 
 
+class Clusters(DuplicatePairs[*_Ts]):
+    """The statement of ``cluster``."""
+
+    inherit_cache = True
+    helper = "cluster"
+
+
+class Topics(DuplicatePairs[*_Ts]):
+    """The statement of ``topics``."""
+
+    inherit_cache = True
+    helper = "topics"
+
+
 class KeepList(DuplicatePairs[*_Ts]):
     """The statement of ``keep_list``."""
 

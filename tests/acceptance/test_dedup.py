@@ -97,6 +97,13 @@ def test_matches(shop: str) -> None:
     assert none == "left_key,right_key,score,margin\n"
 
 
+def test_clusters(shop: str) -> None:
+    options = ["cluster", "article", "embedding", "--url", shop, "--min-score", "0.99", "--min-size", "2"]
+    lines = call(*options, "--csv").stdout.splitlines()
+    assert [line.rsplit(",", 1)[0] for line in lines] == ["cluster,key", "1,1", "1,3", "1,6", "2,2", "2,5"]
+    assert call(*options[:-1], "4", "--json").stdout == "[]\n"
+
+
 def test_wrong_usage(shop: str) -> None:
     common = ["dedup", "article", "embedding", "--url", shop, "--min-score"]
     for options, code, message in (

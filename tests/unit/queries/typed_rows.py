@@ -13,6 +13,7 @@ from sqlmodel import select as model_select
 
 from pgembed import (
     Vector,
+    cluster,
     count_within,
     duplicate_groups,
     duplicates_of,
@@ -30,6 +31,7 @@ from pgembed import (
     recommend,
     search_many,
     semantic_search,
+    topics,
 )
 from pgembed.columns import VectorType
 from pgembed.testing import HashEncoder
@@ -109,6 +111,11 @@ def labels_and_duplicates(session: Session) -> None:
     assert_type((near[1], near[2]), tuple[float, float])
     matched = session.execute(match(Article.embedding, Article.embedding)).one()
     assert_type((matched[2], matched[3]), tuple[float, float])
+    found = cluster(Article.embedding, min_score=0.9)
+    gathered = session.execute(found).one()
+    assert_type((gathered[0], gathered[2]), tuple[int, float])
+    about = session.execute(topics(Article.embedding, found, text=Article.title)).one()
+    assert_type((about[1], about[2]), tuple[int, list[str]])
     assert_type(session.execute(mine_pairs(Article.embedding)).one()[2], float)
 
 
