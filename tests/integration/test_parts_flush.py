@@ -7,7 +7,20 @@ import logging
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, Text, create_engine, event, func, insert, literal, select, text, update
+from sqlalchemy import (
+    CHAR,
+    Engine,
+    ForeignKeyConstraint,
+    Text,
+    create_engine,
+    event,
+    func,
+    insert,
+    literal,
+    select,
+    text,
+    update,
+)
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
@@ -341,3 +354,50 @@ def test_parts_are_not_assigned(engine: Engine, article: Any) -> None:
         (one,) = session.scalars(select(article))
         with pytest.raises(DeclarationError, match="written by pgembed alone"):
             one.parts.clear()
+
+
+def test_subclasses_composite_keys_and_keys_that_change(engine: Engine, encoder: HashEncoder) -> None:
+    class Base(DeclarativeBase):
+        pass
+
+    class Document(Base):
+        __tablename__ = "document"
+        tenant: Mapped[str] = mapped_column(CHAR(5), primary_key=True)
+        place: Mapped[int] = mapped_column("nr", primary_key=True)
+        body: Mapped[str | None] = mapped_column(Text)
+        parts: Mapped[list[Part]] = embedding_parts("body", encoder=encoder)
+
+    class Review(Document):
+        __tablename__ = "review"
+        __table_args__ = (ForeignKeyConstraint(["tenant", "nr"], [Document.tenant, Document.place]),)
+        tenant: Mapped[str] = mapped_column(CHAR(5), primary_key=True)
+        place: Mapped[int] = mapped_column("nr", primary_key=True)
+        verdict: Mapped[str | None] = mapped_column(Text)
+        reasons: Mapped[list[Part]] = embedding_parts("verdict", encoder=encoder)
+
+    elsewhere = engine.execution_options(schema_translate_map={None: "elsewhere"})
+    execute(engine, "CREATE SCHEMA elsewhere")
+    Base.metadata.create_all(elsewhere)
+    with Session(elsewhere) as session:
+        session.add(Document(tenant="a", place=1, body=prose(3)))
+        session.add(Review(tenant="b", place=1, body=prose(2), verdict=prose(4, "reason")))
+        session.commit()
+        assert [len(encoded) for encoded in encoder.calls] == [7]
+        review = session.scalars(select(Review)).one()
+        assert (len(review.parts), len(review.reasons)) == (2, 4)
+        assert (review.reasons[3].text or "").startswith("This is reason number 3 ")
+        encoder.calls.clear()
+        review.verdict = prose(5, "reason")
+        session.commit()
+        assert [len(encoded) for encoded in encoder.calls] == [1]
+        assert len(review.reasons) == 5
+        document = session.scalars(select(Document).where(Document.tenant == "a")).one()
+        document.place, document.body = 7, prose(4)
+        session.commit()
+        assert [part.number for part in document.parts] == [0, 1, 2, 3]
+        session.delete(review)
+        session.commit()
+    for attribute in (Document.parts, Review.reasons):
+        assert pending(elsewhere, attribute) == 0
+    assert rows(engine, "SELECT document_nr, count(*) FROM elsewhere.document_parts GROUP BY 1") == [(7, 4)]
+    assert rows(engine, "SELECT * FROM elsewhere.review_reasons") == []
