@@ -10,10 +10,12 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from pgembed import HNSW, Vector, embedding_column
 from pgembed.columns import Array
+from pgembed.parts import Part, embedding_parts
 from pgembed.testing import HashEncoder
 
 #: What commands are told to import.
 MODELS = "tests.acceptance.filling.models:Base"
+LONG_MODELS = "tests.acceptance.filling.models:LongBase"
 
 
 class ProcessEncoder(HashEncoder):
@@ -41,4 +43,22 @@ class Article(Base):
     body: Mapped[str | None]
     embedding: Mapped[Vector | None] = embedding_column(
         "title", "body", encoder=ProcessEncoder(32), index=HNSW(build="immediate"), fill="worker"
+    )
+
+
+class LongBase(DeclarativeBase):
+    pass
+
+
+class LongArticle(LongBase):
+    __tablename__ = "long_article"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    title: Mapped[str | None]
+    body: Mapped[str | None]
+    parts: Mapped[list[Part]] = embedding_parts(
+        "body",
+        context="title",
+        encoder=ProcessEncoder(16, max_tokens=24),
+        index=HNSW(build="immediate"),
+        fill="worker",
     )
