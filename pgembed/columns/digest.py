@@ -27,8 +27,9 @@ from sqlalchemy.sql.elements import ColumnElement
 
 from pgembed.exc import TextError
 
-#: Stands for the digest where a vector has none: differs from NULL and from every digest.
-_NO_DIGEST = literal_column(f"'{uuid.UUID(int=0)}'::uuid", UUID())
+#: Stands for the digest where what is stored has none: differs from NULL and from every digest.
+NO_DIGEST = uuid.UUID(int=0)
+_NO_DIGEST = literal_column(f"'{NO_DIGEST}'::uuid", UUID())
 
 
 def recipe(fingerprint: str, template: str | None) -> str:

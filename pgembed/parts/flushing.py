@@ -35,6 +35,7 @@ from sqlalchemy.orm import InstanceState, Mapper, Session, UOWTransaction, attri
 from sqlalchemy.orm.base import NO_VALUE
 
 from pgembed.columns import Array, TextEncoder, answered
+from pgembed.columns.digest import NO_DIGEST
 from pgembed.columns.hooks.flush import changed, load_expired_sources, texts_of
 from pgembed.columns.hooks.mapped import MappedSources, mapped_attributes
 from pgembed.encoders.threads import encoder_errors, off_event_loop
@@ -241,7 +242,7 @@ def _write(
             # Parts that were to stay went between the two looks. Their row stays pending, and loses no part.
             table, primary = bound.table, bound.table.primary_key.columns
             same = (column == value for column, value in zip(primary, text.primary, strict=True))
-            connection.execute(update(table).where(*same).values({bound.digest: None}))
+            connection.execute(update(table).where(*same).values({bound.digest: NO_DIGEST}))
             continue
         owner = dict(zip((column.key for column in bound.owner), text.primary, strict=True))
         new += [

@@ -95,6 +95,27 @@ def check(engine: Engine, article: Any) -> None:
                 assert part.embedding.tolist() == fresh.encode_documents([cut.encoded])[0].tolist()
 
 
+def test_parts_that_go_while_a_flush_runs_leave_their_row_pending(engine: Engine, article: Any) -> None:
+    """Whatever is done with its text after that: parts that are left are not taken for those of no text."""
+    with Session(engine) as session:
+        session.add(article(title="a title", body=prose(5)))
+        session.commit()
+        found = session.scalars(select(article)).one()
+        found.body = prose(5) + prose(1, "chapter")
+
+        @event.listens_for(session, "before_flush")
+        def take(*_: Any) -> None:
+            execute(engine, "DELETE FROM article_parts WHERE number = 1")
+
+        session.commit()
+    assert len(rows(engine, "SELECT 1 FROM article_parts")) == 4
+    assert pending(engine, article.parts) == 1
+    execute(engine, "UPDATE article SET title = NULL, body = NULL")
+    assert pending(engine, article.parts) == 1
+    backfill(engine, article.parts)
+    assert rows(engine, "SELECT 1 FROM article_parts") == []
+
+
 def test_one_batch_for_all_objects_and_parts_with_the_rows(
     engine: Engine, article: Any, encoder: HashEncoder
 ) -> None:

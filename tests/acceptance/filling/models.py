@@ -60,5 +60,4 @@ class LongArticle(LongBase):
         context="title",
         encoder=ProcessEncoder(16, max_tokens=24),
         index=HNSW(build="immediate"),
-        fill="worker",
     )

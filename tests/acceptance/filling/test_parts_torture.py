@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import threading
@@ -17,6 +18,8 @@ from uuid import UUID
 
 import numpy as np
 from sqlalchemy import URL, Connection, create_engine, delete, func, insert, null, select, text, update
+from sqlalchemy.orm import Session
+from sqlalchemy.orm.exc import StaleDataError
 
 from pgembed.parts import parts_of
 from pgembed.testing import HashEncoder
@@ -55,15 +58,8 @@ class Writer:
         self.thread.start()
 
     def run(self) -> None:
-        kinds = [self.edit] * 6 + [
-            self.clear,
-            self.rename,
-            self.remove,
-            self.put,
-            self.put,
-            self.move,
-            self.again,
-        ]
+        rare = [self.clear, self.rename, self.remove, self.move, self.again]
+        kinds = [*[self.edit] * 5, *[self.flush] * 3, *[self.put] * 2, *rare]
         while not self.stop.is_set():
             try:
                 with self.engine.begin() as connection:
@@ -124,6 +120,20 @@ class Writer:
 
     def move(self, connection: Connection, key: int) -> None:
         connection.execute(update(TABLE).where(TABLE.c.id == key).values(id=self.random.randint(1, KEYS)))
+
+    def flush(self, connection: Connection, key: int) -> None:
+        """The ORM, which fills; another user may delete the row in between."""
+        with contextlib.suppress(StaleDataError), Session(connection) as session:
+            article = session.get(LongArticle, key)
+            if article is None:
+                session.add(LongArticle(id=key, title="New", body=self.body()))
+            elif self.random.random() < 0.2:
+                article.body = None
+            elif self.random.random() < 0.3:
+                article.title = "Flushed"
+            else:
+                article.body = (article.body or "") + self.sentence()
+            session.commit()
 
     def again(self, connection: Connection, key: int) -> None:
         """What tells the worker to look at a row again: NULL would say that it has no parts."""
