@@ -21,7 +21,7 @@ sentences    sentences, words and characters of any script
 import pgembed.parts.flushing  # noqa: F401  (it listens on import)
 from pgembed.parts.formats import FORMATS, Format, Rank
 from pgembed.parts.part import Cut, Part, PartsDeclaration, Stored, declared_as, embedding_parts, matched
-from pgembed.parts.parts_table import PartsTable, bind_parts, parts_of, parts_with
+from pgembed.parts.parts_table import PartsTable, add_parts, bind_parts, parts_of, parts_with
 from pgembed.parts.sentences import sentences
 from pgembed.parts.splitters import Skip, Splitter
 from pgembed.parts.splitting import SPLITTING_VERSION, Piece, Splitting, TokenCounter, split
@@ -41,6 +41,7 @@ __all__ = [
     "Splitting",
     "Stored",
     "TokenCounter",
+    "add_parts",
     "bind_parts",
     "declared_as",
     "embedding_parts",

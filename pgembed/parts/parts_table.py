@@ -27,7 +27,7 @@ from pgembed.columns import Freshness, PendingIndex, VectorType
 from pgembed.columns.binding import add_index, defer, digest_column, forget, map_digest, mapped_sources
 from pgembed.columns.names import shortened
 from pgembed.exc import DeclarationError
-from pgembed.parts.part import ENTITY, PARTS, Part, PartsDeclaration
+from pgembed.parts.part import ENTITY, PARTS, Part, PartsDeclaration, declared
 
 #: The key in the ``info`` of the relationship, and of the vectors' column, for the bound :class:`PartsTable`.
 _TABLE = "pgembed.parts.table"
@@ -87,6 +87,27 @@ def parts_with(vector: Column[Any]) -> PartsTable | None:
     """The parts that have a column as their vectors, or ``None`` for any other column."""
     found: PartsTable | None = vector.info.get(_TABLE)
     return found if found is not None and found.vector is vector else None
+
+
+def add_parts(table: Table, name: str, *sources: str, **options: Any) -> PartsTable:
+    """Parts of a text in a Core table, as :func:`~pgembed.embedding_parts` declares them in a class.
+
+    ``backfill``, workers and migrations know them; ``parts`` of the result is their table, whose
+    ``c.embedding`` is searched as any other column.
+
+    :param name: what they are called: the table is ``<table>_<name>``, the digest ``<name>_digest``.
+    :param sources: the name of the column that holds the text.
+    :param options: those of :func:`~pgembed.embedding_parts`, but for those of the relationship.
+    :raises DeclarationError: for whatever cannot work.
+    """
+    declaration = declared(sources, **options)
+    missing = [source for source in declaration.sources if source not in table.c]
+    if missing:
+        raise DeclarationError(
+            f"{table.fullname}.{name}: the source {missing[0]!r} is not a column of the table; there are "
+            f"{', '.join(table.c.keys())}"
+        )
+    return bind_parts(declaration, name, table, [table.c[source] for source in declaration.sources])
 
 
 def bind_parts(

@@ -12,16 +12,32 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sqlalchemy import Engine, Text, create_engine, delete, func, insert, select, text, update
+from sqlalchemy import (
+    Column,
+    Engine,
+    Integer,
+    MetaData,
+    Table,
+    Text,
+    create_engine,
+    delete,
+    func,
+    insert,
+    select,
+    text,
+    update,
+)
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
+from pgembed import semantic_search
 from pgembed.columns import PendingIndex
+from pgembed.exc import DeclarationError
 from pgembed.filling import Counts, Worker, backfill
 from pgembed.filling.backfill import estimate, pending
 from pgembed.filling.cycle import Cycle
 from pgembed.filling.parts import PartsWriting
 from pgembed.filling.targets import Target, registered_targets, target_of
-from pgembed.parts import Part, PartsTable, embedding_parts, parts_of
+from pgembed.parts import Part, PartsTable, add_parts, embedding_parts, parts_of
 from pgembed.testing import HashEncoder
 from tests.tables import execute, rows
 
@@ -510,6 +526,25 @@ def test_the_claim_reads_only_the_pending_index(articles: Articles) -> None:
             connection.scalars(text(f"EXPLAIN SELECT id FROM article WHERE {condition} ORDER BY id"))
         )
     assert "using ix_article_parts_pending" in plan
+
+
+def test_parts_of_a_core_table(engine: Engine) -> None:
+    encoder = Picky(max_tokens=12)
+    notes = Table("note", MetaData(), Column("id", Integer, primary_key=True), Column("body", Text))
+    bound = add_parts(notes, "parts", "body", encoder=encoder, fill="worker")
+    notes.metadata.create_all(engine)
+    with engine.begin() as connection:
+        connection.execute(insert(notes), [{"body": prose(5)}, {"body": prose(3, "subject")}])
+    assert backfill(engine, bound).written == 2
+    assert pending(engine, bound) == 0
+    query = encoder.encode_documents([bound.declaration.cut((prose(3, "subject"),))[1].encoded])[0]
+    with engine.connect() as connection:
+        (nearest,) = connection.execute(semantic_search(bound.vector, query, limit=1))
+    assert (nearest.note_id, nearest.number) == (2, 1)
+    with pytest.raises(
+        DeclarationError, match="the source 'text' is not a column of the table; there are id, b"
+    ):
+        add_parts(notes, "others", "text", encoder=encoder)
 
 
 def test_the_documented_role_can_do_the_job(articles: Articles, admin: Engine) -> None:
