@@ -71,14 +71,12 @@ def facets(
             f"facets() takes the statement of a search, as of semantic_search(); found {statement!r:.60}"
         )
     value: Any = comparable("by", by, "Article.section")
-    counted = statement.with_only_columns(value.label("value"), maintain_column_froms=True)
+    counted = statement.add_columns(value.label("pgembed_value"))
     if len(counted.get_final_froms()) > len(statement.get_final_froms()):
         raise QueryError(
             f"by={by} is not a column of the rows of {statement.helper}(): join its table in base=, as in "
             "select(Article).outerjoin(Article.author)"
         )
-    found = counted.subquery()
+    found = counted.subquery().c.pgembed_value
     number = func.count().label("count")
-    return Facets.sealing(
-        select(found.c.value, number).group_by(found.c.value).order_by(number.desc(), found.c.value)
-    )
+    return Facets.sealing(select(found.label("value"), number).group_by(found).order_by(number.desc(), found))

@@ -53,8 +53,9 @@ def diversify(
     page, base = getattr(statement, "_page", None) or (None, None)
     if not isinstance(page, Nearest):
         raise QueryError(
-            "diversify() takes a statement of semantic_search() without per=, boost= and total=, or of "
-            f'recommend() with strategy="average", as that helper returns it; found {_described(statement)}'
+            "diversify() takes a statement of semantic_search() without per=, boost= and total= (of parts "
+            'with parts="all"), or of recommend() with strategy="average", as that helper returns it; found '
+            f"{_described(statement)}"
         )
     weight = real("lambda_", lambda_, "a number from 0 to 1")
     if not 0 <= weight <= 1:

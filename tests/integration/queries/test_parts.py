@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -27,12 +28,17 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, aliased, mapped_col
 from pgembed import (
     HNSW,
     Vector,
+    count_within,
+    diversify,
     embedding_column,
     explain_search,
+    facets,
     hybrid_search,
     keyword_search,
     knn_classify,
+    near_duplicates,
     passages,
+    recommend,
     rerank,
     search_many,
     semantic_search,
@@ -333,6 +339,28 @@ def test_words_find_each_book_once(shelf: Shelf, session: Session) -> None:
     assert [row.score for row in rows] == pytest.approx([row.score for row in expected])
     (second,) = session.execute(keyword_search(Book.pages, "77 83", limit=5, offset=1))
     assert second == rows[1]
+
+
+def test_helpers_of_a_search_take_that_of_parts(session: Session) -> None:
+    search = semantic_search(Book.pages, QUERY, limit=50, where=Book.section.is_not(None))
+    sections = Counter(book.section for book, *_ in session.execute(search))
+    assert dict(session.execute(facets(search, Book.section)).all()) == sections
+    based = semantic_search(Book.pages, QUERY, limit=50, base=select(Book.id).join(Book.pages))
+    assert session.execute(facets(based, Page.number)).first().count > 1
+    each = semantic_search(Book.pages, QUERY, parts="all", limit=5)
+    chosen = session.execute(diversify(each)).all()
+    assert found(chosen)[0] == found(session.execute(each))[0]
+    assert [row.rank for row in chosen] == [1, 2, 3, 4, 5]
+    with pytest.raises(QueryError, match=r'of parts with parts="all"'):
+        diversify(search)
+    like = session.execute(recommend(Book.pages, [QUERY], limit=5)).all()
+    assert found(like) == found(session.execute(each))
+    (count,) = session.execute(
+        count_within(Book.pages, QUERY, 0.5, where=Book.title == f"book {LARGE}")
+    ).one()
+    assert count == 999
+    left, right, _ = session.execute(near_duplicates(Book.pages, min_score=0.9)).first()
+    assert session.get(Page, left).book.title == session.get(Page, right).book.title == f"book {LARGE}"
 
 
 class Longer:
