@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import typer
@@ -15,12 +16,13 @@ from pgembed.columns import Array, EmbeddingColumn
 from pgembed.columns.trust import require_trust
 from pgembed.database.install import is_installed
 from pgembed.encoders import Encoder
-from pgembed.exc import NotInstalledError, RegistrationError
-from pgembed.filling.registry import encoder_options, entries, problems, registered_encoder
+from pgembed.exc import NotInstalledError, NotTrustedError, RegistrationError
+from pgembed.filling.registry import encoder_options, entries, parts_of, problems, registered_encoder
 from pgembed.indexes import VectorIndex, indexes_on
 from pgembed.indexes.differences import IndexForm, declaration, described, differences, matching
 from pgembed.indexes.standing import StandingIndex, standing
 from pgembed.metrics import metric as metric_named
+from pgembed.parts import PartsTable
 
 
 def oid_of(connection: Connection, table: str) -> int | None:
@@ -32,7 +34,8 @@ def oid_of(connection: Connection, table: str) -> int | None:
 
 
 def registered(connection: Connection, table: str, column: str) -> dict[str, Any] | None:
-    """What the registry says of an embedding column; ``None`` for any other.
+    """What the registry says of an embedding column, or of the parts whose vectors it holds; ``None`` for any
+    other.
 
     :raises NotTrustedError: the table's owner is not trusted.
     :raises RegistrationError: its registration cannot be read.
@@ -42,8 +45,15 @@ def registered(connection: Connection, table: str, column: str) -> dict[str, Any
     relation = oid_of(connection, table)
     if relation is not None and (problem := problems(connection).get((relation, column))):
         raise problem
-    found = (entry for entry in entries(connection) if entry["relation"] == relation)
-    return next((entry for entry in found if entry["column_name"] == column), None)
+    for entry in entries(connection):
+        if (entry["relation"], entry["column_name"]) == (relation, column):
+            return entry
+        if entry["parts"] is not None and column == "embedding":
+            with suppress(NotInstalledError, NotTrustedError):
+                parts = parts_of(connection, entry)
+                if parts is not None and parts[0] == relation:
+                    return entry
+    return None
 
 
 def require_trusted(connection: Connection, table: str) -> None:
@@ -161,10 +171,10 @@ def declared_on(
     found = [
         each.index
         for embedding in columns_of(models) or ()
-        if isinstance(embedding, EmbeddingColumn)
+        if isinstance(embedding, EmbeddingColumn | PartsTable)
         and embedding.vector.name == column
         and asked is not None
-        and oid_of(connection, preparer.format_table(embedding.table)) == asked
+        and oid_of(connection, preparer.format_table(embedding.vector.table)) == asked
         for each in indexes_on(embedding.vector)
         if isinstance(each.index, VectorIndex) and name in (None, each.index.name)
     ]

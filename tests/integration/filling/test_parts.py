@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import threading
 import tracemalloc
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
-from pgembed import semantic_search
+from pgembed import HNSW, semantic_search
+from pgembed.cli.known import declared_on, index_on
 from pgembed.columns import PendingIndex
 from pgembed.exc import DeclarationError
 from pgembed.filling import Counts, Worker, backfill
@@ -545,6 +548,19 @@ def test_parts_of_a_core_table(engine: Engine) -> None:
         DeclarationError, match="the source 'text' is not a column of the table; there are id, b"
     ):
         add_parts(notes, "others", "text", encoder=encoder)
+
+
+def test_commands_on_indexes_know_the_vectors_of_parts(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    articles = Articles(engine, metric="l2", index=HNSW(m=8))
+    module = types.ModuleType("models_with_parts")
+    module.Base = articles.base  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    with engine.connect() as connection:
+        assert index_on(connection, "article_parts", "embedding", new=True).metric.name == "l2"
+        found = declared_on(connection, "public.article_parts", "embedding", "models_with_parts:Base")
+    assert (found.metric.name, found.parameters["m"]) == ("l2", 8)
 
 
 def test_the_documented_role_can_do_the_job(articles: Articles, admin: Engine) -> None:
