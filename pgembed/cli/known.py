@@ -117,7 +117,7 @@ def index_on(
     :raises DeclarationError: a parameter of the other access method.
     """
     require_trusted(connection, table)
-    reflected = _table(connection, table)
+    reflected = table_of(connection, table)
     if column not in reflected.c:
         raise NotInstalledError(f"{table} has no column {column}")
     stand = standing(connection, table)
@@ -197,7 +197,12 @@ def reflect(connection: Connection, name: str, schema: str) -> Table:
         return Table(name, MetaData(), schema=schema, autoload_with=connection, resolve_fks=False)
 
 
-def _table(connection: Connection, table: str) -> Table:
+def table_of(connection: Connection, table: str) -> Table:
+    """A table as reflected.
+
+    :param table: as SQL writes it.
+    :raises NotInstalledError: there is none.
+    """
     place = connection.execute(
         text(
             "SELECT n.nspname, c.relname FROM pg_catalog.pg_class AS c "

@@ -17,6 +17,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from pgembed.cli import (
     backfill,
+    classification,
     database,
     demo,
     duplicates,
@@ -53,6 +54,7 @@ for _group in (
     reembed,
     statistics,
     search,
+    classification,
     duplicates,
     encoders,
     encode,
