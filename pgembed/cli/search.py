@@ -23,6 +23,8 @@ from pgembed.cli.options import (
 from pgembed.database.install import require_installed
 from pgembed.exc import NotInstalledError, RegistrationError
 from pgembed.filling.registry import columns_of, declared, entries, name_of
+from pgembed.indexes.differences import declared_as
+from pgembed.indexes.standing import standing
 from pgembed.queries import explain_search, semantic_search
 
 #: Characters of a text that are printed.
@@ -66,6 +68,11 @@ def search(
         with encoder_of(entry, encoder) as opened:
             vector = opened.encode_queries([query])[0]
         reflected = reflect(connection, entry["name"], entry["schema"])
+        # SQLAlchemy 2.0 reflects no operator classes, without which nothing says what an index serves.
+        reflected.indexes.clear()
+        for index in standing(connection, entry["qualified"]):
+            if index.valid:
+                declared_as(index, reflected.c[column])
         statement = semantic_search(reflected.c[column], vector, limit=limit, metric=entry["metric"])
         if explain:
             explained = explain_search(connection, statement)

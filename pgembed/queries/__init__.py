@@ -17,6 +17,7 @@ hybrid, fusion                ``hybrid_search``, and how its searches are fused
 keywords                      ``keyword_search``
 fulltext, bm25                rows by their words: by ``ts_rank``, and by BM25 where words are declared
 explanation                   ``explain_search``, ``aexplain_search``: how a search was executed
+executed_plan                 what its plan tells of that
 classify                      ``knn_classify``, ``knn_classify_many``
 neighbourhoods                ``label_issues``, ``outliers``, ``representatives``
 prototypes                    ``zero_shot``, ``centroid_classify``: one vector for each label

@@ -17,10 +17,11 @@ from pgembed.columns.names import written
 from pgembed.exc import QueryError, sqlstate
 from pgembed.indexes.ddl import Explain
 from pgembed.indexes.measurement import Measurement
-from pgembed.indexes.query_plan import EXACT, OPERATOR, explained, reasons
+from pgembed.indexes.query_plan import explained, reasons
 from pgembed.indexes.server_settings import nested, undone
 from pgembed.indexes.standing import StandingIndex, standing
 from pgembed.indexes.tables import name_of
+from pgembed.queries.executed_plan import ExecutedPlan, is_of, rows_of
 from pgembed.queries.nearest import Nearest
 from pgembed.queries.reading import AnySession, check_async_session, check_session
 from pgembed.queries.statement import SearchSelect
@@ -29,10 +30,6 @@ from pgembed.queries.subject import Subject
 if TYPE_CHECKING:  # at run time it needs the package greenlet
     from pgembed.queries.reading import AnyAsyncSession
 
-_SET = re.compile(r"set_config\('([\w.]+)'")
-_TEXTS = ("Output", "Sort Key", "Order By", "Filter")
-_CONDITIONS = ("Filter", "Index Cond", "Recheck Cond")
-_WORDS = " @@ "
 _EXPLAINED = "pgembed_explained"
 _INSUFFICIENT_PRIVILEGE = "42501"
 
@@ -178,7 +175,7 @@ def explain_search(
     connection, executed = _executed(session, statement, params)
     with undone(connection):
         answer = explained(connection, Explain(executed, analyze=True), params)
-        plan = _Plan(answer["Plan"])
+        plan = ExecutedPlan(answer["Plan"])
         settings = {
             name: str(connection.scalar(select(func.current_setting(name, True)))) for name in plan.settings()
         }
@@ -188,7 +185,7 @@ def explain_search(
 
     return SearchExplanation(
         helper=statement.helper,
-        rows=_rows(plan.root),
+        rows=rows_of(plan.root),
         milliseconds=answer["Planning Time"] + answer["Execution Time"],
         legs=tuple(
             _by_words(connection, leg, plan)
@@ -237,91 +234,15 @@ def _executed(session: Any, statement: Any, params: Mapping[str, Any] | None) ->
     return taken[0] if taken else (session.connection(), statement)
 
 
-def _rows(node: Mapping[str, Any]) -> int:
-    """Those of all times that a node was executed, and of all workers."""
-    rows: float = node.get("Actual Rows", 0) * node.get("Actual Loops", 0)
-    return round(rows)
-
-
-class _Plan:
-    """The plan of a search.
-
-    :ivar nodes: all nodes, each with the names of the CTEs that it is in.
-    """
-
-    def __init__(self, root: dict[str, Any]) -> None:
-        self.root = root
-        self.nodes = list(_nodes(root, ()))
-
-    def settings(self) -> list[str]:
-        """The names of the settings that were made."""
-        return [
-            name
-            for node, ctes in self.nodes
-            if ctes and ctes[-1].startswith("pgembed_settings") and _rows(node)
-            for output in node.get("Output", ())
-            for name in dict.fromkeys(_SET.findall(output))
-        ]
-
-    def scans(self, column: str) -> Iterator[tuple[dict[str, Any], tuple[str, ...]]]:
-        """The scans of tables whose vectors in this column are compared, those that were never executed not
-        included."""
-        distances = [
-            text for node, _ in self.nodes for text in _texts(node) if OPERATOR.search(text) is not None
-        ]
-        for node, ctes in self.nodes:
-            if "Relation Name" in node and node["Actual Loops"]:
-                named = re.compile(rf"(?<![\w\"$]){_name(node['Alias'])}\.{_name(column)}(?![\w$])")
-                if any(named.search(text) for text in distances):
-                    yield node, ctes
-
-    def queries(self) -> int:
-        """How many vectors were searched for."""
-        asked = (node for node, ctes in self.nodes if ctes and ctes[-1].startswith("pgembed_asked_"))
-        return next(map(_rows, asked), 1)
-
-    def exact_sorts(self, column: str) -> int:
-        """How often the exact form was executed."""
-        key = re.compile(rf"\.{_name(column)}(?![\w$]).*{EXACT.pattern}")
-        return sum(
-            int(node["Actual Loops"])
-            for node, ctes in self.nodes
-            if not _is_of(ctes, "ann") and any(key.search(text) for text in node.get("Sort Key", ()))
-        )
-
-
-def _nodes(node: dict[str, Any], ctes: tuple[str, ...]) -> Iterator[tuple[dict[str, Any], tuple[str, ...]]]:
-    name = node.get("Subplan Name", "")
-    ctes = (*ctes, name[4:]) if name.startswith("CTE ") else ctes
-    yield node, ctes
-    for child in node.get("Plans", ()):
-        yield from _nodes(child, ctes)
-
-
-def _texts(node: Mapping[str, Any]) -> Iterator[str]:
-    for key in _TEXTS:
-        found = node.get(key, ())
-        yield from [found] if isinstance(found, str) else found
-
-
-def _name(name: str) -> str:
-    """A pattern for a name as Postgres writes it, with quotes where it needs them."""
-    return '"?' + re.escape(name.replace('"', '""')) + '"?'
-
-
-def _is_of(ctes: Sequence[str], name: str) -> bool:
-    return any(cte.startswith(f"pgembed_{name}_") for cte in ctes)
-
-
 def _by_vectors(
-    connection: Connection, leg: Nearest, plan: _Plan, why: Callable[[StandingIndex], tuple[str, ...]]
+    connection: Connection, leg: Nearest, plan: ExecutedPlan, why: Callable[[StandingIndex], tuple[str, ...]]
 ) -> SearchLeg:
     subject = leg.subject
     there = {index.name: index for index in standing(connection, written(subject.column.table))}
     by_name = {name: index for index in there.values() for name in (index.name, *index.leaves)}
     scans = list(plan.scans(subject.column.name))
-    first = [node for node, ctes in scans if _is_of(ctes, "ann")]
-    exact = [node for node, ctes in scans if not _is_of(ctes, "ann") and not _is_of(ctes, "looked_up")]
+    first = [node for node, ctes in scans if is_of(ctes, "ann")]
+    exact = [node for node, ctes in scans if not is_of(ctes, "ann") and not is_of(ctes, "looked_up")]
     through = [node for node in first if node.get("Index Name") in by_name]
     used = by_name[through[0]["Index Name"]] if through else None
     read = through or first or exact
@@ -334,10 +255,10 @@ def _by_vectors(
         by="vector",
         index=used.name if used else None,
         method=used.access_method if used else None,
-        candidates=sum(map(_rows, read)),
+        candidates=sum(map(rows_of, read)),
         queries=queries,
         taken_over=taken_over,
-        compared=sum(map(_rows, exact)) if taken_over else 0,
+        compared=sum(map(rows_of, exact)) if taken_over else 0,
         why=() if used else tuple(_unused(leg, list(there.values()), why)),
         pending=_pending(connection, subject),
         measured=Measurement.read(used.comment) if used else None,
@@ -372,14 +293,8 @@ def _words_of(expression: str | None) -> list[str]:
     return re.findall(r"\w+", expression or "")
 
 
-def _by_words(connection: Connection, subject: Subject, plan: _Plan) -> SearchLeg:
-    nodes = [
-        node
-        for node, ctes in plan.nodes
-        if not _is_of(ctes, "question")
-        and node["Actual Loops"]
-        and any(_WORDS in text for key in _CONDITIONS for text in [node.get(key, "")])
-    ]
+def _by_words(connection: Connection, subject: Subject, plan: ExecutedPlan) -> SearchLeg:
+    nodes = list(plan.matches())
     there = {each.name: each for each in standing(connection, written(subject.column.table), methods=None)}
     by_name = {name: index for index in there.values() for name in (index.name, *index.leaves)}
     used = next((by_name[name] for node in nodes if (name := node.get("Index Name")) in by_name), None)
@@ -388,7 +303,7 @@ def _by_words(connection: Connection, subject: Subject, plan: _Plan) -> SearchLe
         by="words",
         index=used.name if used else None,
         method=used.access_method if used else None,
-        candidates=sum(_rows(node) for node in nodes if "Relation Name" in node),
+        candidates=sum(rows_of(node) for node in nodes if "Relation Name" in node),
     )
 
 
