@@ -83,7 +83,12 @@ BEGIN
         SELECT r.facts ->> 'metric' INTO metric
           FROM pgembed.index_comments AS i
          CROSS JOIN LATERAL pgembed.read_registration(i.comment) AS r
-         WHERE i.relation = vector_column.relation AND r.facts ->> 'column' = vector_column.vector_column
+         WHERE (i.relation = vector_column.relation AND r.facts ->> 'column' = vector_column.vector_column
+                OR vector_column.vector_column = 'embedding' -- of the parts of a text, registered with the text
+                   AND r.facts -> 'parts' ->> 'table'
+                       = (SELECT c.relname FROM pg_class AS c WHERE c.oid = vector_column.relation)
+                   AND i.relation IN (SELECT k.confrelid FROM pg_constraint AS k
+                                       WHERE k.conrelid = vector_column.relation AND k.contype = 'f'))
            AND pgembed.distrust(i.relation) IS NULL
          ORDER BY i.index
          LIMIT 1;

@@ -563,6 +563,18 @@ def test_commands_on_indexes_know_the_vectors_of_parts(
     assert (found.metric.name, found.parameters["m"]) == ("l2", 8)
 
 
+def test_searches_in_sql_know_the_metric_of_parts(engine: Engine) -> None:
+    articles = Articles(engine, metric="l2", context=None)
+    articles.insert("some text", "another text of other words")
+    articles.fill()
+    vector = "[" + ",".join(["2"] * 8) + "]"
+    found = rows(
+        engine, f"SELECT key, distance FROM pgembed.search('article_parts', 'embedding', '{vector}')"
+    )
+    by_hand = rows(engine, f"SELECT embedding <-> '{vector}' FROM article_parts ORDER BY 1")
+    assert [distance for _, distance in found] == [distance for (distance,) in by_hand]
+
+
 def test_the_documented_role_can_do_the_job(articles: Articles, admin: Engine) -> None:
     role = f"embedder_{os.getpid()}"
     guide = (Path(__file__).parents[3] / "docs" / "filling.md").read_text()
