@@ -1,29 +1,23 @@
 -- The best rows of each group, and how many rows of a search each value of a column has, as in
 -- pgembed/queries/groups.py and counts.py.
-DO $do$
-DECLARE
-    accepted text;
-    definition text;
-BEGIN
-    FOREACH accepted IN ARRAY ARRAY[$type$@extschema:vector@.vector$type$, $type$@extschema:vector@.halfvec$type$, 'text'] LOOP
-        FOREACH definition IN ARRAY ARRAY[$groups$
-CREATE OR REPLACE FUNCTION pgembed.search_per(
+CREATE OR REPLACE FUNCTION pgembed.best_rows(
     relation regclass,
     vector_column name,
-    per name,
-    query @type@,
-    k integer DEFAULT 10,
-    best integer DEFAULT 1,
-    max_distance double precision DEFAULT NULL,
-    metric text DEFAULT NULL,
-    exact boolean DEFAULT false
+    value text,        -- what is equal in a group, as SQL over the row t
+    value_column name, -- its column, where that can be NULL
+    query @extschema:vector@.vector,
+    k integer,
+    best integer,
+    max_distance double precision,
+    metric text,
+    exact boolean
 )
 RETURNS TABLE (key jsonb, distance double precision, score double precision)
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
-AS $body$
+AS $$
 DECLARE
-    asked record := pgembed.valued_rows(relation, vector_column, metric, pgembed.column_value(relation, per));
+    asked record := pgembed.valued_rows(relation, vector_column, metric, value);
     wanted bigint;
     candidates bigint; -- NULL: all rows
     complete boolean;
@@ -32,8 +26,7 @@ DECLARE
     farthest double precision;
     groups bigint;
 BEGIN
-    PERFORM pgembed.check_query(relation, vector_column, asked.dimensions, asked.metric,
-                                query::@extschema:vector@.vector, k);
+    PERFORM pgembed.check_query(relation, vector_column, asked.dimensions, asked.metric, query, k);
     IF best IS NULL OR best < 1 THEN
         RAISE EXCEPTION 'best is %, it must be at least 1', coalesce(best::text, 'NULL')
             USING ERRCODE = 'invalid_parameter_value';
@@ -46,8 +39,8 @@ BEGIN
         IF candidates IS NOT NULL THEN
             SELECT array_agg(n.key), array_agg(n.distance), max(n.distance)
               INTO keys, distances, farthest
-              FROM pgembed.nearest(relation, vector_column, query::@extschema:vector@.vector, candidates::integer,
-                                   asked.metric, false, per) AS n;
+              FROM pgembed.nearest(relation, vector_column, query, candidates::integer,
+                                   asked.metric, false, value_column) AS n;
         END IF;
         complete := candidates IS NULL OR cardinality(keys) IS DISTINCT FROM candidates
                     OR (farthest > max_distance) IS TRUE;
@@ -85,7 +78,7 @@ BEGIN
             asked.key_columns, CASE WHEN candidates IS NULL THEN asked.whole ELSE asked.near END, asked.whole,
             asked.key
         ) INTO keys, distances, groups
-        USING query::@extschema:vector@.vector, keys, distances, max_distance, k, best, complete;
+        USING query, keys, distances, max_distance, k, best, complete;
         EXIT WHEN complete OR groups >= k;
         candidates := CASE WHEN candidates = wanted THEN wanted * @GROUPS_WIDER@ END;
     END LOOP;
@@ -94,6 +87,35 @@ BEGIN
       FROM unnest(keys, distances) WITH ORDINALITY AS u (key, distance, place)
      ORDER BY u.place;
 END
+$$;
+
+DO $do$
+DECLARE
+    accepted text;
+    definition text;
+BEGIN
+    FOREACH accepted IN ARRAY ARRAY[$type$@extschema:vector@.vector$type$, $type$@extschema:vector@.halfvec$type$, 'text'] LOOP
+        FOREACH definition IN ARRAY ARRAY[$groups$
+CREATE OR REPLACE FUNCTION pgembed.search_per(
+    relation regclass,
+    vector_column name,
+    per name,
+    query @type@,
+    k integer DEFAULT 10,
+    best integer DEFAULT 1,
+    max_distance double precision DEFAULT NULL,
+    metric text DEFAULT NULL,
+    exact boolean DEFAULT false
+)
+RETURNS TABLE (key jsonb, distance double precision, score double precision)
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $body$
+SELECT b.key, b.distance, b.score
+  FROM pgembed.best_rows(relation, vector_column, pgembed.column_value(relation, per), per,
+                         query::@extschema:vector@.vector, k, best, max_distance, metric, exact)
+  WITH ORDINALITY AS b (key, distance, score, place)
+ ORDER BY b.place
 $body$
 $groups$, $facets$
 CREATE OR REPLACE FUNCTION pgembed.facets(

@@ -23,6 +23,7 @@ from sqlalchemy import (
     text,
     update,
 )
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, aliased, mapped_column, relationship
 
 from pgembed import (
@@ -603,3 +604,78 @@ class Shelved(Base):
 def test_what_is_refused(build: Any, message: str) -> None:
     with pytest.raises(QueryError, match=message):
         build()
+
+
+@pytest.mark.parametrize("guides", [{}, {"index": HNSW(build="immediate")}], indirect=True)
+@pytest.mark.parametrize("form", ["vector", "halfvec", "text"])
+def test_parts_in_sql(guides: Guides, form: str) -> None:
+    vector = guides.bound.declaration.encoder.encode_queries(["Line 7 of guide"])[0]
+    call = text(
+        'SELECT key, number, start, "end", text, distance, score FROM pgembed.search_parts('
+        f"'guide', 'parts', CAST(:q AS {form}), 5, best => :best, exact => :exact)"
+    )
+    with Session(guides.engine) as session:
+        for best, exact in ((1, True), (3, True), (1, False), (2, False)):
+            values = {"q": str(vector.tolist()), "best": best, "exact": exact}
+            rows = session.execute(call, values).all()
+            expected = session.execute(semantic_search(guides.guide.parts, vector, best=best, limit=5)).all()
+            assert [row[:5] for row in rows] == [
+                ({"id": guide.id}, part.number, part.start, part.end, part.text)
+                for guide, part, *_ in expected
+            ]
+            tolerance = 1e-3 if form == "halfvec" else 1e-6
+            assert [row.distance for row in rows] == pytest.approx(
+                [row.distance for row in expected], abs=tolerance
+            )
+            assert [row.score for row in rows] == pytest.approx([1 - row.distance for row in rows])
+        for name in ("embedding", "other"):
+            with (
+                pytest.raises(DBAPIError, match=f"guide has no parts called {name}") as caught,
+                session.begin_nested(),
+            ):
+                session.execute(text(f"SELECT FROM pgembed.search_parts('guide', '{name}', '[1]')"))
+            assert "Its parts: parts." in str(caught.value)
+
+
+class Leaf(DeclarativeBase):
+    pass
+
+
+class Tome(Leaf):
+    __tablename__ = "a tome"
+    part: Mapped[int] = mapped_column("the part", primary_key=True)
+    name: Mapped[str] = mapped_column(primary_key=True)
+    body: Mapped[str]
+    leaves: Mapped[list[Part]] = embedding_parts(
+        "body", encoder=HashEncoder(16, max_tokens=8), metric="l2", text=False
+    )
+
+
+def test_composite_keys(engine: Engine) -> None:
+    Leaf.metadata.create_all(engine)
+    with Session(engine) as session:
+        for number in range(3):
+            for name in ("a", "b"):
+                body = " ".join(f"word{number}{name}{place} and" for place in range(20))
+                session.add(Tome(part=number, name=name, body=body))
+        session.commit()
+        rows = session.execute(
+            semantic_search(Tome.leaves, "word1b7 and", limit=20, best=2, neighbours=1)
+        ).all()
+        assert [(tome.part, tome.name) for tome, *_ in rows[:2]] == [(1, "b")] * 2
+        assert len(rows) == 12
+        assert all(row.text in row.Tome.body for row in rows)
+        assert all("word1b7" in row.text for row in rows[:1])
+        vector = HashEncoder(16).encode_queries(["word1b7 and"])[0]
+        in_sql = session.execute(
+            text("SELECT * FROM pgembed.search_parts('\"a tome\"', 'leaves', :q, 20, 2)"),
+            {"q": str(vector.tolist())},
+        ).all()
+        assert [(row.key, row.number, row.text) for row in in_sql] == [
+            ({"the part": tome.part, "name": tome.name}, part.number, None) for tome, part, *_ in rows
+        ]
+        assert [row.distance for row in in_sql] == pytest.approx([row.distance for row in rows])
+        keys = session.execute(
+            semantic_search(Tome.leaves, "and", stale="exclude", where=Tome.part < 2)
+        ).all()
+        assert {(row.Tome.part, row.Tome.name) for row in keys} == {(0, "a"), (0, "b"), (1, "a"), (1, "b")}
