@@ -7,17 +7,20 @@ import json
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import numpy as np
 import pytest
 
-from pgembed.encoders import Encoder
+from pgembed.encoders import Encoder, Reranker
 from pgembed.encoders.sources.hub import pull
 from pgembed.exc import DownloadError, EncoderFilesError, EncoderOptionError, UnsupportedArchitectureError
+from tests.unit.encoders.models import PAIRS, RERANKERS
 
 ROOT = Path(__file__).parents[3]
 MODEL = ROOT / "tests" / "golden" / "models" / "distilbert"
@@ -31,10 +34,10 @@ class Hub:
     ``broken`` are files whose transfer ends half-way.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, model: Path = MODEL) -> None:
         self.files = {
-            path.relative_to(MODEL).as_posix(): path.read_bytes()
-            for path in MODEL.rglob("*")
+            path.relative_to(model).as_posix(): path.read_bytes()
+            for path in model.rglob("*")
             if path.is_file()
         }
         self.files["pytorch_model.bin"] = self.files["README.md"] = b"not needed"
@@ -118,13 +121,39 @@ class Hub:
 
 @pytest.fixture
 def hub() -> Iterator[Hub]:
-    hub = Hub()
+    with running(Hub()) as hub:
+        yield hub
+
+
+@contextmanager
+def running(hub: Hub) -> Iterator[Hub]:
     thread = threading.Thread(target=hub.server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
-    yield hub
-    hub.server.shutdown()
-    thread.join()
-    hub.server.server_close()
+    try:
+        yield hub
+    finally:
+        hub.server.shutdown()
+        thread.join()
+        hub.server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("name", "ready"), [("bert", False), ("bert", True), ("modernbert-mean", False), ("bert-nli", False)]
+)
+def test_pull_of_a_classifier(name: str, ready: bool, tmp_path: Path, scoring: Callable[[str], Path]) -> None:
+    """A cross-encoder becomes a reranker, from its weights or, without them, from its ONNX file."""
+    with running(Hub(RERANKERS / name)) as hub:
+        if ready:
+            del hub.files["model.safetensors"]
+            hub.files["onnx/model.onnx"] = (RERANKERS / "ready.onnx").read_bytes()
+        folder = pull("org/tiny", endpoint=hub.url, cache=tmp_path / "cache", into=tmp_path / "encoders")
+        with Reranker(folder) as reranker, Reranker(scoring(name)) as exported:
+            assert reranker.spec.source == f"org/tiny@{COMMIT}"
+            assert (reranker.labels, reranker.spec.activation) == (exported.labels, exported.spec.activation)
+            assert np.allclose(reranker.predict(PAIRS), exported.predict(PAIRS), atol=1e-4)
+        assert {"README.md", "pytorch_model.bin", "golden.npz"}.isdisjoint(hub.requests)
+        with pytest.raises(EncoderOptionError, match=r"open it with Reranker\("):
+            Encoder(folder)
 
 
 def test_pull(hub: Hub, tmp_path: Path) -> None:
