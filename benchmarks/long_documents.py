@@ -60,7 +60,12 @@ def tables(encoder: Encoder, long: Encoder, max_tokens: int) -> Any:
     class Base(DeclarativeBase):
         pass
 
-    parts: dict[str, Any] = {"encoder": encoder, "format": "markdown", "max_tokens": max_tokens}
+    parts: dict[str, Any] = {
+        "encoder": encoder,
+        "format": "markdown",
+        "max_tokens": max_tokens,
+        "fill": "worker",
+    }
 
     class Document(Base):
         __tablename__ = "document"
@@ -69,42 +74,20 @@ def tables(encoder: Encoder, long: Encoder, max_tokens: int) -> Any:
         whole: Mapped[Vector | None] = embedding_column("body", encoder=encoder)
         plain: Mapped[list[Any]] = embedding_parts("body", **parts)
         titled: Mapped[list[Any]] = embedding_parts("body", context="{heading}\n", **parts)
-        late: Mapped[list[Any]] = embedding_parts("body", **parts)
-        longer: Mapped[list[Any]] = embedding_parts("body", **parts | {"encoder": long})
+        late: Mapped[list[Any]] = embedding_parts("body", pooling="late", **parts)
+        longer: Mapped[list[Any]] = embedding_parts("body", pooling="late", **parts | {"encoder": long})
 
     return Document
 
 
-def filled(session: Session, attribute: Any, texts: list[str], *, late: bool) -> list[Any]:
-    """Write the parts of each text; returns their vectors."""
+def vectors_of(session: Session, attribute: Any, count: int) -> list[Any]:
+    """The vectors of each document, as the table of parts has them."""
     found = parts_of(attribute)
     assert found is not None
-    cuts = [found.declaration.cut([body]) for body in texts]
-    encoder: Any = found.declaration.encoder
-    if late:
-        vectors = encoder.encode_spans(texts, [[(cut.start, cut.end) for cut in each] for each in cuts])
-    else:
-        encoded = encoder.encode_documents([cut.encoded for each in cuts for cut in each])
-        vectors = np.split(encoded, np.cumsum([len(each) for each in cuts])[:-1])
-    owner = found.owner[0].name
-    session.execute(
-        insert(found.parts),
-        [
-            {
-                owner: key,
-                "number": cut.number,
-                "start": cut.start,
-                "end": cut.end,
-                "text": cut.text,
-                "digest": cut.digest,
-                "embedding": vector,
-            }
-            for key, (each, rows) in enumerate(zip(cuts, vectors, strict=True))
-            for cut, vector in zip(each, rows, strict=True)
-        ],
-    )
-    session.commit()
-    return list(vectors)
+    stored: list[Any] = [[] for _ in range(count)]
+    for key, vector in session.execute(select(found.owner[0], found.parts.c.embedding)):
+        stored[key].append(vector)
+    return [np.array(each) for each in stored]
 
 
 def ranked(session: Session, attribute: Any, key: Any, vectors: list[Any], asked: Any) -> list[int]:

@@ -66,6 +66,15 @@ class HashEncoder:
         """The same as :meth:`encode_documents`: queries and documents share one space."""
         return self.encode_documents(texts)
 
+    def encode_spans(self, texts: Sequence[str], spans: Sequence[Sequence[tuple[int, int]]]) -> list[Array]:
+        """Vectors of spans, into which a tenth of the vector of the whole text is mixed."""
+        found = []
+        for text, each in zip(texts, spans, strict=True):
+            mixed = [self._vector(text[start:end]) + self._vector(text) / 10 for start, end in each]
+            self.calls.append(tuple(text[start:end] for start, end in each))
+            found.append(np.array([vector / np.linalg.norm(vector) for vector in mixed], dtype=np.float32))
+        return found
+
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """The words of each text."""
         return [len(text.split()) for text in texts]
@@ -135,6 +144,11 @@ class StandIn:
         found: Any = self._vectors if isinstance(self._vectors, TokenCounter) else self.original
         counter: TokenCounter = found
         return counter
+
+    def encode_spans(self, texts: Iterable[str], spans: Iterable[Iterable[tuple[int, int]]]) -> list[Array]:
+        """Vectors of the other encoder for the texts of the spans by themselves."""
+        pairs = zip(texts, spans, strict=True)
+        return [self.encode_documents([text[start:end] for start, end in each]) for text, each in pairs]
 
     async def aencode_documents(self, texts: Iterable[str]) -> Array:
         """As :meth:`encode_documents`."""

@@ -296,6 +296,14 @@ class Encoder(SharedModel):
             tokenizer = cast("Tokenizer", self._whole_tokenizer())  # that of all transformers
             return encode(wanted, listed, self.spec, tokenizer, backend.token_vectors)
 
+    def check_spans(self) -> None:
+        """Check that :meth:`encode_spans` can be used, as far as what has been read of the encoder says.
+
+        :raises EncoderOptionError: as of :meth:`encode_spans`.
+        """
+        if self._spec is not None:
+            check_spec(self._spec)
+
     async def aencode_documents(self, texts: Iterable[str]) -> Vectors:
         """As :meth:`encode_documents`, on another thread, so that the event loop keeps running."""
         return await in_thread(self.encode_documents, list(texts))

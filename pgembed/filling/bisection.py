@@ -16,6 +16,7 @@ from pgembed.columns import Array, TextEncoder, answered
 from pgembed.encoders.threads import encoder_errors
 from pgembed.exc import EncoderAnswerError, EncoderError, TextError
 from pgembed.filling.flow import Encoded, Pace, Row
+from pgembed.parts.late import encode
 
 #: A text that every working encoder can encode.
 _HARMLESS = "text"
@@ -110,7 +111,7 @@ class Encoding:
         """The vectors, and why some of them cannot be stored, by position."""
         self._before_call()
         with encoder_errors(self._encoder.name):
-            found = self._encoder.encode_documents(texts)
+            found = encode(self._encoder, texts)
         refused: dict[int, EncoderAnswerError] = {}
         vectors = answered(self._encoder, found, len(texts), column=self._column, refuse=refused.__setitem__)
         return vectors, refused

@@ -9,6 +9,7 @@ file         what it is for
 part         ``embedding_parts`` and the parts of a text, with their digests
 flushing     what a flush does with parts
 parts_table  the table of parts and its class; digest and pending index on the table of the text
+late         late chunking: parts that are encoded within their text
 splitting    the settings, and the pieces
 tree         where a text is cut, and that each piece fits
 context      what is put before each piece

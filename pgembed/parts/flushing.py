@@ -39,6 +39,7 @@ from pgembed.columns.digest import NO_DIGEST
 from pgembed.columns.hooks.flush import changed, load_expired_sources, texts_of
 from pgembed.columns.hooks.mapped import MappedSources, mapped_attributes
 from pgembed.encoders.threads import encoder_errors, off_event_loop
+from pgembed.parts.late import encode
 from pgembed.parts.part import Cut, Stored, matched
 from pgembed.parts.parts_table import PartsTable, parts_of
 
@@ -196,7 +197,7 @@ def _encoded(session: Session, texts: Sequence[_Text]) -> Iterator[_Text]:
 def _vectors(encoder: TextEncoder, group: Sequence[_Text], texts: list[str]) -> Array | None:
     declared = dict.fromkeys(text.mapped.embedding for text in group)
     try:
-        answer = off_event_loop(encoder_errors(encoder.name)(encoder.encode_documents), texts)
+        answer = off_event_loop(encoder_errors(encoder.name)(encode), encoder, texts)
         return answered(encoder, answer, len(texts), column=", ".join(map(str, declared)))
     except Exception as error:
         if any(bound.declaration.on_error == "raise" for bound in declared):

@@ -25,6 +25,8 @@ from pgembed.exc import DeclarationError, MetricNotSupportedError
 from pgembed.metrics import metric as metric_named
 from pgembed.metrics import metrics_of
 from pgembed.parts.formats import Format
+from pgembed.parts.late import LATE, Within
+from pgembed.parts.late import check as check_late
 from pgembed.parts.splitters import Splitter
 from pgembed.parts.splitting import Piece, Splitting, TokenCounter
 
@@ -115,11 +117,14 @@ class PartsDeclaration(Embedding):
 
     splitting: Splitting = field(default_factory=Splitting)
     keeps_text: bool = True
+    late: bool = False
 
     @property
     def how(self) -> str:
         """All that decides the rows of a text's parts, but for the texts and the encoder."""
-        return self.splitting.recipe if self.keeps_text else self.splitting.recipe + _WITHOUT_TEXTS
+        return (
+            self.splitting.recipe + (LATE if self.late else "") + ("" if self.keeps_text else _WITHOUT_TEXTS)
+        )
 
     @cached_property
     def recipe(self) -> str:
@@ -135,18 +140,24 @@ class PartsDeclaration(Embedding):
         encoder: Any = self.encoder
         text = texts[0] or ""
         values = dict(zip(self.sources[1:], texts[1:], strict=True))
-        return [self._cut(text, piece) for piece in self.splitting.pieces(text, encoder, values)]
+        pieces = self.splitting.pieces(text, encoder, values)
+        whole = str(digests.digest(self._recipe_of_part, [text])) if self.late else ""
+        return [self._cut(text, whole, piece) for piece in pieces]
 
-    def _cut(self, text: str, piece: Piece) -> Cut:
-        encoded = piece.encoded(text)
-        # Of both, so that parts of one digest have the same text as well.
-        made_from = digests.digest(self._recipe_of_part, [piece.context, text[piece.start : piece.end]])
+    def _cut(self, text: str, whole: str, piece: Piece) -> Cut:
+        if self.late:
+            encoded: str = Within.of(text, piece.start, piece.end)
+            made_from = digests.digest(self._recipe_of_part, [whole, f"{piece.start} {piece.end}"])
+        else:
+            encoded = piece.encoded(text)
+            # Of both, so that parts of one digest have the same text as well.
+            made_from = digests.digest(self._recipe_of_part, [piece.context, text[piece.start : piece.end]])
         assert made_from is not None, "no part is empty"
         return Cut(piece.number, piece.start, piece.end, text[piece.start : piece.end], encoded, made_from)
 
     @cached_property
     def _recipe_of_part(self) -> str:
-        return digests.recipe(self.fingerprint, None)
+        return digests.recipe(self.fingerprint + (LATE if self.late else ""), None)
 
 
 def embedding_parts(
@@ -157,6 +168,7 @@ def embedding_parts(
     max_tokens: int | None = None,
     overlap: int = 0,
     splitter: Splitter | None = None,
+    pooling: str | None = None,
     text: bool = True,
     metric: str = "cosine",
     index: IndexDeclaration | None = None,
@@ -194,6 +206,8 @@ def embedding_parts(
     :param max_tokens: of a part, with prompt and context; by default the encoder's limit.
     :param overlap: tokens of what stands before a part that it repeats, at most.
     :param splitter: a :class:`~pgembed.parts.Splitter` of your own.
+    :param pooling: ``"late"``: the encoder reads the whole text, and the vector of a part is the mean of its
+        tokens; see :meth:`pgembed.Encoder.encode_spans`.
     :param text: store the text of each part beside its offsets.
     :param metric: as for :func:`~pgembed.embedding_column`, and so ``fill``, ``on_error`` and ``type``.
     :param index: ``HNSW(...)``, on the vectors of the parts.
@@ -213,6 +227,7 @@ def embedding_parts(
         max_tokens=max_tokens,
         overlap=overlap,
         splitter=splitter,
+        pooling=pooling,
         text=text,
         metric=metric,
         index=index,
@@ -241,6 +256,7 @@ def declared(
     max_tokens: int | None = None,
     overlap: int = 0,
     splitter: Splitter | None = None,
+    pooling: str | None = None,
     text: bool = True,
     metric: str = "cosine",
     index: IndexDeclaration | None = None,
@@ -273,6 +289,10 @@ def declared(
         raise DeclarationError(f"max_tokens={max_tokens!r}; expected a positive whole number")
     if not isinstance(overlap, int) or overlap < 0:
         raise DeclarationError(f"overlap={overlap!r}; expected a whole number of tokens, 0 or more")
+    if pooling not in (None, "late"):
+        raise DeclarationError(f"pooling={pooling!r}; expected 'late', or none for parts read by themselves")
+    if pooling is not None:
+        check_late(encoder, context)
     declaration = PartsDeclaration(
         sources=(*sources, *fields),
         encoder=encoder,
@@ -285,6 +305,7 @@ def declared(
         deferred=True,
         splitting=splitting,
         keeps_text=text,
+        late=pooling == "late",
     )
     if octets(declaration.how) > LONGEST_HOW:
         raise DeclarationError(
@@ -304,9 +325,8 @@ def declared_as(how: str, sources: Sequence[str], **options: Any) -> PartsDeclar
     :param options: the other arguments of :func:`embedding_parts`.
     :raises DeclarationError: that one has a format or a splitter, or another version of one, than here.
     """
-    recipe, _, _ = how.partition(_WITHOUT_TEXTS)
     try:
-        _, named, max_tokens, overlap, context = json.loads(recipe)
+        (_, named, max_tokens, overlap, context), end = json.JSONDecoder().raw_decode(how)
         ((known, _),) = named
         declaration = declared(
             sources[:1],
@@ -314,7 +334,8 @@ def declared_as(how: str, sources: Sequence[str], **options: Any) -> PartsDeclar
             format=known,
             max_tokens=max_tokens,
             overlap=overlap,
-            text=recipe == how,
+            pooling="late" if how[end:].startswith(LATE) else None,
+            text=not how.endswith(_WITHOUT_TEXTS),
             **options,
         )
     except (ValueError, TypeError, RecursionError) as error:
