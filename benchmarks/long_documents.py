@@ -3,6 +3,8 @@
 Usage::
 
     python benchmarks/long_documents.py FOLDER [--max-tokens 128] [--shuffled]      # Cranfield's files
+    python benchmarks/long_documents.py FOLDER --speed              # of filling, beside the encoder's own
+    python benchmarks/long_documents.py FOLDER --megabytes 50       # memory for texts of 1 MB of pydoc's
 
 None of the data is shipped. Twenty abstracts of Cranfield, each below its title, make a document; a query is
 answered by each document that holds a relevant abstract. It prints nDCG@10 for
@@ -19,19 +21,24 @@ order of the collection, where neighbours have like subjects, or in any.
 from __future__ import annotations
 
 import argparse
+import itertools
+import resource
 import tempfile
 import time
+import zlib
 from pathlib import Path
+from pydoc_data.topics import topics
 from typing import Any
 
 import numpy as np
 from retrieval import cranfield, fields, gain
-from sqlalchemy import create_engine, insert, select, text
+from sqlalchemy import create_engine, func, insert, select, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from pgembed import Encoder, Vector, embedding_column, semantic_search
 from pgembed.database import embedded, install
 from pgembed.encoders import packaged
+from pgembed.filling import backfill
 from pgembed.parts import embedding_parts, parts_of
 
 ABSTRACTS = 20
@@ -80,6 +87,22 @@ def tables(encoder: Encoder, long: Encoder, max_tokens: int) -> Any:
     return Document
 
 
+def table(engine: Any, encoder: Any) -> tuple[Any, Any]:
+    """The class of documents with one table of parts, created, and these."""
+
+    class Base(DeclarativeBase):
+        pass
+
+    class Document(Base):
+        __tablename__ = "document"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        body: Mapped[str]
+        parts: Mapped[list[Any]] = embedding_parts("body", encoder=encoder, fill="worker")
+
+    Base.metadata.create_all(engine)
+    return Document, parts_of(Document.parts)
+
+
 def vectors_of(session: Session, attribute: Any, count: int) -> list[Any]:
     """The vectors of each document, as the table of parts has them."""
     found = parts_of(attribute)
@@ -116,34 +139,102 @@ def measure(engine: Any, encoder: Encoder, long: Encoder, options: argparse.Name
     assert np.allclose(asked, long.encode_queries(queries), atol=1e-5), "a query beyond the lower limit"
     limit = encoder.max_tokens
     contestants = {
-        f"whole text, {limit} tokens of it": (document.whole, False),
-        f"parts of {options.max_tokens} tokens": (document.plain, False),
-        "parts with their titles": (document.titled, False),
-        f"late chunking, windows of {limit}": (document.late, True),
-        f"late chunking, windows of {long.max_tokens}": (document.longer, True),
+        f"whole text, {limit} tokens of it": document.whole,
+        f"parts of {options.max_tokens} tokens": document.plain,
+        "parts with their titles": document.titled,
+        f"late chunking, windows of {limit}": document.late,
+        f"late chunking, windows of {long.max_tokens}": document.longer,
     }
     with Session(engine) as session:
-        started = time.perf_counter()
         session.add_all(document(id=key, body=body) for key, body in enumerate(texts))
         session.commit()
-        print(f"{'':36}{'nDCG@10':>8}{'parts':>8}{'filled in':>11}")
-        for name, (attribute, late) in contestants.items():
+        print(f"{'':36}{'nDCG@10':>8}{'parts':>8}")
+        for name, attribute in contestants.items():
             if attribute is document.whole:
                 rows = session.execute(select(document.id, attribute).order_by(document.id))
                 vectors = [row[1][None] for row in rows]
             else:
-                vectors = filled(session, attribute, texts, late=late)
-            seconds = time.perf_counter() - started
+                backfill(engine, attribute)
+                vectors = vectors_of(session, attribute, len(texts))
             session.execute(text("ANALYZE"))
             session.commit()
             gains = [
                 gain(ranked(session, attribute, document.id, vectors, query), answers)
                 for query, answers in zip(asked, relevant, strict=True)
             ]
-            parts = sum(len(each) for each in vectors)
-            print(f"{name:36}{100 * np.mean(gains):8.1f}{parts:8}{seconds:9.1f} s", flush=True)
-            started = time.perf_counter()
+            print(f"{name:36}{100 * np.mean(gains):8.1f}{sum(map(len, vectors)):8}", flush=True)
     print("each search equals numpy")
+
+
+def speed(engine: Any, encoder: Encoder, folder: Path) -> None:
+    """Print how fast parts are filled, beside the encoder alone on the same parts, in turn."""
+    texts, _, _ = documents(folder, shuffled=False)
+    document, bound = table(engine, encoder)
+    with engine.begin() as connection:
+        rows = [{"id": key, "body": body} for key, body in enumerate(texts)]
+        connection.execute(insert(document.__table__), rows)
+    filling = alone = 0.0
+    parts = 0
+    encoder.open()
+    for start in range(0, len(texts), 10):
+        started = time.perf_counter()
+        backfill(engine, document.parts, where=document.id.between(start, start + 9))
+        filling += time.perf_counter() - started
+        encoded = [cut.encoded for body in texts[start : start + 10] for cut in bound.declaration.cut([body])]
+        started = time.perf_counter()
+        encoder.encode_documents(encoded)
+        alone += time.perf_counter() - started
+        parts += len(encoded)
+    print(
+        f"{parts} parts of {encoder.max_tokens} tokens at most: filled at {parts / filling:.1f} a second, "
+        f"{alone / filling:.0%} of the encoder's own {parts / alone:.1f}"
+    )
+
+
+class Checksums:
+    """An encoder that costs nothing beside the tokenizer of a real one: vectors are made of checksums."""
+
+    name, dimensions, fingerprint = "checksums", 384, "checksums"
+
+    def __init__(self, tokenizer: Encoder) -> None:
+        self.max_tokens = tokenizer.max_tokens
+        self.count_tokens = tokenizer.count_tokens
+
+    def encode_documents(self, texts: Any) -> Any:
+        """A vector for each text."""
+        seeds = np.array([zlib.crc32(each.encode()) for each in texts], dtype=np.uint64)
+        return (np.outer(seeds, np.arange(1, 385, dtype=np.uint64)) % np.uint64(997)).astype(np.float32)
+
+    encode_queries = encode_documents
+
+
+def memory(engine: Any, encoder: Encoder, megabytes: int) -> None:
+    """Print what filling a table of texts of 1 MB takes."""
+    document, bound = table(engine, Checksums(encoder))
+    paragraphs = [each for body in topics.values() for each in body.split("\n\n")]
+    with engine.begin() as connection:
+        for key in range(megabytes):
+            size, body = 0, []
+            for number in itertools.count():
+                body.append(f"{key}.{number} {paragraphs[(key * 997 + number) % len(paragraphs)]}")
+                size += len(body[-1]) + 2
+                if size >= 10**6:
+                    break
+            connection.execute(insert(document.__table__), [{"id": key, "body": "\n\n".join(body)}])
+            if key == 0:
+                first = body
+    encoder.count_tokens(first)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    started = time.perf_counter()
+    backfill(engine, document.parts)
+    seconds = time.perf_counter() - started
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    with engine.connect() as connection:
+        parts = connection.scalar(select(func.count()).select_from(bound.parts))
+    print(
+        f"{megabytes} texts of 1 MB, {parts:,} parts: {grown / 1024:.0f} MB more memory, {seconds:.0f} s "
+        "with an encoder that costs nothing"
+    )
 
 
 def main() -> None:
@@ -154,6 +245,8 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--max-tokens", type=int, default=128)
     parser.add_argument("--shuffled", action="store_true")
+    parser.add_argument("--speed", action="store_true", help="how fast parts are filled, instead")
+    parser.add_argument("--megabytes", type=int, help="the memory that so many texts of 1 MB take, instead")
     options = parser.parse_args()
     weights = packaged("all-MiniLM-L6-v2")
     with (
@@ -165,7 +258,12 @@ def main() -> None:
         engine = create_engine(url)
         with engine.begin() as connection:
             install(connection)
-        measure(engine, encoder, long, options)
+        if options.megabytes:
+            memory(engine, encoder, options.megabytes)
+        elif options.speed:
+            speed(engine, encoder, options.folder)
+        else:
+            measure(engine, encoder, long, options)
         engine.dispose()
 
 
