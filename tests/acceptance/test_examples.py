@@ -46,9 +46,17 @@ def test_the_first_program_of_the_readme_prints_what_is_shown(server_folder: Pat
 
 def test_the_fingerprint_in_the_readme_is_that_of_the_weights_in_the_package(minilm: Encoder) -> None:
     names: dict[str, Any] = {"Encoder": Encoder}
-    exec(blocks("README.md", "python")[1], names)
+    exec(blocks("README.md", "python")[2], names)
     shown = names["minilm"]
     assert (shown.fingerprint, shown.dimensions) == (minilm.fingerprint, minilm.dimensions)
+
+
+def test_the_line_of_the_readme_that_declares_parts_is_all_that_a_class_needs(tmp_path: Path) -> None:
+    first, line, _ = blocks("README.md", "python")
+    declared = first.partition("\nwith database")[0].rstrip().replace("HNSW,", "HNSW, Part, embedding_parts,")
+    program = f"{declared}\n    body: Mapped[str]\n    {line}\nprint(sorted(Base.metadata.tables))\n"
+    (tmp_path / "parts.py").write_text(program, encoding="utf-8")
+    assert printed([sys.executable, "-W", "error", "parts.py"], tmp_path) == "['article', 'article_parts']\n"
 
 
 def test_the_quickstart_prints_what_is_shown(server_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
