@@ -1,7 +1,7 @@
 """A program that opens an encoder, forks in every way that one can, and prints how the children end.
 
-``python forking.py FOLDER``; the output is a JSON object of scenario to exit status, ``null`` for a child
-that had to be killed.
+``python forking.py FOLDER``, or ``python forking.py FOLDER pairs`` with a reranker; the output is a JSON
+object of scenario to exit status, ``null`` for a child that had to be killed.
 """
 
 from __future__ import annotations
@@ -20,11 +20,30 @@ from collections.abc import Callable
 
 import numpy as np
 
-from pgembed.encoders import Encoder
+from pgembed.encoders import Encoder, Reranker
 
 PATIENCE = 30.0
 TEXTS = [f"text {i}" for i in range(40)]
-encoder = Encoder(sys.argv[1]) if len(sys.argv) > 1 else None
+
+
+class Judge(Reranker):
+    """A reranker that is used as an encoder is: each text is one of a pair."""
+
+    def encode_documents(self, texts: list[str]) -> np.ndarray:
+        return self.predict([("a query", text) for text in texts])
+
+    async def aencode_documents(self, texts: list[str]) -> np.ndarray:
+        return await self.apredict([("a query", text) for text in texts])
+
+    def encode_queries(self, texts: list[str]) -> np.ndarray:
+        return self.predict([(text, "a text") for text in texts])
+
+    def count_cut(self, texts: list[str]) -> int:
+        return super().count_cut([("a query", text) for text in texts])
+
+
+Model = Judge if sys.argv[2:] == ["pairs"] else Encoder
+encoder = Model(sys.argv[1]) if len(sys.argv) > 1 else None
 scenarios: dict[str, Callable[[], object]] = {}
 
 
@@ -112,7 +131,7 @@ def forgets() -> None:
 
 @scenario
 def opens_another() -> None:
-    with Encoder(sys.argv[1]) as another:
+    with Model(sys.argv[1]) as another:
         assert np.allclose(another.encode_documents(TEXTS), VECTORS, atol=1e-6)
 
 
@@ -180,8 +199,8 @@ def while_another_thread_encodes() -> list[int | None]:
             thread.join()
 
 
-def work(sent: Encoder) -> None:
-    assert sent.encode_documents(TEXTS).shape == (len(TEXTS), sent.dimensions)
+def work(sent: Encoder | Judge) -> None:
+    assert len(sent.encode_documents(TEXTS)) == len(TEXTS)
     sys.exit(4)
 
 

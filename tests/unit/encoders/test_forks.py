@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -40,11 +41,12 @@ def python(*arguments: str, **environment: str) -> str:
     ).stdout
 
 
-@pytest.fixture(scope="module")
-def found(folder: Path) -> dict[str, Any]:
+@pytest.fixture(scope="module", params=["texts", "pairs"])
+def found(request: pytest.FixtureRequest, folder: Path, scoring: Callable[[str], Path]) -> dict[str, Any]:
     """How the children of ``forking.py`` end, with the setting under which tokenizers' threads are used."""
-    program = Path(__file__).with_name("forking.py")
-    answer: dict[str, Any] = json.loads(python(str(program), str(folder), TOKENIZERS_PARALLELISM="true"))
+    program = str(Path(__file__).with_name("forking.py"))
+    arguments = [str(folder)] if request.param == "texts" else [str(scoring("bert")), "pairs"]
+    answer: dict[str, Any] = json.loads(python(program, *arguments, TOKENIZERS_PARALLELISM="true"))
     return answer
 
 
