@@ -12,12 +12,17 @@ from sqlalchemy.orm import Session, aliased, registry
 from pgembed import HNSW, embedding_column
 from pgembed.columns import bound
 from pgembed.queries import (
+    centroid_classify,
     duplicate_groups,
     hybrid_search,
     knn_classify,
     knn_classify_many,
+    label_issues,
     near_duplicates,
+    outliers,
+    representatives,
     semantic_search,
+    zero_shot,
 )
 from pgembed.testing import HashEncoder
 
@@ -34,6 +39,13 @@ def statements(vector, text, label):
     made["hybrid"] = hybrid_search(vector, "red", text=[text, label])
     made["classify"] = knn_classify(vector, "red", label=label)
     made["classify many"] = knn_classify_many(vector, queries=["red"], label=label, k=2, prior="balanced")
+    made["zero shot"] = zero_shot(vector, {"fruit": ["apple", "cherry"], "animal": "whale"})
+    made["centroids"] = centroid_classify(
+        vector, queries=["red"], label=label, texts={"apple": "fruit"}, max_distance=2
+    )
+    made["issues"] = label_issues(vector, label=label, k=2, apart=text)
+    made["outliers"] = outliers(vector, k=2)
+    made["representatives"] = representatives(vector, k=2)
     for mode in ("exact", "auto"):
         made[f"pairs {mode}"] = near_duplicates(vector, min_score=0.1, mode=mode)
         made[f"groups {mode}"] = duplicate_groups(vector, min_score=0.1, mode=mode)

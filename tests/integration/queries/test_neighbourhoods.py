@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 
 import numpy as np
 import pytest
-from sqlalchemy import Column, Integer, MetaData, String, Table
+from sqlalchemy import Column, Integer, MetaData, String, Table, insert
 from sqlalchemy.orm import Session
 
 from pgembed.columns.types import VectorType
@@ -130,6 +130,31 @@ def test_copies_have_one_representative_and_no_distance(engine):
     with Session(engine) as session:
         rows = session.execute(representatives(POINTS.c.vector, k=4, metric="l2")).all()
         assert [tuple(row) for row in rows] == [(0, 0), (5, 0)]
+
+
+def test_composite_keys(engine):
+    table = Table(
+        "t",
+        MetaData(),
+        Column("a", Integer, primary_key=True),
+        Column("b", String, primary_key=True),
+        Column("label", String),
+        Column("vector", VectorType(2)),
+    )
+    table.metadata.create_all(engine)
+    rows = [
+        {"a": n // 2, "b": "xy"[n % 2], "label": label, "vector": [place, 0]}
+        for n, (place, label) in enumerate([(0, "u"), (1, "u"), (2, "v"), (50, "v"), (51, "v"), (53, "v")])
+    ]
+    with Session(engine) as session:
+        session.execute(insert(table), rows)
+        options = {"k": 2, "metric": "l2"}
+        issues = session.execute(label_issues(table.c.vector, label=table.c.label, **options)).all()
+        assert [tuple(row) for row in issues] == [(1, "x", "v", "u", 0, 1)]
+        far = session.execute(outliers(table.c.vector, **options).limit(1)).one()
+        assert (far.key_1, far.key_2, far.distance) == (2, "y", 2.5)
+        dense = session.execute(representatives(table.c.vector, **options)).all()
+        assert [tuple(row) for row in dense] == [(0, "y", 1), (2, "x", 1.5)]
 
 
 @pytest.mark.parametrize("apart", ["near", 7, True])

@@ -24,6 +24,7 @@ from pgembed import (
     keep_list,
     knn_classify,
     knn_classify_many,
+    label_issues,
     match,
     mine_pairs,
     near_duplicates,
@@ -32,6 +33,7 @@ from pgembed import (
     search_many,
     semantic_search,
     topics,
+    zero_shot,
 )
 from pgembed.columns import VectorType
 from pgembed.testing import HashEncoder
@@ -98,6 +100,12 @@ def labels_and_duplicates(session: Session) -> None:
     _, given, part, heads, margin, nearest, reason = session.execute(many).one()
     assert_type((given, part, heads), tuple[str | None, float | None, int])
     assert_type((margin, nearest, reason), tuple[float | None, float | None, str | None])
+    texts = zero_shot(Article.embedding, {"help": "x", "news": ["y"]})
+    _, kind, _, lead, _, why = session.execute(texts.limit(1)).one()
+    assert_type((kind, lead, why), tuple[str | None, float | None, str | None])
+    issues = label_issues(Article.embedding, label=Article.title)
+    _, has, suggested, part_of_own, _ = session.execute(issues).one()
+    assert_type((has, suggested, part_of_own), tuple[str, str, float])
     left, _right, alike = session.execute(near_duplicates(Article.embedding, min_score=0.9).limit(9)).one()
     key: int = left
     assert_type((key, alike), tuple[int, float])
