@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import ARRAY, Connection, Float, func, select, true
+from sqlalchemy import ARRAY, Connection, Float, and_, false, func, select, true
 from sqlalchemy.dialects.postgresql import aggregate_order_by
 from sqlalchemy.orm import Session
 
@@ -166,7 +166,7 @@ def evaluate(
     subject.check_own(taking_part[0], "label=")
     training, asked_where = taking_part, taking_part
     if held_out is not None:
-        held = func.coalesce(conditions(held_out)[0], ~true())
+        held = func.coalesce(and_(true(), *conditions(held_out)), false())
         subject.check_own(held, "held_out=")
         training, asked_where = [*taking_part, ~held], [*taking_part, held]
     asked, found = neighbours(

@@ -88,6 +88,13 @@ def test_the_best_k_and_temperature_are_those_of_the_tried(blobs):
     assert found.as_dict()["best_k"] == found.best_k
 
 
+def test_held_out_rows_fulfil_all_conditions_of_a_list(blobs):
+    """Rows of which a condition is unknown are not held out."""
+    both = [POINTS.c.id % 2 == 1, POINTS.c.copy > 60]
+    found = evaluate(blobs, POINTS.c.vector, held_out=both, **OPTIONS)
+    assert found.rows == len([n for n in range(1, 150, 2) if n // 2 > 60 and n % 13])
+
+
 def test_copies_kept_apart_do_not_make_it_look_easy(engine):
     """Every point stands there twice, with a label by chance: its copy knows, others do not."""
     rng = np.random.default_rng(1)
