@@ -2,93 +2,142 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Integer, cast, column, func, select, true, union, union_all
-from sqlalchemy.dialects.postgresql import ARRAY, aggregate_order_by, array
-from sqlalchemy.sql.selectable import CTE, FromClause, Subquery
+from typing import Any
+
+from sqlalchemy import ARRAY, Integer, cast, column, func, literal_column, select, true, union
+from sqlalchemy.dialects.postgresql import aggregate_order_by
+from sqlalchemy.sql.elements import ColumnElement
+from sqlalchemy.sql.selectable import CTE, FromClause, LateralFromClause, Subquery
 
 from pgembed.queries.statement import materialized
 
-_POINTERS = ARRAY(Integer)
+_NUMBERS = ARRAY(Integer)
+_NONE: ColumnElement[Any] = literal_column("'{}'::integer[]", _NUMBERS)
+#: How often the pointers of a round are followed: paths to smaller numbers are short where those are random.
+_JUMPS = 3
 
 
 def components(edges: FromClause) -> Subquery:
     """The connected components of the graph with the edges ``(a, b)``, given once each.
 
-    The algorithm is FastSV (Zhang, Azad and Hu, "FastSV: a distributed-memory connected component algorithm
-    with fast convergence", 2020): every vertex points at a vertex of a smaller number in its component, all
-    pointers at once are hooked to the smallest grandparent among their neighbours and shortened, until
-    nothing changes. That takes a number of rounds that grows with the logarithm of the graph; following the
-    edges in a recursive query takes as many as its longest path. The pointers are one array, the only row of
-    the recursive query::
+    The graph is contracted by Borůvka's steps: vertices have numbers at random, each points at the smallest
+    number among its neighbours and itself, pointers are followed, and what points at one vertex becomes one;
+    the edges within are gone. Each round leaves a part of the vertices, so that there are as many rounds as
+    the logarithm of the graph, the later ones over few edges; following the edges in a recursive query takes
+    as many as its longest path. The recursive query has one row: where each vertex has gone, and the edges
+    that are left, as arrays::
 
-        steps(labels, changed) AS (
-            SELECT array_agg(i ORDER BY i), true FROM vertices
+        steps(labels, us, vs) AS (
+            SELECT array_agg(i ORDER BY i), us, vs FROM vertices, edges
             UNION ALL
-            SELECT next.labels, next.labels <> steps.labels FROM steps CROSS JOIN LATERAL (
-                SELECT array_agg(label ORDER BY i) AS labels FROM (
-                    SELECT hooked.i, min(steps.labels[steps.labels[v]]) AS label
-                    FROM edges CROSS JOIN unnest(ARRAY[u, steps.labels[u]]) AS hooked(i)
-                    GROUP BY hooked.i) AS hook) AS next
-            WHERE steps.changed)
+            SELECT next.labels, next.us, next.vs FROM steps CROSS JOIN LATERAL (<p: where each points>)
+            CROSS JOIN LATERAL (SELECT array_agg(p[label] ORDER BY i) FROM unnest(steps.labels))
+            CROSS JOIN LATERAL (SELECT DISTINCT p[u], p[v] FROM unnest(steps.us, steps.vs) WHERE p[u] <> p[v])
+            WHERE cardinality(steps.us) > 0)
 
     :returns: rows ``(n, root)``, the vertices that have an edge, and the smallest vertex of their component.
     """
     ends = union(select(edges.c.a.label("n")), select(edges.c.b)).subquery()
-    numbered = select(ends.c.n, cast(func.row_number().over(order_by=ends.c.n), Integer).label("i"))
+    at_random = (func.hashint4(ends.c.n), ends.c.n)
+    numbered = select(ends.c.n, cast(func.row_number().over(order_by=at_random), Integer).label("i"))
     vertices = materialized(numbered, "vertices")
-    steps = _steps(vertices, _directed(edges, vertices))
-    end = select(steps.c.labels).where(~steps.c.changed).subquery()
-    label = (
-        func.unnest(end.c.labels).table_valued(column("root", Integer), with_ordinality="i").render_derived()
-    )
-    root = vertices.alias()
+    steps = _steps(vertices, edges)
+    end = select(steps.c.labels).where(func.cardinality(steps.c.us) == 0).subquery()
+    label = _listed(end.c.labels, "label")
+    root = func.min(vertices.c.n).over(partition_by=label.c.label)
     return (
-        select(vertices.c.n, root.c.n.label("root"))
+        select(vertices.c.n, root.label("root"))
         .select_from(end.join(label, true()))
         .join(vertices, vertices.c.i == label.c.i)
-        .join(root, root.c.i == label.c.root)
         .subquery()
     )
 
 
-def _directed(edges: FromClause, vertices: CTE) -> CTE:
-    """Both directions of each edge, and a loop at every vertex, by which it sees its own grandparent."""
+def _listed(array: ColumnElement[Any], name: str) -> Any:
+    """The elements of an array under a name, and their places as ``i``."""
+    return func.unnest(array).table_valued(column(name, Integer), with_ordinality="i").render_derived()
+
+
+def _steps(vertices: CTE, edges: FromClause) -> CTE:
     a, b = vertices.alias(), vertices.alias()
     there = (
         select(a.c.i.label("u"), b.c.i.label("v"))
         .select_from(edges)
         .join(a, a.c.n == edges.c.a)
         .join(b, b.c.n == edges.c.b)
-        .cte()
+        .subquery()
     )
-    loops = select(vertices.c.i.label("u"), vertices.c.i.label("v"))
-    return materialized(union_all(select(there.c.u, there.c.v), select(there.c.v, there.c.u), loops), "edges")
-
-
-def _steps(vertices: CTE, directed: CTE) -> CTE:
+    places = select(func.array_agg(aggregate_order_by(vertices.c.i, vertices.c.i), type_=_NUMBERS))
     start = select(
-        func.array_agg(aggregate_order_by(vertices.c.i, vertices.c.i), type_=_POINTERS).label("labels"),
-        true().label("changed"),
+        places.scalar_subquery().label("labels"),
+        func.array_agg(there.c.u, type_=_NUMBERS).label("us"),
+        func.array_agg(there.c.v, type_=_NUMBERS).label("vs"),
     )
     steps = start.cte(recursive=True)
-    labels = steps.c.labels
-    ends = func.unnest(array([directed.c.u, labels[directed.c.u]]))
-    hooked = ends.table_valued(column("i", Integer)).render_derived()
-    # The aggregates are in a subquery: Postgres allows none over the recursive reference itself.
+    pointers = _pointers(steps)
+    jumps = [pointers]
+    for _ in range(_JUMPS):
+        jumps.append(_followed(jumps[-1]))
+    p = jumps[-1].c.p
+    label = _listed(steps.c.labels, "label")
+    labels = (
+        select(
+            func.array_agg(aggregate_order_by(p[label.c.label], label.c.i), type_=_NUMBERS).label("labels")
+        )
+        .correlate(steps, jumps[-1])
+        .lateral()
+    )
+    edge = func.unnest(steps.c.us, steps.c.vs).table_valued(column("u", Integer), column("v", Integer))
+    edge = edge.render_derived()
+    u, v = p[edge.c.u], p[edge.c.v]
+    left = (
+        select(func.least(u, v).label("u"), func.greatest(u, v).label("v"))
+        .where(u != v)
+        .distinct()
+        .correlate(steps, jumps[-1])
+        .subquery()
+    )
+    rest = (
+        select(
+            func.coalesce(func.array_agg(left.c.u), _NONE, type_=_NUMBERS).label("us"),
+            func.coalesce(func.array_agg(left.c.v), _NONE, type_=_NUMBERS).label("vs"),
+        )
+        .correlate(steps, jumps[-1])
+        .lateral()
+    )
+    following: Any = steps
+    for each in (*jumps, labels, rest):
+        following = following.join(each, true())
+    return steps.union_all(
+        select(labels.c.labels, rest.c.us, rest.c.vs)
+        .select_from(following)
+        .where(func.cardinality(steps.c.us) > 0)
+    )
+
+
+def _pointers(steps: CTE) -> LateralFromClause:
+    """Where each vertex points, as the array ``p``: at the smallest of its neighbours and itself."""
+    ends = func.array_cat(steps.c.us, steps.c.vs), func.array_cat(steps.c.vs, steps.c.us)
+    met = func.unnest(*ends).table_valued(column("i", Integer), column("other", Integer)).render_derived()
+    # The aggregates are in subqueries: Postgres allows none over the recursive reference itself.
     hook = (
-        select(hooked.c.i, func.min(labels[labels[directed.c.v]]).label("label"))
-        .select_from(directed.join(hooked, true()))
-        .group_by(hooked.c.i)
+        select(met.c.i, func.least(met.c.i, func.min(met.c.other)).label("least"))
+        .group_by(met.c.i)
         .correlate(steps)
         .subquery()
     )
-    following = (
-        select(func.array_agg(aggregate_order_by(hook.c.label, hook.c.i), type_=_POINTERS).label("labels"))
+    place = func.generate_series(1, func.cardinality(steps.c.labels)).table_valued(column("i", Integer))
+    place = place.render_derived()
+    least = func.coalesce(hook.c.least, place.c.i)
+    return (
+        select(func.array_agg(aggregate_order_by(least, place.c.i), type_=_NUMBERS).label("p"))
+        .select_from(place.outerjoin(hook, hook.c.i == place.c.i))
         .correlate(steps)
         .lateral()
     )
-    return steps.union_all(
-        select(following.c.labels, following.c.labels != labels)
-        .select_from(steps.join(following, true()))
-        .where(steps.c.changed)
-    )
+
+
+def _followed(pointers: LateralFromClause) -> LateralFromClause:
+    each = _listed(pointers.c.p, "at")
+    further = func.array_agg(aggregate_order_by(pointers.c.p[each.c.at], each.c.i), type_=_NUMBERS)
+    return select(further.label("p")).correlate(pointers).lateral()
