@@ -81,7 +81,7 @@ def questions(session: Session, texts: list[str]) -> dict[str, list[str]]:
 
 def search(session: Session, texts: list[str]) -> None:
     """Time and agreement of each kind of question."""
-    usual = constants.WORDS_WORK
+    usual = constants.WORDS_PER_ROW
     plain = text(
         "SELECT id FROM document, CAST(replace(CAST(plainto_tsquery('english', :q) AS text), '&', '|') AS "
         "tsquery) AS asked WHERE embedding_words @@ asked "
@@ -94,7 +94,7 @@ def search(session: Session, texts: list[str]) -> None:
         for question in asked:
             found = {}
             for name in times:
-                constants.WORDS_WORK = 10**12 if name == "full" else usual
+                constants.WORDS_PER_ROW = 10**12 if name == "full" else usual
                 # Of a condition, so that what was built with the other constant is not taken.
                 where = None if name == "ours" else Document.id >= 0
                 statement: Any = keyword_search(
@@ -108,7 +108,7 @@ def search(session: Session, texts: list[str]) -> None:
                 times[name].append(1000 * (time.perf_counter() - started))
             if found["full"]:
                 shared.append(len({*found["ours"]} & {*found["full"]}) / len(found["full"]))
-        constants.WORDS_WORK = usual
+        constants.WORDS_PER_ROW = usual
         medians = [statistics.median(each) for each in times.values()]
         print(
             f"{kind:28} {medians[0]:12.0f} ms {medians[1]:7.0f} ms {medians[2]:8.0f} ms "

@@ -41,51 +41,60 @@ BEGIN
 
     EXECUTE format(
         $query$
-        WITH corpus AS MATERIALIZED (
+        WITH RECURSIVE corpus AS MATERIALIZED (
             SELECT s.known, s.mean, coalesce(s.known, (SELECT count(*) FROM %1$s)) AS rows
               FROM (SELECT (SELECT rows FROM %2$s WHERE lexeme = '') AS known,
                            (SELECT mean_length FROM %2$s WHERE lexeme = '') AS mean) AS s
-        ), asked AS (
+        ), counted AS (
             SELECT array_to_tsvector(ARRAY[r.lexeme])::text AS quoted, cardinality(r.positions) AS times,
                    greatest(CASE WHEN c.known IS NULL
                                  THEN (SELECT count(*) FROM %1$s AS t
                                         WHERE t.%3$I @@ array_to_tsvector(ARRAY[r.lexeme])::text::tsquery)
                                  ELSE coalesce(s.rows, 1) END, 1)::float8 AS n,
-                   c.rows::float8 AS rows
+                   c.rows
               FROM corpus AS c
              CROSS JOIN unnest(to_tsvector(%4$L::regconfig, translate($1, %5$L, repeat(' ', length(%5$L))))) AS r
               LEFT JOIN %2$s AS s ON s.lexeme = r.lexeme
+        ), asked AS MATERIALIZED (
+            SELECT quoted, times, n, greatest(rows, n) AS rows, row_number() OVER (ORDER BY n, quoted) AS place
+              FROM counted
+        ), sets AS (
+            SELECT quoted AS said, n, 'Infinity'::float8 AS wider, place, 1 AS size FROM asked
+             UNION ALL
+            SELECT s.said || ' & ' || a.quoted, s.n * a.n / a.rows, s.n, a.place, s.size + 1
+              FROM sets AS s
+              JOIN asked AS a
+                ON a.place > s.place
+               AND a.place <= CASE s.size WHEN 1 THEN @WORDS_PAIRED@ WHEN 2 THEN @WORDS_TRIPLED@
+                                   ELSE least(s.size + 1, @WORDS_TRIPLED@) END
         ), running AS (
-            SELECT quoted, times, n, greatest(rows, n) AS rows, sum(n) OVER (ORDER BY n, quoted) AS so_far,
-                   @WORDS_WORK@::float8 / (@WORDS_OVERHEAD@ + count(*) OVER ()) AS budget
-              FROM asked
-        ), graded AS (
-            SELECT *, so_far <= budget AS alone,
-                   so_far - n <= budget
-                   OR rows * exp(sum(ln(n / rows)) FILTER (WHERE so_far > budget) OVER (ORDER BY n, quoted))
-                      >= budget AS together
+            SELECT said, n, wider, sum(n) OVER (ORDER BY n) AS so_far, min(n) OVER () AS least FROM sets
+        ), graded AS MATERIALIZED (
+            SELECT said, n, wider,
+                   max(n) FILTER (WHERE so_far <= greatest($2 * @WORDS_PER_ROW@::float8, least(@WORDS_CANDIDATES@, rows / @WORDS_SHARE@))
+                                     OR n = least) OVER () AS most
               FROM running
+             CROSS JOIN (SELECT max(rows) AS rows FROM asked) AS whole
         )
         SELECT array_agg(quoted::tsquery) AS queries,
                array_agg(times * ln(1 + (rows - n + 0.5::float8) / (n + 0.5::float8))) AS weights,
-               concat_ws(' | ', string_agg(quoted, ' | ') FILTER (WHERE alone),
-                         '(' || string_agg(quoted, ' & ') FILTER (WHERE together AND NOT alone) || ')')
+               (SELECT string_agg(g.said, ' | ')::tsquery FROM graded AS g WHERE g.n <= g.most AND g.most < g.wider)
                    AS rare,
                string_agg(quoted, ' | ')::tsquery AS every,
                (SELECT greatest(coalesce(c.mean, (
                            SELECT avg(coalesce((SELECT sum(cardinality(e.positions)) FROM unnest(f.words) AS e), 0))
                              FROM (SELECT %3$I AS words FROM %1$s ORDER BY %6$s LIMIT @WORDS_SAMPLE@) AS f
                        )::float8), 1) FROM corpus AS c) AS mean_length
-          FROM graded
+          FROM asked
         $query$,
         relation, statistics, words ->> 'column', words ->> 'config', '@WORD_SEPARATORS@',
         (SELECT string_agg(quote_ident(name), ', ') FROM unnest(target.keys) AS name)
-    ) INTO question USING left(query, @QUESTION@);
+    ) INTO question USING left(query, @QUESTION@), k;
     IF question.every IS NULL THEN
         RETURN;
     END IF;
 
-    wanted := question.rare::tsquery;
+    wanted := question.rare;
     LOOP
         EXECUTE format(
             $query$

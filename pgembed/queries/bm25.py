@@ -19,6 +19,7 @@ from typing import Any
 
 from sqlalchemy import (
     Float,
+    Integer,
     Text,
     and_,
     case,
@@ -28,6 +29,7 @@ from sqlalchemy import (
     literal,
     literal_column,
     not_,
+    or_,
     select,
     union_all,
 )
@@ -60,25 +62,32 @@ def best_matches(
 
     ::
 
-        WITH question AS MATERIALIZED (<lexemes, idf, what to look for>),
+        WITH asked AS MATERIALIZED (<lexemes, and how many rows have them>),
+        sets AS (<lexemes, and sets of them>),
+        question AS MATERIALIZED (<what to look for, and what it weighs>),
         candidates AS MATERIALIZED (
-            SELECT key_1, (SELECT sum(<BM25>) FROM unnest(<queries>, <idfs>)) AS text_score FROM (
-                SELECT id AS key_1, embedding_words AS words, <k1 * (1 - b + b * length / mean)> AS norm
-                FROM article WHERE embedding_words @@ <rare lexemes> AND <conditions> OFFSET 0)
+            SELECT key_1, (SELECT sum(<BM25>) FROM unnest(<queries>, <weights>)) AS text_score FROM (
+                SELECT key_1, words, <k1 * (1 - b + b * length / mean)> AS norm FROM (
+                    SELECT id AS key_1, ts_delete(embedding_words, '') AS words
+                    FROM article WHERE embedding_words @@ <rare sets> AND <conditions> OFFSET 0) OFFSET 0)
             ORDER BY text_score DESC, key_1 LIMIT <rows>)
         SELECT * FROM candidates WHERE NOT <short>
         UNION ALL (<the same of all lexemes> AND <short> ...)
 
-    Candidates are the rows that have one of the rarest lexemes, as many lexemes as give some thousands of
-    rows, or the next ones all together where those are too frequent alone. ``short`` is that these are fewer
-    than the rows asked for. Statistics that were never refreshed are counted as the question needs them.
+    Candidates are the rows that have a rare lexeme of the question, or two or three of its lexemes that few
+    rows have together: that is what the best rows by BM25 have, and the index finds it without reading the
+    rows (:func:`_sets`). ``short`` is that these are fewer than the rows asked for; under conditions, which
+    rows outside of the candidates may fulfil as well, than four times as many. Statistics that were never
+    refreshed are counted as the question needs them.
     """
-    question = _question(words, terms)
+    question = _question(words, terms, rows, filtered=bool(conditions))
     vector = subject.own(words.column)
-    first = _scored(subject, words, vector, question, question.c.rare, conditions, rows)
-    candidates = materialized(first, "candidates")
+    believed = rows * constants.WORDS_FILTERED if conditions else rows
+    candidates = materialized(
+        _scored(subject, words, vector, question, question.c.rare, conditions, believed), "candidates"
+    )
     short = (
-        select(and_(func.count() < rows, select(question.c.rare != question.c.all).scalar_subquery()))
+        select(and_(func.count() < believed, select(question.c.partly).scalar_subquery()))
         .select_from(candidates)
         .scalar_subquery()
     )
@@ -96,26 +105,25 @@ def _scored(
     rows: int,
 ) -> Select[Any]:
     """The best of the rows that match ``wanted``."""
+    # Deletes nothing: a long tsvector is read from where long values are stored once, not for each rank.
+    read = func.ts_delete(vector, literal_column("''", Text))
+    found = (
+        select(*(key.label(f"key_{n}") for n, key in enumerate(subject.keys, 1)), read.label("words"))
+        .where(vector.op("@@", is_comparison=True)(select(wanted).scalar_subquery()), *conditions)
+        .offset(literal_column("0"))
+        .subquery()
+    )
     either = select(question.c.all).scalar_subquery()
     length = func.round(
-        func.ts_rank(vector, either, type_=_DOUBLE)
-        / func.nullif(func.ts_rank(vector, either, literal_column("2")), _ZERO, type_=_DOUBLE),
+        func.ts_rank(found.c.words, either, type_=_DOUBLE)
+        / func.nullif(func.ts_rank(found.c.words, either, literal_column("2")), _ZERO, type_=_DOUBLE),
         type_=_DOUBLE,
     )
     k1, b = words.declaration.k1, words.declaration.b
     mean = select(question.c.mean_length).scalar_subquery()
     norm = literal(k1 * (1 - b), _DOUBLE) + literal(k1 * b, _DOUBLE) * length / mean
     # OFFSET keeps the length from being computed for each lexeme.
-    matches = (
-        select(
-            *(key.label(f"key_{n}") for n, key in enumerate(subject.keys, 1)),
-            vector.label("words"),
-            norm.label("norm"),
-        )
-        .where(vector.op("@@", is_comparison=True)(select(wanted).scalar_subquery()), *conditions)
-        .offset(literal_column("0"))
-        .subquery()
-    )
+    matches = select(*found.c, norm.label("norm")).offset(literal_column("0")).subquery()
     lexemes = (
         func.unnest(
             select(question.c.queries).scalar_subquery(), select(question.c.weights).scalar_subquery()
@@ -140,9 +148,87 @@ def _scored(
     return select(*keys, score).order_by(score.desc(), *keys).limit(literal_rows(rows))
 
 
-def _question(words: WordsColumn, terms: ColumnElement[str]) -> CTE:
-    """One row: ``queries`` and ``weights`` of the lexemes (arrays), ``rare`` and ``all`` (to look for), and
-    ``mean_length``. All are NULL where the question has no lexeme."""
+def _question(words: WordsColumn, terms: ColumnElement[str], rows: int, *, filtered: bool) -> CTE:
+    """One row: ``queries`` and ``weights`` of the lexemes (arrays), ``rare`` and ``all`` (to look for),
+    ``partly``, whether ``rare`` leaves rows out that ``all`` finds, and ``mean_length``. All but the last are
+    NULL where the question has no lexeme."""
+    asked = _asked(words, terms)
+    sets = _sets(asked, rows, filtered=filtered)
+    idf = func.ln(_ONE + (asked.c.rows - asked.c.n + _HALF) / (asked.c.n + _HALF))
+    either: ColumnElement[str] = literal_column("' | '")
+    # Sets that hold another set which is looked for would find nothing more.
+    rare = select(func.string_agg(sets.c.said, either)).where(
+        sets.c.n <= sets.c.most, sets.c.most < sets.c.wider
+    )
+    return materialized(
+        select(
+            func.array_agg(asked.c.quoted.cast(TSQUERY)).label("queries"),
+            func.array_agg(asked.c.times * idf, type_=ARRAY(_DOUBLE)).label("weights"),
+            rare.scalar_subquery().cast(TSQUERY).label("rare"),
+            func.string_agg(asked.c.quoted, either).cast(TSQUERY).label("all"),
+            (func.max(asked.c.n) > select(func.max(sets.c.most)).scalar_subquery()).label("partly"),
+            _mean_length(words).label("mean_length"),
+        ),
+        "question",
+    )
+
+
+def _sets(asked: CTE, rows: int, *, filtered: bool) -> CTE:
+    """Lexemes and sets of lexemes: ``said`` (as a tsquery), ``n`` (the rows that can be expected to have all
+    of them, if they stood in rows independently of each other), ``wider`` (those of the set without its most
+    frequent lexeme), and ``most``, up to which they are looked for.
+
+    The score of a row is about the sum of what its lexemes weigh, and that is about ``ln(rows / n)`` of the
+    set that they are. So the best rows have one of the sets that the fewest rows have; those are taken, as
+    many as give some thousands of rows, and at least one. Pairs are made of the rarest lexemes, threes of
+    fewer, and of four and more the rarest ones: enough for any table, and few enough to look for at once.
+    """
+    place = asked.c.place
+    infinite = literal_column("CAST('Infinity' AS float8)", _DOUBLE)
+    one = literal_column("1", Integer)
+    sets = select(
+        asked.c.quoted.label("said"), asked.c.n, infinite.label("wider"), place, one.label("size")
+    ).cte(recursive=True)
+    more, size = asked.alias(), sets.c.size
+    paired, tripled = (
+        literal_column(str(each), Integer) for each in (constants.WORDS_PAIRED, constants.WORDS_TRIPLED)
+    )
+    last = case((size == one, paired), (size == one + one, tripled), else_=func.least(size + one, tripled))
+    sets = sets.union_all(
+        select(
+            sets.c.said.op("||")(literal_column("' & '")).op("||")(more.c.quoted),
+            sets.c.n * more.c.n / more.c.rows,
+            sets.c.n,
+            more.c.place,
+            size + one,
+        ).join_from(sets, more, and_(more.c.place > sets.c.place, more.c.place <= last))
+    )
+    c = (
+        select(
+            *sets.c,
+            func.sum(sets.c.n).over(order_by=sets.c.n).label("so_far"),
+            func.min(sets.c.n).over().label("least"),
+        )
+        .subquery()
+        .c
+    )
+    times = constants.WORDS_FILTERED if filtered else 1
+    of_table = select(func.max(asked.c.rows)).scalar_subquery() / literal(
+        constants.WORDS_SHARE / times, _DOUBLE
+    )
+    budget = func.greatest(
+        literal(float(rows * constants.WORDS_PER_ROW * times), _DOUBLE),
+        func.least(literal(float(constants.WORDS_CANDIDATES * times), _DOUBLE), of_table),
+    )
+    taken = or_(c.so_far <= budget, c.n == c.least)
+    return materialized(
+        select(c.said, c.n, c.wider, func.max(c.n).filter(taken).over().label("most")), "sets"
+    )
+
+
+def _asked(words: WordsColumn, terms: ColumnElement[str]) -> CTE:
+    """The lexemes of the question: ``quoted``, ``times`` (how often it has them), ``n`` and ``rows`` (how
+    many rows have them, and of how many), ``place`` (from the rarest)."""
     statistics, table = words.statistics.alias(), words.column.table.alias()
     column_words = table.c[words.column.key]
     whole = words.statistics.alias()
@@ -150,7 +236,7 @@ def _question(words: WordsColumn, terms: ColumnElement[str]) -> CTE:
     total = func.coalesce(known, select(func.count()).select_from(table).scalar_subquery())
     read = lexemes_of(words.config, separated(terms)).alias("read")
     # A question does not wait for the first refresh: what it needs is counted through the index.
-    counted = (
+    having = (
         select(func.count())
         .select_from(table)
         .where(column_words.op("@@", is_comparison=True)(quoted(read.c.lexeme).cast(TSQUERY)))
@@ -158,55 +244,23 @@ def _question(words: WordsColumn, terms: ColumnElement[str]) -> CTE:
         .scalar_subquery()
     )
     # Words that only one row has are not in the statistics, nor are those that have come since.
-    rows = case((known.is_(None), counted), else_=func.coalesce(statistics.c.rows, literal_column("1")))
-    asked = (
+    n = case((known.is_(None), having), else_=func.coalesce(statistics.c.rows, literal_column("1")))
+    counted = (
         select(
             quoted(read.c.lexeme).label("quoted"),
             func.cardinality(read.c.positions).label("times"),
-            cast(func.greatest(rows, _ONE), _DOUBLE).label("n"),
+            cast(func.greatest(n, _ONE), _DOUBLE).label("n"),
             cast(total, _DOUBLE).label("rows"),
         )
         .select_from(read.outerjoin(statistics, statistics.c.lexeme == read.c.lexeme))
+        .offset(literal_column("0"))  # so that rows are counted once
         .subquery()
     )
-    rarest = (asked.c.n, asked.c.quoted)
-    running = select(
-        asked.c.quoted,
-        asked.c.times,
-        asked.c.n,
-        func.greatest(asked.c.rows, asked.c.n, type_=_DOUBLE).label("rows"),
-        func.sum(asked.c.n).over(order_by=rarest).label("so_far"),
-        (
-            literal(constants.WORDS_WORK, _DOUBLE)
-            / (literal(constants.WORDS_OVERHEAD, _DOUBLE) + func.count().over())
-        ).label("budget"),
-    ).subquery()
-    c = running.c
-    share = func.sum(func.ln(c.n / c.rows)).filter(c.so_far > c.budget).over(order_by=(c.n, c.quoted))
-    graded = select(
-        *running.c,
-        (c.so_far <= c.budget).label("alone"),
-        # The first that is too frequent, and further ones as long as rows enough have them all.
-        ((c.so_far - c.n <= c.budget) | (c.rows * func.exp(share) >= c.budget)).label("together"),
-    ).subquery()
-    c = graded.c
-    together = func.string_agg(c.quoted, literal_column("' & '")).filter(and_(c.together, not_(c.alone)))
-    alone = func.string_agg(c.quoted, literal_column("' | '")).filter(c.alone)
-    rare = func.concat_ws(
-        literal_column("' | '"),
-        alone,
-        literal_column("'('").op("||")(together).op("||")(literal_column("')'")),
-    )
-    idf = func.ln(_ONE + (c.rows - c.n + _HALF) / (c.n + _HALF))
+    place = func.row_number().over(order_by=(counted.c.n, counted.c.quoted))
+    of = func.greatest(counted.c.rows, counted.c.n, type_=_DOUBLE)
     return materialized(
-        select(
-            func.array_agg(c.quoted.cast(TSQUERY)).label("queries"),
-            func.array_agg(c.times * idf, type_=ARRAY(_DOUBLE)).label("weights"),
-            func.nullif(rare, literal_column("''")).cast(TSQUERY).label("rare"),
-            func.string_agg(c.quoted, literal_column("' | '")).cast(TSQUERY).label("all"),
-            _mean_length(words).label("mean_length"),
-        ),
-        "question",
+        select(counted.c.quoted, counted.c.times, counted.c.n, of.label("rows"), place.label("place")),
+        "asked",
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import re
 from collections import Counter
 from typing import Any
 
@@ -13,7 +14,7 @@ from sqlalchemy.dialects.postgresql import TSVECTOR
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, aliased, mapped_column
 
-from pgembed import Vector, Words, constants, embedding_column
+from pgembed import Vector, Words, embedding_column
 from pgembed.exc import LateClauseError, QueryError
 from pgembed.filling import refresh_words
 from pgembed.queries import bm25, hybrid_search, keyword_search
@@ -130,17 +131,38 @@ def test_scores_are_those_of_the_formula(session, refreshed):
     same(found(session, QUESTIONS[2], where=Note.section == 1), expected)
 
 
-def test_few_candidates_are_as_good_and_never_too_few(session, monkeypatch):
-    """Where the rare words choose the candidates, the best rows are among them; and where those are fewer
-    than the rows asked for, all words do."""
+def test_few_candidates_are_as_good_and_never_too_few(session):
+    """Where the rare words and sets of words choose the candidates, the best rows are among them; and where
+    those are fewer than the rows asked for, all words do."""
     session.execute(insert(TABLE), [row | {"headline": row.pop("title")} for row in zipf(1000)])
     refresh_words(session.connection(), Note.embedding)
-    monkeypatch.setattr(constants, "WORDS_WORK", 3000)
     for question in QUESTIONS:
-        expected = by_formula(session, question)
-        candidates = found(session, question, limit=10)
-        assert len({key for key, _ in candidates} & {key for key, _ in expected[:10]}) >= 9
-        same(found(session, question), expected)
+        for section in (None, 1):
+            where = None if section is None else Note.section == section
+            expected = by_formula(session, question, section=section)
+            candidates = found(session, question, limit=10, where=where)
+            assert len({key for key, _ in candidates} & {key for key, _ in expected[:10]}) >= 9
+            same(found(session, question, where=where), expected)
+            scores = dict(expected)
+            assert all(score == pytest.approx(scores[key], rel=1e-9) for key, score in candidates)
+
+
+def test_of_frequent_words_the_rows_that_have_several_are_read(session, explain):
+    """Each word is in half the rows: no row is read for one of them or for two, and the best are found."""
+    of_word = {n: "".join(f" w{word}x" for word in range(5) if n >> word & 1) for n in range(32)}
+    rows = [
+        {"id": n, "headline": "text" + of_word[n % 32], "body": "more " * (n % 50)} for n in range(1, 4001)
+    ]
+    session.execute(insert(TABLE), rows)
+    session.execute(text("SELECT gin_clean_pending_list('ix_note_embedding_words')"))
+    session.execute(text("ANALYZE note"))
+    refresh_words(session.connection(), Note.embedding)
+    question = "w0x w1x w2x w3x w4x"
+    plan = explain(session.connection(), keyword_search(Note.embedding, question))
+    read = re.findall(r"Bitmap Index Scan on ix_note_embedding_words \(actual rows=(\d+)", plan)
+    assert 125 <= max(map(int, read)) <= 4000 / 4
+    same(found(session, question, limit=10), by_formula(session, question)[:10])
+    same(in_sql(session, question, 10), by_formula(session, question)[:10])
 
 
 def test_the_frequency_is_read_exactly_from_a_rank(session):
