@@ -56,7 +56,7 @@ class QueryVectorsType(TypeDecorator[Any]):
         """
         if isinstance(queries, str | bytes | Mapping) or not isinstance(queries, Sequence | np.ndarray):
             raise QueryError(
-                f"the queries are a {type(queries).__name__}; expected a list of texts or vectors, "
+                f"the queries are of the type {type(queries).__name__}; expected a list of texts or vectors, "
                 "bindparam(...), a select of keys and vectors, a vector column of a table, or a condition on "
                 "the rows searched"
             )

@@ -270,7 +270,7 @@ def _text_of(subject: Subject, state: InstanceState[Any]) -> str:
     """
     assert subject.embedding is not None
     if subject.column.table not in state.mapper.tables:
-        raise QueryError(f"the query is a {state.class_.__name__}, and {subject} is searched")
+        raise QueryError(f"the query is of the class {state.class_.__name__}, and {subject} is searched")
     keys = (state.mapper.get_property_by_column(source).key for source in subject.embedding.sources)
     return subject.embedding.declaration.compose([getattr(state.obj(), key) for key in keys])
 

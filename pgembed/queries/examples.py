@@ -189,7 +189,8 @@ def _weighted(name: str, listed: Any, weights: Any) -> list[tuple[Any, float]]:
     """:raises QueryError: not lists, or not of one length, or a weight is not above 0."""
     if isinstance(listed, str | bytes | Mapping) or not isinstance(listed, Sequence | np.ndarray):
         raise QueryError(
-            f"{name}= is a {type(listed).__name__}; expected a list of entities, keys, texts or vectors"
+            f"{name}= is of the type {type(listed).__name__}; expected a list of entities, keys, texts or "
+            "vectors"
         )
     if weights is None:
         return [(example, 1.0) for example in listed]

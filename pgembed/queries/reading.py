@@ -56,7 +56,7 @@ class Read:
     def __init__(self, keys: Sequence[str], rows: list[tuple[Any, ...]], texts: list[Any]) -> None:
         for number, text in enumerate(texts):
             if not isinstance(text, str | None):
-                found = f"a {type(text).__name__} for row {number}"
+                found = f"something of the type {type(text).__name__} for row {number}"
                 raise QueryError(f"text= gives {found}; expected a str, or None")
         self.keys = keys
         self.rows = rows

@@ -347,12 +347,12 @@ def identity_of(subject: Subject, state: InstanceState[Any]) -> tuple[Any, ...]:
     related = searched is not None and searched.base_mapper is state.mapper.base_mapper
     if not related or subject.column.table not in state.mapper.tables:
         raise QueryError(
-            f"the query is a {state.class_.__name__}, and {subject} is searched. For the vector of another "
-            "class, pass select(...).scalar_subquery()"
+            f"the query is of the class {state.class_.__name__}, and {subject} is searched. For the vector "
+            "of another class, pass select(...).scalar_subquery()"
         )
     if state.identity is None:
         raise QueryError(
-            f"the query is a {state.class_.__name__} that is not stored yet: flush the session first"
+            f"the query, of the class {state.class_.__name__}, is not stored yet: flush the session first"
         )
     return state.identity
 

@@ -242,9 +242,9 @@ def test_a_thousand_random_queries_equal_brute_force(corpus, session):
     ("queries", "error", "message"),
     [
         ([], QueryError, "list of queries is empty"),
-        ("text", QueryError, "the queries are a str; expected a list"),
-        (None, QueryError, "the queries are a NoneType"),
-        ({"a": "b"}, QueryError, "the queries are a dict"),
+        ("text", QueryError, "the queries are of the type str; expected a list"),
+        (None, QueryError, "the queries are of the type NoneType"),
+        ({"a": "b"}, QueryError, "the queries are of the type dict"),
         ([1.0, 2.0], VectorValueError, "the queries are one vector"),
         (["text", " "], QueryError, "the text is ' '"),
         (["text", None], QueryError, "one of the queries is None"),

@@ -270,7 +270,7 @@ def test_what_cannot_be_searched_for():
         semantic_search(column, None)
     with pytest.raises(QueryError, match="flush"):
         semantic_search(column, Article(title="new"))
-    with pytest.raises(QueryError, match="is a Note"):
+    with pytest.raises(QueryError, match="of the class Note"):
         semantic_search(column, Note(text="new"))
     with pytest.raises(QueryError, match="scalar_subquery"):
         semantic_search(column, Note.embedding)
