@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import Column, Select, inspect, literal_column, select
 from sqlalchemy.orm import ColumnProperty, RelationshipDirection, RelationshipProperty
 from sqlalchemy.sql.elements import ColumnElement
-from sqlalchemy.sql.selectable import FromClause
+from sqlalchemy.sql.selectable import FromClause, Join
 
 from pgembed.columns.types import shape_of
 from pgembed.exc import DeclarationError, QueryError
@@ -38,6 +38,16 @@ class Owner:
     def selectable(self) -> FromClause:
         found: FromClause = inspect(self.entity).selectable
         return found
+
+    @property
+    def froms(self) -> frozenset[FromClause]:
+        """The selectable, and the tables that it joins, as those of a class and its base."""
+        found, waiting = set(), [self.selectable]
+        while waiting:
+            each = waiting.pop()
+            found.add(each)
+            waiting += [each.left, each.right] if isinstance(each, Join) else []
+        return frozenset(found)
 
     def having(
         self, conditions: Sequence[ColumnElement[bool]], asked: Sequence[FromClause] = ()

@@ -96,8 +96,8 @@ class Subject:
         return [*found, *fresh, self.owner.having(owned, [] if asked is None else [asked])]
 
     @property
-    def _of_owner(self) -> set[FromClause]:
-        return set() if self.owner is None else {self.owner.selectable}
+    def _of_owner(self) -> frozenset[FromClause]:
+        return frozenset() if self.owner is None else self.owner.froms
 
     def _is_of_owner(self, expression: Any) -> bool:
         return not self._of_owner.isdisjoint(select(expression).get_final_froms())
