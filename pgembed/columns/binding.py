@@ -15,6 +15,7 @@ from weakref import WeakSet
 from sqlalchemy import Column, Index, MetaData, Table, Uuid, event
 from sqlalchemy.dialects.postgresql import UUID
 from sqlalchemy.orm import ColumnProperty, Mapper
+from sqlalchemy.sql.selectable import Join
 
 from pgembed.columns.embedding import (
     INFO,
@@ -249,6 +250,9 @@ def map_digest(mapper: Mapper[Any], key: str, digest: Column[Any]) -> None:
         attribute = f"{key}_digest"
         if attribute in mapper.all_orm_descriptors or hasattr(mapper.class_, attribute):
             raise _taken(mapper.class_, attribute, key)
+        if isinstance(mapper.persist_selectable, Join):
+            # With the base's table; it was made of the columns that were there, and only those are written.
+            mapper.persist_selectable._refresh_for_new_column(digest)
         mapper.add_property(attribute, ColumnProperty(digest))
     combined = mapper.get_property_by_column(digest).columns
     if len(combined) > 1:

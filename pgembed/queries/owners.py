@@ -35,6 +35,12 @@ class Owner:
     keys: tuple[ColumnElement[Any], ...]
 
     @property
+    def is_subclass(self) -> bool:
+        """Whether some parts may belong to rows of another class of the hierarchy."""
+        mapper = inspect(self.entity).mapper
+        return mapper is not self.attribute.property.parent or mapper.single
+
+    @property
     def selectable(self) -> FromClause:
         found: FromClause = inspect(self.entity).selectable
         return found

@@ -91,7 +91,7 @@ class Subject:
         of_owner = [self._is_of_owner(each) for each in found]
         owned = [each for each, is_owned in zip(found, of_owner, strict=True) if is_owned]
         found = [each for each, is_owned in zip(found, of_owner, strict=True) if not is_owned]
-        if not owned:
+        if not owned and not self.owner.is_subclass:
             return [*found, *fresh]
         return [*found, *fresh, self.owner.having(owned, [] if asked is None else [asked])]
 

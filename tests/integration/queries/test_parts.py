@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, aliased, mapped_column, relationship
 
 from pgembed import (
@@ -679,3 +681,83 @@ def test_composite_keys(engine: Engine) -> None:
             semantic_search(Tome.leaves, "and", stale="exclude", where=Tome.part < 2)
         ).all()
         assert {(row.Tome.part, row.Tome.name) for row in keys} == {(0, "a"), (0, "b"), (1, "a"), (1, "b")}
+
+
+class Written(DeclarativeBase):
+    pass
+
+
+class Document(Written):
+    __tablename__ = "document"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    kind: Mapped[str]
+    title: Mapped[str]
+    __mapper_args__: ClassVar = {"polymorphic_on": "kind", "polymorphic_identity": "document"}
+
+
+class Report(Document):
+    __tablename__ = "report"
+    __table_args__: ClassVar = {"schema": "far"}
+    __mapper_args__: ClassVar = {"polymorphic_identity": "report"}
+    id: Mapped[int] = mapped_column(ForeignKey("document.id"), primary_key=True)
+    section: Mapped[str]
+    body: Mapped[str]
+    parts: Mapped[list[Part]] = embedding_parts(
+        "body", encoder=HashEncoder(16, max_tokens=8), index=HNSW(build="immediate")
+    )
+
+
+class Annual(Report):
+    __mapper_args__: ClassVar = {"polymorphic_identity": "annual"}
+
+
+@pytest.fixture
+def reports(engine: Engine) -> Engine:
+    with engine.begin() as connection:
+        connection.execute(text("CREATE SCHEMA far"))
+        Written.metadata.create_all(connection)
+    with Session(engine) as session:
+        for number in range(6):
+            body = " ".join(f"w{number}x{place}" for place in range(30))
+            section = "help" if number < 3 else "news"
+            session.add((Report, Annual)[number % 2](title=f"title {number}", section=section, body=body))
+        session.commit()
+    return engine
+
+
+@pytest.mark.parametrize("mode", ["auto", "exact"])
+def test_classes_of_a_hierarchy(reports: Engine, mode: Any) -> None:
+    """Conditions over both tables; of a subclass, no row of another class takes a place."""
+
+    def titles(column: Any, *where: Any, **options: Any) -> list[str]:
+        search = semantic_search(column, "w2x5", where=where, stale="exclude", mode=mode, **options)
+        with Session(reports) as session:
+            return [row[0].title[-1] for row in session.execute(search)]
+
+    assert titles(Report.parts, limit=2)[0] == "2"
+    assert sorted(titles(Report.parts)) == list("012345")
+    assert sorted(titles(Report.parts, Report.section == "help")) == list("012")
+    assert titles(Report.parts, Document.title == "title 4") == ["4"]
+    assert sorted(titles(Report.parts, Report.title != "title 1", Report.section == "help")) == list("02")
+    assert sorted(titles(Annual.parts, limit=3)) == list("135")
+    assert sorted(titles(Annual.parts, Annual.section == "help")) == ["1"]
+    report = aliased(Report)
+    assert sorted(titles(report.parts, report.section == "help")) == list("012")
+
+
+@pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
+def test_async_sessions(reports: Engine, driver: str) -> None:
+    async def run() -> None:
+        engine = create_async_engine(reports.url.set(drivername=f"postgresql+{driver}"))
+        async with AsyncSession(engine) as session:
+            search = semantic_search(
+                Report.parts, "w2x5", where=Report.section == "help", best=2, neighbours=1, stale="exclude"
+            )
+            rows = (await session.execute(search)).all()
+            assert (rows[0].Report.title, len(rows)) == ("title 2", 6)
+            assert all(row.text in row.Report.body for row in rows)
+            (first, *_) = (await session.execute(hybrid_search(Report.parts, "w2x5"))).all()
+            assert (first.Report.title, first.vector_rank, first.text_rank) == ("title 2", 1, 1)
+        await engine.dispose()
+
+    asyncio.run(run())
