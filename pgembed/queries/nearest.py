@@ -221,7 +221,7 @@ class Nearest:
             .where(settings.c.applied.is_not(None), *self.conditions)
             .correlate(settings, *self._each)
         )
-        if self._counted is not None:
+        if self._counted is not None or (self.asked is not None and self.own_conditions):
             # The planner believes this of a third of the rows, and uses the index under conditions only that
             # enough rows fulfil for the scan not to give up.
             candidates = candidates.where(distance < NAN)

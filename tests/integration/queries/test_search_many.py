@@ -74,6 +74,20 @@ def test_each_query_uses_the_index_and_no_table_is_scanned(corpus, session, expl
     assert all("never executed" in line for line in plan.splitlines() if "Seq Scan on article" in line)
 
 
+@pytest.mark.parametrize("rows", [3000, 1500, 300])
+def test_few_rows_under_a_condition_are_read_as_those_of_one_query_are(corpus, session, explain, rows):
+    """An index is not scanned to its bound for each query where reading the table costs less."""
+    article = corpus.article
+
+    def uses_index(statement):
+        return "Index Scan using ix_article_embedding_hnsw" in explain(session.connection(), statement)
+
+    where = article.id <= rows
+    many = uses_index(search_many(article.embedding, TEXTS, where=where))
+    assert many == uses_index(semantic_search(article.embedding, TEXTS[0], where=where))
+    assert many == (rows == 3000)
+
+
 def test_where_refers_to_the_queries(corpus, session):
     article, asked = corpus.article, aliased(corpus.article)
     queries = select(asked.id, asked.embedding, asked.section).where(asked.id.in_([7, 8, 9, 11, 500]))
