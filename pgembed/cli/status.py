@@ -66,6 +66,10 @@ def status(
             if row.get("cut_problem") and not row["problem"]:
                 name = f"{row['relation']}.{row['column_name']}"
                 say(f"{name}: cut texts unknown: {row['cut_problem']}")
+        if any(row.get("cut") for row in rows):
+            say(
+                "Of cut texts only the beginning is found; embedding_parts(...) finds all: docs/long_texts.md"
+            )
 
 
 def _name(target: Target | Refused) -> str:
@@ -97,6 +101,9 @@ def _table(rows: list[dict[str, Any]], *, sampled: bool) -> Table:
     for heading in ("rows", "fresh", "pending", "failed"):
         table.add_column(heading, justify="right")
     table.add_column("index")
+    split = any(row["parts"] is not None for row in rows)
+    if split:
+        table.add_column("parts", justify="right")
     worded = any(row["words"] for row in rows)
     if worded:
         table.add_column("words as of")
@@ -109,6 +116,7 @@ def _table(rows: list[dict[str, Any]], *, sampled: bool) -> Table:
             escape((row["fingerprint"] or "?")[:12]),
             *_counted(row),
             escape(row["problem"] or row["index"]),
+            *([_number(row, "parts")] if split else []),
             *([escape(row["words"] or "")] if worded else []),
             *([_share(row)] if sampled else []),
         )
@@ -118,8 +126,12 @@ def _table(rows: list[dict[str, Any]], *, sampled: bool) -> Table:
 def _counted(row: dict[str, Any]) -> Iterator[str]:
     """Figures as they are shown; a tilde before those that are estimated."""
     for name in ("total", "fresh", "pending", "failed"):
-        estimated = row["estimated"] and name in ("total", "fresh")
-        yield "?" if row[name] is None else f"{'~' if estimated else ''}{row[name]:,}"
+        yield "?" if row[name] is None else _number(row, name)
+
+
+def _number(row: dict[str, Any], name: str) -> str:
+    estimated = row["estimated"] and name in ("total", "fresh", "parts")
+    return "" if row[name] is None else f"{'~' if estimated else ''}{row[name]:,}"
 
 
 def _share(row: dict[str, Any]) -> str:

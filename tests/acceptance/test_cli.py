@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 from sqlalchemy import URL, Engine, create_engine, make_url, text
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
-from pgembed import Encoder
+from pgembed import Encoder, Part, embedding_parts
 from pgembed.cli.options import open_engine
 from pgembed.indexes.ddl import CommentOnIndex
 from tests.commands import ROOT, call, run
@@ -68,6 +68,51 @@ def test_status_counts(helpdesk: str) -> None:
     assert (row["total"], row["fresh"], row["pending"]) == (3, 2, 1)
 
 
+def test_a_row_is_split_as_its_parts_are_and_status_counts_them(
+    engine: Engine, minilm: Encoder, environment: dict[str, str]
+) -> None:
+    class Base(DeclarativeBase):
+        pass
+
+    class Page(Base):
+        __tablename__ = "page"
+        lang: Mapped[str] = mapped_column(primary_key=True)
+        id: Mapped[int] = mapped_column(primary_key=True)
+        title: Mapped[str]
+        body: Mapped[str | None]
+        parts: Mapped[list[Part]] = embedding_parts("body", context="title", encoder=minilm, max_tokens=32)
+        heads: Mapped[list[Part]] = embedding_parts("title", encoder=minilm)
+
+    Base.metadata.create_all(engine)
+    with Session(engine) as session:
+        session.add(Page(lang="de", id=7, title="A [title]", body="One sentence of several. " * 30))
+        session.add(Page(lang="de", id=8, title="Another", body=None))
+        session.commit()
+        page = session.get_one(Page, ("de", 7))
+        stored = [(part.number, part.start, part.end, part.text) for part in page.parts]
+    assert len(stored) > 4
+    url = engine.url.render_as_string(hide_password=False)
+    asked = ("split", "--url", url, "--table", "page", "--row")
+    found = json.loads(call(*asked, '["de", 7]', "--json", **environment).stdout)
+    assert [(row["number"], row["start"], row["end"], row["text"]) for row in found] == stored
+    assert all(row["context"] == "A [title]\n" and row["tokens"] <= 32 for row in found)
+    shown = call(*asked, '["de", 7]', "--column", "heads", **environment)
+    assert shown.stdout.splitlines()[-1].startswith("1 pieces, 9 characters")
+    assert "0 pieces" in call(*asked, '["de", 8]', **environment).stdout
+    for key, error in {
+        '["de", 9]': 'page has no row ["de", 9]',
+        "7": "found 1 values, expected 2",
+        "[7": "found no JSON",
+    }.items():
+        assert error in call(*asked, key, **environment).stderr
+    assert "is not an embedding column" in call(*asked, "7", "--column", "none", **environment).stderr
+    assert "a row needs --table and --url" in call("split", "--row", "7").stderr
+    assert "expected an encoder, or a row" in call("split", stdin="text").stderr
+    status = call("status", "--url", url, "--sample", "0").stdout
+    heads, parts = (line.split()[-1] for line in status.splitlines() if "page." in line)
+    assert (int(heads), int(parts)) == (2, len(stored))
+
+
 def test_status_says_how_many_texts_are_cut_or_why_it_cannot(
     helpdesk: str, environment: dict[str, str]
 ) -> None:
@@ -76,7 +121,8 @@ def test_status_says_how_many_texts_are_cut_or_why_it_cannot(
         connection.execute(text("INSERT INTO article (title) VALUES (repeat('word ', 300))"))
     engine.dispose()
     shown = call("status", "--url", helpdesk, **environment)
-    assert re.search(r"index +cut texts *\n.* none +25\.0% of 4 *\n$", shown.stdout)
+    assert re.search(r"index +cut texts *\n.* none +25\.0% of 4 *\n", shown.stdout)
+    assert shown.stdout.endswith("embedding_parts(...) finds all: docs/long_texts.md\n")
     (row,) = json.loads(call("status", "--url", helpdesk, "--json", **environment).stdout)
     assert (row["sampled"], row["cut"], row["cut_problem"]) == (4, 1, None)
 

@@ -193,7 +193,8 @@ def _say_what_is_cut(encoder: Encoder, fillings: list[Filling]) -> None:
             _said.add(column.declaration)
             logger.warning(
                 "texts of %s are cut at the %d tokens of encoder %r: their vectors cover the beginning. "
-                "`pgembed status` says how many are; see docs/filling.md. (Said once a column and process.)",
+                "`pgembed status` says how many are; embedding_parts(...) finds all of a text: see "
+                "docs/long_texts.md. (Said once a column and process.)",
                 column,
                 encoder.max_tokens,
                 encoder.name,
