@@ -80,7 +80,7 @@ def test_what_has_no_duplicates(articles):
     with pytest.raises(QueryError, match=r"min_score=2; expected a score"):
         duplicates_of(Article.embedding, "text", min_score=2)
     Author = Article.author.property.mapper.class_
-    with pytest.raises(QueryError, match=r"a Author, and article\.embedding is searched"):
+    with pytest.raises(QueryError, match=r"the class Author, and article\.embedding is searched"):
         duplicates_of(Article.embedding, Author(name="Ada"), min_score=0.9)
 
 
