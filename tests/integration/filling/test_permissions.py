@@ -9,14 +9,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import URL, Engine, create_engine, text
+from sqlalchemy import URL, Column, Engine, Integer, MetaData, Table, Text, create_engine, text
 from sqlalchemy.exc import ProgrammingError
 from typer.testing import CliRunner
 
+from pgembed import Words, embedding_column
 from pgembed.cli.main import app
 from pgembed.cli.options import connect
 from pgembed.exc import DatabaseError
-from pgembed.filling import Worker, failures
+from pgembed.filling import Worker, failures, refresh_words
 from pgembed.filling.targets import find_targets
 
 from .conftest import FAST, Articles, Picky
@@ -79,6 +80,30 @@ def test_its_commands_can_be_run(
         refused = run(app, command)
         # The registry's encoder has no weights here; what is read before they are opened was not denied.
         assert "no encoder 'hash'" in refused.output + str(refused.exception), command
+
+
+def test_of_words_it_refreshes_the_statistics(articles: Articles, granted: Engine) -> None:
+    """After the second script of the guide, and not before."""
+    note = Table(
+        "note",
+        MetaData(),
+        Column("id", Integer, primary_key=True),
+        Column("title", Text),
+        embedding_column("title", encoder=Picky(), name="embedding", words=Words("title")).column,
+    )
+    note.metadata.create_all(articles.engine)
+    with articles.engine.begin() as connection:
+        connection.execute(text("INSERT INTO note (id, title) VALUES (1, 'a cat')"))
+    with granted.begin() as connection, pytest.raises(ProgrammingError, match="permission denied"):
+        refresh_words(connection, note.c.embedding)
+    (script,) = re.findall(r"```sql\n(GRANT SELECT \(embedding_words\).*?)```", GUIDE.read_text(), re.DOTALL)
+    with articles.engine.begin() as connection:
+        for statement in script.split(";"):
+            if statement.strip():
+                ours = statement.replace("article", "note").replace("embedder", f"embedder_{os.getpid()}")
+                connection.execute(text(ours))
+    with granted.begin() as connection:
+        assert refresh_words(connection, note.c.embedding).rows == 1
 
 
 def read_and_write(url: URL) -> None:
