@@ -168,7 +168,7 @@ def measure(engine: Any, encoder: Encoder, long: Encoder, options: argparse.Name
 
 def speed(engine: Any, encoder: Encoder, folder: Path) -> None:
     """Print how fast parts are filled, beside the encoder alone on the same parts, in turn."""
-    texts, _, _ = documents(folder, shuffled=False)
+    texts = documents(folder, shuffled=False)[0][:16]
     document, bound = table(engine, encoder)
     with engine.begin() as connection:
         rows = [{"id": key, "body": body} for key, body in enumerate(texts)]
@@ -176,11 +176,11 @@ def speed(engine: Any, encoder: Encoder, folder: Path) -> None:
     filling = alone = 0.0
     parts = 0
     encoder.open()
-    for start in range(0, len(texts), 10):
+    for start in range(0, len(texts), 4):
         started = time.perf_counter()
-        backfill(engine, document.parts, where=document.id.between(start, start + 9))
+        backfill(engine, document.parts, where=document.id.between(start, start + 3))
         filling += time.perf_counter() - started
-        encoded = [cut.encoded for body in texts[start : start + 10] for cut in bound.declaration.cut([body])]
+        encoded = [cut.encoded for body in texts[start : start + 4] for cut in bound.declaration.cut([body])]
         started = time.perf_counter()
         encoder.encode_documents(encoded)
         alone += time.perf_counter() - started
