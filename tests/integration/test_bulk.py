@@ -374,7 +374,7 @@ def test_a_text_that_is_cut_is_said_once_a_column(
             write(session, models.article, f"{long} {number}")
         (said,) = caplog.messages
         assert said.startswith("texts of article.embedding are cut at the 8 tokens of encoder")
-        assert "docs/filling.md" in said
+        assert "docs/long_texts.md" in said
         write(session, Models(encoder=encoder).article, f"{long}, in another column")
         assert len(caplog.messages) == 2
 

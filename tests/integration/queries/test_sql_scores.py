@@ -299,11 +299,13 @@ def test_candidates_are_found_through_the_index_and_no_setting_is_left_behind(co
     before = connection.scalar(setting)
     (index,) = ITEM.indexes
     scans = text("SELECT pg_stat_get_xact_numscans(CAST(:index AS regclass))")
+    # Of earlier transactions too, until the session reports them.
+    already = connection.scalar(scans, {"index": index.name}) or 0
     for number, (function, third) in enumerate(
         (("search_boosted", "likes"), ("search_per", "shelf"), ("facets", "maker")), 1
     ):
         of_items(connection, function, third, k=2)
-        assert connection.scalar(scans, {"index": index.name}) == number, function
+        assert connection.scalar(scans, {"index": index.name}) == already + number, function
     assert connection.scalar(setting) == before
 
 

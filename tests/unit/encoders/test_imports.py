@@ -36,7 +36,7 @@ def test_no_circles() -> None:
 
 
 #: From the bottom up; the files beside the rooms, but for the models and their base, are shared by all.
-ROOMS = ("text", "onnx", "export", "sources", "shared", "encoder", "reranker", "serving")
+ROOMS = ("text", "onnx", "export", "sources", "spans", "shared", "encoder", "reranker", "serving")
 
 
 def test_rooms_have_an_order() -> None:
