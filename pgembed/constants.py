@@ -69,10 +69,10 @@ LEAST_EXPONENT = -700.0
 WORD_SEPARATORS = "/.-_@:~+<>&"
 #: The characters of a question that count.
 QUESTION = 2_000
-#: The rows that are scored for a question by words, as far as can be expected: in all, or of a small table
-#: this share (1 / this), or for each row that is wanted; under conditions, which some of them do not fulfil,
+#: The rows that are scored for a question by words, as far as can be expected: in all (of a table that has no
+#: more, all that match), or for each row that is wanted; under conditions, which some of them do not fulfil,
 #: this many times as many.
-WORDS_CANDIDATES, WORDS_SHARE, WORDS_PER_ROW, WORDS_FILTERED = 4_000, 4, 20, 4
+WORDS_CANDIDATES, WORDS_PER_ROW, WORDS_FILTERED = 4_000, 20, 4
 #: As many of the rarest words of a question are looked for in pairs, and in threes.
 WORDS_PAIRED, WORDS_TRIPLED = 12, 8
 #: The rows whose lengths stand for all as long as there are no statistics of words.

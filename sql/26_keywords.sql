@@ -71,8 +71,8 @@ BEGIN
             SELECT said, n, wider, sum(n) OVER (ORDER BY n) AS so_far, min(n) OVER () AS least FROM sets
         ), graded AS MATERIALIZED (
             SELECT said, n, wider,
-                   max(n) FILTER (WHERE so_far <= greatest($2 * @WORDS_PER_ROW@::float8, least(@WORDS_CANDIDATES@, rows / @WORDS_SHARE@))
-                                     OR n = least) OVER () AS most
+                   max(n) FILTER (WHERE so_far <= greatest($2 * @WORDS_PER_ROW@::float8, @WORDS_CANDIDATES@)
+                                     OR n = least OR rows <= @WORDS_CANDIDATES@) OVER () AS most
               FROM running
              CROSS JOIN (SELECT max(rows) AS rows FROM asked) AS whole
         )

@@ -76,9 +76,9 @@ def best_matches(
 
     Candidates are the rows that have a rare lexeme of the question, or two or three of its lexemes that few
     rows have together: that is what the best rows by BM25 have, and the index finds it without reading the
-    rows (:func:`_sets`). ``short`` is that these are fewer than the rows asked for; under conditions, which
-    rows outside of the candidates may fulfil as well, than four times as many. Statistics that were never
-    refreshed are counted as the question needs them.
+    rows (:func:`_sets`); of a small table, all that match. ``short`` is that these are fewer than the rows
+    asked for; under conditions, which rows outside of the candidates may fulfil as well, than four times as
+    many. Statistics that were never refreshed are counted as the question needs them.
     """
     question = _question(words, terms, rows, filtered=bool(conditions))
     vector = subject.own(words.column)
@@ -180,8 +180,9 @@ def _sets(asked: CTE, rows: int, *, filtered: bool) -> CTE:
 
     The score of a row is about the sum of what its lexemes weigh, and that is about ``ln(rows / n)`` of the
     set that they are. So the best rows have one of the sets that the fewest rows have; those are taken, as
-    many as give some thousands of rows, and at least one. Pairs are made of the rarest lexemes, threes of
-    fewer, and of four and more the rarest ones: enough for any table, and few enough to look for at once.
+    many as give some thousands of rows, and at least one; of a table that has no more rows, all. Pairs are
+    made of the rarest lexemes, threes of fewer, and of four and more the rarest ones: enough for any table,
+    and few enough to look for at once.
     """
     place = asked.c.place
     infinite = literal_column("CAST('Infinity' AS float8)", _DOUBLE)
@@ -213,14 +214,10 @@ def _sets(asked: CTE, rows: int, *, filtered: bool) -> CTE:
         .c
     )
     times = constants.WORDS_FILTERED if filtered else 1
-    of_table = select(func.max(asked.c.rows)).scalar_subquery() / literal(
-        constants.WORDS_SHARE / times, _DOUBLE
-    )
-    budget = func.greatest(
-        literal(float(rows * constants.WORDS_PER_ROW * times), _DOUBLE),
-        func.least(literal(float(constants.WORDS_CANDIDATES * times), _DOUBLE), of_table),
-    )
-    taken = or_(c.so_far <= budget, c.n == c.least)
+    most = literal(float(constants.WORDS_CANDIDATES * times), _DOUBLE)
+    budget = func.greatest(literal(float(rows * constants.WORDS_PER_ROW * times), _DOUBLE), most)
+    is_small = select(func.max(asked.c.rows) <= most).scalar_subquery()
+    taken = or_(c.so_far <= budget, c.n == c.least, is_small)
     return materialized(
         select(c.said, c.n, c.wider, func.max(c.n).filter(taken).over().label("most")), "sets"
     )
