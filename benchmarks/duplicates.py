@@ -6,6 +6,7 @@ Usage::
     python benchmarks/duplicates.py abt-buy FOLDER            # AbtBuy_Abt.csv, AbtBuy_Buy.csv
     python benchmarks/duplicates.py planted ROWS [--peers]    # a twentieth copies, a tenth paraphrases
     python benchmarks/duplicates.py graph                     # groups of a chain and of random edges
+    python benchmarks/duplicates.py guard [SECONDS]           # inserts with unique_within= and without
 
 None of the data is shipped. ``planted`` makes unit vectors of 384 dimensions, compares the pairs found with
 all that numpy finds, and times what it does from the table to the table. With ``--peers``, in an environment
@@ -21,6 +22,7 @@ import csv
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ import numpy as np
 from sqlalchemy import (
     Column,
     Connection,
+    Engine,
     Float,
     Integer,
     MetaData,
@@ -40,9 +43,11 @@ from sqlalchemy import (
 )
 
 from pgembed import HNSW, Encoder, duplicate_groups, keep_list, match, near_duplicates, suggest_threshold
+from pgembed.columns.guards import CreateGuard
 from pgembed.columns.types import VectorType
 from pgembed.database import embedded, install
 from pgembed.encoders import packaged
+from pgembed.exc import DuplicateMeaningError
 from pgembed.indexes import create
 
 DIMENSIONS = 384
@@ -280,19 +285,65 @@ def graph(connection: Connection, sizes: Iterable[int] = (100_000, 1_000_000)) -
             timed(f"{what}, {name}", lambda made=made: connection.execute(made).all())
 
 
+def guard(engine: Engine, seconds: float, writers: int = 20) -> None:
+    """Rows of random vectors, every fourth a copy of one of 50, from many writers, one in a transaction."""
+    copies = np.random.default_rng(0).standard_normal((50, DIMENSIONS), dtype=np.float32)
+    for what in ("without a guard", "with one"):
+        table = Table(
+            "guarded",
+            MetaData(),
+            Column("id", Integer, primary_key=True),
+            Column("vector", VectorType(DIMENSIONS)),
+        )
+        with engine.begin() as connection:
+            table.drop(connection, checkfirst=True)
+            table.create(connection)
+            if what == "with one":
+                connection.execute(CreateGuard(table, "vector", (), LEAST, "cosine"))
+        end = time.perf_counter() + seconds
+
+        def write(seed: int, table: Table = table, end: float = end) -> tuple[int, int]:
+            rng, written, refused = np.random.default_rng(seed), 0, 0
+            while time.perf_counter() < end:
+                fresh = rng.standard_normal(DIMENSIONS, dtype=np.float32)
+                vector = copies[rng.integers(50)] if rng.integers(4) == 0 else fresh
+                try:
+                    with engine.begin() as connection:
+                        connection.execute(insert(table), {"vector": vector})
+                    written += 1
+                except DuplicateMeaningError:
+                    refused += 1
+            return written, refused
+
+        with ThreadPoolExecutor(writers) as pool:
+            counts = list(pool.map(write, range(1, writers + 1)))
+        written, refused = map(sum, zip(*counts, strict=True))
+        within = "SELECT count(*) FROM guarded AS a JOIN guarded AS b ON a.id < b.id AND "
+        with engine.connect() as connection:
+            pairs = connection.scalar(text(within + "a.vector <=> b.vector <= :most"), {"most": 1 - LEAST})
+        print(
+            f"{writers} writers, {what}: {written / seconds:.0f} inserts/s ({written} rows), "
+            f"{refused / seconds:.0f} refused/s, {pairs} pairs within {LEAST}"
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("task", choices=["mrpc", "abt-buy", "planted", "graph"])
-    parser.add_argument("argument", nargs="?", help="the folder, or the number of rows")
+    parser.add_argument("task", choices=["mrpc", "abt-buy", "planted", "graph", "guard"])
+    parser.add_argument("argument", nargs="?", help="the folder, the number of rows, or seconds")
     parser.add_argument("--peers", action="store_true", help="sentence-transformers and semhash too")
     parser.add_argument("--encoder", help="a folder; all-MiniLM-L6-v2 otherwise")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="pgembed-") as folder, embedded(Path(folder) / "data") as url:
-        engine = create_engine(url)
+        engine = create_engine(url, pool_size=20)
         with engine.begin() as connection:
             install(connection)
+        if options.task == "guard":
+            guard(engine, float(options.argument or 60))
+            engine.dispose()
+            return
         with engine.begin() as connection:
             if options.task == "planted":
                 planted(connection, int(options.argument or 100_000), peers=options.peers)

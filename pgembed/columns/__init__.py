@@ -2,8 +2,9 @@
 
 import pgembed.columns.dialects
 import pgembed.columns.extension
+import pgembed.columns.guards
 import pgembed.columns.hooks
-import pgembed.columns.registration  # noqa: F401  (all four listen on import)
+import pgembed.columns.registration  # noqa: F401  (all five listen on import)
 from pgembed.columns.declaration import embedding_column
 from pgembed.columns.embedding import (
     Embedding,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from typing import Any
@@ -38,6 +39,8 @@ def embedding_column(
     name: str | None = None,
     replaces: str | None = None,
     words: Words | None = None,
+    unique_within: float | None = None,
+    unique_per: Iterable[str] = (),
     **options: Any,
 ) -> MappedColumn[Any]:
     """A column that holds the vector of the texts in other columns, and fills itself.
@@ -73,6 +76,10 @@ def embedding_column(
     :param words: ``Words(...)`` has the texts searched by their words as well (see
         :func:`pgembed.keyword_search`): a generated column ``<c>_words tsvector`` with a GIN index, and a
         table of statistics, ``<table>_<c>_words``.
+    :param unique_within: a score; a trigger, which ``create_all`` makes, refuses a vector that has this score
+        or more with that of another row: :class:`~pgembed.exc.DuplicateMeaningError` is raised.
+    :param unique_per: names of columns, as the database has them, such as ``["tenant_id"]``: only rows that
+        agree in all of them are compared.
     :param options: further arguments of :func:`sqlalchemy.orm.mapped_column`, such as ``init=False`` for
         dataclasses. In a Core ``Table``, write ``embedding_column(..., name="embedding").column``.
     :raises DeclarationError: at declaration, for whatever cannot work.
@@ -82,6 +89,7 @@ def embedding_column(
     _check_options(embedding_column, options)
     if words is not None and not isinstance(words, Words):
         raise DeclarationError(f'words={words!r}; expected Words(...), such as Words("title", "body")')
+    per = _unique(metric, unique_within, unique_per)
     declaration = Embedding(
         sources=sources,
         encoder=encoder,
@@ -94,6 +102,8 @@ def embedding_column(
         deferred=deferred,
         replaces=replaces,
         words=words,
+        unique_within=unique_within,
+        unique_per=per,
     )
     column_type: TypeEngine[Any] = VectorType(encoder.dimensions, type)
     if declaration.metric.name not in metrics_of(type):
@@ -150,6 +160,36 @@ def check_arguments(
         raise DeclarationError(f'type={storage!r}; expected "vector" or "halfvec"')
     if template is not None:
         _check_template(template, sources)
+
+
+def _unique(metric: str, score: object, per: Iterable[str]) -> tuple[str, ...]:
+    """
+    :returns: ``unique_per`` as a tuple.
+    :raises DeclarationError: ``unique_within`` is no score of the metric, or ``unique_per`` no list of names.
+    """
+    names = () if isinstance(per, str) else tuple(per)
+    if isinstance(per, str) or len(set(names)) < len(names) or not all(isinstance(n, str) for n in names):
+        raise DeclarationError(f'unique_per={per!r}; expected different names of columns, ["tenant_id"]')
+    if names and score is None:
+        raise DeclarationError("unique_per= is for unique_within=, which is not there: add a score")
+    if score is not None:
+        check_score(metric, score)
+    return names
+
+
+def check_score(metric: str, score: object) -> None:
+    """
+    :raises DeclarationError: it is no score that two rows can have in this metric.
+    """
+    least, most = {"cosine": (-1, 1), "inner_product": (-math.inf, math.inf)}.get(
+        metric_named(metric).name, (0, 1)
+    )
+    number = isinstance(score, int | float) and not isinstance(score, bool) and math.isfinite(score)
+    if not number or not least < score <= most:  # type: ignore[operator]
+        raise DeclarationError(
+            f"unique_within={score!r}; expected a score of the metric {metric}, a number above {least} and "
+            f"up to {most}, such as 0.95"
+        )
 
 
 def _check_template(template: str, sources: tuple[str, ...]) -> None:

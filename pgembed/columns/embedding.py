@@ -130,6 +130,8 @@ class Embedding:
     deferred: bool
     replaces: str | None = None
     words: Words | None = None
+    unique_within: float | None = None
+    unique_per: tuple[str, ...] = ()
 
     @property
     def read(self) -> tuple[str, ...]:

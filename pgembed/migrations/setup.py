@@ -10,6 +10,7 @@ from alembic.operations import Operations
 
 from pgembed.migrations import compare
 from pgembed.migrations.operations.base import NothingOp, PgembedOp
+from pgembed.migrations.operations.meaning_guard import CreateMeaningGuardOp, DropMeaningGuardOp
 from pgembed.migrations.operations.indexes import ChangeIndexOp, RegisterEmbeddingOp
 from pgembed.migrations.operations.installation import InstallPgembedOp, UninstallPgembedOp
 from pgembed.migrations.operations.table_locks import LockTableOp, SetNotNullOp
@@ -21,6 +22,8 @@ OPERATIONS: tuple[type[PgembedOp], ...] = (
     UninstallPgembedOp,
     ChangeIndexOp,
     RegisterEmbeddingOp,
+    CreateMeaningGuardOp,
+    DropMeaningGuardOp,
     AlterVectorColumnOp,
     AssertBackfilledOp,
     LockTableOp,

@@ -12,6 +12,7 @@ from sqlalchemy.orm import Mapped, Session, aliased, mapped_column
 
 import pgembed
 from pgembed import HNSW, Vector, embedding_column
+from pgembed.exc import DuplicateMeaningError
 from pgembed.testing import HashEncoder
 from tests.tables import library
 
@@ -48,13 +49,17 @@ def test_the_python_of_the_guide(filled, capsys):
     names = dict(vars(sqlalchemy))
     names |= {name: getattr(pgembed.queries, name) for name in pgembed.queries.__all__}
     names |= {"session": filled, "Article": Article, "Question": Question, "aliased": aliased}
+    names |= {"Base": Base, "Session": Session, "engine": filled.get_bind(), "__name__": __name__}
+    names |= {"Mapped": Mapped, "mapped_column": mapped_column, "Vector": Vector, "encoder": HashEncoder(16)}
+    names |= {"embedding_column": embedding_column, "DuplicateMeaningError": DuplicateMeaningError}
     blocks = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)
     for block in blocks:
         exec(block, names)
     assert len(blocks) >= 5
     printed = capsys.readouterr().out.splitlines()
-    assert len(printed) == 14
-    assert printed[-1].startswith("public.article None deleted")
+    assert len(printed) == 15
+    assert printed[-1] == "1 1.00"
+    assert printed[-2].startswith("public.article None deleted")
     assert printed[0].endswith("(F1 1.00)")
     assert printed[1] == "group 1 of 3: 1 (1.00)"
     assert filled.scalar(sqlalchemy.select(func.count()).select_from(Article)) == 4
