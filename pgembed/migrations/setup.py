@@ -10,9 +10,9 @@ from alembic.operations import Operations
 
 from pgembed.migrations import compare
 from pgembed.migrations.operations.base import NothingOp, PgembedOp
-from pgembed.migrations.operations.meaning_guard import CreateMeaningGuardOp, DropMeaningGuardOp
 from pgembed.migrations.operations.indexes import ChangeIndexOp, RegisterEmbeddingOp
 from pgembed.migrations.operations.installation import InstallPgembedOp, UninstallPgembedOp
+from pgembed.migrations.operations.meaning_guard import CreateMeaningGuardOp, DropMeaningGuardOp
 from pgembed.migrations.operations.table_locks import LockTableOp, SetNotNullOp
 from pgembed.migrations.operations.vector_column import AlterVectorColumnOp, AssertBackfilledOp
 from pgembed.migrations.revisions import NextRevisionOp
