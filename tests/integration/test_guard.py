@@ -92,6 +92,8 @@ def test_the_score_decides_and_no_index(session: Session) -> None:
     session.execute(add, {"id": 1, "tenant": "t", "embedding": unit(near)})
     session.execute(add, {"id": 2, "tenant": "t", "embedding": unit(near + far)})
     session.commit()
+    for way in ("enable_seqscan", "enable_bitmapscan", "enable_sort"):  # all that is left is the index
+        session.execute(text(f"SET LOCAL {way} = off"))
     with pytest.raises(DuplicateMeaningError) as caught:
         session.execute(add, {"id": 3, "tenant": "t", "embedding": unit(0)})
     assert (caught.value.key, round(caught.value.score, 4)) == (1, 0.91)
