@@ -10,9 +10,9 @@ from sqlalchemy.orm import Mapped
 from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.sql.selectable import CTE
 
-from pgembed.exc import QueryError
 from pgembed.queries.arguments import comparable, real, whole
 from pgembed.queries.asked import asked_by
+from pgembed.queries.edges import score
 from pgembed.queries.nearest import Mode, Nearest, Stale
 from pgembed.queries.settings import SearchSettings
 from pgembed.queries.statement import Entity, materialized
@@ -205,20 +205,12 @@ def neighbours(
         group: ColumnElement[Any] = asked.c[f"also_{len(also)}"]
         others = [*others, func.coalesce(apart != group, true())]
     elif apart is not None:
-        others = [*others, subject.distance(asked.c.vector) > _distance(subject, apart)]
+        real("apart", apart, "a score or an expression", finite=True)
+        least = score(subject.metric, apart, "apart")
+        others = [*others, subject.distance(asked.c.vector) > subject.metric.distance(least)]
     near = Nearest(subject, asked.c.vector, [*conditions, *others], k, 0, None, mode, settings, asked)
     found = near.subquery(*also[:1])
     return asked, materialized(select(*found.c), "neighbours")
-
-
-def _distance(subject: Subject, score: Any) -> float:
-    least = real("apart", score, "a score or an expression", finite=True)
-    if not subject.metric.is_score(least):
-        raise QueryError(
-            f"apart={score!r}; expected a score of {subject.metric.name}: {subject.metric.scores}"
-        )
-    distance: float = subject.metric.distance(least)
-    return distance
 
 
 def _mean_distances(found: CTE) -> CTE:
