@@ -48,7 +48,7 @@ END
 $$;
 
 -- The nearest rows of a table: keys, distances, and the value of one further column as text.
--- The same plan as in pgembed/queries/nearest.py: a scan of the index, and where that gives fewer rows than
+-- The same plan as in pgembed/queries/core/nearest.py: a scan of the index, and where that gives fewer rows than
 -- asked for, or more than @ALIKE@ that are alike, an exact one (+ 0 keeps it from the index). What is indexed
 -- decides which rows are candidates, the whole vectors which of them are nearest. Vectors of zeros have no
 -- cosine distance (NaN).

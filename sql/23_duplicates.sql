@@ -3,7 +3,7 @@
 -- numbers in the order of a column, if one is named, and the key. Pairs are those of first rows, of which the
 -- others are copies: their vectors are equal, own is the distance of a vector to itself. Its parameter $1 is the
 -- largest distance of a pair.
--- The same plan as in pgembed/queries/pairs.py: up to @EXACT_UP_TO@ rows, and without an index, all pairs are
+-- The same plan as in pgembed/queries/duplicates/pairs.py: up to @EXACT_UP_TO@ rows, and without an index, all pairs are
 -- compared, in blocks of @BLOCK@ vectors; else the index gives k neighbours of each row, or candidates for them,
 -- and rows for which that may not be all are compared with all others. OFFSET 0 keeps blocks together until
 -- they have met.

@@ -1,4 +1,4 @@
--- The rows like some examples and unlike others, by the two strategies of pgembed/queries/recommendation.py.
+-- The rows like some examples and unlike others, by the two strategies of pgembed/queries/search/recommendation.py.
 -- An example is a key as searches return it, {"id": 1}, or a vector as an array of numbers.
 CREATE OR REPLACE FUNCTION pgembed.recommend(
     relation regclass,

@@ -1,6 +1,6 @@
 -- The nearest rows that differ from each other: maximal marginal relevance (Carbonell and Goldstein, SIGIR 1998)
 -- among the nearest candidates, measured by cosine similarity whatever the metric of the search, as
--- pgembed/queries/diversity.py does.
+-- pgembed/queries/search/diversity.py does.
 DO $do$
 DECLARE
     accepted text;

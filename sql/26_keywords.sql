@@ -1,4 +1,4 @@
--- The rows that match a question best by its words: BM25, as pgembed/queries/bm25.py computes it, from the
+-- The rows that match a question best by its words: BM25, as pgembed/queries/words/bm25.py computes it, from the
 -- generated column and the table of statistics that the registration of the embedding names (words=).
 CREATE OR REPLACE FUNCTION pgembed.keyword_search(
     relation regclass,

@@ -1,4 +1,4 @@
--- Searches by more than the distance, as pgembed/queries/boosts.py makes them. No text is executed as SQL: a
+-- Searches by more than the distance, as pgembed/queries/search/boosts.py makes them. No text is executed as SQL: a
 -- boost is the name of a column, or of a function of the row, which runs with the rights of the caller.
 
 -- The rows of a search with a value of each, as the text of a subquery (k1, ..., value, distance); of its

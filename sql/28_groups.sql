@@ -1,5 +1,5 @@
 -- The best rows of each group, and how many rows of a search each value of a column has, as in
--- pgembed/queries/groups.py and counts.py.
+-- pgembed/queries/search/groups.py and counts.py.
 CREATE OR REPLACE FUNCTION pgembed.best_rows(
     relation regclass,
     vector_column name,

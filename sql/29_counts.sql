@@ -1,4 +1,4 @@
--- How many rows there are: within a distance, and on all pages, as in pgembed/queries/counts.py and nearest.py.
+-- How many rows there are: within a distance, and on all pages, as in pgembed/queries/search/counts.py and nearest.py.
 -- Both compare all rows, without an index.
 DO $do$
 DECLARE

@@ -1,4 +1,4 @@
--- Labels for many queries or rows, as pgembed/queries/votes.py and pgembed/queries/prototypes.py elect them.
+-- Labels for many queries or rows, as pgembed/queries/classification/votes.py and pgembed/queries/classification/prototypes.py elect them.
 
 -- The label whose vector is nearest: shares are of exp(-distance / temperature).
 CREATE OR REPLACE FUNCTION pgembed.nearest_label(

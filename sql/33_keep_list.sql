@@ -20,7 +20,7 @@ $$;
 
 -- Which rows to keep so that no two of them are near: rows are gone through in the order of the column keep (the
 -- greatest first where descending) and the key, and kept unless one that is kept before them is near. The same as
--- pgembed/queries/keeping.py.
+-- pgembed/queries/duplicates/keeping.py.
 CREATE OR REPLACE FUNCTION pgembed.keep_list(
     relation regclass,
     vector_column name,

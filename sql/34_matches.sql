@@ -32,7 +32,7 @@ $$;
 
 -- Which row of one table is which of another: each is the best of the other (one_to_one), or the right one the best
 -- of the left. margin is the score divided by the mean score of the k nearest of both rows. The same as
--- pgembed/queries/matching.py.
+-- pgembed/queries/duplicates/matching.py.
 CREATE OR REPLACE FUNCTION pgembed.match(
     relation regclass,
     vector_column name,

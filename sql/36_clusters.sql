@@ -36,7 +36,7 @@ BEGIN
 END
 $$;
 
--- The rows of a table in communities: clusters are numbered by size. The same as pgembed/queries/clusters.py.
+-- The rows of a table in communities: clusters are numbered by size. The same as pgembed/queries/duplicates/clusters.py.
 CREATE OR REPLACE FUNCTION pgembed.cluster(
     relation regclass,
     vector_column name,

@@ -28,7 +28,7 @@ from pgembed.cli.options import (
 from pgembed.exc import NotInstalledError
 from pgembed.measuring.curve import check_drawing
 from pgembed.queries import knn_classify_many
-from pgembed.queries.nearest import Mode
+from pgembed.queries.core.nearest import Mode
 
 Label = Annotated[str, typer.Argument(help="The column of the labels.")]
 K = Annotated[int, typer.Option("--k", min=1, help="How many neighbours vote.")]

@@ -23,9 +23,9 @@ from pgembed.indexes.server_settings import undone
 from pgembed.indexes.standing import StandingIndex, require
 from pgembed.indexes.tables import IndexTarget, declared_index, what_is_indexed
 from pgembed.measuring.sample import Key, Queries, ask, keys_of
-from pgembed.queries.nearest import Mode, Nearest
-from pgembed.queries.settings import SearchSettings, suitable
-from pgembed.queries.subject import Subject, resolve
+from pgembed.queries.core.nearest import Mode, Nearest
+from pgembed.queries.core.settings import SearchSettings, suitable
+from pgembed.queries.core.subject import Subject, resolve
 
 #: The normal quantile of a 95 % interval.
 _Z = 1.959964
@@ -79,8 +79,8 @@ def recall(
     """Measure what searches through an index find, against exact searches of the same table.
 
     The SQL is that of :func:`pgembed.queries.semantic_search` with ``mode="approximate"`` and ``"exact"``
-    (see :meth:`pgembed.queries.nearest.Nearest.subquery`), without the join to the entity: candidates of an
-    index that does not hold whole vectors are compared again, and where the index gives too few rows the
+    (see :meth:`pgembed.queries.core.nearest.Nearest.subquery`), without the join to the entity: candidates of
+    an index that does not hold whole vectors are compared again, and where the index gives too few rows the
     exact form takes over. Of a partial index, the rows of its predicate are searched. A table or
     materialized view needs no primary key: ``tableoid`` and ``ctid`` identify its rows.
 

@@ -19,12 +19,12 @@ from pgembed.exc import QueryError
 from pgembed.indexes.errors import NoNeighboursError
 from pgembed.measuring.curve import check_drawing, figure_of
 from pgembed.metrics import Metric
-from pgembed.queries.arguments import comparable, conditions, whole
-from pgembed.queries.nearest import Mode, Stale
-from pgembed.queries.neighbourhoods import neighbours
-from pgembed.queries.settings import SearchSettings
-from pgembed.queries.subject import VectorColumn, resolve
-from pgembed.queries.votes import Softmax, Weights, kind_of, weight_of
+from pgembed.queries.classification.neighbourhoods import neighbours
+from pgembed.queries.classification.votes import Softmax, Weights, kind_of, weight_of
+from pgembed.queries.core.arguments import comparable, conditions, whole
+from pgembed.queries.core.nearest import Mode, Stale
+from pgembed.queries.core.settings import SearchSettings
+from pgembed.queries.core.subject import VectorColumn, resolve
 
 _Floats: TypeAlias = NDArray[np.float64]
 _Codes: TypeAlias = NDArray[np.int64]
@@ -272,7 +272,7 @@ class _Votes:
         return predicted, share, own_share
 
     def _weights(self, distances: _Floats, weights: Weights) -> _Floats:
-        """As :func:`pgembed.queries.votes.weight_of` has them."""
+        """As :func:`pgembed.queries.classification.votes.weight_of` has them."""
         there = np.isfinite(distances)
         if weights == "uniform":
             return there.astype(np.float64)

@@ -29,6 +29,8 @@ LAYERS = (
 )
 #: Neighbours on one layer that may be used: an error has no dependencies, and a column has an encoder.
 NEIGHBOURS = {("metrics", "exc"), ("columns", "encoders")}
+#: The folders of queries, each built of those before it.
+QUERIES = ("core", "search", "words", "duplicates", "classification")
 #: What filling does without, though it is above: it writes vectors, and knows nothing of searches.
 APART = {("filling", "indexes"), ("filling", "queries")}
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
@@ -45,9 +47,7 @@ FACED = {"pgembed.indexes"}
 SHARED_NAMES = {
     "backfill": "the command in cli and what it runs",
     "failures": "the command in cli and what it lists",
-    "search": "the command in cli and the statement that it runs",
     "worker": "the command in cli and what it runs",
-    "duplicates": "the commands in cli and the statements that they run",
     "declaration": "what users declare: an embedding column, and an index",
     "indexes": "one subject of migrations: compared, and its operations",
     "installation": "one subject of migrations: compared, and its operations",
@@ -159,6 +159,14 @@ def imports() -> Imports:
 def test_imports_run_one_way(imports: Imports) -> None:
     assert sum(map(len, imports.graph.values())) > 500
     assert imports.upward() == []
+
+
+def test_queries_are_built_of_those_before_them(imports: Imports) -> None:
+    folders = {module: module.split(".")[2] for module in imports.graph if module.count(".") == 3}
+    within = {m: QUERIES.index(name) for m, name in folders.items() if m.startswith("pgembed.queries.")}
+    assert len(within) > 40
+    upward = [(m, o) for m in within for o in imports.graph[m] if within.get(o, 0) > within[m]]
+    assert upward == []
 
 
 def test_commands_do_not_import_each_other(imports: Imports) -> None:
@@ -346,7 +354,13 @@ def test_measuring_has_its_old_addresses() -> None:
         pgembed.indexes.nothing  # type: ignore[attr-defined]  # noqa: B018
 
 
-@pytest.mark.parametrize("package", ["encoders", "filling", "indexes", "measuring", "parts", "queries"])
+@pytest.mark.parametrize(
+    "package",
+    [
+        *["encoders", "filling", "indexes", "measuring", "parts", "queries"],
+        *(f"queries/{name}" for name in QUERIES),
+    ],
+)
 def test_the_table_of_a_package_names_its_files(package: str) -> None:
     """Each once, and none that is gone."""
     folder = PACKAGE / package

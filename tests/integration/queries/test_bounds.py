@@ -17,7 +17,7 @@ from pgembed import HNSW, IVFFlat, constants, duplicate_groups, knn_classify, ne
 from pgembed.columns.types import VectorType
 from pgembed.exc import QueryError, sqlstate
 from pgembed.indexes import ACCESS_METHODS, Search, indexes_on
-from pgembed.queries.settings import suitable
+from pgembed.queries.core.settings import suitable
 
 ITEM = Table(
     "item",

@@ -11,9 +11,10 @@ from sqlalchemy import Column, Integer, MetaData, Table, insert, select, text
 from pgembed import HNSW
 from pgembed.columns.types import VectorType
 from pgembed.exc import DimensionMismatchError, QueryError
-from pgembed.queries import duplicate_groups, mine_pairs, near_duplicates, pairs
-from pgembed.queries.numbering import Rows
-from pgembed.queries.subject import resolve
+from pgembed.queries import duplicate_groups, mine_pairs, near_duplicates
+from pgembed.queries.core.numbering import Rows
+from pgembed.queries.core.subject import resolve
+from pgembed.queries.duplicates import pairs
 from tests.integration.queries.conftest import store, with_twins
 from tests.integration.queries.test_duplicates import keys, kinds, near, table_of, union_find
 

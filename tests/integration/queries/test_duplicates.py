@@ -27,8 +27,9 @@ from sqlalchemy import (
 
 from pgembed import HNSW
 from pgembed.columns.types import VectorType
-from pgembed.queries import duplicate_groups, near_duplicates, pairs
-from pgembed.queries.components import components
+from pgembed.queries import duplicate_groups, near_duplicates
+from pgembed.queries.duplicates import pairs
+from pgembed.queries.duplicates.components import components
 from tests.integration.queries.conftest import store, with_twins
 
 

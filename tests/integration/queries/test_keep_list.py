@@ -24,7 +24,8 @@ from sqlalchemy.dialects.postgresql import JSONB, array
 from pgembed import HNSW
 from pgembed.columns.types import VectorType
 from pgembed.exc import QueryError
-from pgembed.queries import duplicate_groups, edges, keep_list, near_duplicates, rethreshold
+from pgembed.queries import duplicate_groups, keep_list, near_duplicates, rethreshold
+from pgembed.queries.duplicates import edges
 from tests.integration.queries.conftest import store
 from tests.integration.queries.test_copies_and_tables import copied, cosines
 from tests.integration.queries.test_duplicates import kinds, table_of, union_find

@@ -17,7 +17,8 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, aliased, mapped_col
 from pgembed import Vector, Words, embedding_column
 from pgembed.exc import LateClauseError, QueryError
 from pgembed.filling import refresh_words
-from pgembed.queries import bm25, hybrid_search, keyword_search
+from pgembed.queries import hybrid_search, keyword_search
+from pgembed.queries.words import bm25
 from pgembed.testing import HashEncoder
 
 

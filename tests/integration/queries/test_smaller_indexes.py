@@ -53,7 +53,7 @@ from pgembed.indexes import (
     is_built,
     plan,
 )
-from pgembed.queries.eligibility import is_implied
+from pgembed.queries.core.eligibility import is_implied
 from tests.integration.indexes.conftest import clustered
 from tests.integration.queries.conftest import plan_of
 

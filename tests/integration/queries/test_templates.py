@@ -49,10 +49,10 @@ from sqlalchemy.sql.visitors import cloned_traverse
 
 from pgembed import HNSW, Vector, embedding_column, semantic_search
 from pgembed.exc import LateClauseError, QueryError
-from pgembed.queries import templates
-from pgembed.queries.statement import SearchSelect
-from pgembed.queries.subject import Subject
-from pgembed.queries.templates import Unbuilt
+from pgembed.queries.core import templates
+from pgembed.queries.core.statement import SearchSelect
+from pgembed.queries.core.subject import Subject
+from pgembed.queries.core.templates import Unbuilt
 from pgembed.testing import HashEncoder
 
 DIALECT: Any = postgresql.dialect()

@@ -22,7 +22,7 @@ from pgembed import HNSW
 from pgembed.columns.types import VectorType
 from pgembed.exc import QueryError
 from pgembed.queries import duplicates_of, hard_negatives, suggest_threshold
-from pgembed.queries.thresholds import minimum_error
+from pgembed.queries.duplicates.thresholds import minimum_error
 from pgembed.testing import HashEncoder
 from tests.integration.queries.conftest import store
 from tests.integration.queries.test_copies_and_tables import copied, cosines
