@@ -179,16 +179,21 @@ def _unique(metric: str, score: object, per: Iterable[str]) -> tuple[str, ...]:
 
 def check_score(metric: str, score: object) -> None:
     """
-    :raises DeclarationError: it is no score that two rows can have in this metric.
+    :raises DeclarationError: it is no score that two rows can have in this metric, or one that all have.
+    :raises MetricNotSupportedError: no such metric, or one that compares no vectors.
     """
-    least, most = {"cosine": (-1, 1), "inner_product": (-math.inf, math.inf)}.get(
-        metric_named(metric).name, (0, 1)
-    )
+    compared = metric_named(metric)
+    if compared.name not in metrics_of("vector"):
+        raise MetricNotSupportedError(compared.name, metrics_of("vector"), by="unique_within=")
     number = isinstance(score, int | float) and not isinstance(score, bool) and math.isfinite(score)
-    if not number or not least < score <= most:  # type: ignore[operator]
+    if not number or not compared.is_score(score):  # type: ignore[arg-type]
         raise DeclarationError(
-            f"unique_within={score!r}; expected a score of the metric {metric}, a number above {least} and "
-            f"up to {most}, such as 0.95"
+            f"unique_within={score!r}; expected a score of the metric {compared.name}: {compared.scores}"
+        )
+    if not compared.is_score(math.nextafter(score, -math.inf)):  # type: ignore[arg-type]
+        raise DeclarationError(
+            f"unique_within={score!r} is the lowest score of the metric {compared.name}, so that no two rows "
+            "could be there; expected a higher one, such as 0.95"
         )
 
 

@@ -291,6 +291,8 @@ def test_create_all_without_the_objects_of_pgembed(empty_url: str) -> None:
         ({"unique_within": 1.5}, "unique_within=1.5; expected a score of the metric cosine"),
         ({"unique_within": "0.9"}, "unique_within='0.9'"),
         ({"unique_within": 0.0, "metric": "l2"}, "above 0 and up to 1"),
+        ({"unique_within": -1}, "unique_within=-1 is the lowest score of the metric cosine"),
+        ({"unique_within": float("inf"), "metric": "inner_product"}, "inner_product: finite numbers"),
         ({"unique_per": ["tenant"]}, "add a score"),
         ({"unique_within": 0.9, "unique_per": "tenant"}, "expected different names"),
     ],

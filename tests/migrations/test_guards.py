@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from sqlalchemy import text
 
-from pgembed.exc import DeclarationError, DuplicateMeaningError
+from pgembed.exc import DeclarationError, DuplicateMeaningError, MetricNotSupportedError
 from pgembed.testing import HashEncoder
 from tests.migrations.conftest import Migrations
 from tests.migrations.models import article
@@ -33,4 +33,10 @@ def test_what_is_no_score(migrations: Migrations) -> None:
     article(encoder=HashEncoder(4)).create_all(migrations.engine)
     migrations.write(CREATE.format(score=2))
     with pytest.raises(DeclarationError, match="unique_within=2"):
+        migrations.upgrade()
+
+
+def test_a_metric_of_bits(migrations: Migrations) -> None:
+    migrations.write("op.create_meaning_guard('article', 'embedding', 0.9, metric='hamming')")
+    with pytest.raises(MetricNotSupportedError, match="hamming"):
         migrations.upgrade()
