@@ -4,11 +4,12 @@
 -- function is called. Settings that they need (hnsw.ef_search, ...) are put back before they return. A name in
 -- capitals between two @ stands for the value that it has in pgembed/constants.py.
 
--- Functions whose columns changed cannot be replaced. (Those that call them do not depend on them.)
+-- Functions whose arguments or columns changed cannot be replaced. (Those that call them do not depend on them.)
 DROP FUNCTION IF EXISTS
     pgembed.vector_column(regclass, name, text),
     pgembed.pairs_query(regclass, name, double precision, text, integer, boolean),
-    pgembed.ask_for(text, integer, integer);
+    pgembed.ask_for(text, integer, integer),
+    pgembed.nearest(regclass, name, @extschema:vector@.vector, integer, text, boolean, name);
 
 -- The expressions are those of pgembed/indexes/indexed.py (quantize=, dimensions=), as Postgres writes them:
 -- under this search_path, with the schema of whatever pgvector has.

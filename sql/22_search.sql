@@ -60,6 +60,7 @@ CREATE OR REPLACE FUNCTION pgembed.nearest(
     metric text,
     exact boolean,
     extra_column name,
+    condition text DEFAULT 'true', -- that the row t fulfils, whose query is $1
     OUT key jsonb,
     OUT distance double precision,
     OUT score double precision,
@@ -72,7 +73,6 @@ AS $$
 DECLARE
     target record;
     extra_sql text := 'NULL::pg_catalog.text';
-    condition text := 'true';
     leg text;
     whole text;  -- the distance between vectors
     coarse text; -- between what is indexed of them
@@ -81,7 +81,7 @@ BEGIN
     target := pgembed.vector_column(relation, vector_column, metric);
     PERFORM pgembed.check_query(relation, vector_column, target.dimensions, target.metric, query, k);
     IF extra_column IS NOT NULL THEN
-        condition := pgembed.column_value(relation, extra_column) || ' IS NOT NULL';
+        condition := format('%s AND %s IS NOT NULL', condition, pgembed.column_value(relation, extra_column));
         extra_sql := pgembed.column_value(relation, extra_column) || '::pg_catalog.text';
     END IF;
     IF exact IS NOT FALSE THEN

@@ -1,65 +1,304 @@
--- Labels for many queries or rows, as pgembed/queries/classification/votes.py and pgembed/queries/classification/prototypes.py elect them.
+-- Labels for many queries or rows, as pgembed/queries/classification/knn.py and votes.py elect them.
 
--- The label whose vector is nearest: shares are of exp(-distance / temperature).
-CREATE OR REPLACE FUNCTION pgembed.nearest_label(
-    query @extschema:vector@.vector,
-    labels text[],
-    prototypes @extschema:vector@.vector[],
+-- The k nearest rows of each of several, as common table expressions: asked (n, key, vector, also) and found (n,
+-- key, extra, distance, rank). A row that is asked does not find itself.
+CREATE OR REPLACE FUNCTION pgembed.neighbours_query(
+    relation regclass,
+    vector_column name,
+    extra_column name,            -- rows where it is NULL are not found
+    k integer,
     metric text,
+    exact boolean,
+    asked text DEFAULT NULL,      -- what is asked, as SQL; NULL: all rows t that can be found
+    also text DEFAULT 'NULL',     -- a further column of these rows, as SQL
+    condition text DEFAULT '''true''' -- that rows t fulfil for a row a that is asked: SQL that gives it as SQL
+)
+RETURNS text
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    target record := pgembed.vector_column(relation, vector_column, metric);
+BEGIN
+    IF k IS NULL OR k < 1 THEN
+        RAISE EXCEPTION 'k is %, it must be at least 1', coalesce(k::text, 'NULL')
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    IF asked IS NULL THEN
+        SELECT format(
+                   'SELECT row_number() OVER (ORDER BY %s) AS n, jsonb_build_object(%s) AS key, t.%I AS vector, '
+                   '%s AS also FROM %s AS t WHERE t.%3$I IS NOT NULL AND %s',
+                   string_agg(format('t.%I', name), ', ' ORDER BY place),
+                   string_agg(format('%1$L, t.%1$I', name), ', ' ORDER BY place),
+                   vector_column, also, relation,
+                   coalesce(pgembed.column_value(relation, extra_column) || ' IS NOT NULL', 'true'))
+          INTO asked
+          FROM unnest(target.keys) WITH ORDINALITY AS named (name, place);
+    END IF;
+    RETURN format(
+        $query$
+        asked AS MATERIALIZED (%1$s),
+        found AS MATERIALIZED (
+            SELECT a.n, f.*
+              FROM asked AS a
+             CROSS JOIN LATERAL (
+                 SELECT n.key, n.extra, n.distance, row_number() OVER (ORDER BY n.place) AS rank
+                   FROM pgembed.nearest(%2$L, %3$L, a.vector::@extschema:vector@.vector,
+                                        least(%4$s::bigint + (a.key IS NOT NULL)::integer, 2147483647)::integer,
+                                        %5$L, %6$L, %7$L, %8$s)
+                        WITH ORDINALITY AS n (key, distance, score, extra, place)
+                  WHERE n.key IS DISTINCT FROM a.key
+                  ORDER BY n.place LIMIT %4$s) AS f
+             WHERE a.vector IS NOT NULL AND (a.key IS NULL OR (a.vector %9$s a.vector) < 'NaN')
+        )
+        $query$,
+        asked, relation, vector_column, k, target.metric, exact, extra_column, condition, target.op);
+END
+$$;
+
+-- What the labels of a column are: arrays, of which each element is a label, numbers to average, or classes.
+CREATE OR REPLACE FUNCTION pgembed.label_kind(relation regclass, label_column name, regression boolean)
+RETURNS text
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    kind record;
+BEGIN
+    IF label_column IS NULL THEN
+        RAISE EXCEPTION 'the label column is NULL' USING ERRCODE = 'null_value_not_allowed';
+    END IF;
+    PERFORM pgembed.column_value(relation, label_column);
+    SELECT a.atttypid::regtype AS type, b.typcategory = 'A' AS is_array,
+           b.oid IN ('float4'::regtype, 'float8'::regtype, 'numeric'::regtype) AS has_fractions,
+           b.oid IN ('int2'::regtype, 'int4'::regtype, 'int8'::regtype) AS is_whole
+      INTO kind
+      FROM pg_attribute AS a
+      JOIN pg_type AS t ON t.oid = a.atttypid
+      JOIN pg_type AS b ON b.oid = coalesce(nullif(t.typbasetype, 0), t.oid)
+     WHERE a.attrelid = relation AND a.attname = label_column;
+    IF regression AND NOT (kind.has_fractions OR kind.is_whole) THEN
+        RAISE EXCEPTION 'regression is true, and the labels are of the type %, they must be numbers', kind.type
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    RETURN CASE WHEN coalesce(regression, kind.has_fractions) THEN 'number' WHEN kind.is_array THEN 'array'
+                ELSE 'class' END;
+END
+$$;
+
+-- The votes of neighbours, as common table expressions behind those of pgembed.neighbours_query: votes (n, label,
+-- weight, counts, distance, rank) and won (n, label, share, votes, margin, voters, nearest), where a vote that is
+-- too far away weighs nothing and does not count.
+CREATE OR REPLACE FUNCTION pgembed.election_query(
+    relation regclass,
+    vector_column name,
+    label_column name,
+    kind text,
+    weights text,
     temperature double precision,
+    metric text,
+    min_share double precision DEFAULT NULL,
+    max_distance double precision DEFAULT NULL,
+    prior text DEFAULT NULL
+)
+RETURNS text
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    chosen text := (pgembed.vector_column(relation, vector_column, metric)).metric;
+    label_type text := (
+        SELECT format_type(a.atttypid, a.atttypmod) || coalesce(' COLLATE ' || nullif(a.attcollation, 0)::regcollation, '')
+          FROM pg_attribute AS a
+         WHERE a.attrelid = relation AND a.attname = label_column);
+    sizes text := '';
+BEGIN
+    IF weights IS NULL OR weights NOT IN ('distance', 'uniform', 'softmax') THEN
+        RAISE EXCEPTION 'weights are %, they must be distance, uniform or softmax',
+            coalesce(quote_literal(weights), 'NULL')
+            USING ERRCODE = 'invalid_parameter_value';
+    ELSIF prior <> 'balanced' OR prior IS NOT NULL AND kind <> 'class' THEN
+        RAISE EXCEPTION 'the prior is %, of labels of the kind %', quote_literal(prior), kind
+            USING ERRCODE = 'invalid_parameter_value',
+                  HINT = 'It must be balanced or NULL, and labels that are arrays or averaged have none.';
+    ELSIF prior IS NOT NULL THEN
+        sizes := format(
+            ', sizes AS MATERIALIZED (SELECT %1$s::text AS label, count(*) AS size FROM %2$s AS t '
+            'WHERE %1$s IS NOT NULL AND t.%3$I IS NOT NULL GROUP BY 1)',
+            pgembed.column_value(relation, label_column), relation, vector_column);
+    END IF;
+    RETURN sizes || format(
+        $query$
+        , votes AS MATERIALIZED (
+            SELECT f.n, f.extra::%1$s AS label, f.distance, f.rank, c.counts::integer AS counts,
+                   CASE WHEN c.counts THEN %2$s ELSE 0 END AS weight
+              FROM (SELECT *, min(distance) OVER (PARTITION BY n) AS nearest FROM found) AS f
+             CROSS JOIN LATERAL (SELECT (f.distance <= %3$L) IS NOT FALSE AS counts) AS c %4$s
+        ), won AS (%5$s)
+        $query$,
+        label_type,
+        CASE WHEN weights = 'uniform' THEN '1::float8'
+             WHEN weights = 'softmax' OR chosen = 'inner_product'
+                 THEN format('exp(greatest((f.nearest - f.distance) / %s, @LEAST_EXPONENT@))',
+                             CASE WHEN weights = 'softmax' THEN temperature ELSE 1 END)
+             ELSE '1 / (greatest(f.distance, 0) + @VOTE_OFFSET@)' END || CASE WHEN prior IS NULL THEN '' ELSE ' / s.size' END,
+        max_distance,
+        CASE WHEN prior IS NULL THEN '' ELSE 'JOIN sizes AS s ON s.label = f.extra' END,
+        CASE kind
+        WHEN 'number' THEN
+            $means$
+            SELECT n, sum(weight * label::float8 ORDER BY rank) / nullif(sum(weight ORDER BY rank), 0) AS label,
+                   NULL::float8 AS share, sum(counts) AS votes, NULL::float8 AS margin, sum(counts) AS voters,
+                   min(distance) AS nearest
+              FROM votes GROUP BY n
+            $means$
+        WHEN 'array' THEN format(
+            $arrays$
+            SELECT s.n, coalesce(array_agg(s.label ORDER BY s.label) FILTER (WHERE s.given), '{}') AS label,
+                   min(s.share) FILTER (WHERE s.given) AS share, min(s.votes) FILTER (WHERE s.given) AS votes,
+                   min(s.share) FILTER (WHERE s.given) - coalesce(max(s.share) FILTER (WHERE NOT s.given), 0) AS margin,
+                   min(s.voters) AS voters, min(s.nearest) AS nearest
+              FROM (SELECT e.*, t.label, t.votes, t.weight / nullif(e.weight, 0) AS share,
+                           t.weight / nullif(e.weight, 0) %s AS given
+                      FROM (SELECT n, sum(weight ORDER BY rank) AS weight, sum(counts) AS voters,
+                                   min(distance) AS nearest
+                              FROM votes GROUP BY n) AS e (n, weight, voters, nearest)
+                      LEFT JOIN (SELECT v.n, u.label, sum(v.weight ORDER BY v.rank) AS weight, sum(v.counts) AS votes
+                                   FROM votes AS v CROSS JOIN LATERAL (SELECT DISTINCT unnest(v.label) AS label) AS u
+                                  WHERE u.label IS NOT NULL GROUP BY v.n, u.label) AS t ON t.n = e.n) AS s
+             GROUP BY s.n
+            $arrays$,
+            coalesce('>= ' || quote_literal(min_share), '> 0.5'))
+        ELSE
+            $classes$
+            SELECT *
+              FROM (SELECT t.n, t.label, t.weight / nullif(sum(t.weight) OVER every, 0) AS share, t.votes,
+                           (t.weight - coalesce(lead(t.weight) OVER best_first, 0))
+                               / nullif(sum(t.weight) OVER every, 0) AS margin,
+                           sum(t.votes) OVER every AS voters, min(t.nearest) OVER every AS nearest,
+                           row_number() OVER best_first AS place
+                      FROM (SELECT n, label, sum(weight ORDER BY rank) AS weight, sum(counts) AS votes,
+                                   min(distance) AS nearest
+                              FROM votes GROUP BY n, label) AS t
+                    WINDOW every AS (PARTITION BY t.n),
+                           best_first AS (PARTITION BY t.n ORDER BY t.weight DESC, t.nearest, t.label)) AS ranked
+             WHERE place = 1
+            $classes$
+        END);
+END
+$$;
+
+-- What an answer must fulfil, refused where none can.
+CREATE OR REPLACE FUNCTION pgembed.check_limits(
     min_share double precision,
     min_margin double precision,
     max_distance double precision,
-    OUT label text,
-    OUT share double precision,
-    OUT margin double precision,
-    OUT nearest_distance double precision,
-    OUT reason text
+    temperature double precision,
+    min_neighbours integer DEFAULT NULL,
+    k integer DEFAULT NULL
 )
-LANGUAGE sql IMMUTABLE
+RETURNS void
+LANGUAGE plpgsql IMMUTABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
-WITH compared AS (
-    SELECT p.label, CASE metric
-               WHEN 'cosine' THEN query OPERATOR(@extschema:vector@.<=>) p.vector
-               WHEN 'l2' THEN query OPERATOR(@extschema:vector@.<->) p.vector
-               WHEN 'l1' THEN query OPERATOR(@extschema:vector@.<+>) p.vector
-               ELSE query OPERATOR(@extschema:vector@.<#>) p.vector
-           END AS distance
-      FROM unnest(labels, prototypes) AS p (label, vector)
-), weighed AS (
-    SELECT c.label, c.distance,
-           exp(greatest((min(c.distance) OVER () - c.distance) / temperature, @LEAST_EXPONENT@)) AS weight
-      FROM compared AS c
-     WHERE c.distance < 'NaN'
-), ranked AS (
-    SELECT w.label, w.distance, w.weight / sum(w.weight) OVER () AS share,
-           (w.weight - coalesce(lead(w.weight) OVER best_first, 0)) / sum(w.weight) OVER () AS margin,
-           row_number() OVER best_first AS place
-      FROM weighed AS w
-    WINDOW best_first AS (ORDER BY w.weight DESC, w.distance, w.label)
-), judged AS (
-    SELECT r.*, CASE WHEN query IS NULL THEN 'no vector'
-                     WHEN r.distance > max_distance THEN 'too far'
-                     WHEN r.label IS NULL THEN 'too few neighbours'
-                     WHEN r.share < min_share THEN 'low share'
-                     WHEN r.margin < min_margin THEN 'low margin'
-                END AS reason
-      FROM (VALUES (1)) AS one
-      LEFT JOIN ranked AS r ON r.place = 1
-)
-SELECT CASE WHEN j.reason IS NULL THEN j.label END, j.share, j.margin, j.distance, j.reason FROM judged AS j
+BEGIN
+    IF min_share NOT BETWEEN 0 AND 1 OR min_margin NOT BETWEEN 0 AND 1 THEN
+        RAISE EXCEPTION 'min_share is %, min_margin is %, they must be from 0 to 1', min_share, min_margin
+            USING ERRCODE = 'invalid_parameter_value';
+    ELSIF max_distance = 'NaN' THEN
+        RAISE EXCEPTION 'max_distance is NaN, it must be a number' USING ERRCODE = 'invalid_parameter_value';
+    ELSIF (temperature > 0 AND temperature < 'Infinity') IS NOT TRUE THEN
+        RAISE EXCEPTION 'the temperature is %, it must be above 0', coalesce(temperature::text, 'NULL')
+            USING ERRCODE = 'invalid_parameter_value';
+    ELSIF min_neighbours NOT BETWEEN 1 AND k THEN
+        RAISE EXCEPTION 'min_neighbours is %, it must be 1 to % neighbours', min_neighbours, k
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+END
 $$;
-COMMENT ON FUNCTION pgembed.nearest_label IS
-    'the label whose vector is nearest to a vector, with its share and margin, or the reason for having none';
+
+-- The labels of vectors, or of the rows of the table that have these keys, which do not vote for themselves.
+CREATE OR REPLACE FUNCTION pgembed.elect(
+    relation regclass,
+    vector_column name,
+    label_column name,
+    vectors @extschema:vector@.vector[],
+    keys jsonb[],
+    k integer,
+    weights text,
+    min_share double precision,
+    min_margin double precision,
+    max_distance double precision,
+    min_neighbours integer,
+    temperature double precision,
+    metric text,
+    exact boolean,
+    prior text,
+    regression boolean
+)
+RETURNS TABLE (place bigint, key jsonb, label text, share double precision, votes bigint, margin double precision,
+               nearest_distance double precision, reason text)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    target record := pgembed.vector_column(relation, vector_column, metric);
+    kind text := pgembed.label_kind(relation, label_column, regression);
+    wrong jsonb := (SELECT e FROM unnest(keys) AS e
+                     WHERE jsonb_typeof(e) IS DISTINCT FROM 'object' OR NOT e ?& target.keys::text[] LIMIT 1);
+    asked text := 'SELECT q.place AS n, NULL::jsonb AS key, q.vector, NULL::jsonb AS also '
+                  'FROM unnest($1) WITH ORDINALITY AS q (vector, place)';
+BEGIN
+    PERFORM pgembed.check_limits(min_share, min_margin, max_distance, temperature, min_neighbours, k);
+    IF kind = 'number' AND (min_share IS NOT NULL OR min_margin IS NOT NULL) THEN
+        RAISE EXCEPTION 'min_share and min_margin have no effect on labels that are averaged'
+            USING ERRCODE = 'invalid_parameter_value', HINT = 'Use max_distance or min_neighbours.';
+    ELSIF array_position(keys, NULL) IS NOT NULL OR wrong IS NOT NULL THEN
+        RAISE EXCEPTION 'a query is %, it must be a key of table %', coalesce(wrong::text, 'NULL'), relation
+            USING ERRCODE = 'invalid_parameter_value',
+                  HINT = 'Keys are objects with the columns ' || array_to_string(target.keys, ', ') || '.';
+    ELSIF keys IS NOT NULL THEN
+        SELECT format('SELECT q.place AS n, jsonb_build_object(%s) AS key, t.%I AS vector, q.key AS also '
+                      'FROM unnest($2) WITH ORDINALITY AS q (key, place) '
+                      'CROSS JOIN LATERAL jsonb_populate_record(NULL::%s, q.key) AS r LEFT JOIN %3$s AS t ON %s',
+                      string_agg(format('%1$L, t.%1$I', name), ', '), vector_column, relation,
+                      string_agg(format('t.%1$I = r.%1$I', name), ' AND '))
+          INTO asked
+          FROM unnest(target.keys) AS name;
+    END IF;
+    RETURN QUERY EXECUTE
+        'WITH ' || pgembed.neighbours_query(relation, vector_column, label_column, k, target.metric, exact, asked)
+        || pgembed.election_query(relation, vector_column, label_column, kind, weights, temperature, target.metric,
+                                  min_share, max_distance, prior)
+        || $query$
+        SELECT j.n, j.also, CASE WHEN j.why IS NULL THEN j.label END, j.share, coalesce(j.votes, 0), j.margin,
+               j.nearest, j.why
+          FROM (SELECT a.n, a.also, w.label::text, w.share, w.votes, w.margin, w.nearest,
+                       CASE WHEN a.vector IS NULL THEN 'no vector'
+                            WHEN w.nearest > $3 THEN 'too far'
+                            WHEN coalesce(w.voters, 0) < $4 THEN 'too few neighbours'
+                            WHEN w.share < $5 THEN 'low share'
+                            WHEN w.margin < $6 THEN 'low margin'
+                       END AS why
+                  FROM asked AS a LEFT JOIN won AS w ON w.n = a.n) AS j
+         ORDER BY j.n
+        $query$
+        USING vectors, keys, max_distance,
+              coalesce(min_neighbours, CASE WHEN max_distance IS NULL THEN k ELSE 1 END),
+              CASE WHEN kind = 'class' THEN min_share END, min_margin;
+END
+$$;
 
 DO $do$
 DECLARE
     accepted text;
-    definition text;
+    arguments text := 'integer, text, float8, float8, float8, integer, float8, text, boolean';
 BEGIN
-    FOREACH accepted IN ARRAY ARRAY[$type$@extschema:vector@.vector$type$, $type$@extschema:vector@.halfvec$type$, 'text'] LOOP
-        FOREACH definition IN ARRAY ARRAY[$many$
+    FOREACH accepted IN ARRAY ARRAY[$type$@extschema:vector@.vector$type$, $type$@extschema:vector@.halfvec$type$,
+                                    'text', 'jsonb'] LOOP
+        EXECUTE format('DROP FUNCTION IF EXISTS pgembed.knn_classify_many(regclass, name, name, %s[], %s)',
+                       accepted, arguments);
+        EXECUTE replace(replace(replace(replace($many$
 CREATE OR REPLACE FUNCTION pgembed.knn_classify_many(
     relation regclass,
     vector_column name,
@@ -73,185 +312,30 @@ CREATE OR REPLACE FUNCTION pgembed.knn_classify_many(
     min_neighbours integer DEFAULT NULL,
     temperature double precision DEFAULT 0.05,
     metric text DEFAULT NULL,
-    exact boolean DEFAULT false
+    exact boolean DEFAULT false,
+    prior text DEFAULT NULL,
+    regression boolean DEFAULT NULL
 )
-RETURNS TABLE (query integer, label text, share double precision, votes bigint, margin double precision,
+RETURNS TABLE (@query@, label text, share double precision, votes bigint, margin double precision,
                nearest_distance double precision, reason text)
-LANGUAGE plpgsql STABLE
+LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $body$
-DECLARE
-    chosen text := (pgembed.vector_column(relation, vector_column, metric)).metric;
-    least integer := coalesce(min_neighbours, CASE WHEN max_distance IS NULL THEN k ELSE 1 END);
-BEGIN
-    IF label_column IS NULL THEN
-        RAISE EXCEPTION 'the label column is NULL' USING ERRCODE = 'null_value_not_allowed';
-    ELSIF weights IS NULL OR weights NOT IN ('distance', 'uniform', 'softmax') THEN
-        RAISE EXCEPTION 'weights are %, they must be distance, uniform or softmax',
-            coalesce(quote_literal(weights), 'NULL')
-            USING ERRCODE = 'invalid_parameter_value';
-    ELSIF (temperature > 0) IS NOT TRUE THEN
-        RAISE EXCEPTION 'the temperature is %, it must be above 0', coalesce(temperature::text, 'NULL')
-            USING ERRCODE = 'invalid_parameter_value';
-    END IF;
-    RETURN QUERY
-    WITH asked AS (
-        SELECT q.place, q.vector FROM unnest(queries) WITH ORDINALITY AS q (vector, place)
-    ), found AS (
-        SELECT q.place, n.extra, n.distance, n.rank,
-               CASE WHEN weights = 'uniform' THEN 1
-                    WHEN weights = 'softmax' OR chosen = 'inner_product'
-                        THEN exp(greatest((min(n.distance) OVER (PARTITION BY q.place) - n.distance)
-                                          / CASE WHEN weights = 'softmax' THEN temperature ELSE 1 END,
-                                          @LEAST_EXPONENT@))
-                    ELSE 1 / (greatest(n.distance, 0) + @VOTE_OFFSET@)
-               END AS weight,
-               (n.distance <= max_distance) IS NOT FALSE AS counts
-          FROM asked AS q
-         CROSS JOIN LATERAL pgembed.nearest(relation, vector_column, q.vector::@extschema:vector@.vector, k, chosen,
-                                            exact, label_column) WITH ORDINALITY AS n (key, distance, score, extra, rank)
-         WHERE q.vector IS NOT NULL
-    ), tally AS (
-        SELECT f.place, f.extra, coalesce(sum(f.weight ORDER BY f.rank) FILTER (WHERE f.counts), 0) AS weight,
-               count(*) FILTER (WHERE f.counts) AS heads, min(f.distance) AS nearest
-          FROM found AS f
-         GROUP BY f.place, f.extra
-    ), ranked AS (
-        SELECT t.place, t.extra, t.heads, t.weight / nullif(sum(t.weight) OVER every, 0) AS part,
-               (t.weight - coalesce(lead(t.weight) OVER best_first, 0)) / nullif(sum(t.weight) OVER every, 0) AS lead,
-               sum(t.heads) OVER every AS voters, min(t.nearest) OVER every AS nearest,
-               row_number() OVER best_first AS standing
-          FROM tally AS t
-        WINDOW every AS (PARTITION BY t.place),
-               best_first AS (PARTITION BY t.place ORDER BY t.weight DESC, t.nearest, t.extra)
-    ), judged AS (
-        SELECT q.place, r.extra, r.part, r.heads, r.lead, r.nearest,
-               CASE WHEN q.vector IS NULL THEN 'no vector'
-                    WHEN r.nearest > max_distance THEN 'too far'
-                    WHEN coalesce(r.voters, 0) < least THEN 'too few neighbours'
-                    WHEN r.part < min_share THEN 'low share'
-                    WHEN r.lead < min_margin THEN 'low margin'
-               END AS why
-          FROM asked AS q
-          LEFT JOIN ranked AS r ON r.place = q.place AND r.standing = 1
-    )
-    SELECT j.place::integer, CASE WHEN j.why IS NULL THEN j.extra END, j.part, coalesce(j.heads, 0), j.lead,
-           j.nearest, j.why
-      FROM judged AS j
-     ORDER BY j.place;
-END
+SELECT @named@, e.label, e.share, e.votes, e.margin, e.nearest_distance, e.reason
+  FROM pgembed.elect(relation, vector_column, label_column, @asked@, k, weights, min_share, min_margin,
+                     max_distance, min_neighbours, temperature, metric, exact, prior, regression) AS e
+ ORDER BY e.place
 $body$
-$many$, $zero$
-CREATE OR REPLACE FUNCTION pgembed.zero_shot(
-    relation regclass,
-    vector_column name,
-    labels text[],
-    vectors @type@[],
-    min_share double precision DEFAULT NULL,
-    min_margin double precision DEFAULT NULL,
-    max_distance double precision DEFAULT NULL,
-    temperature double precision DEFAULT 0.05,
-    metric text DEFAULT NULL
-)
-RETURNS TABLE (key jsonb, label text, share double precision, margin double precision,
-               nearest_distance double precision, reason text)
-LANGUAGE plpgsql STABLE
-SET search_path = pg_catalog, pg_temp
-AS $body$
-DECLARE
-    target record := pgembed.vector_column(relation, vector_column, metric);
-    names text[];
-    prototypes @extschema:vector@.vector[];
-BEGIN
-    IF cardinality(labels) IS DISTINCT FROM cardinality(vectors) OR array_position(labels, NULL) IS NOT NULL THEN
-        RAISE EXCEPTION 'there are % labels and % vectors, there must be a label for each vector',
-            coalesce(cardinality(labels), 0), coalesce(cardinality(vectors), 0)
-            USING ERRCODE = 'invalid_parameter_value';
-    ELSIF (temperature > 0) IS NOT TRUE THEN
-        RAISE EXCEPTION 'the temperature is %, it must be above 0', coalesce(temperature::text, 'NULL')
-            USING ERRCODE = 'invalid_parameter_value';
-    END IF;
-    SELECT array_agg(m.name ORDER BY m.name), array_agg(m.mean ORDER BY m.name)
-      INTO names, prototypes
-      FROM (SELECT u.name, @extschema:vector@.avg(CASE target.metric
-                       WHEN 'cosine' THEN @extschema:vector@.l2_normalize(u.vector::@extschema:vector@.vector)
-                       ELSE u.vector::@extschema:vector@.vector END) AS mean
-              FROM unnest(labels, vectors) AS u (name, vector)
-             GROUP BY u.name) AS m;
-    RETURN QUERY EXECUTE format(
-        'SELECT jsonb_build_object(%s), n.* FROM %s AS t CROSS JOIN LATERAL pgembed.nearest_label('
-        't.%I::@extschema:vector@.vector, $1, $2, $3, $4, $5, $6, $7) AS n ORDER BY %s',
-        (SELECT string_agg(format('%L, t.%I', name, name), ', ') FROM unnest(target.keys) AS name),
-        relation,
-        vector_column,
-        (SELECT string_agg(format('t.%I', name), ', ') FROM unnest(target.keys) AS name)
-    ) USING names, prototypes, target.metric, temperature, min_share, min_margin, max_distance;
-END
-$body$
-$zero$, $centroid$
-CREATE OR REPLACE FUNCTION pgembed.centroid_classify(
-    relation regclass,
-    vector_column name,
-    label_column name,
-    queries @type@[],
-    min_share double precision DEFAULT NULL,
-    min_margin double precision DEFAULT NULL,
-    max_distance double precision DEFAULT NULL,
-    temperature double precision DEFAULT 0.05,
-    metric text DEFAULT NULL
-)
-RETURNS TABLE (query integer, label text, share double precision, margin double precision,
-               nearest_distance double precision, reason text)
-LANGUAGE plpgsql STABLE
-SET search_path = pg_catalog, pg_temp
-AS $body$
-DECLARE
-    target record := pgembed.vector_column(relation, vector_column, metric);
-    names text[];
-    prototypes @extschema:vector@.vector[];
-BEGIN
-    IF label_column IS NULL THEN
-        RAISE EXCEPTION 'the label column is NULL' USING ERRCODE = 'null_value_not_allowed';
-    ELSIF (temperature > 0) IS NOT TRUE THEN
-        RAISE EXCEPTION 'the temperature is %, it must be above 0', coalesce(temperature::text, 'NULL')
-            USING ERRCODE = 'invalid_parameter_value';
-    END IF;
-    EXECUTE format(
-        'SELECT array_agg(m.name ORDER BY m.name), array_agg(m.mean ORDER BY m.name) FROM ('
-        'SELECT t.%1$I::pg_catalog.text AS name, @extschema:vector@.avg(CASE $1 WHEN ''cosine'' THEN '
-        '@extschema:vector@.l2_normalize(t.%2$I::@extschema:vector@.vector) '
-        'ELSE t.%2$I::@extschema:vector@.vector END) AS mean FROM %3$s AS t '
-        'WHERE t.%1$I IS NOT NULL AND t.%2$I IS NOT NULL GROUP BY 1) AS m',
-        label_column,
-        vector_column,
-        relation
-    ) INTO names, prototypes USING target.metric;
-    RETURN QUERY
-    SELECT q.place::integer, n.*
-      FROM unnest(queries) WITH ORDINALITY AS q (vector, place)
-     CROSS JOIN LATERAL pgembed.nearest_label(q.vector::@extschema:vector@.vector, names, prototypes, target.metric,
-                                              temperature, min_share, min_margin, max_distance) AS n
-     ORDER BY q.place;
-END
-$body$
-$centroid$] LOOP
-            EXECUTE replace(definition, '@type@', accepted);
-        END LOOP;
+$many$, '@type@', accepted),
+            '@query@', CASE accepted WHEN 'jsonb' THEN 'key jsonb' ELSE 'query integer' END),
+            '@named@', CASE accepted WHEN 'jsonb' THEN 'e.key' ELSE 'e.place::integer' END),
+            '@asked@', CASE accepted WHEN 'jsonb' THEN 'NULL, queries'
+                                     ELSE 'queries::@extschema:vector@.vector[], NULL' END);
         EXECUTE format(
-            'COMMENT ON FUNCTION pgembed.knn_classify_many(regclass, name, name, %s[], integer, text, float8, float8, '
-            'float8, integer, float8, text, boolean) IS %L',
-            accepted,
-            'a label for each query from its k nearest labelled rows, or the reason for having none');
-        EXECUTE format(
-            'COMMENT ON FUNCTION pgembed.zero_shot(regclass, name, text[], %s[], float8, float8, float8, float8, text) '
-            'IS %L',
-            accepted,
-            'a label for each row of a table: the one whose vectors have the nearest mean');
-        EXECUTE format(
-            'COMMENT ON FUNCTION pgembed.centroid_classify(regclass, name, name, %s[], float8, float8, float8, float8, '
-            'text) IS %L',
-            accepted,
-            'a label for each query: the one whose rows have the nearest mean');
+            'COMMENT ON FUNCTION pgembed.knn_classify_many(regclass, name, name, %s[], %s, text, boolean) IS %L',
+            accepted, arguments,
+            'a label for each query, a vector or the key of a row, from its k nearest labelled rows, or the reason '
+            'for having none');
     END LOOP;
 END
 $do$;

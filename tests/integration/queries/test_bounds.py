@@ -13,7 +13,16 @@ from sqlalchemy import Column, Connection, Integer, MetaData, Table, create_engi
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.schema import CreateIndex
 
-from pgembed import HNSW, IVFFlat, constants, duplicate_groups, knn_classify, near_duplicates, semantic_search
+from pgembed import (
+    HNSW,
+    IVFFlat,
+    constants,
+    duplicate_groups,
+    knn_classify,
+    knn_classify_many,
+    near_duplicates,
+    semantic_search,
+)
 from pgembed.columns.types import VectorType
 from pgembed.exc import QueryError, sqlstate
 from pgembed.indexes import ACCESS_METHODS, Search, indexes_on
@@ -84,6 +93,17 @@ DOORS: dict[str, tuple[constants.Range, Callable[[int], Any], str]] = {
         lambda value: knn_classify(ITEM.c.v, QUERY, label=ITEM.c.label, k=value),
         "SELECT * FROM pgembed.knn_classify('item', 'v', 'label', '[1,0,0,0,0,0,0,0]', :value)",
     ),
+    "knn_classify_many": (
+        WHOLE_NUMBERS,
+        lambda value: knn_classify_many(ITEM.c.v, queries=[QUERY], label=ITEM.c.label, k=value),
+        "SELECT * FROM pgembed.knn_classify_many('item', 'v', 'label', ARRAY['[1,0,0,0,0,0,0,0]'], :value)",
+    ),
+    "min_neighbours": (
+        constants.Range(1, 15),
+        lambda value: knn_classify_many(ITEM.c.v, queries=[QUERY], label=ITEM.c.label, min_neighbours=value),
+        "SELECT * FROM pgembed.knn_classify_many('item', 'v', 'label', ARRAY['[1,0,0,0,0,0,0,0]'], "
+        "min_neighbours => :value)",
+    ),
     "near_duplicates": (
         constants.NEIGHBOURS,
         lambda value: near_duplicates(ITEM.c.v, min_score=0.5, k=value),
@@ -149,6 +169,7 @@ def test_both_doors_take_the_scores_of_a_metric(
     [
         (semantic_search, "limit", "search"),
         (knn_classify, "k", "knn_classify"),
+        (knn_classify_many, "k", "knn_classify_many"),
         (near_duplicates, "k", "near_duplicates"),
         (duplicate_groups, "k", "duplicate_groups"),
     ],

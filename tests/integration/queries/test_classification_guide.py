@@ -49,5 +49,5 @@ def test_the_sql_of_the_guide(filled):
     statements = [each for each in block.replace("[...]", vector).split(";") if each.strip()]
     assert len(statements) == 4
     found = [filled.execute(text(each.replace("::", "\\:\\:"))).all() for each in statements]
-    assert [(row.id, row.label) for row in sorted(found[0])] == [(4, "news"), (5, "help")]
+    assert sorted((row.key["id"], row.label) for row in found[0]) == [(4, "news"), (5, "help")]
     assert [len(rows) for rows in found[1:]] == [2, 1, 16]

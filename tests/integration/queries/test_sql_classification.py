@@ -120,6 +120,27 @@ def test_centroid_classify_agrees(corpus, session):
         same(rows, session.execute(statement).all(), 5)
 
 
+def test_a_key_without_a_row_has_no_vector(session):
+    sql = "knn_classify_many('article', 'embedding', 'section', ARRAY[jsonb '{\"id\": 0}'])"
+    assert [tuple(row) for row in call(session, f"SELECT * FROM pgembed.{sql}")] == [
+        ({"id": 0}, None, None, 0, None, None, "no vector")
+    ]
+
+
+def test_rows_named_by_their_keys_agree_through_the_index(corpus, session):
+    article = corpus.article
+    rows = call(
+        session,
+        "SELECT * FROM pgembed.knn_classify_many('article', 'embedding', 'section', ARRAY(SELECT "
+        "jsonb_build_object('id', id) FROM article WHERE id BETWEEN 20 AND 60 ORDER BY id), 5)",
+    )
+    queries = article.id.between(20, 60)
+    expected = knn_classify_many(article.embedding, queries=queries, label=article.section, k=5)
+    found = session.execute(expected).all()
+    assert [row.key for row in rows] == [{"id": row.key} for row in found]
+    same(rows, found, 6)
+
+
 @pytest.mark.parametrize(
     ("sql", "message"),
     [
@@ -129,6 +150,22 @@ def test_centroid_classify_agrees(corpus, session):
         ),
         ("knn_classify_many('article', 'embedding', 'section', ARRAY['[1]'], temperature => 0)", "above 0"),
         ("knn_classify_many('article', 'embedding', NULL, ARRAY['[1]'])", "label column is NULL"),
+        ("knn_classify_many('article', 'embedding', 'kind', ARRAY['[1]'])", "no column kind"),
+        ("knn_classify_many('article', 'embedding', 'section', ARRAY['[1]'], prior => 'even')", "'even'"),
+        ("knn_classify_many('article', 'embedding', 'section', ARRAY['[1]'], min_share => 1.1)", "0 to 1"),
+        ("knn_classify_many('article', 'embedding', 'section', ARRAY['[1]'], max_distance => 'NaN')", "NaN"),
+        (
+            "knn_classify_many('article', 'embedding', 'section', ARRAY['[1]'], regression => true)",
+            "of the type character varying, they must be numbers",
+        ),
+        (
+            "knn_classify_many('article', 'embedding', 'id', ARRAY['[1]'], regression => true, "
+            "min_margin => 0)",
+            "no effect",
+        ),
+        ("knn_classify_many('article', 'embedding', 'section', ARRAY[jsonb '{\"ID\": 1}'])", '\\{"ID": 1\\}'),
+        ("knn_classify_many('article', 'embedding', 'section', ARRAY[jsonb '[\"id\"]'])", "a key of table"),
+        ("knn_classify_many('article', 'embedding', 'section', ARRAY[NULL::jsonb])", "a query is NULL"),
         ("zero_shot('article', 'embedding', ARRAY['a'], ARRAY['[1]', '[2]'])", "1 labels and 2 vectors"),
         ("centroid_classify('article', 'embedding', NULL, ARRAY['[1]'])", "label column is NULL"),
         ("centroid_classify('article', 'embedding', 'section', ARRAY['[1]'], temperature => -1)", "above 0"),
