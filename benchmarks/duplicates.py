@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterable
@@ -73,10 +74,17 @@ def fill(connection: Connection, table: Table, vectors: Iterable[Any]) -> None:
     connection.execute(text(f"ANALYZE {table.name}"))
 
 
-def timed(what: str, work: Callable[[], Any]) -> Any:
-    start = time.perf_counter()
+def timed(connection: Connection, what: str, work: Callable[[], Any]) -> Any:
+    """Run it, and print how long it took, and the processor time of this process and of its session."""
+    backend = connection.scalar(text("SELECT pg_backend_pid()"))
+
+    def cpu() -> float:
+        ticks = Path(f"/proc/{backend}/stat").read_text().rpartition(")")[2].split()[11:13]
+        return time.process_time() + sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
+
+    start, spent = time.perf_counter(), cpu()
     done = work()
-    print(f"{what:<58} {time.perf_counter() - start:8.2f} s")
+    print(f"{what:<58} {time.perf_counter() - start:8.2f} s {cpu() - spent:8.2f} s of CPU", flush=True)
     return done
 
 
@@ -130,6 +138,7 @@ def abt_buy(connection: Connection, folder: Path, encoder: Encoder) -> None:
     every = sum(one == other for one in ids[0] for other in ids[1])
     for options in ({}, {"margin": 0.0}):
         rows = timed(
+            connection,
             f"match {options or ''}",
             lambda options=options: connection.execute(match(left, right, **options)).all(),
         )
@@ -159,8 +168,8 @@ def planted(connection: Connection, rows: int, *, peers: bool) -> None:
     vectors[copies : copies + near] = vectors[rows - copies - near : rows - copies] + noise
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     table = items("item", HNSW("vector"))
-    timed("rows written", lambda: fill(connection, table, vectors))
-    timed("index built", lambda: create(connection, table.c.vector))
+    timed(connection, "rows written", lambda: fill(connection, table, vectors))
+    timed(connection, "index built", lambda: create(connection, table.c.vector))
     expected = set()
     for start in range(0, rows, 2000):
         a, b = np.nonzero(vectors[start : start + 2000] @ vectors.T >= LEAST)
@@ -172,22 +181,20 @@ def planted(connection: Connection, rows: int, *, peers: bool) -> None:
     pair.create(connection)
     statement = near_duplicates(table.c.vector, min_score=LEAST)
     timed(
+        connection,
         "near_duplicates into a table",
         lambda: connection.execute(insert(pair).from_select(columns, statement)),
     )
     found = {(a, b) for a, b, _ in connection.execute(select(pair))}
     recall, wrong = len(found & expected) / len(expected), len(found - expected)
     print(f"  {len(found)} pairs, recall {recall:.4f}, wrong {wrong}")
-    for name, made in (
-        ("duplicate_groups", duplicate_groups(table.c.vector, min_score=LEAST)),
-        (
-            "duplicate_groups of the stored pairs",
-            duplicate_groups(table.c.vector, min_score=LEAST, pairs=pair),
-        ),
-        ("keep_list", keep_list(table.c.vector, min_score=LEAST)),
-        ("keep_list of the stored pairs", keep_list(table.c.vector, min_score=LEAST, pairs=pair)),
-    ):
-        timed(name, lambda made=made: connection.execute(made).all())
+    for helper in (duplicate_groups, keep_list):
+        made = helper(table.c.vector, min_score=LEAST, pairs=pair)
+        timed(
+            connection,
+            f"{helper.__name__} of the stored pairs",
+            lambda made=made: connection.execute(made).all(),
+        )
     if peers:
         paraphrase_mining(connection, table, pair, expected)
         semhash(connection, table)
@@ -214,7 +221,7 @@ def paraphrase_mining(
         connection.execute(insert(pair), rows)
         return rows
 
-    rows = timed("sentence-transformers' paraphrase_mining, read and written", work)
+    rows = timed(connection, "sentence-transformers' paraphrase_mining, read and written", work)
     found = {(row["left_key"], row["right_key"]) for row in rows}
     print(f"  {len(found)} pairs, recall {len(found & expected) / len(expected):.4f}")
 
@@ -239,7 +246,7 @@ def semhash(connection: Connection, table: Table) -> None:
         connection.execute(text("INSERT INTO kept VALUES (:id)"), [{"id": int(n)} for n in result.selected])
         return result
 
-    result = timed("semhash's self_deduplicate, read and written", work)
+    result = timed(connection, "semhash's self_deduplicate, read and written", work)
     print(f"  {len(result.selected)} rows kept")
 
 
@@ -282,7 +289,7 @@ def graph(connection: Connection, sizes: Iterable[int] = (100_000, 1_000_000)) -
             ("duplicate_groups", duplicate_groups(vector, min_score=LEAST, pairs=edge)),
             ("keep_list", keep_list(vector, min_score=LEAST, pairs=edge)),
         ):
-            timed(f"{what}, {name}", lambda made=made: connection.execute(made).all())
+            timed(connection, f"{what}, {name}", lambda made=made: connection.execute(made).all())
 
 
 def guard(engine: Engine, seconds: float, writers: int = 20) -> None:
