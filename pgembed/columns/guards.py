@@ -28,8 +28,17 @@ class CreateGuard(DDLElement):
     :param metric: the name of one of pgembed's.
     """
 
-    def __init__(self, table: Table, column: str, per: tuple[str, ...], score: float, metric: str) -> None:
+    def __init__(
+        self,
+        table: Table,
+        column: str,
+        per: tuple[str, ...],
+        score: float,
+        metric: str,
+        name: str | None = None,
+    ) -> None:
         self.table = table
+        self.name = name or guard_name(column)
         self.columns = (column, *per)
         self.score = float(score)
         self.metric = metric
@@ -38,9 +47,9 @@ class CreateGuard(DDLElement):
 class DropGuard(DDLElement):
     """``DROP TRIGGER``"""
 
-    def __init__(self, table: Table, column: str) -> None:
+    def __init__(self, table: Table, name: str) -> None:
         self.table = table
-        self.column = column
+        self.name = name
 
 
 @compiles(CreateGuard)
@@ -48,7 +57,7 @@ def _create(element: CreateGuard, compiler: Any, **_: Any) -> str:
     quote = compiler.preparer.quote
     column, *_per = names = [quote(name) for name in element.columns]
     return (
-        f"CREATE TRIGGER {quote(_name(element.columns[0]))} AFTER INSERT OR UPDATE OF {', '.join(names)} "
+        f"CREATE TRIGGER {quote(element.name)} AFTER INSERT OR UPDATE OF {', '.join(names)} "
         f"ON {compiler.preparer.format_table(element.table)} FOR EACH ROW WHEN (NEW.{column} IS NOT NULL) "
         f"EXECUTE FUNCTION pgembed.guard_meaning('{element.score!r}', '{element.metric}')"
     )
@@ -56,16 +65,18 @@ def _create(element: CreateGuard, compiler: Any, **_: Any) -> str:
 
 @compiles(DropGuard)
 def _drop(element: DropGuard, compiler: Any, **_: Any) -> str:
-    name = compiler.preparer.quote(_name(element.column))
+    name = compiler.preparer.quote(element.name)
     return f"DROP TRIGGER {name} ON {compiler.preparer.format_table(element.table)}"
 
 
-def _name(column: str) -> str:
+def guard_name(column: str) -> str:
+    """The name of the trigger of a column."""
     return shortened(f"pgembed_guard_{column}")
 
 
-def _guard_of(embedding: EmbeddingColumn) -> CreateGuard | None:
-    """
+def guard_of(embedding: EmbeddingColumn) -> CreateGuard | None:
+    """The guard that a column declares.
+
     :raises DeclarationError: ``unique_per`` names what is no other column of the table.
     """
     declaration = embedding.declaration
@@ -91,7 +102,7 @@ def _guard_of(embedding: EmbeddingColumn) -> CreateGuard | None:
 def _after_table(table: Table, connection: Any, **_: Any) -> None:
     if not is_postgres(connection.dialect):
         return
-    for guard in map(_guard_of, embeddings_of(table)):
+    for guard in map(guard_of, embeddings_of(table)):
         if guard is None:
             continue
         if isinstance(connection, Connection) and not connection.scalar(_THERE):

@@ -50,6 +50,7 @@ SHARED_NAMES = {
     "worker": "the command in cli and what it runs",
     "declaration": "what users declare: an embedding column, and an index",
     "indexes": "one subject of migrations: compared, and its operations",
+    "meaning_guard": "one subject of migrations: compared, and its operations",
     "installation": "one subject of migrations: compared, and its operations",
 }
 

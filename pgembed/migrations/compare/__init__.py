@@ -5,6 +5,7 @@ installation       the extension ``vector`` and pgembed's SQL objects
 columns            type, dimensions and ``NOT NULL`` of vector columns
 whole_table        one table after Alembic's own comparison: its subjects in their order
 indexes            vector indexes and pending indexes, with their registrations
+meaning_guard      the triggers of ``unique_within=``
 encoder_series     changes of encoder, as a series of revisions
 refusals           changes of encoder that are refused
 =================  ===============================================================================

@@ -174,6 +174,8 @@ class SeriesParts:
     :ivar drop: operations that drop old columns, and ``checks`` what is checked before them.
     :ivar waiting: the names of the indexes of new columns, with the column.
     :ivar ended: the names of the indexes of columns that were replaced.
+    :ivar begun: the columns that are being replaced, each with the one that replaces it, and ``over`` those
+        that are dropped.
     """
 
     indexes: TableIndexes
@@ -183,6 +185,8 @@ class SeriesParts:
     checks: list[MigrateOperation] = field(default_factory=list)
     waiting: dict[str, str] = field(default_factory=dict)
     ended: set[str] = field(default_factory=set)
+    begun: dict[str, str] = field(default_factory=dict)
+    over: set[str] = field(default_factory=set)
 
 
 def compare_encoders(
@@ -199,6 +203,7 @@ def compare_encoders(
     begun = find_series(context, context.connection, table, model, indexes)
     parts = SeriesParts(indexes)
     for series in begun:
+        parts.begun[series.old] = series.name
         added = series.add_columns(modify_ops, model)
         parts.add.extend(added)
         if added and series.facts and series.frees_old(model):
@@ -224,6 +229,7 @@ def compare_encoders(
         dropped = drop_columns(context, modify_ops, table, old, registered.get(old))
         parts.drop.extend(dropped)
         if dropped:
+            parts.over.add(old)
             parts.ended.update(dependent_indexes(context.connection, table, old))
             if new in model.c:
                 parts.checks.append(backfilled(modify_ops, new, "the column that takes its place"))

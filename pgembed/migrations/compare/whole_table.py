@@ -16,6 +16,8 @@ from pgembed.indexes.partitions import is_partitioned
 from pgembed.migrations.compare.columns import convert_not_null, convert_vector_types, replace_words
 from pgembed.migrations.compare.encoder_series import SeriesParts, backfilled, compare_encoders
 from pgembed.migrations.compare.indexes import compare_indexes, find_indexes, on_added_columns
+from pgembed.migrations.compare.meaning_guard import compare_guards
+from pgembed.migrations.operations.table_locks import locked
 from pgembed.migrations.operations.vector_column import AlterVectorColumnOp
 from pgembed.migrations.revisions import in_parts
 
@@ -46,12 +48,21 @@ def compare_table(
     convert_vector_types(modify_ops)
     replace_words(context, modify_ops, table, model)
     placed = _index_operations(context, modify_ops, table, model, series, waiting)
+    guards: dict[str, list[Any]] = defaultdict(list)
+    for place, operation in compare_guards(context, modify_ops, table, model, series):
+        guards[place].append(operation)
     columns = dict.fromkeys(waiting[name] for name in sorted(each.new.name for each in placed["index"]))
+    columns |= dict.fromkeys(each.column for each in guards["filled"])
+    lock = series.drop[:1]
     modify_ops.ops[:] = in_parts(
-        [*placed["before"], *modify_ops.ops, *placed["after"]],
-        [*series.checks, *placed["ended"], *series.drop, *placed["registered"]],
+        [*guards["before"], *placed["before"], *modify_ops.ops, *placed["after"], *guards["after"]],
+        [*series.checks, *placed["ended"], *lock, *guards["over"], *series.drop[1:], *placed["registered"]],
         [*series.add, *placed["add"], *series.back],
-        [*(backfilled(modify_ops, column, "the column") for column in columns), *placed["index"]],
+        [
+            *(backfilled(modify_ops, column, "the column") for column in columns),
+            *placed["index"],
+            *locked(modify_ops, guards["filled"]),
+        ],
         not_null,
     )
     return PriorityDispatchResult.CONTINUE

@@ -12,7 +12,7 @@ operation                         what it does
 ``drop_pending_index``            drops it
 ``replace_pending_index``         builds it with another predicate, and drops the old one
 ``register_embedding``            rewrites the registration alone
-``create_meaning_guard``          the trigger of ``unique_within=``; not written by autogenerate
+``create_meaning_guard``          the trigger of ``unique_within=``
 ``drop_meaning_guard``            drops it
 ``alter_vector_column``           other dimensions, other storage
 ``assert_backfilled``             stops the migration while rows are pending

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
-from alembic.operations import Operations
+from alembic.autogenerate.api import AutogenContext
+from alembic.operations import MigrateOperation, Operations
 from sqlalchemy import MetaData, Table
 
 from pgembed.columns.declaration import check_score
-from pgembed.columns.guards import CreateGuard, DropGuard
+from pgembed.columns.guards import CreateGuard, DropGuard, guard_name
 from pgembed.metrics import metric as metric_named
 from pgembed.migrations.operations.base import PgembedOp
+from pgembed.migrations.rendering import call
 
 
 @dataclass(eq=False)
 class CreateMeaningGuardOp(PgembedOp):
-    """Refuse vectors within a score of another row's."""
+    """Refuse vectors within a score of another row's.
+
+    :ivar trigger: the trigger's name, where the column was renamed since.
+    """
 
     names = ("create_meaning_guard",)
 
@@ -26,6 +32,12 @@ class CreateMeaningGuardOp(PgembedOp):
     unique_per: tuple[str, ...]
     metric: str
     schema: str | None = None
+    trigger: str | None = None
+
+    @property
+    def settings(self) -> tuple[Any, ...]:
+        """What the trigger does."""
+        return (self.column, self.unique_within, self.unique_per, self.metric)
 
     @classmethod
     def create_meaning_guard(
@@ -37,9 +49,10 @@ class CreateMeaningGuardOp(PgembedOp):
         *,
         unique_per: Iterable[str] = (),
         metric: str = "cosine",
+        trigger: str | None = None,
         schema: str | None = None,
     ) -> None:
-        """Guard a column as ``embedding_column(..., unique_within=)`` does; autogenerate does not write it.
+        """Guard a column as ``embedding_column(..., unique_within=)`` does.
 
         ::
 
@@ -51,15 +64,36 @@ class CreateMeaningGuardOp(PgembedOp):
 
         :param unique_within: a score.
         :param unique_per: names of columns; only rows that agree in all of them are compared.
+        :param trigger: the trigger's name, where it is not that of its column.
         :raises DeclarationError: it is no score of the metric.
         """
         check_score(metric, unique_within)
         name = metric_named(metric).name
-        operations.invoke(cls(table_name, column, unique_within, tuple(unique_per), name, schema))
+        operations.invoke(cls(table_name, column, unique_within, tuple(unique_per), name, schema, trigger))
 
     def run(self, operations: Operations) -> None:
         table = Table(self.table_name, MetaData(), schema=self.schema)
-        operations.execute(CreateGuard(table, self.column, self.unique_per, self.unique_within, self.metric))
+        operations.execute(
+            CreateGuard(table, self.column, self.unique_per, self.unique_within, self.metric, self.trigger)
+        )
+
+    def render(self, context: AutogenContext) -> list[str]:
+        text = call(
+            context,
+            "create_meaning_guard",
+            [self.table_name, self.column, self.unique_within],
+            unique_per=list(self.unique_per) or None,
+            metric=None if self.metric == "cosine" else self.metric,
+            trigger=self.trigger,
+            schema=self.schema,
+        )
+        return [text]
+
+    def reverse(self) -> MigrateOperation:
+        return DropMeaningGuardOp(self.table_name, self.column, self.schema, self.trigger, existing=self)
+
+    def to_diff_tuple(self) -> tuple[Any, ...]:
+        return ("add_meaning_guard", self.schema, self.table_name, *self.settings)
 
 
 @dataclass(eq=False)
@@ -71,13 +105,36 @@ class DropMeaningGuardOp(PgembedOp):
     table_name: str
     column: str
     schema: str | None = None
+    trigger: str | None = None
+    existing: CreateMeaningGuardOp | None = None
 
     @classmethod
     def drop_meaning_guard(
-        cls, operations: Operations, table_name: str, column: str, *, schema: str | None = None
+        cls,
+        operations: Operations,
+        table_name: str,
+        column: str,
+        *,
+        trigger: str | None = None,
+        schema: str | None = None,
     ) -> None:
-        """``DROP TRIGGER pgembed_guard_<column> ON <table>``"""
-        operations.invoke(cls(table_name, column, schema))
+        """``DROP TRIGGER pgembed_guard_<column> ON <table>``
+
+        :param trigger: its name, where it is not that of its column.
+        """
+        operations.invoke(cls(table_name, column, schema, trigger))
 
     def run(self, operations: Operations) -> None:
-        operations.execute(DropGuard(Table(self.table_name, MetaData(), schema=self.schema), self.column))
+        table = Table(self.table_name, MetaData(), schema=self.schema)
+        operations.execute(DropGuard(table, self.trigger or guard_name(self.column)))
+
+    def render(self, context: AutogenContext) -> list[str]:
+        names = [self.table_name, self.column]
+        return [call(context, "drop_meaning_guard", names, trigger=self.trigger, schema=self.schema)]
+
+    def reverse(self) -> MigrateOperation:
+        assert self.existing is not None
+        return self.existing
+
+    def to_diff_tuple(self) -> tuple[Any, ...]:
+        return ("remove_meaning_guard", self.schema, self.table_name, self.column)
