@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 from sqlalchemy import (
@@ -89,6 +90,11 @@ def merge_duplicates(
         of = groups._searched  # type: ignore[union-attr]
         pairs = _pairs(groups, session.execute(groups).all())
     elif of is not None and isinstance(groups, Sequence) and not isinstance(groups, str):
+        for group in groups:
+            if not isinstance(group, list | tuple) or not group:
+                raise QueryError(
+                    f"groups holds {group!r}; expected lists of keys, such as [[1, 5], [2, 7, 9]]"
+                )
         pairs = [(dropped, first) for first, *others in groups for dropped in others]
     else:
         raise QueryError(
@@ -97,7 +103,9 @@ def merge_duplicates(
         )
     table, names = _identified(of)
     connection = session.connection() if isinstance(session, Session) else session
-    name = connection.dialect.identifier_preparer.format_table(table)
+    preparer = connection.dialect.identifier_preparer
+    schema = connection.schema_for_object(table)  # through schema_translate_map
+    name = ".".join(preparer.quote(part) for part in (schema, table.name) if part)
     dropped, kept = (
         cast(bindparam(None, [_object(names, pair[side]) for pair in pairs], ARRAY(String)), ARRAY(JSONB))
         for side in (0, 1)
@@ -149,4 +157,11 @@ def _object(names: Sequence[str], key: Any) -> str:
     values = [key] if len(names) == 1 else list(key) if isinstance(key, list | tuple) else []
     if len(values) != len(names):
         raise QueryError(f"found the key {key!r}; expected values of {', '.join(names)}")
-    return json.dumps(dict(zip(names, values, strict=True)), default=str)
+    return json.dumps(dict(zip(names, values, strict=True)), default=_as_json)
+
+
+def _as_json(value: Any) -> Any:
+    """A value of a key that JSON has no form for, as Postgres reads it."""
+    if isinstance(value, bytes | bytearray | memoryview):
+        return f"\\x{value.hex()}"
+    return value.name if isinstance(value, Enum) else str(value)
