@@ -75,8 +75,9 @@ $$;
 COMMENT ON FUNCTION pgembed.vector_indexes IS
     'the valid indexes of all rows that a search of a vector column can use, those that lose least first';
 
--- Make searches of an index thorough enough for this number of rows. Returns the settings as they were, for the
--- caller to put back: what set_config sets would otherwise last until the end of the transaction.
+-- Make searches of an index thorough enough for this number of rows, and keep the server from compiling them (jit) for
+-- the cost of an exact scan that they seldom fall back on, which takes longer than they do. Returns the settings as
+-- they were, for the caller to put back: what set_config sets would otherwise last until the end of the transaction.
 CREATE OR REPLACE FUNCTION pgembed.ask_for(method text, lists integer, oversample integer, row_count integer)
 RETURNS jsonb
 LANGUAGE plpgsql VOLATILE
@@ -97,9 +98,10 @@ BEGIN
         name := 'ivfflat.probes';
         value := ceil(sqrt(lists));
     END IF;
-    before := jsonb_build_object(name, current_setting(name),
+    before := jsonb_build_object('jit', current_setting('jit'), name, current_setting(name),
                                  method || '.iterative_scan', current_setting(method || '.iterative_scan'));
-    PERFORM set_config(name, greatest(current_setting(name)::integer, value)::text, true),
+    PERFORM set_config('jit', 'off', true),
+            set_config(name, greatest(current_setting(name)::integer, value)::text, true),
             set_config(method || '.iterative_scan',
                        CASE method WHEN 'hnsw' THEN '@ITERATIVE_SCAN.hnsw@'
                                    ELSE '@ITERATIVE_SCAN.ivfflat@' END, true);

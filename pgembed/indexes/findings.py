@@ -96,6 +96,11 @@ SELECT coalesce(s.idx_scan, 0) AS scans,
        coalesce(t.seq_scan, 0) AS reads,
        greatest(c.reltuples, 0) AS rows,
        greatest(own.reltuples, 0) AS index_rows,
+       c.relpages * CAST(pg_catalog.current_setting('seq_page_cost') AS float8) + greatest(c.reltuples, 0)
+         * CAST(pg_catalog.current_setting('cpu_tuple_cost') AS float8) AS scan_cost,
+       CASE WHEN pg_catalog.pg_jit_available() THEN
+         nullif(CAST(pg_catalog.current_setting('jit_above_cost') AS float8), -1) END AS jit_above_cost,
+       pg_catalog.quote_ident(pg_catalog.current_database()) AS database,
        pg_catalog.pg_size_bytes(pg_catalog.current_setting('maintenance_work_mem')) AS work_memory
   FROM pg_catalog.pg_class AS c
   LEFT JOIN pg_catalog.pg_class AS own ON own.oid = :oid
@@ -107,17 +112,25 @@ _VERSION = text(
     "SELECT extversion, pg_catalog.version() LIKE '%32-bit%' AS is_32_bit "
     "FROM pg_catalog.pg_extension WHERE extname = 'vector'"
 )
-_REGISTERED = text(
-    "SELECT CAST(relation AS text), CAST(column_name AS text), metric FROM pgembed.embedding_columns"
-)
+# Vectors of parts are in a table beside. (to_jsonb: the view of an earlier version has no column for parts.)
+_REGISTERED = text("""
+SELECT CAST(CAST(held.oid AS pg_catalog.regclass) AS text),
+       CASE WHEN beside.name IS NULL THEN CAST(e.column_name AS text) ELSE 'embedding' END,
+       e.metric
+  FROM pgembed.embedding_columns AS e
+  JOIN pg_catalog.pg_class AS own ON own.oid = e.relation
+ CROSS JOIN LATERAL (SELECT pg_catalog.to_jsonb(e) -> 'parts' ->> 'table') AS beside (name)
+  JOIN pg_catalog.pg_class AS held
+    ON held.relnamespace = own.relnamespace AND held.relname = coalesce(beside.name, own.relname)
+""")
 
 
 @dataclass(frozen=True)
 class Finding:
     """Something that is wrong with an index.
 
-    :ivar code: ``invalid``, ``unused``, ``old-pgvector``, ``metric``, ``cast``, ``spilled``, ``memory`` or
-        ``drift``.
+    :ivar code: ``invalid``, ``unused``, ``old-pgvector``, ``metric``, ``cast``, ``jit``, ``spilled``,
+        ``memory`` or ``drift``.
     :ivar fix: what to do.
     """
 
@@ -254,6 +267,15 @@ def _by_figures(connection: Connection, index: StandingIndex, reads: int) -> Ite
             f"never used, while its table was scanned without any {facts.reads:,} times; it takes "
             f"{sizes.readable(index.size)} and slows every write",
             "See why with pgembed.indexes.explain(connection, statement), or drop it",
+        )
+    if facts.jit_above_cost is not None and facts.scan_cost > facts.jit_above_cost:
+        yield Finding(
+            "jit",
+            index.name,
+            "the server compiles the searches of pgembed's Python helpers (jit), which can take longer than "
+            f"they do: each has an exact scan to fall back on, whose cost of about {facts.scan_cost:,.0f} is "
+            f"above jit_above_cost, {facts.jit_above_cost:,.0f}",
+            f"ALTER DATABASE {facts.database} SET jit = off, or raise jit_above_cost",
         )
     yield from _of_memory(index, facts, server_of(connection))
     # This runs queries, and with them what the table's owner has put there; the rest is in the catalogue.

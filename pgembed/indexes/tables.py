@@ -16,8 +16,9 @@ from pgembed.exc import DeclarationError
 from pgembed.indexes.declaration import VectorIndex
 from pgembed.indexes.indexed import EXPRESSION, Indexed, element_of, expression_of, indexed
 from pgembed.indexes.methods import ACCESS_METHODS
+from pgembed.parts import parts_of
 
-#: An index, or a column or mapped attribute that one is declared on.
+#: An index, or a column, mapped attribute or relationship to parts that one is declared on.
 IndexTarget: TypeAlias = Index | Column[Any] | QueryableAttribute[Any]
 
 #: The key in ``Column.info``, which every copy of a column keeps, of the indexes to declare on a copy too.
@@ -77,7 +78,8 @@ def declared_index(target: IndexTarget) -> Index:
     if isinstance(target, Index):
         return target
     mapped = getattr(getattr(target, "property", None), "columns", None)
-    column = mapped[0] if mapped else target
+    parts = parts_of(target)
+    column = mapped[0] if mapped else target if parts is None else parts.vector
     if not isinstance(column, Column):
         raise DeclarationError(
             f"expected an index, or the column that it is declared on (Article.embedding), got {target!r}"

@@ -74,6 +74,7 @@ def test_long_running_services_have_health_checks_and_start_in_order() -> None:
             program, *arguments = services[name]["healthcheck"]["test"][1:]
             assert program == "pgembed"
             check(*arguments)
+    assert "--host" in services["postgres"]["healthcheck"]["test"]  # `init` runs once: no answer is too early
     assert services["init"]["depends_on"]["postgres"]["condition"] == "service_healthy"
     for name in ("worker", "worker-gpu"):
         assert services[name]["depends_on"]["init"]["condition"] == "service_completed_successfully"

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from sqlalchemy import Column, Integer, MetaData, Table, insert, text
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
-from pgembed import HNSW, IVFFlat
+from pgembed import HNSW, IVFFlat, Part, embedding_parts
 from pgembed.columns.types import VectorType
 from pgembed.database import install
 from pgembed.indexes import check, create
@@ -163,6 +163,48 @@ def test_registered_columns_say_what_their_queries_order_by(engine):
         session.rollback()
         models.base.metadata.drop_all(session.connection())
         session.commit()
+
+
+def test_the_metric_of_parts_is_that_of_their_registration(engine):
+    class Base(DeclarativeBase):
+        pass
+
+    class Page(Base):
+        __tablename__ = "page"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        body: Mapped[str]
+        parts: Mapped[list[Part]] = embedding_parts(
+            "body", encoder=HashEncoder(16, max_tokens=8), metric="l2", index=HNSW()
+        )
+
+    with engine.connect() as connection:
+        Base.metadata.create_all(connection)
+        create(connection, Page.parts)
+        assert codes(check(connection)) == codes(check(connection, Page.parts)) == []
+        connection.execute(text("CREATE INDEX far ON page_parts USING hnsw (embedding vector_cosine_ops)"))
+        for target in (None, Page.parts):
+            (found,) = [found for found in check(connection, target) if found.code != "old-pgvector"]
+            assert (found.code, found.index) == ("metric", "far")
+            assert "it serves cosine, and queries of embedding use l2" in str(found)
+
+
+def test_statements_that_the_server_compiles(connection, fill):
+    """Not every server can: where it cannot, it is made to say so."""
+    table = fill(HNSW("vector", name="ann"), rows=500)
+    create(connection, table.c.vector)
+    connection.execute(text("SET LOCAL jit_above_cost = 10"))
+    available = "CREATE OR REPLACE FUNCTION pg_catalog.pg_jit_available() RETURNS boolean RETURN "
+    connection.execute(text(available + "false"))
+    assert codes(check(connection)) == []
+    connection.execute(text(available + "true"))
+    (found,) = [found for found in check(connection) if found.code != "old-pgvector"]
+    assert found.code == "jit"
+    cost = connection.scalar(text('EXPLAIN (FORMAT json) SELECT FROM "Item"'))[0]["Plan"]["Total Cost"]
+    assert f"cost of about {cost:,.0f} is above jit_above_cost, 10" in found.message
+    assert found.fix.startswith(f"ALTER DATABASE {connection.engine.url.database} SET jit = off")
+    for above in ("-1", str(cost + 1)):
+        connection.execute(text(f"SET LOCAL jit_above_cost = {above}"))
+        assert codes(check(connection)) == []
 
 
 def test_partitions_are_looked_at_with_their_table(engine):
