@@ -116,7 +116,7 @@ def evaluate(
     as_json: AsJson = False,
     as_csv: AsCsv = False,
 ) -> None:
-    """How good labels by neighbours are: each labelled row is predicted by all others.
+    """Measure how good labels from neighbours are: each labelled row is predicted from all others.
 
     --csv prints the confusion matrix, a line for each label and predicted label.
     """
@@ -148,7 +148,9 @@ def evaluate(
     say(f"{found.rows:,} rows, k = {found.k}: accuracy {found.accuracy:.3f}, macro F1 {found.macro_f1:.3f}")
     say(f"expected calibration error: {found.calibration_error:.3f}")
     say(f"best k: {found.best_k}; best temperature of softmax weights: {found.best_temperature}")
-    coverage: Any = [(each.min_share, each.coverage, each.accuracy) for each in found.coverage]
+    coverage: Any = [
+        (each.min_share, each.coverage, each.accuracy if each.coverage else None) for each in found.coverage
+    ]
     print_rows(["min_share", "coverage", "accuracy"], coverage, as_json=False, as_csv=False)
 
 

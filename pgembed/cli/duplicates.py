@@ -81,9 +81,9 @@ def dedup(
     as_json: AsJson = False,
     as_csv: AsCsv = False,
 ) -> None:
-    """List rows of a table that say nearly the same; nothing is changed without --merge --yes.
+    """List rows of a table that say nearly the same thing; nothing is changed without --merge --yes.
 
-    Through the index of the column where there is one and the table is large.
+    The index of the column is used where there is one and the table is large.
     """
     if yes and not merge:
         raise typer.BadParameter("has no effect without --merge", param_hint="--yes")

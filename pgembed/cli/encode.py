@@ -50,7 +50,7 @@ def encode(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     precision: Annotated[str, typer.Option(help="auto, fp32, fp16 or int8.")] = "auto",
 ) -> None:
-    """Encode texts of any number in a stream, and write their vectors in the same order."""
+    """Encode any number of texts as a stream, and write their vectors in the same order."""
     if format is Format.NPY and not (output and (output.is_file() or not output.exists())):
         raise typer.BadParameter("a numpy file begins with the number of its rows, so it needs --output FILE")
     if output is None and sys.stdout is None:

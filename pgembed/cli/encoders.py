@@ -18,7 +18,7 @@ from pgembed.exc import EncoderFilesError
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the application."""
-    group = typer.Typer(no_args_is_help=True, help="Installed encoders and what decides their vectors.")
+    group = typer.Typer(no_args_is_help=True, help="Show installed encoders, and what decides their vectors.")
     group.command("show")(show)
     group.command("list")(list_)
     app.command("export")(export)
@@ -69,7 +69,7 @@ def _rows(spec: EncoderSpec) -> list[tuple[str, str]]:
         ("prompt of documents", repr(spec.document_prompt)),
         ("prompt of queries", repr(spec.query_prompt)),
         ("prompts are pooled", "yes" if spec.include_prompt else "no"),
-        ("texts are lowered", "yes" if spec.lowercase else "no, or by the tokenizer"),
+        ("texts are lowercased", "yes" if spec.lowercase else "no, or by the tokenizer"),
         *last,
     ]
 

@@ -20,7 +20,7 @@ from pgembed.filling import failures
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the application."""
-    group = typer.Typer(help="Rows that could not be filled.", no_args_is_help=True)
+    group = typer.Typer(help="Show and retry rows that could not be filled.", no_args_is_help=True)
     group.command("list")(list_)
     group.command("retry")(retry)
     app.add_typer(group, name="failures")

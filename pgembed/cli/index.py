@@ -76,7 +76,7 @@ def plan(
     workers: Workers = None,
     as_json: AsJson = False,
 ) -> None:
-    """What building an index takes: memory, disk, time; and which index suits that many rows."""
+    """Say what building an index takes: memory, disk, time; and which index suits that many rows."""
     parameters = {"m": m, "ef_construction": ef_construction, "lists": lists}
     form = IndexForm(quantize, dimensions, where)
     with open_engine(url) as engine, engine.begin() as connection:

@@ -9,7 +9,9 @@ import logging
 import os
 import sys
 from importlib.metadata import version
+from inspect import cleandoc
 
+import psycopg
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
@@ -65,6 +67,19 @@ for _group in (
 measuring.register(index.group)
 
 
+def _flow(commands: typer.Typer) -> None:
+    """Have help texts wrapped by the terminal: typer keeps where the lines of later paragraphs end."""
+    for command in commands.registered_commands:
+        paragraphs = cleandoc((command.callback and command.callback.__doc__) or "").split("\n\n")
+        command.help = "\n\n".join(" ".join(each.split()) for each in paragraphs)
+    for group in commands.registered_groups:
+        if group.typer_instance is not None:
+            _flow(group.typer_instance)
+
+
+_flow(app)
+
+
 def _show_version(asked: bool) -> None:
     if asked:
         say(f"pgembed {version(DISTRIBUTION)}")
@@ -93,7 +108,7 @@ def main() -> None:
     except PgembedError as error:
         _fail(str(error))
     except DBAPIError as error:
-        _fail(f"the database says: {str(error.orig).strip()}")
+        _fail(f"the database says: {_said(error.orig)}")
     except SQLAlchemyError as error:
         _fail(str(error))
     except BrokenPipeError:  # the reader of the output went away, as `| head` does
@@ -101,6 +116,16 @@ def main() -> None:
         sys.exit(1)
     except OSError as error:
         _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+
+
+def _said(error: BaseException | None) -> str:
+    """What Postgres reports, without the lines of code that it was in."""
+    if not isinstance(error, psycopg.Error) or error.diag.message_primary is None:
+        return str(error).strip()  # not of the server: it could not be reached
+    said = error.diag
+    detail = f"\nDETAIL:  {said.message_detail}" if said.message_detail else ""
+    hint = f"\nHINT:  {said.message_hint}" if said.message_hint else ""
+    return f"{said.message_primary}{detail}{hint}"
 
 
 def _fail(message: str) -> None:

@@ -51,7 +51,7 @@ def recall(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """How many of the nearest rows the index finds, and how fast, against exact scans."""
+    """Measure how many of the nearest rows the index finds, and how fast, against exact scans."""
     if plot is not None and not (ef_search is None and probes is None):
         raise typer.BadParameter(
             "it takes all settings: leave --ef-search and --probes out", param_hint="--plot"
@@ -81,14 +81,14 @@ def tune(
     column: ColumnName,
     url: DatabaseUrl,
     name: IndexName = None,
-    target_recall: Annotated[float, typer.Option(help="The share of neighbours to find, to 1.")] = 0.95,
+    target_recall: Annotated[float, typer.Option(help="The share of neighbours to find, up to 1.")] = 0.95,
     queries: Count = 400,
     texts: Texts = None,
     encoder: EncoderName = None,
     k: K = 10,
     as_json: AsJson = False,
 ) -> None:
-    """The cheapest ef_search or probes that reaches a recall; exit code 1 if none does."""
+    """Find the cheapest ef_search or probes that reaches a recall; exit code 1 if none does."""
     with open_engine(url) as engine, engine.begin() as connection:
         index = index_on(connection, table, column, name=name)
         asked = _asked(connection, table, column, queries, texts, encoder)
@@ -108,7 +108,7 @@ def tune(
 
 
 def check(url: DatabaseUrl, as_json: AsJson = False) -> None:
-    """What is wrong with the vector indexes of the database; exit code 1 if anything is."""
+    """Find what is wrong with the vector indexes of the database; exit code 1 if anything is."""
     with open_engine(url) as engine, engine.begin() as connection:
         findings = indexes.check(connection)
     if as_json:

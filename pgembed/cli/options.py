@@ -154,8 +154,10 @@ def open_engine(url: str, *, new: bool = False, **options: Any) -> Iterator[Engi
         return
     try:
         parsed = make_url(url.replace("postgres://", "postgresql://", 1))
-    except ArgumentError as error:
-        raise typer.BadParameter(str(error), param_hint="--url") from None
+    except ArgumentError:
+        raise typer.BadParameter(
+            "expected postgresql://user:password@host/name, or embedded:FOLDER", param_hint="--url"
+        ) from None
     except ValueError:  # the only thing that SQLAlchemy converts
         raise typer.BadParameter("the port is not a number", param_hint="--url") from None
     if parsed.get_backend_name() != "postgresql":

@@ -39,7 +39,7 @@ def plan(
     encoder: Annotated[str, typer.Option(help="The new encoder: a folder, or a name.")],
     as_json: AsJson = False,
 ) -> None:
-    """What it takes to re-embed a column with another encoder: space, time, and the steps."""
+    """Say what it takes to re-embed a column with another encoder: space, time, and the steps."""
     with connect(url) as connection, open_encoder(encoder) as opened:
         found = plan_reembedding(connection, table, column, opened)
     if as_json:
@@ -89,7 +89,7 @@ def status(
     queries: Annotated[int, typer.Option(min=2, help="How many random rows to ask for.")] = 200,
     as_json: AsJson = False,
 ) -> None:
-    """How far each change of encoder has got, and what to do next.
+    """Show how far each change of encoder has got, and what to do next.
 
     --gate tries searches of the new column: it measures their recall, and compares vectors with new ones of
     the same texts. Add --models with the models to be released. Without them, the gate is closed while the

@@ -138,4 +138,4 @@ def _show(text: str, pieces: list[Piece], *, as_json: bool) -> None:
         table.add_row(*map(str, numbers), escape(shown))
     print_table(table)
     tokens = sum(piece.tokens for piece in pieces)
-    say(f"{len(pieces)} pieces, {len(text)} characters, {tokens} tokens")
+    say(f"pieces: {len(pieces)}, of {len(text)} characters and {tokens} tokens")

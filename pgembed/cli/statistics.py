@@ -12,7 +12,7 @@ from pgembed.filling.targets import find_targets, split
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the application."""
-    group = typer.Typer(help="The statistics that searches by words rank by.", no_args_is_help=True)
+    group = typer.Typer(help="Keep the statistics that searches by words rank by.", no_args_is_help=True)
     group.command("refresh")(refresh)
     group.callback()(_group)
     app.add_typer(group, name="words")

@@ -64,7 +64,12 @@ class Heartbeat:
     def beat(self, waiting: list[State]) -> None:
         """Say what waits, and that the worker is alive."""
         self._next = time.monotonic() + BEAT
-        document = {"pid": os.getpid(), "at": time.time(), "waiting": [asdict(state) for state in waiting]}
+        document = {
+            "pid": os.getpid(),
+            "started": _started(os.getpid()),
+            "at": time.time(),
+            "waiting": [asdict(state) for state in waiting],
+        }
         partial = self._file.with_suffix(".partial")
         try:
             _make(self._file.parent)
@@ -89,7 +94,7 @@ def problems(folder: Path, *, grace: float) -> list[str]:
     for file in sorted(folder.glob("worker-*.json")) if _is_ours(folder) else ():
         try:
             document = json.loads(file.read_text())
-            if _is_alive(document["pid"]):
+            if _is_alive(document["pid"], document.get("started")):
                 alive.append(document)
             else:
                 file.unlink(missing_ok=True)  # of a worker that was killed
@@ -133,7 +138,15 @@ def _uid() -> int:
     return os.getuid() if hasattr(os, "getuid") else 0
 
 
-def _is_alive(pid: int) -> bool:
+def _started(pid: int) -> str | None:
+    """When a process began, in ticks since the machine did; None where there is no ``/proc``."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        return None
+
+
+def _is_alive(pid: int, started: str | None) -> bool:
     if os.name == "nt":  # where a signal cannot ask
         return True
     try:
@@ -141,5 +154,5 @@ def _is_alive(pid: int) -> bool:
     except ProcessLookupError:
         return False
     except PermissionError:
-        return True
-    return True
+        pass
+    return started in (None, _started(pid))  # else the number is that of another process by now

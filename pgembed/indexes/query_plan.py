@@ -235,7 +235,7 @@ def _of_cost(
     kinds = " ".join(node["Node Type"] for node in nodes(root))
     if possible:
         return (
-            "it could be used; the planner takes another plan to be cheaper (few rows, conditions that few "
+            "it could be used; the planner expects another plan to be cheaper (few rows, conditions that few "
             "rows meet, or a large LIMIT)"
         )
     others = [name for node in nodes(root) if "Order By" in node and (name := node.get("Index Name"))]

@@ -249,6 +249,7 @@ def test_encode_writes_one_vector_per_line(minilm_folder: Path, minilm: Encoder)
         (["status"], 2, "--url"),
         (["status", "--url", "mysql://x/y"], 2, "mysql is not Postgres"),
         (["status", "--url", "postgresql://a@localhost:port/x"], 2, "the port is not a number"),
+        (["status", "--url", "localhost"], 2, "--url: expected postgresql://"),
         (["status", "--url", "embedded:"], 2, "holds no database"),
         (["status", "--url", "embedded:/nowhere/at/all"], 2, "holds no database"),
         (["search", "article", "embedding", " ", "--url", "postgresql:///x"], 2, "the text is empty"),

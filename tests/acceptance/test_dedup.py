@@ -51,6 +51,12 @@ def test_rows_to_drop(shop: str) -> None:
     ]
 
 
+def test_what_postgres_refuses_is_shown_with_its_hint_alone(shop: str) -> None:
+    shown = call("dedup", "article", "embedding", "--min-score", "7", "--url", shop)
+    assert shown.returncode == 1
+    assert [line.split(":")[0] for line in shown.stderr.splitlines()] == ["pgembed", "HINT"], shown.stderr
+
+
 def test_merging_is_shown_and_then_done(shop: str, engine: Engine) -> None:
     execute(
         engine,

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 from rich.table import Table
 from sqlalchemy import Engine
+from typer.testing import CliRunner
 
+from pgembed.cli.main import app
 from pgembed.cli.options import open_engine, print_line, print_table, printable, say
 from pgembed.exc import DISTRIBUTION
 
@@ -32,6 +34,12 @@ def test_what_would_act_on_the_terminal_is_shown(capsys: pytest.CaptureFixture[s
     assert printed.out.count("owned") == 4
     assert printed.out.count(r"\u009b31m") == 4
     assert printed.err == SHOWN + "\n"
+
+
+def test_help_is_wrapped_by_the_terminal_alone() -> None:
+    shown = CliRunner().invoke(app, ["server", "--help"], env={"COLUMNS": "200"})
+    assert "The first line of the output is the URL" in shown.output
+    assert "SQLAlchemy. The server stops when its last user does" in shown.output
 
 
 @pytest.mark.parametrize(

@@ -194,7 +194,7 @@ def _say_what_is_cut(encoder: Encoder, fillings: list[Filling]) -> None:
             logger.warning(
                 "texts of %s are cut at the %d tokens of encoder %r: their vectors cover the beginning. "
                 "`pgembed status` says how many are; embedding_parts(...) finds all of a text: see "
-                "docs/long_texts.md. (Said once a column and process.)",
+                "docs/long_texts.md. (Logged once per column and process.)",
                 column,
                 encoder.max_tokens,
                 encoder.name,

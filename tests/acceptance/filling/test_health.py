@@ -126,6 +126,10 @@ def test_what_the_files_say(
     other.write_text(json.dumps({"pid": dead.pid, "at": 0, "waiting": []}))
     assert problems(tmp_path / "beats", grace=100) == []
     assert not other.exists()
+    # Nor is one whose number another process has by now.
+    silent = json.loads(file.read_text()) | {"at": time.time() - 600, "started": "1"}
+    file.write_text(json.dumps(silent))
+    assert "no worker runs" in problems(tmp_path / "beats", grace=100)[0]
     file.write_text("{}")
     (problem,) = problems(tmp_path / "beats", grace=100)
     assert "not the heartbeat of a worker" in problem

@@ -81,7 +81,7 @@ def connection(corpus):
             "conditions that few rows meet",
         ),
         (NEAREST + "id LIMIT 5", "nothing is ordered by a distance"),
-        (NEAREST + "vector <=> CAST(:q AS vector) LIMIT 4900", "takes another plan to be cheaper"),
+        (NEAREST + "vector <=> CAST(:q AS vector) LIMIT 4900", "expects another plan to be cheaper"),
     ],
 )
 def test_reasons(connection, statement, reason):

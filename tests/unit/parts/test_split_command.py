@@ -26,7 +26,7 @@ def test_a_file_as_a_table(minilm: Encoder, minilm_folder: Path) -> None:
     ]
     tokens = sum(piece.tokens for piece in wanted)
     assert done.stdout.splitlines()[-1] == (
-        f"{len(wanted)} pieces, {len(source)} characters, {tokens} tokens"
+        f"pieces: {len(wanted)}, of {len(source)} characters and {tokens} tokens"
     )
 
 
