@@ -8,6 +8,10 @@
 DROP FUNCTION IF EXISTS
     pgembed.vector_column(regclass, name, text),
     pgembed.pairs_query(regclass, name, double precision, text, integer, boolean),
+    pgembed.pairs_query(regclass, name, double precision, text, integer, boolean, name, boolean),
+    pgembed.near_duplicates(regclass, name, double precision, text, integer, boolean),
+    pgembed.duplicate_groups(regclass, name, double precision, text, integer, boolean),
+    pgembed.keep_list(regclass, name, double precision, name, boolean, text, integer, boolean),
     pgembed.ask_for(text, integer, integer),
     pgembed.nearest(regclass, name, @extschema:vector@.vector, integer, text, boolean, name);
 

@@ -29,7 +29,8 @@ CREATE OR REPLACE FUNCTION pgembed.keep_list(
     descending boolean DEFAULT false,
     metric text DEFAULT NULL,
     k integer DEFAULT 10,
-    exact boolean DEFAULT false
+    exact boolean DEFAULT false,
+    stored regclass DEFAULT NULL
 )
 RETURNS TABLE (key jsonb, is_kept boolean, kept_key jsonb, score double precision)
 LANGUAGE plpgsql STABLE
@@ -38,7 +39,7 @@ AS $$
 DECLARE
     first_key name := (pgembed.vector_column(relation, vector_column, metric)).keys[1];
     pairs record := pgembed.pairs_query(
-        relation, vector_column, min_score, metric, k, exact, coalesce(keep, first_key), descending);
+        relation, vector_column, min_score, metric, k, exact, coalesce(keep, first_key), descending, stored);
     before jsonb;
 BEGIN
     before := pgembed.ask_for(pairs.method, pairs.lists, pairs.oversample, k);

@@ -75,6 +75,21 @@ def test_it_is_idempotent(empty: Engine) -> None:
         assert connection.execute(text("SELECT * FROM pgembed.status")).all() == []
 
 
+#: Arguments that functions once had: with others beside them, a call would be ambiguous.
+_PAIRS = "relation regclass, vector_column name, min_score float8"
+_TAIL = "metric text DEFAULT NULL, k integer DEFAULT 10, exact boolean DEFAULT false"
+FORMER = {
+    "nearest": "regclass, name, vector, integer, text, boolean, name",
+    "near_duplicates": f"{_PAIRS}, {_TAIL}",
+    "duplicate_groups": f"{_PAIRS}, {_TAIL}",
+    "keep_list": f"{_PAIRS}, keep name DEFAULT NULL, descending boolean DEFAULT false, {_TAIL}",
+    "knn_classify_many": "relation regclass, vector_column name, label_column name, queries vector[], "
+    "k integer DEFAULT 15, weights text DEFAULT 'distance', min_share float8 DEFAULT NULL, "
+    "min_margin float8 DEFAULT NULL, max_distance float8 DEFAULT NULL, min_neighbours integer DEFAULT NULL, "
+    "temperature float8 DEFAULT 0.05, metric text DEFAULT NULL, exact boolean DEFAULT false",
+}
+
+
 def test_functions_whose_columns_changed_are_created_again(empty: Engine) -> None:
     Base.metadata.create_all(empty)
     with empty.begin() as connection:
@@ -87,6 +102,10 @@ def test_functions_whose_columns_changed_are_created_again(empty: Engine) -> Non
             "wanted_metric text, k integer, exact boolean, OUT query text) LANGUAGE plpgsql AS 'BEGIN END'",
             "CREATE FUNCTION pgembed.ask_for(method text, lists integer, row_count integer) RETURNS jsonb "
             "LANGUAGE plpgsql AS 'BEGIN END'",
+            *(
+                f"CREATE FUNCTION pgembed.{name}({arguments}) RETURNS integer LANGUAGE sql AS 'SELECT 1'"
+                for name, arguments in FORMER.items()
+            ),
             "UPDATE pgembed.version SET checksum = 'earlier'",
             "INSERT INTO article (title, embedding) VALUES ('x', '[1,2,3]')",
         ):
@@ -94,8 +113,14 @@ def test_functions_whose_columns_changed_are_created_again(empty: Engine) -> Non
         assert install(connection)
         search = text("SELECT key FROM pgembed.search('article', 'embedding', '[1,2,3]')")
         assert connection.scalars(search).all() == [{"id": 1}]
-        groups = text("SELECT * FROM pgembed.duplicate_groups('article', 'embedding', 0.5)")
-        assert connection.execute(groups).all() == []
+        for call in (
+            "duplicate_groups('article', 'embedding', 0.5)",
+            "near_duplicates('article', 'embedding', 0.5)",
+            "knn_classify_many('article', 'embedding', 'title', ARRAY[]::vector[])",
+        ):
+            assert connection.execute(text(f"SELECT * FROM pgembed.{call}")).all() == []
+        kept = text("SELECT key, is_kept FROM pgembed.keep_list('article', 'embedding', 0.5)")
+        assert connection.execute(kept).all() == [({"id": 1}, True)]
         former = text("SELECT to_regprocedure('pgembed.ask_for(text, integer, integer)')")
         assert connection.scalar(former) is None
 

@@ -11,7 +11,7 @@ from sqlalchemy.sql.visitors import iterate
 from pgembed.exc import QueryError
 from pgembed.queries.core.arguments import conditions, real, whole
 from pgembed.queries.core.asked import asked_by
-from pgembed.queries.core.nearest import Mode, Nearest, Stale
+from pgembed.queries.core.nearest import NAN, Mode, Nearest, Stale
 from pgembed.queries.core.settings import SearchSettings
 from pgembed.queries.core.statement import Entity, HardNegatives
 from pgembed.queries.core.subject import Subject, VectorColumn, correlated, key_of, resolve
@@ -42,8 +42,9 @@ def hard_negatives(
                                        positive=Question.answer_id == Answer.id, margin=0.05)).all()
 
     Rows come by question, the nearest first; ``rank`` counts from 1, and ``positive_score`` is that of the
-    nearest right answer. Questions without a right answer are left out. Answers that are nearer than the
-    right one are often right too, and not labelled: ``max_score`` and ``margin`` leave them out.
+    nearest right answer. Questions without a right answer that has a vector are left out. Answers that are
+    nearer than the right one are often right too, and not labelled: ``max_score`` and ``margin`` leave them
+    out.
 
     :param positive: a condition over both entities that holds for right answers.
     :param k: how many for each question at most.
@@ -75,7 +76,7 @@ def hard_negatives(
     )
     vector, positive_distance = list(listed.c)[len(asking.keys)], listed.c.positive
     found = subject.metric.score(subject.distance(vector))
-    wanted: list[ColumnElement[bool]] = [is_right.is_not(True), positive_distance.is_not(None)]
+    wanted: list[ColumnElement[bool]] = [is_right.is_not(True), positive_distance < NAN]
     if max_score is not None:
         wanted.append(found <= score(subject.metric, max_score, "max_score"))
     if margin is not None:

@@ -11,6 +11,7 @@ from pgembed import HNSW
 from pgembed.queries import (
     duplicate_groups,
     duplicates_of,
+    hard_negatives,
     keep_list,
     match,
     mine_pairs,
@@ -127,6 +128,53 @@ def test_the_best_pairs_agree(crowd, limit):
     found = connection.execute(mine_pairs(table.c.vector, limit=limit, mode="exact")).all()
     assert len({(left["id"], right["id"]) for left, right, _ in rows}) == len(rows) == len(found)
     assert [row[2] for row in rows] == pytest.approx([row.score for row in found])
+
+
+@pytest.fixture
+def others(crowd):
+    """90 rows of another table, near some of the first or copies of each other."""
+    connection, _, vectors = crowd
+    other = table_of(16, name="other")
+    rng = np.random.default_rng(4)
+    near = vectors[60:240:2] + 0.3 * rng.standard_normal((90, 16))
+    near[40:44] = vectors[0]
+    near[50] = 0
+    other.create(connection)
+    connection.execute(
+        other.insert(), [{"id": n, "kind": 60 + 2 * n, "vector": vector} for n, vector in enumerate(near)]
+    )
+    return other
+
+
+def test_pairs_of_two_tables(crowd, others):
+    connection, table, _ = crowd
+    rows = rows_of(
+        connection,
+        "SELECT * FROM pgembed.near_duplicates('item', 'vector', 0.8, max_score => 0.97, other => 'other', "
+        "other_column => 'vector')",
+    )
+    found = connection.execute(
+        near_duplicates(table.c.vector, others.c.vector, min_score=0.8, max_score=0.97, mode="exact")
+    ).all()
+    assert {(left["id"], right["id"]) for left, right, _ in rows} == {row[:2] for row in found}
+    assert [row[2] for row in rows] == pytest.approx([row.score for row in found])
+    assert len(rows) > 80
+
+
+def test_hard_negatives_agree(crowd, others):
+    connection, table, _ = crowd
+    rows = rows_of(
+        connection,
+        "SELECT * FROM pgembed.hard_negatives('other', 'vector', 'item', 'vector', '{kind}', margin => 0.1)",
+    )
+    found = connection.execute(
+        hard_negatives(
+            others.c.vector, table.c.vector, positive=others.c.kind == table.c.id, margin=0.1, mode="exact"
+        )
+    ).all()
+    assert [(left["id"], right["id"]) for left, right, *_ in rows] == [row[:2] for row in found]
+    assert [row[2:] for row in rows] == [pytest.approx(row[2:], abs=1e-6) for row in found]
+    assert len(rows) > 300
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""SQL functions that classify, under names that need quoting, composite keys and a hostile search_path.
+"""SQL functions of whole tables, under names that need quoting, composite keys and a hostile search_path.
 
 Each gives the rows of its Python helper for random vectors, with copies, zeros and rows without a vector.
 """
@@ -16,7 +16,9 @@ from sqlalchemy import (
     Numeric,
     String,
     Table,
+    and_,
     create_engine,
+    exists,
     insert,
     text,
     true,
@@ -24,7 +26,14 @@ from sqlalchemy import (
 from sqlalchemy.exc import DBAPIError
 
 from pgembed.columns.types import VectorType
-from pgembed.queries import knn_classify_many, softmax
+from pgembed.queries import (
+    duplicate_groups,
+    hard_negatives,
+    keep_list,
+    knn_classify_many,
+    near_duplicates,
+    softmax,
+)
 
 ROWS = 70
 TABLE = Table(
@@ -43,6 +52,19 @@ TABLE = Table(
 NAME = '"other schema"."odd ""table"""'
 KEY = """pg_catalog.jsonb_build_object('it''s', "it's", 'No %', "No %")"""
 VECTOR = TABLE.c["the vector; --"]
+QUESTION = Table(
+    'que"stion',
+    TABLE.metadata,
+    Column("Id", Integer, primary_key=True),
+    Column("vector", VectorType(4)),
+    Column("answer %", String),
+    Column("answer no", Integer),
+)
+ASKING = '"other schema"."que""stion"'
+LINK = Table(
+    "link's", TABLE.metadata, Column("Question", Integer), Column("to", String), Column("%s", Integer)
+)
+LINKING = '"other schema"."link\'s"'
 # What Postgres would prefer to its own, were it looked for there.
 HOSTILE = """
 CREATE SCHEMA hostile;
@@ -80,18 +102,47 @@ def rows_of_table():
         }
 
 
+def questions():
+    rng = np.random.default_rng(12)
+    answers = list(rows_of_table())
+    for n in range(40):
+        near = answers[n]["the vector; --"]
+        vector = near if n % 10 == 3 else (near if near is not None else 1) + 0.3 * rng.standard_normal(4)
+        key = answers[n if n % 4 else 69 - n]
+        yield {
+            "Id": n,
+            "vector": None if n == 20 else np.zeros(4) if n == 21 else vector,
+            "answer %": None if n % 9 == 8 else "gone" if n % 9 == 7 else key["it's"],
+            "answer no": key["No %"],
+        }
+
+
+def links():
+    answers = list(rows_of_table())
+    for n in range(80):
+        key = answers[n * 7 % ROWS]
+        yield {"Question": n % 30, "to": None if n == 5 else key["it's"], "%s": key["No %"]}
+
+
 @pytest.fixture(scope="module")
-def doors(module_url):
+def database(module_url):
     """Two connections: one for the helpers, and one with a hostile search_path for the functions."""
     engine = create_engine(module_url)
     with engine.begin() as connection:
         connection.execute(text('CREATE SCHEMA "other schema"'))
         connection.exec_driver_sql(HOSTILE)
-        TABLE.create(connection)
-        connection.execute(insert(TABLE), list(rows_of_table()))
+        TABLE.metadata.create_all(connection)
+        for table, rows in ((TABLE, rows_of_table), (QUESTION, questions), (LINK, links)):
+            connection.execute(insert(table), list(rows()))
     with engine.connect() as helpers, engine.connect() as functions:
         yield helpers, functions
     engine.dispose()
+
+
+@pytest.fixture
+def doors(database):
+    yield database
+    database[1].rollback()
 
 
 def called(doors, sql, columns="*", **parameters):
@@ -170,3 +221,137 @@ def test_labels_of_rows_agree(doors, label):
         expected = [(keys_of(*row[:2]), *row[2:]) for row in doors[0].execute(statement)]
         assert rows == [near(row) for row in expected]
         assert len(rows) == ROWS
+
+
+def pair_of(left, right, *others):
+    """The keys of a pair as SQL gives them."""
+    return keys_of(*left), keys_of(*right), *others
+
+
+@pytest.mark.parametrize("metric", ["cosine", "l2"])
+def test_pairs_agree(doors, metric):
+    for most in (None, 0.9):
+        options = {"min_score": 0.5, "max_score": most, "metric": metric}
+        named = ", ".join(f"{name} => :{name}" for name in options)
+        rows = called(doors, f"near_duplicates(:name, 'the vector; --', {named})", name=NAME, **options)
+        found = doors[0].execute(near_duplicates(VECTOR, **options)).all()
+        assert_same_pairs(rows, [pair_of(*row) for row in found])
+        assert bool(most) == all(row[2] < 0.99 for row in rows)
+        named += ", other => :other, other_column => 'vector'"
+        sql = f"near_duplicates(:name, 'the vector; --', {named})"
+        rows = called(doors, sql, name=NAME, other=ASKING, **options)
+        found = doors[0].execute(near_duplicates(VECTOR, QUESTION.c.vector, **options)).all()
+        assert_same_pairs(rows, [(keys_of(*left), {"Id": right}, score) for left, right, score in found])
+
+
+def assert_same_pairs(rows, expected):
+    """Equal scores may come in the order of other last digits."""
+    by_key = [
+        sorted(each, key=lambda row: str([sorted(key.items()) for key in row[:2]]))
+        for each in (rows, expected)
+    ]
+    assert by_key[0] == [near(row) for row in by_key[1]]
+    assert [row[2] for row in rows] == sorted((row[2] for row in rows), reverse=True)
+    assert len(rows) > 15
+
+
+def test_stored_pairs_agree(doors):
+    """Of a threshold that is higher; nothing is searched, so that the rows need no vectors."""
+    helpers, functions = doors
+    functions.execute(
+        text(
+            'CREATE TEMP TABLE "stored ""pairs" AS SELECT * FROM '
+            "pgembed.near_duplicates(:name, 'the vector; --', 0.3, exact => true)"
+        ),
+        {"name": NAME},
+    )
+    options = {"name": NAME, "least": 0.8, "stored": 'pg_temp."stored ""pairs"'}
+    groups = "duplicate_groups(:name, 'the vector; --', :least, stored => :stored)"
+    rows = called(doors, groups, **options)
+    pairs = near_duplicates(VECTOR, min_score=0.3)
+    found = helpers.execute(duplicate_groups(VECTOR, min_score=0.8, pairs=pairs)).all()
+    assert rows == [(group, keys_of(*key)) for group, key in found]
+    keep = "keep_list(:name, 'the vector; --', :least, 'number', true, stored => :stored)"
+    rows = called(doors, keep, **options)
+    kept = keep_list(VECTOR, min_score=0.8, keep=TABLE.c.number.desc(), pairs=pairs)
+    found = [
+        (keys_of(*key), is_kept, other and keys_of(*other), score)
+        for key, is_kept, other, score in helpers.execute(kept)
+    ]
+    assert rows == [near(row) for row in found]
+    assert {row[1] for row in rows} == {True, False}
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"k": 2, "max_score": 0.8}, {"k": 70, "margin": 0.1}, {"max_score": 0.9, "margin": -0.2}]
+)
+def test_hard_negatives_agree(doors, options):
+    named = "".join(f", {name} => :{name}" for name in options)
+    start = "hard_negatives(:question, 'vector', :answer, 'the vector; --', "
+    names = {"question": ASKING, "answer": NAME}
+    rows = called(doors, f"{start}ARRAY['answer %', 'answer no']::name[]{named})", **names, **options)
+    own = and_(QUESTION.c["answer %"] == TABLE.c["it's"], QUESTION.c["answer no"] == TABLE.c["No %"])
+    assert rows == [near(row) for row in negatives(doors, own, options)]
+    assert len(rows) > 30
+    assert all(row[3] <= 1 for row in rows)  # that of answers of zeros is no number
+    sql = f"{start}ARRAY['to', '%s']::name[], :link, '{{Question}}'{named})"
+    rows = called(doors, sql, **names, **options, link=LINKING)
+    linked = exists().where(
+        LINK.c.Question == QUESTION.c.Id, LINK.c.to == TABLE.c["it's"], LINK.c["%s"] == TABLE.c["No %"]
+    )
+    assert rows == [near(row) for row in negatives(doors, linked, options)]
+    assert len(rows) > 30
+
+
+def negatives(doors, positive, options):
+    statement = hard_negatives(QUESTION.c.vector, VECTOR, positive=positive, **options)
+    return [({"Id": row[0]}, keys_of(*row[1]), *row[2:]) for row in doors[0].execute(statement)]
+
+
+@pytest.mark.parametrize(
+    ("sql", "message"),
+    [
+        ("near_duplicates(:t, 'the vector; --', 0.9, max_score => 0.8)", "below min_score"),
+        ("near_duplicates(:t, 'the vector; --', 0.9, max_score => 1.1)", "max_score is 1.1"),
+        ("near_duplicates(:t, 'the vector; --', 0.9, other => :q)", "its column NULL"),
+        ("near_duplicates(:t, 'the vector; --', 0.9, other_column => 'vector')", "other table is NULL"),
+        ("near_duplicates(:t, 'the vector; --', 0.9, other => :q, other_column => 'Id')", "of the type int"),
+        ("duplicate_groups(:t, 'the vector; --', 0.9, stored => :q)", "not have the columns left_key jsonb"),
+        ("keep_list(:t, 'the vector; --', 0.9, stored => :q)", "not have the columns left_key jsonb"),
+        ("keep_list(:t, 'the vector; --', 0.9, 'kind')", "no column kind"),
+        ("hard_negatives(:q, 'vector', :t, 'the vector; --', '{Id}')", "positive is {Id}"),
+        ("hard_negatives(:q, 'vector', :t, 'the vector; --', NULL)", "positive is NULL"),
+        ("hard_negatives(:q, 'vector', :t, 'the vector; --', '{Id,no}')", "no column no"),
+        ("hard_negatives(:q, 'vector', :t, 'the vector; --', '{Id,Id}', :q)", "link_question is NULL"),
+        ("hard_negatives(:q, 'vector', :t, 'the vector; --', '{Id,Id}', NULL, '{Id}')", "is {Id}, of"),
+        ("hard_negatives(:q, 'vector', :t, 'the vector; --', '{Id,Id}', k => 0)", "k is 0"),
+        ("hard_negatives(:q, 'vector', :t, 'the vector; --', '{Id,Id}', margin => 'NaN')", "margin is NaN"),
+        ("hard_negatives(:q, 'vector', :t, 'the vector; --', '{Id,Id}', max_score => 2)", "max_score is 2"),
+    ],
+)
+def test_mistakes_are_named(doors, sql, message):
+    names = {name: value for name, value in {"t": NAME, "q": ASKING}.items() if f":{name}" in sql}
+    with pytest.raises(DBAPIError) as caught:
+        called(doors, sql, **names)
+    assert message in caught.value.orig.diag.message_primary
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "near_duplicates(:t, 'the vector; --', 0.9, other => :q, other_column => 'vector')",
+        "keep_list(:t, 'the vector; --', 0.9)",
+        "hard_negatives(:q, 'vector', :t, 'the vector; --', '{answer %,answer no}')",
+        "knn_classify_many(:t, 'the vector; --', 'number', ARRAY[text '[1,0,0,0]'])",
+    ],
+)
+def test_they_run_with_the_rights_of_the_caller(doors, sql):
+    connection = doors[1]
+    connection.execute(text("CREATE ROLE pgembed_twin"))
+    for granted in ("USAGE ON SCHEMA pgembed", 'USAGE ON SCHEMA "other schema"', f"SELECT ON {ASKING}"):
+        connection.exec_driver_sql(f"GRANT {granted} TO pgembed_twin")
+    connection.execute(text("GRANT SELECT ON pgembed.embedding_columns TO pgembed_twin"))
+    connection.execute(text("SET LOCAL ROLE pgembed_twin"))
+    names = {name: value for name, value in {"t": NAME, "q": ASKING}.items() if f":{name}" in sql}
+    with pytest.raises(DBAPIError, match='permission denied for table odd "table"'):
+        called(doors, sql, **names)
