@@ -40,7 +40,7 @@ else:
             return cls
 
 
-def _refused(method: str, reason: str) -> Any:
+def refused(method: str, reason: str) -> Any:
     def refuse(self: SearchSelect[*tuple[Any, ...]], *_: Any, **__: Any) -> NoReturn:
         raise LateClauseError(method, reason.format(helper=self.helper))
 
@@ -52,12 +52,9 @@ def _refused(method: str, reason: str) -> Any:
 _WHERE = "it would filter after the LIMIT and leave too few rows; pass where= to {helper}()"
 _LIMIT = "the search has to know how many rows are wanted; pass limit= and offset= to {helper}()"
 _ORDER = "rows come best first; to sort them otherwise, select from its .subquery()"
-_LOCK = "{helper}() computes its rows; to lock those of a table, select them by their keys"
+LOCK = "{helper}() computes its rows; to lock those of a table, select them by their keys"
 _AGGREGATE = "an aggregate takes rows without an order: select it from the .subquery()"
 _PAIRS = "its rows are found already; pass where= to {helper}(), or select from its .subquery()"
-_COUNTED = "its rows are counted already; pass where= to the search"
-_COUNT = "its rows are counted already; pass where= to {helper}()"
-_ONE = "{helper}() gives one row"
 #: The aggregates of rows without more that SQL needs (count(*) OVER () is none of them).
 _AGGREGATES = {"count", "sum", "avg", "min", "max", "array_agg", "string_agg", "aggregate_strings"}
 _AGGREGATES |= {"json_agg", "jsonb_agg", "bool_and", "bool_or"}
@@ -98,17 +95,17 @@ class SearchSelect(_Select[*_Ts]):
     #: The function that made the statement, for messages.
     helper = "semantic_search"
 
-    where = _refused("where", _WHERE)
-    filter = _refused("filter", _WHERE)
-    filter_by = _refused("filter_by", _WHERE)
-    limit = _refused("limit", _LIMIT)
-    offset = _refused("offset", _LIMIT)
-    fetch = _refused("fetch", _LIMIT)
-    slice = _refused("slice", _LIMIT)
-    order_by = _refused("order_by", _ORDER)
-    having = _refused("having", _GROUP)
-    group_by = _refused("group_by", _GROUP)
-    distinct = _refused("distinct", _GROUP)
+    where = refused("where", _WHERE)
+    filter = refused("filter", _WHERE)
+    filter_by = refused("filter_by", _WHERE)
+    limit = refused("limit", _LIMIT)
+    offset = refused("offset", _LIMIT)
+    fetch = refused("fetch", _LIMIT)
+    slice = refused("slice", _LIMIT)
+    order_by = refused("order_by", _ORDER)
+    having = refused("having", _GROUP)
+    group_by = refused("group_by", _GROUP)
+    distinct = refused("distinct", _GROUP)
 
     if not TYPE_CHECKING:
 
@@ -196,7 +193,7 @@ class Votes(SearchSelect[*_Ts]):
     inherit_cache = True
     helper = "knn_classify"
 
-    with_for_update = _refused("with_for_update", _LOCK)
+    with_for_update = refused("with_for_update", LOCK)
 
     if TYPE_CHECKING:
 
@@ -210,137 +207,21 @@ class Votes(SearchSelect[*_Ts]):
         slice = Select.slice
 
 
-class Facets(Votes[*_Ts]):
-    """The statement of ``facets``: its rows may be cut, for the counting is over."""
-
-    inherit_cache = True
-    helper = "facets"
-
-    where = _refused("where", _COUNTED)
-    filter = _refused("filter", _COUNTED)
-    filter_by = _refused("filter_by", _COUNTED)
-
-
-class Counted(SearchSelect[*_Ts]):
-    """The statement of ``count_within``."""
-
-    inherit_cache = True
-    helper = "count_within"
-
-    where = _refused("where", _COUNT)
-    filter = _refused("filter", _COUNT)
-    filter_by = _refused("filter_by", _COUNT)
-    limit = _refused("limit", _ONE)
-    offset = _refused("offset", _ONE)
-    with_for_update = _refused("with_for_update", _LOCK)
-
-
 class DuplicatePairs(Votes[*_Ts]):
     """The statement of ``near_duplicates``: its rows may be cut and sorted."""
 
     inherit_cache = True
     helper = "near_duplicates"
 
-    where = _refused("where", _PAIRS)
-    filter = _refused("filter", _PAIRS)
-    filter_by = _refused("filter_by", _PAIRS)
-    having = _refused("having", _PAIRS)
-    group_by = _refused("group_by", _PAIRS)
+    where = refused("where", _PAIRS)
+    filter = refused("filter", _PAIRS)
+    filter_by = refused("filter_by", _PAIRS)
+    having = refused("having", _PAIRS)
+    group_by = refused("group_by", _PAIRS)
 
     if not TYPE_CHECKING:
         order_by = Select.order_by
         distinct = Select.distinct
-
-
-class DuplicateGroups(DuplicatePairs[*_Ts]):
-    """The statement of ``duplicate_groups``."""
-
-    inherit_cache = True
-    helper = "duplicate_groups"
-
-
-class MinedPairs(DuplicatePairs[*_Ts]):
-    """The statement of ``mine_pairs``."""
-
-    inherit_cache = True
-    helper = "mine_pairs"
-
-
-class RethresholdedPairs(DuplicatePairs[*_Ts]):
-    """The statement of ``rethreshold``."""
-
-    inherit_cache = True
-    helper = "rethreshold"
-
-
-class HardNegatives(DuplicatePairs[*_Ts]):
-    """The statement of ``hard_negatives``."""
-
-    inherit_cache = True
-    helper = "hard_negatives"
-
-
-class Matches(DuplicatePairs[*_Ts]):
-    """The statement of ``match``."""
-
-    inherit_cache = True
-    helper = "match"
-
-
-class Clusters(DuplicatePairs[*_Ts]):
-    """The statement of ``cluster``."""
-
-    inherit_cache = True
-    helper = "cluster"
-
-
-class Topics(DuplicatePairs[*_Ts]):
-    """The statement of ``topics``."""
-
-    inherit_cache = True
-    helper = "topics"
-
-
-class KeepList(DuplicatePairs[*_Ts]):
-    """The statement of ``keep_list``."""
-
-    inherit_cache = True
-    helper = "keep_list"
-
-
-class Searches(SearchSelect[*_Ts]):
-    """The statement of ``search_many``."""
-
-    inherit_cache = True
-    helper = "search_many"
-
-
-class Diversified(SearchSelect[*_Ts]):
-    """The statement of ``diversify``."""
-
-    inherit_cache = True
-    helper = "diversify"
-
-
-class Recommended(SearchSelect[*_Ts]):
-    """The statement of ``recommend``."""
-
-    inherit_cache = True
-    helper = "recommend"
-
-
-class Hybrid(SearchSelect[*_Ts]):
-    """The statement of ``hybrid_search``."""
-
-    inherit_cache = True
-    helper = "hybrid_search"
-
-
-class Keywords(SearchSelect[*_Ts]):
-    """The statement of ``keyword_search``."""
-
-    inherit_cache = True
-    helper = "keyword_search"
 
 
 def selecting(

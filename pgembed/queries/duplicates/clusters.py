@@ -12,11 +12,25 @@ from pgembed.exc import QueryError
 from pgembed.queries.core.arguments import configuration, expression, whole
 from pgembed.queries.core.nearest import Mode, Stale
 from pgembed.queries.core.settings import SearchSettings
-from pgembed.queries.core.statement import Clusters, Entity, Topics, materialized
+from pgembed.queries.core.statement import DuplicatePairs, Entity, materialized
 from pgembed.queries.core.subject import VectorColumn, key_of, resolve
 from pgembed.queries.duplicates.edges import score as score_of
 from pgembed.queries.duplicates.edges import selectable_of
 from pgembed.queries.duplicates.pairs import Pairs
+
+
+class Clusters(DuplicatePairs[int, Entity, float]):
+    """The statement of ``cluster``."""
+
+    inherit_cache = True
+    helper = "cluster"
+
+
+class Topics(DuplicatePairs[Entity, int, list[str], list[object]]):
+    """The statement of ``topics``."""
+
+    inherit_cache = True
+    helper = "topics"
 
 
 def cluster(
@@ -31,7 +45,7 @@ def cluster(
     probes: int | None = None,
     stale: Stale = "include",
     metric: str | None = None,
-) -> Clusters[int, Entity, float]:
+) -> Clusters:
     """Rows that gather around a center: rows ``(cluster, key, score)``, the largest cluster first.
 
     ::
@@ -109,7 +123,7 @@ def topics(
     rows: int = 3,
     config: str = "english",
     metric: str | None = None,
-) -> Topics[Entity, int, list[str], list[object]]:
+) -> Topics:
     """What each cluster is about: rows ``(cluster, size, words, keys)``.
 
     ::

@@ -16,12 +16,19 @@ from pgembed.queries.core.arguments import real
 from pgembed.queries.core.nearest import Mode
 from pgembed.queries.core.numbering import Rows
 from pgembed.queries.core.settings import SearchSettings
-from pgembed.queries.core.statement import Entity, RethresholdedPairs, materialized
+from pgembed.queries.core.statement import DuplicatePairs, Entity, materialized
 from pgembed.queries.core.subject import Subject
 from pgembed.queries.duplicates.pairs import Pairs
 
 #: What stored pairs are called, as ``near_duplicates`` calls them.
 _STORED = ("left_key", "right_key", "score")
+
+
+class RethresholdedPairs(DuplicatePairs[Entity, Entity, float]):
+    """The statement of ``rethreshold``."""
+
+    inherit_cache = True
+    helper = "rethreshold"
 
 
 @dataclass(frozen=True)
@@ -115,9 +122,7 @@ def edges_of(
     return Edges(subject, rows, materialized(found, "pairs"))
 
 
-def rethreshold(
-    stored: Any, *, min_score: float, searched_with: float
-) -> RethresholdedPairs[Entity, Entity, float]:
+def rethreshold(stored: Any, *, min_score: float, searched_with: float) -> RethresholdedPairs:
     """Stored pairs under a higher threshold, without searching again: rows ``(left_key, right_key, score)``.
 
     ::

@@ -12,9 +12,16 @@ from sqlalchemy.sql.selectable import CTE
 from pgembed.queries.core.arguments import expression
 from pgembed.queries.core.nearest import Mode, Stale
 from pgembed.queries.core.settings import SearchSettings
-from pgembed.queries.core.statement import Entity, KeepList, materialized
+from pgembed.queries.core.statement import DuplicatePairs, Entity, materialized
 from pgembed.queries.core.subject import VectorColumn, resolve
 from pgembed.queries.duplicates.edges import edges_of
+
+
+class KeepList(DuplicatePairs[Entity, bool, Entity, float | None]):
+    """The statement of ``keep_list``."""
+
+    inherit_cache = True
+    helper = "keep_list"
 
 
 def keep_list(
@@ -30,7 +37,7 @@ def keep_list(
     probes: int | None = None,
     stale: Stale = "include",
     metric: str | None = None,
-) -> KeepList[Entity, bool, Entity, float | None]:
+) -> KeepList:
     """Which rows to keep so that no two of them are near-duplicates: rows ``(key, keep, kept_key, score)``.
 
     ::

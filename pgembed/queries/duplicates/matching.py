@@ -14,10 +14,17 @@ from pgembed.queries.core.asked import asked_by
 from pgembed.queries.core.nearest import NAN, Mode, Nearest, Stale, literal_rows
 from pgembed.queries.core.numbering import Rows
 from pgembed.queries.core.settings import SearchSettings
-from pgembed.queries.core.statement import Entity, Matches, materialized
+from pgembed.queries.core.statement import DuplicatePairs, Entity, materialized
 from pgembed.queries.core.subject import VectorColumn, resolve
 from pgembed.queries.duplicates.edges import score
 from pgembed.queries.duplicates.pairs import alike, blocks_of, unpacked
+
+
+class Matches(DuplicatePairs[Entity, Entity, float, float]):
+    """The statement of ``match``."""
+
+    inherit_cache = True
+    helper = "match"
 
 
 def match(
@@ -35,7 +42,7 @@ def match(
     probes: int | None = None,
     stale: Stale = "include",
     metric: str | None = None,
-) -> Matches[Entity, Entity, float, float]:
+) -> Matches:
     """The pairs of two lists that are the same thing: rows ``(left_key, right_key, score, margin)``, the most
     certain first.
 

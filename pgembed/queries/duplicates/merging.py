@@ -29,7 +29,8 @@ from sqlalchemy.dialects.postgresql import JSONB, REGCLASS
 from sqlalchemy.orm import Session
 
 from pgembed.exc import QueryError
-from pgembed.queries.core.statement import DuplicateGroups, KeepList
+from pgembed.queries.duplicates.keeping import KeepList
+from pgembed.queries.duplicates.near_duplicates import DuplicateGroups
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, overload
+from typing import Any, Literal, TypeVarTuple, overload
 
 from sqlalchemy import Select, func, inspect, select, union_all
 from sqlalchemy.orm.state import InstanceState
@@ -12,13 +12,29 @@ from pgembed.queries.core.arguments import whole
 from pgembed.queries.core.nearest import Mode, Stale
 from pgembed.queries.core.numbering import Rows
 from pgembed.queries.core.settings import SearchSettings
-from pgembed.queries.core.statement import DuplicateGroups, DuplicatePairs, Entity, MinedPairs, SearchSelect
+from pgembed.queries.core.statement import DuplicatePairs, Entity, SearchSelect
 from pgembed.queries.core.subject import Subject, VectorColumn, resolve
 from pgembed.queries.core.vectors import DocumentText, Query
 from pgembed.queries.duplicates.components import components
 from pgembed.queries.duplicates.edges import edges_of, score
 from pgembed.queries.duplicates.pairs import Pairs, alike
 from pgembed.queries.search.semantic import semantic_search
+
+_Ts = TypeVarTuple("_Ts")
+
+
+class DuplicateGroups(DuplicatePairs[*_Ts]):
+    """The statement of ``duplicate_groups``."""
+
+    inherit_cache = True
+    helper = "duplicate_groups"
+
+
+class MinedPairs(DuplicatePairs[Entity, Entity, float]):
+    """The statement of ``mine_pairs``."""
+
+    inherit_cache = True
+    helper = "mine_pairs"
 
 
 def near_duplicates(
@@ -142,7 +158,7 @@ def mine_pairs(
     probes: int | None = None,
     stale: Stale = "include",
     metric: str | None = None,
-) -> MinedPairs[Entity, Entity, float]:
+) -> MinedPairs:
     """The ``limit`` pairs of rows that are most alike: rows ``(left_key, right_key, score)``, best first.
 
     ::

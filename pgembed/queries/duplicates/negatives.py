@@ -13,9 +13,16 @@ from pgembed.queries.core.arguments import conditions, real, whole
 from pgembed.queries.core.asked import asked_by
 from pgembed.queries.core.nearest import NAN, Mode, Nearest, Stale
 from pgembed.queries.core.settings import SearchSettings
-from pgembed.queries.core.statement import Entity, HardNegatives
+from pgembed.queries.core.statement import DuplicatePairs, Entity
 from pgembed.queries.core.subject import Subject, VectorColumn, correlated, key_of, resolve
 from pgembed.queries.duplicates.edges import score
+
+
+class HardNegatives(DuplicatePairs[Entity, Entity, float, float, int]):
+    """The statement of ``hard_negatives``."""
+
+    inherit_cache = True
+    helper = "hard_negatives"
 
 
 def hard_negatives(
@@ -32,7 +39,7 @@ def hard_negatives(
     ef_search: int | None = None,
     probes: int | None = None,
     stale: Stale = "include",
-) -> HardNegatives[Entity, Entity, float, float, int]:
+) -> HardNegatives:
     """The answers nearest to each question that are not right: rows
     ``(question_key, answer_key, score, positive_score, rank)``.
 

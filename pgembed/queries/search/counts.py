@@ -10,11 +10,39 @@ from sqlalchemy.orm import Mapped
 from pgembed.exc import QueryError
 from pgembed.queries.core.arguments import comparable, real
 from pgembed.queries.core.nearest import Stale
-from pgembed.queries.core.statement import Counted, Facets, SearchSelect
+from pgembed.queries.core.statement import LOCK, SearchSelect, Votes, refused
 from pgembed.queries.core.subject import VectorColumn, resolve
 from pgembed.queries.core.vectors import Query, query_sql
 
 _T = TypeVar("_T")
+_COUNTED = "its rows are counted already; pass where= to the search"
+_COUNT = "its rows are counted already; pass where= to {helper}()"
+_ONE = "{helper}() gives one row"
+
+
+class Facets(Votes[_T, int]):
+    """The statement of ``facets``: its rows may be cut, for the counting is over."""
+
+    inherit_cache = True
+    helper = "facets"
+
+    where = refused("where", _COUNTED)
+    filter = refused("filter", _COUNTED)
+    filter_by = refused("filter_by", _COUNTED)
+
+
+class Counted(SearchSelect[int]):
+    """The statement of ``count_within``."""
+
+    inherit_cache = True
+    helper = "count_within"
+
+    where = refused("where", _COUNT)
+    filter = refused("filter", _COUNT)
+    filter_by = refused("filter_by", _COUNT)
+    limit = refused("limit", _ONE)
+    offset = refused("offset", _ONE)
+    with_for_update = refused("with_for_update", LOCK)
 
 
 def count_within(
@@ -25,7 +53,7 @@ def count_within(
     where: Any = None,
     stale: Stale = "include",
     metric: str | None = None,
-) -> Counted[int]:
+) -> Counted:
     """How many rows are within a distance of ``query``, that distance included: one row ``(count,)``.
 
     ::
@@ -47,9 +75,7 @@ def count_within(
     return Counted.sealing(select(func.count().label("count")).select_from(subject.entity).where(*near))
 
 
-def facets(
-    statement: SearchSelect[*tuple[Any, ...]], by: SQLColumnExpression[_T] | Mapped[_T]
-) -> Facets[_T, int]:
+def facets(statement: SearchSelect[*tuple[Any, ...]], by: SQLColumnExpression[_T] | Mapped[_T]) -> Facets[_T]:
     """How many of the rows of a search have each value of a column: rows ``(value, count)``.
 
     ::

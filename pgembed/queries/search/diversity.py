@@ -15,12 +15,19 @@ from pgembed.exc import QueryError
 from pgembed.metrics import metric, metrics_of
 from pgembed.queries.core.arguments import candidates_for, real
 from pgembed.queries.core.nearest import NAN, Nearest
-from pgembed.queries.core.statement import Diversified, SearchSelect, materialized, selecting
+from pgembed.queries.core.statement import SearchSelect, materialized, selecting
 from pgembed.queries.core.subject import Subject, keys_of
 
 _Ts = TypeVarTuple("_Ts")
 _FLOAT = Float(53)
 _INFINITY: ColumnElement[float] = literal_column("'Infinity'::float8", _FLOAT)
+
+
+class Diversified(SearchSelect[*_Ts]):
+    """The statement of ``diversify``."""
+
+    inherit_cache = True
+    helper = "diversify"
 
 
 def diversify(

@@ -11,10 +11,17 @@ from pgembed.queries.core.arguments import real
 from pgembed.queries.core.asked import Queries, asked_by
 from pgembed.queries.core.nearest import Mode, Nearest, Stale
 from pgembed.queries.core.settings import SearchSettings
-from pgembed.queries.core.statement import Entity, Searches, selecting
+from pgembed.queries.core.statement import Entity, SearchSelect, selecting
 from pgembed.queries.core.subject import VectorColumn, resolve
 
 _Ts = TypeVarTuple("_Ts")
+
+
+class Searches(SearchSelect[*_Ts]):
+    """The statement of ``search_many``."""
+
+    inherit_cache = True
+    helper = "search_many"
 
 
 @overload

@@ -13,12 +13,19 @@ from pgembed.exc import QueryError
 from pgembed.queries.core.arguments import candidates_for, choice, real
 from pgembed.queries.core.nearest import Mode, Nearest, Stale
 from pgembed.queries.core.settings import SearchSettings
-from pgembed.queries.core.statement import Entity, Recommended, materialized, selecting
+from pgembed.queries.core.statement import Entity, SearchSelect, materialized, selecting
 from pgembed.queries.core.subject import VectorColumn, keys_of, resolve
 from pgembed.queries.search.examples import Examples
 
 _Ts = TypeVarTuple("_Ts")
 Strategy = Literal["average", "best"]
+
+
+class Recommended(SearchSelect[*_Ts]):
+    """The statement of ``recommend``."""
+
+    inherit_cache = True
+    helper = "recommend"
 
 
 @overload

@@ -14,7 +14,7 @@ from pgembed.queries.core.arguments import candidates_for, choice
 from pgembed.queries.core.nearest import Mode, Nearest, Stale
 from pgembed.queries.core.owners import is_relationship
 from pgembed.queries.core.settings import SearchSettings
-from pgembed.queries.core.statement import Entity, Hybrid, selecting
+from pgembed.queries.core.statement import Entity, SearchSelect, selecting
 from pgembed.queries.core.subject import VectorColumn, keys_of, resolve
 from pgembed.queries.core.templates import templated
 from pgembed.queries.core.vectors import Query, query_sql
@@ -24,6 +24,13 @@ from pgembed.queries.words.fusion import EQUAL, Fusion, fused, weighed
 
 _Ts = TypeVarTuple("_Ts")
 _Part = TypeVar("_Part")
+
+
+class Hybrid(SearchSelect[*_Ts]):
+    """The statement of ``hybrid_search``."""
+
+    inherit_cache = True
+    helper = "hybrid_search"
 
 
 @overload

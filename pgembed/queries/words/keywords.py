@@ -10,13 +10,20 @@ from sqlalchemy.sql.elements import ColumnElement
 
 from pgembed.exc import QueryError
 from pgembed.queries.core.arguments import whole
-from pgembed.queries.core.statement import Entity, Keywords, selecting
+from pgembed.queries.core.statement import Entity, SearchSelect, selecting
 from pgembed.queries.core.subject import VectorColumn, resolve
 from pgembed.queries.core.templates import templated
 from pgembed.queries.words.fulltext import QuestionType, TextColumns, asked, matching
 
 _Ts = TypeVarTuple("_Ts")
 _QUESTION = QuestionType()
+
+
+class Keywords(SearchSelect[*_Ts]):
+    """The statement of ``keyword_search``."""
+
+    inherit_cache = True
+    helper = "keyword_search"
 
 
 @overload
