@@ -109,6 +109,10 @@ def evaluate(
     apart: Annotated[
         float | None, typer.Option(help="Rows with at least this score do not vote for each other.")
     ] = None,
+    held_out: Annotated[
+        float | None,
+        typer.Option(help="Predict this share of the rows, chosen by their keys, by all others."),
+    ] = None,
     approximate: Approximate = False,
     plot: Annotated[
         Path | None, typer.Option(help="Draw the confusion matrix: a PNG, SVG or PDF file.")
@@ -132,6 +136,7 @@ def evaluate(
             label=reflected.c[label],
             k=k,
             weights=weights.value,
+            held_out=held_out,
             apart=apart,
             mode=_mode(approximate),
             metric=metric,

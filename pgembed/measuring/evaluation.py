@@ -10,9 +10,24 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import ARRAY, Connection, Float, and_, false, func, select, true
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    Connection,
+    Float,
+    Integer,
+    Text,
+    and_,
+    cast,
+    false,
+    func,
+    literal,
+    select,
+    true,
+)
 from sqlalchemy.dialects.postgresql import aggregate_order_by
 from sqlalchemy.orm import Session
+from sqlalchemy.sql.elements import ColumnElement
 
 from pgembed.constants import LEAST_EXPONENT, VOTE_OFFSET
 from pgembed.exc import QueryError
@@ -21,10 +36,11 @@ from pgembed.measuring.curve import check_drawing, figure_of
 from pgembed.metrics import Metric
 from pgembed.queries.classification.neighbourhoods import neighbours
 from pgembed.queries.classification.votes import Softmax, Weights, kind_of, weight_of
-from pgembed.queries.core.arguments import comparable, conditions, whole
+from pgembed.queries.core.arguments import comparable, conditions, real, whole
 from pgembed.queries.core.nearest import Mode, Stale
 from pgembed.queries.core.settings import SearchSettings
-from pgembed.queries.core.subject import VectorColumn, resolve
+from pgembed.queries.core.statement import materialized
+from pgembed.queries.core.subject import Subject, VectorColumn, key_of, resolve
 
 _Floats: TypeAlias = NDArray[np.float64]
 _Codes: TypeAlias = NDArray[np.int64]
@@ -93,14 +109,15 @@ class Evaluation:
         :raises MissingExtraError: matplotlib is not installed.
         """
         check_drawing(path)
-        names = list(dict.fromkeys([each.label for each in self.confusion]))
-        names += [
-            each for each in dict.fromkeys(found.predicted for found in self.confusion) if each not in names
+        named = [
+            (str(found.label), None if found.predicted is None else str(found.predicted), found.rows)
+            for found in self.confusion
         ]
+        names = list(dict.fromkeys([*(label for label, _, _ in named), *(found for _, found, _ in named)]))
         place = {name: number for number, name in enumerate(names)}
         matrix = np.zeros((len(names), len(names)))
-        for found in self.confusion:
-            matrix[place[found.label], place[found.predicted]] = found.rows
+        for label, predicted, rows in named:
+            matrix[place[label], place[predicted]] = rows
         matrix /= np.maximum(matrix.sum(axis=1, keepdims=True), 1)
         side = 4 + 0.14 * len(names)
         drawn = figure_of("drawing a confusion matrix")(figsize=(side, side), dpi=150, layout="constrained")
@@ -123,6 +140,7 @@ def evaluate(
     k: int = 15,
     weights: Weights = "distance",
     held_out: Any = None,
+    seed: int = 0,
     apart: Any = None,
     where: Any = None,
     ks: Sequence[int] = KS,
@@ -144,8 +162,10 @@ def evaluate(
 
     :param column: as in :func:`~pgembed.queries.semantic_search`, as are the other arguments not listed here.
     :param label: the attribute to predict, or any expression over the entity: classes.
-    :param held_out: which rows are evaluated, by all others; left out, each row by all other rows. It is
-        evaluated for each row twice, so that it must not be random.
+    :param held_out: which rows are evaluated, by all others; left out, each row by all other rows. A
+        condition, evaluated for each row twice, so that it must not be random; or a share of the rows,
+        between 0 and 1, which are chosen by a hash of their keys: the same ones each time.
+    :param seed: another one chooses other rows.
     :param apart: rows that do not vote for each other, as for :func:`~pgembed.queries.label_issues`: copies
         of a row make its label look easier than it is.
     :param where: which rows take part at all.
@@ -166,32 +186,56 @@ def evaluate(
     subject.check_own(taking_part[0], "label=")
     training, asked_where = taking_part, taking_part
     if held_out is not None:
-        held = func.coalesce(and_(true(), *conditions(held_out)), false())
+        if isinstance(held_out, float):
+            held: ColumnElement[bool] = _share_of(subject, held_out, seed)
+        else:
+            held = func.coalesce(and_(true(), *conditions(held_out)), false())
         subject.check_own(held, "held_out=")
         training, asked_where = [*taking_part, ~held], [*taking_part, held]
     asked, found = neighbours(
         subject, training, max(k, *tried), mode, SearchSettings(ef_search, probes), given, apart, asked_where
     )
-    order = found.c.rank
-    labels = func.array_agg(aggregate_order_by(found.c.payload_1, order), type_=ARRAY(given.type))
+    # Labels are places in the order of the database, where the smaller wins (Python may have none).
+    each = select(given.label("label")).where(subject.vector.is_not(None), *taking_part).subquery()
+    place = cast(func.row_number().over(order_by=each.c.label) - 1, Integer).label("place")
+    own = materialized(select(each.c.label, place).group_by(each.c.label), "labels")
+    other, order, has_any = own.alias(), found.c.rank, found.c.n.is_not(None)
+    places = func.array_agg(aggregate_order_by(other.c.place, order), type_=ARRAY(Integer))
     distances = func.array_agg(aggregate_order_by(found.c.distance, order), type_=ARRAY(Float))
-    has_any = found.c.n.is_not(None)
     rows = session.execute(
-        select(asked.c.also_1, labels.filter(has_any), distances.filter(has_any))
-        .select_from(asked.outerjoin(found, found.c.n == asked.c.n))
-        .group_by(asked.c.n, asked.c.also_1)
-        .order_by(asked.c.n)
+        select(own.c.label, own.c.place, asked.c.n, places.filter(has_any), distances.filter(has_any))
+        .select_from(
+            own.outerjoin(asked, asked.c.also_1 == own.c.label)
+            .outerjoin(found, found.c.n == asked.c.n)
+            .outerjoin(other, other.c.label == found.c.payload_1)
+        )
+        .group_by(own.c.label, own.c.place, asked.c.n)
+        .order_by(own.c.place, asked.c.n)
     ).all()
-    if not rows:
+    evaluated = [(row.place, *row[3:]) for row in rows if row.n is not None]
+    if not evaluated:
         raise NoNeighboursError
-    return _Votes.of(rows, subject.metric).evaluation(k, weights, tried)
+    names = list({row.place: row.label for row in rows}.values())
+    return _Votes.of(names, evaluated, subject.metric).evaluation(k, weights, tried)
+
+
+def _share_of(subject: Subject, share: float, seed: int) -> ColumnElement[bool]:
+    """SQL: the row is among that share of all rows.
+
+    :raises QueryError: it is not a share, or the seed not a whole number.
+    """
+    if not 0 < real("held_out", share) < 1:
+        raise QueryError(f"held_out={share!r}; expected a share above 0 and below 1, or a condition")
+    key = cast(key_of(subject.keys), Text)
+    number = func.hashtextextended(key, literal(whole("seed", seed, 0), BigInteger), type_=BigInteger)
+    return number < literal(int((share - 0.5) * 2**64), BigInteger)
 
 
 @dataclass(frozen=True)
 class _Votes:
     """The neighbours of rows as arrays.
 
-    :ivar names: the labels, sorted; a label is a place in it.
+    :ivar names: the labels, in their order; a label is a place in it.
     :ivar own: the label of each row.
     :ivar labels: those of its neighbours, nearest first; -1 where there are no more.
     :ivar distances: infinite where there are no more.
@@ -204,17 +248,15 @@ class _Votes:
     metric: Metric
 
     @classmethod
-    def of(cls, rows: Sequence[Any], metric: Metric) -> _Votes:
-        names = sorted({label for own, labels, _ in rows for label in (own, *(labels or ()))})
-        place = {name: number for number, name in enumerate(names)}
+    def of(cls, names: list[Any], rows: Sequence[Any], metric: Metric) -> _Votes:
         most = max(len(labels or ()) for _, labels, _ in rows)
         codes = np.full((len(rows), most), -1, np.int64)
         distances = np.full((len(rows), most), np.inf)
         for number, (_, labels, near) in enumerate(rows):
             if labels:
-                codes[number, : len(labels)] = [place[label] for label in labels]
+                codes[number, : len(labels)] = labels
                 distances[number, : len(labels)] = near
-        return cls(names, np.array([place[own] for own, _, _ in rows]), codes, distances, metric)
+        return cls(names, np.array([own for own, _, _ in rows]), codes, distances, metric)
 
     def evaluation(self, k: int, weights: Weights, ks: Sequence[int]) -> Evaluation:
         predicted, share, _ = self.elect(k, weights)

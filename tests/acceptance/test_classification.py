@@ -80,6 +80,8 @@ def test_labels_are_evaluated(articles: str, tmp_path: Path) -> None:
     assert picture.read_bytes().startswith(b"\x89PNG")
     found = json.loads(run("evaluate", articles, "--k", "1", "--apart", "0.99", "--json"))
     assert (found["accuracy"], found["rows"]) == (0, 4)
+    held_out = json.loads(run("evaluate", articles, "--held-out", "0.5", "--json"))
+    assert 0 < held_out["rows"] < 4
     apart = run("evaluate", articles, "--k", "1", "--apart", "0.99", "--csv")
     assert apart.splitlines() == ["label,predicted,rows", "help,news,2", "news,help,2"]
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import enum
 from collections import Counter
+from decimal import Decimal
 
 import numpy as np
 import pytest
-from sqlalchemy import Column, Integer, MetaData, String, Table
+from sqlalchemy import Column, Enum, Float, Integer, MetaData, Numeric, String, Table, select
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Session
 
 import pgembed
@@ -14,7 +17,7 @@ from pgembed.columns.types import VectorType
 from pgembed.exc import DeclarationError, QueryError
 from pgembed.indexes.errors import NoNeighboursError
 from pgembed.measuring import evaluate
-from pgembed.queries import knn_classify_many, softmax
+from pgembed.queries import duplicate_groups, knn_classify_many, softmax
 from tests.integration.queries.conftest import store
 
 POINTS = Table(
@@ -108,6 +111,76 @@ def test_copies_kept_apart_do_not_make_it_look_easy(engine):
             assert 0.25 < found.accuracy < 0.75
 
 
+def test_rows_of_a_group_are_kept_apart_though_others_are_between_them(engine):
+    """Chains of five points, each near the next alone; each chain has a label of its own."""
+    angles = np.array([chain * 1.2 + step * 0.1 for chain in range(4) for step in range(5)])
+    vectors = np.stack([np.cos(angles), np.sin(angles), np.zeros(20)], axis=1)
+    store(engine, POINTS, vectors, lambda n: {"label": "abcd"[n // 5], "copy": None})
+    options = {"label": POINTS.c.label, "k": 1}
+    least = float(np.cos(0.15))
+    groups = duplicate_groups(POINTS.c.vector, min_score=least)
+    with Session(engine) as session:
+        assert evaluate(session, POINTS.c.vector, apart=least, **options).accuracy == 1
+        found = evaluate(session, POINTS.c.vector, apart=groups, **options)
+        assert (found.rows, found.accuracy) == (20, 0)
+        some = select(POINTS.c.label.label("group_id"), POINTS.c.id.label("key")).where(POINTS.c.id < 10)
+        found = evaluate(session, POINTS.c.vector, apart=some, held_out=POINTS.c.id % 2 == 0, **options)
+        assert (found.rows, found.accuracy) == (10, 0.5)
+
+
+def test_a_share_of_the_rows_is_held_out(blobs):
+    found = [
+        evaluate(blobs, POINTS.c.vector, held_out=0.3, seed=seed, **OPTIONS).rows for seed in (0, 1, 2, 0)
+    ]
+    assert found[0] == found[3]
+    assert all(20 < rows < 63 for rows in found)
+    assert len(set(found)) > 1
+    assert evaluate(blobs, POINTS.c.vector, held_out=0.999, **OPTIONS).rows > 120
+
+
+class Kind(enum.Enum):
+    zebra = 1
+    ant = 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        (Enum(Kind), [Kind.zebra, Kind.ant]),
+        (Numeric(), [Decimal("1.5"), Decimal("NaN")]),
+        (Float(), [1.5, float("nan")]),
+        (JSONB(), [[1, 2], {"a": 1}]),
+    ],
+)
+def test_labels_of_any_type_in_the_order_of_the_database(engine, tmp_path, kind, values):
+    points = Table(
+        "point",
+        MetaData(),
+        Column("id", Integer, primary_key=True),
+        Column("label", kind),
+        Column("vector", VectorType(2)),
+    )
+    # One of each label at the same distance from all others.
+    store(engine, points, [[1, 0]] * 2 + [[0, 1]] * 2, lambda n: {"label": values[n % 2]})
+    options = {"label": points.c.label, "k": 3, "weights": "uniform"}
+    with Session(engine) as session:
+        found = evaluate(session, points.c.vector, held_out=points.c.id > 1, **options)
+        queries = knn_classify_many(
+            points.c.vector,
+            queries=points.c.id > 1,
+            where=points.c.id < 2,
+            min_neighbours=1,
+            regression=False,
+            **options,
+        )
+        assert [repr(row.label) for row in session.execute(queries)] == [repr(values[0])] * 2
+        assert [(repr(each.label), repr(each.predicted)) for each in found.confusion] == [
+            (repr(value), repr(values[0])) for value in values
+        ]
+        assert found.accuracy == 0.5
+        found.plot(tmp_path / "confusion.svg")
+
+
 def test_rows_without_neighbours_are_wrong(engine):
     store(engine, POINTS, [[1, 0, 0], [2, 0, 0]], lambda n: {"label": "a", "copy": 1})
     with Session(engine) as session:
@@ -134,6 +207,10 @@ def test_the_confusion_matrix_is_drawn(blobs, tmp_path):
         ({"k": 0}, "k=0"),
         ({"weights": "fast"}, "weights='fast'"),
         ({"held_out": 3}, "expected a condition"),
+        ({"held_out": 1.0}, "held_out=1.0; expected a share"),
+        ({"held_out": float("nan")}, "held_out=nan"),
+        ({"held_out": 0.5, "seed": -1}, "seed=-1"),
+        ({"apart": POINTS}, "columns group_id and key"),
     ],
 )
 def test_what_measures_nothing_is_refused(blobs, options, message):

@@ -5,7 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
-from sqlalchemy import Float, SQLColumnExpression, and_, cast, func, select, true
+from sqlalchemy import (
+    Float,
+    FromClause,
+    Integer,
+    SelectBase,
+    SQLColumnExpression,
+    and_,
+    cast,
+    func,
+    inspect,
+    select,
+    true,
+    tuple_,
+)
 from sqlalchemy.orm import Mapped
 from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.sql.selectable import CTE
@@ -16,8 +29,8 @@ from pgembed.queries.core.asked import asked_by
 from pgembed.queries.core.nearest import Mode, Nearest, Stale
 from pgembed.queries.core.settings import SearchSettings
 from pgembed.queries.core.statement import Entity, materialized
-from pgembed.queries.core.subject import Subject, VectorColumn, resolve
-from pgembed.queries.duplicates.edges import score
+from pgembed.queries.core.subject import Subject, VectorColumn, key_of, resolve
+from pgembed.queries.duplicates.edges import score, selectable_of
 
 _T = TypeVar("_T")
 
@@ -28,7 +41,7 @@ def label_issues(
     label: SQLColumnExpression[_T] | Mapped[_T],
     k: int = 15,
     weights: Weights = "distance",
-    apart: float | SQLColumnExpression[Any] | Mapped[Any] | None = None,
+    apart: float | SQLColumnExpression[Any] | Mapped[Any] | SelectBase | FromClause | type | None = None,
     where: Any = None,
     mode: Mode = "auto",
     ef_search: int | None = None,
@@ -51,6 +64,8 @@ def label_issues(
     :param label: the attribute to check, or any expression over the entity.
     :param apart: rows that are copies of each other confirm each other's mistakes. A score: rows that are as
         near as that do not vote for each other. An expression over the entity: nor do rows with equal values.
+        A statement of :func:`~pgembed.queries.duplicate_groups`, or a table or select with the columns
+        ``group_id`` and ``key``: nor do rows of one group, though a chain of others may be between them.
     :param where: which rows are checked, and vote.
     :raises QueryError: at construction, for whatever cannot give the right rows.
     """
@@ -190,27 +205,47 @@ def neighbours(
     :param conditions: which rows are neighbours.
     :param apart: see :func:`label_issues`.
     :param asked_where: which rows have neighbours; left out, the same.
-    :raises QueryError: ``k`` is not a number of rows, or ``apart`` neither a score nor an expression.
+    :raises QueryError: ``k`` is not a number of rows, or ``apart`` is nothing that keeps rows apart.
     """
     k = whole("k", k, 1)
     also = [] if label is None else [label]
     by_value = hasattr(apart, "is_not")
-    if by_value:
+    groups = None if by_value or inspect(apart, raiseerr=False) is None else _groups(apart)
+    key = key_of(subject.keys)
+    if groups is not None:
+        also.append(func.coalesce(groups.c.number, 0))
+    elif by_value:
         comparable("apart", apart, "Article.group_id")
         subject.check_own(apart.is_not(None), "apart=")
         also.append(apart)
     chosen = and_(true(), *(conditions if asked_where is None else asked_where))
-    asked, others = asked_by(subject, chosen, *also)
-    if by_value:
+    beside = None if groups is None else (groups, groups.c.key == key)
+    asked, others = asked_by(subject, chosen, *also, beside=beside)
+    if groups is not None:
+        row = tuple_(asked.c[f"also_{len(also)}"], key)
+        others = [*others, row.not_in(select(groups.c.number, groups.c.key))]
+    elif by_value:
         group: ColumnElement[Any] = asked.c[f"also_{len(also)}"]
         others = [*others, func.coalesce(apart != group, true())]
     elif apart is not None:
-        real("apart", apart, "a score or an expression", finite=True)
+        real("apart", apart, "a score, an expression or a select of groups", finite=True)
         least = score(subject.metric, apart, "apart")
         others = [*others, subject.distance(asked.c.vector) > subject.metric.distance(least)]
     near = Nearest(subject, asked.c.vector, [*conditions, *others], k, 0, None, mode, settings, asked)
     found = near.subquery(*also[:1])
     return asked, materialized(select(*found.c), "neighbours")
+
+
+def _groups(apart: Any) -> CTE:
+    """``number, key``: from 1, so that 0 is the group of no row.
+
+    :raises QueryError: ``apart`` is not a table or a select with the columns ``group_id`` and ``key``.
+    """
+    given = selectable_of(apart, "apart", ("group_id", "key"))
+    number = cast(func.dense_rank().over(order_by=given.c.group_id), Integer).label("number")
+    numbered = select(number, given.c.key).where(given.c.group_id.is_not(None)).subquery()
+    first = select(func.min(numbered.c.number).label("number"), numbered.c.key).group_by(numbered.c.key)
+    return materialized(first, "groups")
 
 
 def _mean_distances(found: CTE) -> CTE:

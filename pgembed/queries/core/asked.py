@@ -82,7 +82,11 @@ class QueryVectorsType(TypeDecorator[Any]):
 
 
 def asked_by(
-    subject: Subject, queries: Queries, *also: ColumnElement[Any], every: bool = False
+    subject: Subject,
+    queries: Queries,
+    *also: ColumnElement[Any],
+    every: bool = False,
+    beside: tuple[FromClause, ColumnElement[bool]] | None = None,
 ) -> tuple[CTE, list[ColumnElement[bool]]]:
     """The queries as a CTE ``(n, query_1, ..., vector, ...)``, and what must hold for rows beside the
     search's own conditions.
@@ -94,6 +98,7 @@ def asked_by(
 
     :param also: further columns of the entity, where the queries are rows of it: ``also_1``, ...
     :param every: keep the queries that have no vector, which find nothing.
+    :param beside: rows of which ``also`` has columns, at most one for each row of the entity, and which.
     :raises QueryError: ``queries`` are nothing that can be searched for.
     :raises DimensionMismatchError: vectors of other dimensions than the column's.
     """
@@ -105,7 +110,8 @@ def asked_by(
         queries = given = given.__clause_element__()
     if _is_condition(given):
         subject.check_own(given, "queries=")
-        queries = select(*subject.keys, subject.vector, *also).where(given)
+        rows = select(*subject.keys, subject.vector, *also).where(given)
+        queries = rows if beside is None else rows.join_from(subject.entity, *beside, isouter=True)
     if isinstance(queries, SelectBase):
         in_order = bool(getattr(queries, "_order_by_clauses", ()))
         return _rows(subject, queries.subquery(), every=every, is_sorted=in_order)
