@@ -15,7 +15,8 @@ from pgembed.encoders import Encoder, Reranker, export_onnx
 from pgembed.exc import PgembedError
 
 if TYPE_CHECKING:
-    from pgembed import database, filling, indexes, measuring
+    from pgembed import clustering, database, filling, indexes, measuring
+    from pgembed.clustering import kmeans, write_labels
     from pgembed.columns import TextEncoder, Vector, Words, embedding_column
     from pgembed.indexes import HNSW, IVFFlat
     from pgembed.measuring import evaluate
@@ -63,9 +64,9 @@ else:
     def __getattr__(name):
         if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        if name in ("database", "filling", "indexes", "measuring"):
+        if name in ("clustering", "database", "filling", "indexes", "measuring"):
             return import_module(f"pgembed.{name}")
-        for part in ("columns", "parts", "indexes", "queries", "measuring"):
+        for part in ("columns", "parts", "indexes", "queries", "measuring", "clustering"):
             module = import_module(f"pgembed.{part}")
             globals().update((each, getattr(module, each)) for each in __all__ if hasattr(module, each))
         return globals()[name]
@@ -93,6 +94,7 @@ __all__ = [
     "arerank",
     "centroid_classify",
     "cluster",
+    "clustering",
     "count_within",
     "database",
     "decay",
@@ -111,6 +113,7 @@ __all__ = [
     "indexes",
     "keep_list",
     "keyword_search",
+    "kmeans",
     "knn_classify",
     "knn_classify_many",
     "label_issues",
@@ -131,5 +134,6 @@ __all__ = [
     "suggest_threshold",
     "topics",
     "vector_of",
+    "write_labels",
     "zero_shot",
 ]

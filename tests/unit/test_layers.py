@@ -23,7 +23,7 @@ LAYERS = (
     ("parts",),
     ("indexes", "database"),
     ("queries",),
-    ("measuring", "filling"),
+    ("measuring", "clustering", "filling"),
     ("reembedding",),
     ("migrations", "testing", "cli"),
 )

@@ -26,12 +26,17 @@ _SYNC = (Session, scoped_session, Connection)
 _ASYNC = {"AsyncSession", "async_scoped_session", "AsyncConnection"}
 
 
+def is_session(given: object) -> bool:
+    """Whether it is a session or a connection that is not for asyncio."""
+    return isinstance(given, _SYNC)
+
+
 def check_session(session: object, helper: str) -> None:
     """
     :param helper: the function that was called; with an ``a`` before it, it is the one for asyncio.
     :raises QueryError: not a session or a connection, or one for asyncio.
     """
-    if not isinstance(session, _SYNC):
+    if not is_session(session):
         instead = f": use `await a{helper}(...)`" if _is_async(session) else ""
         raise QueryError(f"expected a Session or a Connection, got {session!r}{instead}")
 
@@ -42,7 +47,7 @@ def check_async_session(session: object, helper: str) -> None:
     :raises QueryError: not a session or a connection for asyncio.
     """
     if not _is_async(session):
-        instead = f": use {helper}(...)" if isinstance(session, _SYNC) else ""
+        instead = f": use {helper}(...)" if is_session(session) else ""
         raise QueryError(f"expected an AsyncSession or an AsyncConnection, got {session!r}{instead}")
 
 
