@@ -13,7 +13,7 @@ from rich.console import Console
 from sqlalchemy import Connection, Row, Table, bindparam, update
 
 from pgembed import measuring
-from pgembed.cli.known import registered, require_trusted, table_of
+from pgembed.cli.known import table_with
 from pgembed.cli.options import (
     AsCsv,
     AsJson,
@@ -25,7 +25,6 @@ from pgembed.cli.options import (
     print_rows,
     say,
 )
-from pgembed.exc import NotInstalledError
 from pgembed.measuring.curve import check_drawing
 from pgembed.queries import knn_classify_many
 from pgembed.queries.core.nearest import Mode
@@ -76,7 +75,7 @@ def classify(
     Nothing is changed without --write. Where an answer is not sure enough, there is a reason and no label.
     """
     with open_engine(url) as engine, engine.begin() as connection:
-        reflected, metric = _described(connection, table, column, label)
+        reflected, entry = table_with(connection, table, column, label)
         statement = knn_classify_many(
             reflected.c[column],
             queries=reflected.c[label].is_(None),
@@ -89,7 +88,7 @@ def classify(
             min_margin=min_margin,
             max_distance=max_distance,
             mode=_mode(approximate),
-            metric=metric,
+            metric=entry.get("metric"),
         )
         with Console(stderr=True).status("comparing rows"):
             result = connection.execute(statement)
@@ -129,7 +128,7 @@ def evaluate(
     if as_json and as_csv:
         raise typer.BadParameter("choose one of --json and --csv", param_hint="--csv")
     with connect(url) as connection, Console(stderr=True).status("comparing rows"):
-        reflected, metric = _described(connection, table, column, label)
+        reflected, entry = table_with(connection, table, column, label)
         found = measuring.evaluate(
             connection,
             reflected.c[column],
@@ -139,7 +138,7 @@ def evaluate(
             held_out=held_out,
             apart=apart,
             mode=_mode(approximate),
-            metric=metric,
+            metric=entry.get("metric"),
         )
     if plot is not None:
         found.plot(plot)
@@ -157,21 +156,6 @@ def evaluate(
         (each.min_share, each.coverage, each.accuracy if each.coverage else None) for each in found.coverage
     ]
     print_rows(["min_share", "coverage", "accuracy"], coverage, as_json=False, as_csv=False)
-
-
-def _described(connection: Connection, table: str, column: str, label: str) -> tuple[Table, str | None]:
-    """The table, and the metric that its embedding column is declared with.
-
-    :raises NotInstalledError: there is no such table or column.
-    :raises NotTrustedError: its owner is not trusted.
-    """
-    require_trusted(connection, table)
-    reflected = table_of(connection, table)
-    for name in (column, label):
-        if name not in reflected.c:
-            raise NotInstalledError(f"{table} has no column {name}")
-    entry = registered(connection, table, column)
-    return reflected, None if entry is None else entry["metric"]
 
 
 def _mode(approximate: bool) -> Mode:

@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from sqlalchemy import Row, text
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from sqlalchemy import Integer, Row, Select, Table, cast, column, func, select, text
+from sqlalchemy.dialects.postgresql import JSONB
 
-from pgembed.cli.known import require_trusted
-from pgembed.cli.options import AsCsv, AsJson, ColumnName, DatabaseUrl, TableName, connect, print_rows
+from pgembed.cli.known import require_trusted, table_with
+from pgembed.cli.options import (
+    AsCsv,
+    AsJson,
+    ColumnName,
+    DatabaseUrl,
+    TableName,
+    connect,
+    open_engine,
+    print_rows,
+)
+from pgembed.clustering import kmeans as divide
+from pgembed.clustering import write_labels
+from pgembed.clustering.labels import OnProgress
 from pgembed.database.install import require_installed
 
 _KEEP = text(
@@ -138,15 +153,78 @@ def cluster(
     table: TableName,
     column: ColumnName,
     url: DatabaseUrl,
-    min_score: Annotated[float, typer.Option(help="The least score of a row to the center of its cluster.")],
-    min_size: Annotated[int, typer.Option(min=1, help="The least number of rows of a cluster.")] = 10,
+    min_score: Annotated[
+        float | None, typer.Option(help="Rows about a center: the least score of a row to it.")
+    ] = None,
+    min_size: Annotated[
+        int | None, typer.Option(min=1, help="With --min-score, the least rows of a cluster: 10 by default.")
+    ] = None,
+    kmeans: Annotated[
+        int | None, typer.Option(min=1, help="Divide all rows into this many clusters by k-means.")
+    ] = None,
+    write: Annotated[
+        str | None,
+        typer.Option(help="Say what writing the numbers of clusters to it would change.", metavar="COLUMN"),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Write them.")] = False,
     as_json: AsJson = False,
     as_csv: AsCsv = False,
 ) -> None:
-    """List the rows that gather around a center, the largest cluster first; nothing is changed."""
-    given = {"table": table, "column": column, "min_score": min_score, "min_size": min_size}
-    names, rows = _found(url, [table], _CLUSTERS, given)
+    """List the rows of clusters, or with --kmeans the sizes of clusters, the largest cluster first.
+
+    Nothing is changed without --write COLUMN --yes, which writes batch by batch. Rows in no cluster get NULL.
+    """
+    if (min_score is None) == (kmeans is None):
+        raise typer.BadParameter("expected one of --min-score and --kmeans", param_hint="--min-score")
+    if min_size is not None and kmeans is not None:
+        raise typer.BadParameter("has no effect with --kmeans", param_hint="--min-size")
+    if yes and write is None:
+        raise typer.BadParameter("has no effect without --write", param_hint="--yes")
+    given = {"table": table, "column": column, "min_score": min_score, "min_size": min_size or 10}
+    rows: Sequence[Sequence[Any]]
+    if kmeans is None and write is None:
+        names, rows = _found(url, [table], _CLUSTERS, given)
+        print_rows(names, rows, as_json=as_json, as_csv=as_csv)
+        return
+    with open_engine(url) as engine:
+        with engine.begin() as connection:
+            others = [] if write is None else [write]
+            reflected, entry = table_with(connection, table, column, *others)
+            if kmeans is None:
+                require_installed(connection)
+        if write in entry.get("sources", ()):
+            raise typer.BadParameter(f"{write} is a source of {table}.{column}", param_hint="--write")
+        options: dict[str, Any] = {"write": None if write is None else reflected.c[write], "dry_run": not yes}
+        if kmeans is None:
+            with Console(stderr=True).status("comparing rows"):
+                found: Any = write_labels(engine, reflected.c[column], _keyed(reflected, given), **options)
+        else:
+            options |= {"clusters": kmeans, "metric": entry.get("metric")}
+            with _bar() as on_progress:
+                found = divide(engine, reflected.c[column], **options, on_progress=on_progress)
+    if write is None:
+        names, rows = ["cluster", "size"], list(enumerate(found.sizes, 1))
+    else:
+        names = ["column", "clusters", "rows", "changed", "skipped"]
+        rows = [(write, kmeans or found.clusters, found.rows, found.changed, found.skipped)]
     print_rows(names, rows, as_json=as_json, as_csv=as_csv)
+
+
+def _keyed(table: Table, given: dict[str, Any]) -> Select[Any]:
+    """The rows of ``pgembed.cluster`` with keys as statements have them: a value, or a JSON array."""
+    found = _CLUSTERS.columns(column("cluster", Integer), column("key", JSONB)).bindparams(**given).subquery()
+    keys = list(table.primary_key)
+    values = [found.c.key[key.name] for key in keys]
+    key = cast(values[0].astext, keys[0].type) if len(keys) == 1 else func.jsonb_build_array(*values)
+    return select(found.c.cluster, key.label("key"))
+
+
+@contextmanager
+def _bar() -> Iterator[OnProgress]:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("rows, over all passes", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _found(

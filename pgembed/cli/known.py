@@ -64,6 +64,21 @@ def require_trusted(connection: Connection, table: str) -> None:
     require_trust(connection, oid_of(connection, table), table)
 
 
+def table_with(connection: Connection, table: str, column: str, *others: str) -> tuple[Table, dict[str, Any]]:
+    """The table, and what the registry says of its column, which is nothing where it is not registered.
+
+    :param others: further columns that it must have.
+    :raises NotInstalledError: there is no such table or column.
+    :raises NotTrustedError: its owner is not trusted.
+    """
+    require_trusted(connection, table)
+    reflected = table_of(connection, table)
+    for name in (column, *others):
+        if name not in reflected.c:
+            raise NotInstalledError(f"{table} has no column {name}")
+    return reflected, registered(connection, table, column) or {}
+
+
 def encoded(
     connection: Connection, table: str, column: str, texts: Sequence[str], encoder: str | None
 ) -> Array:

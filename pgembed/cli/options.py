@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
-from sqlalchemy import URL, Connection, Engine, Row, create_engine, make_url, text
+from sqlalchemy import URL, Connection, Engine, create_engine, make_url, text
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from pgembed.columns import Freshness
@@ -92,7 +92,7 @@ def print_table(table: Table) -> None:
     Console(width=None if sys.stdout.isatty() else _NO_LIMIT).print(table)
 
 
-def print_rows(names: Sequence[str], rows: Sequence[Row[Any]], *, as_json: bool, as_csv: bool) -> None:
+def print_rows(names: Sequence[str], rows: Sequence[Sequence[Any]], *, as_json: bool, as_csv: bool) -> None:
     """Print the rows of a result, one a line: as a table, JSON or CSV.
 
     :raises typer.BadParameter: as both.
@@ -100,7 +100,7 @@ def print_rows(names: Sequence[str], rows: Sequence[Row[Any]], *, as_json: bool,
     if as_json and as_csv:
         raise typer.BadParameter("choose one of --json and --csv", param_hint="--csv")
     if as_json:
-        say(json.dumps([dict(row._mapping) for row in rows], indent=2, default=str))
+        say(json.dumps([dict(zip(names, row, strict=True)) for row in rows], indent=2, default=str))
         return
     lines = [[_shown(value) for value in row] for row in rows]
     if as_csv:

@@ -110,6 +110,47 @@ def test_clusters(shop: str) -> None:
     assert call(*options[:-1], "4", "--json").stdout == "[]\n"
 
 
+def test_clusters_are_written(shop: str, engine: Engine) -> None:
+    execute(engine, "ALTER TABLE article ADD topic text", "UPDATE article SET topic = 'old'")
+    common = ["cluster", "article", "embedding", "--url", shop, "--write", "topic", "--json"]
+    for options, labels in (
+        (["--min-score", "0.99", "--min-size", "2"], ["1", "2", "1", None, "2", "1"]),
+        (["--kmeans", "3"], ["1", "2", "1", "3", "2", "1"]),
+    ):
+        before = rows(engine, "SELECT topic FROM article ORDER BY id")
+        tried = json.loads(call(*common, *options).stdout)
+        assert rows(engine, "SELECT topic FROM article ORDER BY id") == before
+        (done,) = json.loads(call(*common, *options, "--yes").stdout)
+        assert [done] == tried
+        assert rows(engine, "SELECT topic FROM article ORDER BY id") == [(label,) for label in labels]
+        in_one = len(labels) - labels.count(None)
+        assert (done["column"], done["rows"], done["skipped"]) == ("topic", in_one, 0)
+        assert done["changed"] == sum(old != label for (old,), label in zip(before, labels, strict=True))
+        assert done["clusters"] == max(int(label) for label in labels if label)
+
+
+def test_clusters_by_kmeans(shop: str) -> None:
+    shown = call("cluster", "article", "embedding", "--url", shop, "--kmeans", "3", "--csv")
+    assert shown.stdout.splitlines() == ["cluster,size", "1,3", "2,2", "3,1"]
+    assert "18/18" in shown.stderr or "24/24" in shown.stderr
+
+
+def test_wrong_usage_of_clusters(shop: str) -> None:
+    for options, code, message in (
+        ([], 2, "expected one of --min-score and --kmeans"),
+        (["--min-score", "0.9", "--kmeans", "3"], 2, "expected one of --min-score and --kmeans"),
+        (["--kmeans", "3", "--min-size", "3"], 2, "has no effect with --kmeans"),
+        (["--kmeans", "3", "--yes"], 2, "has no effect without --write"),
+        (["--kmeans", "7"], 1, "has 6 rows"),
+        (["--kmeans", "3", "--write", "nothing"], 1, "has no column nothing"),
+        (["--kmeans", "3", "--write", "title"], 2, "title is a source of article.embedding"),
+        (["--min-score", "0.9", "--write", "id"], 1, "is part of a key"),
+        (["--min-score", "2", "--write", "rank"], 1, "min_score is 2"),
+    ):
+        shown = call("cluster", "article", "embedding", "--url", shop, *options)
+        assert (shown.returncode, message in shown.stderr) == (code, True), shown.stderr
+
+
 def test_wrong_usage(shop: str) -> None:
     common = ["dedup", "article", "embedding", "--url", shop, "--min-score"]
     for options, code, message in (
