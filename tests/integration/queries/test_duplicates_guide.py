@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy
-from sqlalchemy import DateTime, ForeignKey, func
+from sqlalchemy import DateTime, ForeignKey, Integer, func
 from sqlalchemy.orm import Mapped, Session, aliased, mapped_column
 
 import pgembed
@@ -30,6 +30,7 @@ class Question(Base):
 
 
 Article.published = mapped_column(DateTime, default=func.localtimestamp())
+Article.topic = mapped_column(Integer)
 
 
 @pytest.fixture
@@ -48,6 +49,7 @@ def filled(engine):
 def test_the_python_of_the_guide(filled, capsys):
     names = dict(vars(sqlalchemy))
     names |= {name: getattr(pgembed.queries, name) for name in pgembed.queries.__all__}
+    names |= {"kmeans": pgembed.kmeans, "write_labels": pgembed.write_labels}
     names |= {"session": filled, "Article": Article, "Question": Question, "aliased": aliased}
     names |= {"Base": Base, "Session": Session, "engine": filled.get_bind(), "__name__": __name__}
     names |= {"Mapped": Mapped, "mapped_column": mapped_column, "Vector": Vector, "encoder": HashEncoder(16)}
