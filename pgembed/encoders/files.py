@@ -177,7 +177,7 @@ def read_json(path: Path) -> Any:
         raise EncoderFilesError(path, "JSON that is nested too deeply", needed=needed) from None
 
 
-class Settings(Mapping[str, Any]):
+class JsonObject(Mapping[str, Any]):
     """The members of a JSON object; ``null`` counts as absent.
 
     :param path: the file that they come from.
@@ -276,9 +276,9 @@ class Settings(Mapping[str, Any]):
         """All members, which must be strings."""
         return {key: self.text(key) for key in self._values}
 
-    def table(self, key: str) -> Settings:
+    def table(self, key: str) -> JsonObject:
         """An object inside this one; empty if there is none."""
-        return Settings(self.path, self._typed(key, dict, {}, "an object"), within=self._within + key)
+        return JsonObject(self.path, self._typed(key, dict, {}, "an object"), within=self._within + key)
 
 
 def _is_text(value: str) -> bool:

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pgembed.encoders.files import Settings, read_json, shown
+from pgembed.encoders.files import JsonObject, read_json, shown
 from pgembed.exc import EncoderFilesError, EncoderOptionError
 
 SPEC_FILE = "encoder.json"
@@ -50,10 +50,10 @@ _DECIDING = (
 _DECIDING_SCORES = ("labels", "activation", "segments")
 
 # How a field is read, by its type.
-_READERS: dict[str, Callable[[Settings, str], Any]] = {
-    "str": Settings.text,
-    "int": Settings.integer,
-    "bool": Settings.flag,
+_READERS: dict[str, Callable[[JsonObject, str], Any]] = {
+    "str": JsonObject.text,
+    "int": JsonObject.integer,
+    "bool": JsonObject.flag,
     "tuple[str, ...]": lambda settings, name: tuple(settings.texts(name)),
     "Mapping[str, str]": lambda settings, name: settings.table(name).all_texts(),
 }
@@ -194,7 +194,7 @@ class EncoderSpec:
                 f"format {shown(document['format'])}",
                 needed=f"format {FORMAT}: install the pgembed that wrote it",
             )
-        settings = Settings(path, document)
+        settings = JsonObject(path, document)
         required = {item.name for item in dataclasses.fields(cls) if item.default is dataclasses.MISSING}
         missing = sorted((required | {"pooling", "steps"}) - settings.keys() - {"files"})
         if missing:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pgembed.columns import Array, TextEncoder, answered
 from pgembed.encoders.threads import encoder_errors
 from pgembed.exc import EncoderAnswerError, EncoderError, TextError
-from pgembed.filling.flow import Encoded, Pace, Row
+from pgembed.filling.flow import EncodedRows, Pace, Row
 from pgembed.parts.late import encode
 
 #: A text that every working encoder can encode.
@@ -72,7 +72,7 @@ class Encoding:
         """Rows that wait for another try."""
         return sum(map(len, self.suspects))
 
-    def window(self, rows: list[Row]) -> Encoded | None:
+    def window(self, rows: list[Row]) -> EncodedRows | None:
         """Encode rows that were just claimed; ``None`` if all of them failed or became suspects.
 
         :raises BrokenEncoderError: the encoder fails with anything.
@@ -80,11 +80,11 @@ class Encoding:
         self.suspects.extend([row] for row in rows if row.failed_before)
         return self._try([row for row in rows if not row.failed_before], probe=True)
 
-    def suspect(self) -> Encoded | None:
+    def suspect(self) -> EncodedRows | None:
         """Encode the next suspects."""
         return self._try(self.suspects.popleft(), probe=False)
 
-    def _try(self, rows: list[Row], *, probe: bool) -> Encoded | None:
+    def _try(self, rows: list[Row], *, probe: bool) -> EncodedRows | None:
         if not rows:
             return None
         started = time.perf_counter()
@@ -134,13 +134,13 @@ class Encoding:
 
     def _finite(
         self, rows: list[Row], vectors: Array, refused: dict[int, EncoderAnswerError]
-    ) -> Encoded | None:
+    ) -> EncodedRows | None:
         """Leave out the rows whose vectors Postgres would refuse: one of them would fail the whole
         statement."""
         self._on_encoded(len(rows) - len(refused))
         if not refused:
-            return Encoded(rows, vectors)
+            return EncodedRows(rows, vectors)
         for position, error in refused.items():
             self._fail(rows[position], error)
         good = [position for position in range(len(rows)) if position not in refused]
-        return Encoded([rows[position] for position in good], vectors[good]) if good else None
+        return EncodedRows([rows[position] for position in good], vectors[good]) if good else None

@@ -20,7 +20,7 @@ from sqlalchemy import ColumnElement, Engine
 
 from pgembed.filling import failures, parts
 from pgembed.filling.bisection import Encoding
-from pgembed.filling.flow import Channel, Closed, Counter, Counts, Encoded, Pace, Row
+from pgembed.filling.flow import Channel, Closed, Counter, Counts, EncodedRows, Pace, Row
 from pgembed.filling.leases import Leases
 from pgembed.filling.parts_statements import PartsStatements
 from pgembed.filling.statements import Statements
@@ -145,7 +145,7 @@ class Cycle:
         self._idle = False
         self._moved_at = time.time()
         self._windows: Channel[list[Row]] = Channel(1)
-        self._results: Channel[Encoded] = Channel(1)
+        self._results: Channel[EncodedRows] = Channel(1)
 
     @property
     def counts(self) -> Counts:
@@ -319,14 +319,14 @@ class Cycle:
             if result is not None:
                 self._results.put(result)
 
-    def _encode_window(self, rows: list[Row]) -> Encoded | None:
+    def _encode_window(self, rows: list[Row]) -> EncodedRows | None:
         if isinstance(self._encoding, parts.PartsEncoding):
             return self._encoding.window(rows)
         cleared = [row for row in rows if row.digest is None]
         if cleared:
             # Postgres takes NULL for a vector without a digest; the zeros only fill the array.
             zeros = np.zeros((len(cleared), self.target.encoder.dimensions), dtype=np.float32)
-            self._results.put(Encoded(cleared, zeros))
+            self._results.put(EncodedRows(cleared, zeros))
         return self._encoding.window([row for row in rows if row.digest is not None])
 
     # --- writing ----------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ class Row(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Encoded:
+class EncodedRows:
     """Rows and their vectors, float32 ``(len(rows), d)``; of rows with parts those that were encoded, by the
     digest of the part."""
 

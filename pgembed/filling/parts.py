@@ -21,7 +21,7 @@ from sqlalchemy import Connection
 from pgembed.columns import Array
 from pgembed.exc import EncoderError, TextError
 from pgembed.filling.bisection import Encoding
-from pgembed.filling.flow import Encoded, Pace, Row
+from pgembed.filling.flow import EncodedRows, Pace, Row
 from pgembed.filling.parts_statements import DEFERRED, PartsStatements, placed
 from pgembed.filling.sql import lines
 from pgembed.filling.transactions import Transactions
@@ -124,7 +124,7 @@ class PartsEncoding:
         """How many they are."""
         return self._encoding.suspected_rows
 
-    def window(self, rows: list[Row]) -> Encoded | None:
+    def window(self, rows: list[Row]) -> EncodedRows | None:
         """Encode the parts of rows that were just claimed, unless they are stored; the rows that are done.
 
         :raises BrokenEncoderError: the encoder fails with anything.
@@ -150,12 +150,12 @@ class PartsEncoding:
             self._claims.took(len(rows), time.perf_counter() - started)
         return _together([*done, *self._done()])
 
-    def suspect(self) -> Encoded | None:
+    def suspect(self) -> EncodedRows | None:
         """Encode the next suspects; the rows that are done by that."""
         self._take(self._encoding.suspect())
         return _together(self._done())
 
-    def _take(self, encoded: Encoded | None) -> None:
+    def _take(self, encoded: EncodedRows | None) -> None:
         if encoded is None:
             return
         for part, vector in zip(encoded.rows, encoded.vectors, strict=True):
@@ -178,12 +178,12 @@ class PartsEncoding:
         return done
 
 
-def _together(done: list[_Open]) -> Encoded | None:
+def _together(done: list[_Open]) -> EncodedRows | None:
     if not done:
         return None
     vectors = np.empty(len(done), dtype=object)
     vectors[:] = [each.vectors for each in done]
-    return Encoded([each.row for each in done], vectors)
+    return EncodedRows([each.row for each in done], vectors)
 
 
 class PartsWriting(Writing):
@@ -197,16 +197,18 @@ class PartsWriting(Writing):
         self._delete = statements.delete()
         self._keeps_text = statements.keeps_text
 
-    def _write_some(self, some: Encoded, attempt: int) -> None:
+    def _write_some(self, some: EncodedRows, attempt: int) -> None:
         try:
             super()._write_some(some, attempt)
         except ChangedError as changed:
             self._on_settled([row for row in some.rows if row.key in changed.keys], 0)
             rest = [place for place, row in enumerate(some.rows) if row.key not in changed.keys]
             if rest:
-                self._write_some(Encoded([some.rows[place] for place in rest], some.vectors[rest]), attempt)
+                self._write_some(
+                    EncodedRows([some.rows[place] for place in rest], some.vectors[rest]), attempt
+                )
 
-    def _execute(self, connection: Connection, some: Encoded) -> dict[str, str | None]:
+    def _execute(self, connection: Connection, some: EncodedRows) -> dict[str, str | None]:
         connection.execute(DEFERRED)
         cuts = {row.key: row.cuts for row in some.rows}
         stored = _stored(connection, self._stored, cuts)
@@ -240,7 +242,7 @@ class PartsWriting(Writing):
             connection.execute(self._delete, {"ids": lines(map(str, left))})
         return written
 
-    def _bound(self, some: Encoded) -> dict[str, Any]:
+    def _bound(self, some: EncodedRows) -> dict[str, Any]:
         return named(some.rows)
 
     def _put(self, connection: Connection, new: Sequence[tuple[str, Cut, Array]]) -> list[int]:

@@ -12,7 +12,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
 from pgembed.exc import sqlstate
-from pgembed.filling.flow import Encoded, Pace, Row
+from pgembed.filling.flow import EncodedRows, Pace, Row
 from pgembed.filling.sql import lines
 from pgembed.filling.statements import Statements
 from pgembed.filling.transactions import Transactions, is_lost
@@ -35,7 +35,7 @@ _ROW = ("21", "22", "23", "27", "38", "39", "44", "P0")
 class Locked:
     """Vectors whose rows were locked: when to try again, and the number of that attempt."""
 
-    encoded: Encoded
+    encoded: EncodedRows
     due: float
     attempt: int
 
@@ -79,7 +79,7 @@ class Writing:
             return None
         return max(min(locked.due for locked in self._locked) - time.monotonic(), 0.0)
 
-    def write(self, encoded: Encoded) -> None:
+    def write(self, encoded: EncodedRows) -> None:
         """Write vectors into those of their rows that still have the text and are not locked."""
         self._write_all(encoded, attempt=0)
 
@@ -91,14 +91,14 @@ class Writing:
         for locked in due:
             self._write_all(locked.encoded, attempt=locked.attempt)
 
-    def _write_all(self, encoded: Encoded, *, attempt: int) -> None:
+    def _write_all(self, encoded: EncodedRows, *, attempt: int) -> None:
         start = 0
         while start < len(encoded.rows):
             end = start + self._pace.rows
-            self._write_some(Encoded(encoded.rows[start:end], encoded.vectors[start:end]), attempt)
+            self._write_some(EncodedRows(encoded.rows[start:end], encoded.vectors[start:end]), attempt)
             start = end
 
-    def _write_some(self, some: Encoded, attempt: int) -> None:
+    def _write_some(self, some: EncodedRows, attempt: int) -> None:
         started = time.perf_counter()
         try:
             written = self._transactions.run(lambda connection: self._execute(connection, some))
@@ -124,7 +124,7 @@ class Writing:
             settled = [row for row in some.rows if row.key not in elsewhere]
         self._on_settled(settled, len(written) - len(changed))
 
-    def _execute(self, connection: Connection, some: Encoded) -> dict[str, str | None]:
+    def _execute(self, connection: Connection, some: EncodedRows) -> dict[str, str | None]:
         """The keys of the written rows, and what :meth:`Statements.write` returns for each."""
         written: dict[str, str | None] = dict(connection.execute(self._write, self._bound(some)).all())
         if written and self._triggered(connection):
@@ -132,7 +132,7 @@ class Writing:
             written.update(connection.execute(self._changed_since, keys).all())
         return written
 
-    def _bound(self, some: Encoded) -> dict[str, Any]:
+    def _bound(self, some: EncodedRows) -> dict[str, Any]:
         return named(some.rows) | {"vectors": some.vectors}
 
     def _triggered(self, connection: Connection) -> bool:
@@ -142,7 +142,7 @@ class Writing:
             self._look_at = time.monotonic() + _LOOK
         return self._has_trigger
 
-    def _wait_for_locks(self, some: Encoded, missed: list[int], attempt: int) -> set[str]:
+    def _wait_for_locks(self, some: EncodedRows, missed: list[int], attempt: int) -> set[str]:
         """Keep the vectors of locked rows that still want them; returns their keys."""
         if attempt == len(_RETRIES) or not missed:
             return set()
@@ -152,16 +152,16 @@ class Writing:
         )
         kept = [position for position in missed if some.rows[position].key in still]
         if kept:
-            waiting = Encoded([some.rows[position] for position in kept], some.vectors[kept])
+            waiting = EncodedRows([some.rows[position] for position in kept], some.vectors[kept])
             self._locked.append(Locked(waiting, time.monotonic() + _RETRIES[attempt], attempt + 1))
         return still
 
-    def _swallowed(self, some: Encoded, missed: list[int]) -> set[str]:
+    def _swallowed(self, some: EncodedRows, missed: list[int]) -> set[str]:
         """Set aside rows that want their vectors and are unlocked, but were not written; returns their
         keys."""
         if not missed:
             return set()
-        rest = Encoded([some.rows[position] for position in missed], some.vectors[missed])
+        rest = EncodedRows([some.rows[position] for position in missed], some.vectors[missed])
 
         def work(connection: Connection) -> set[str]:
             wanting = set(connection.scalars(self._writable, named(rest.rows)))
@@ -175,7 +175,7 @@ class Writing:
                 )
         return keys
 
-    def _refused(self, some: Encoded, attempt: int, error: DBAPIError) -> None:
+    def _refused(self, some: EncodedRows, attempt: int, error: DBAPIError) -> None:
         state = sqlstate(error)
         if is_lost(error) or not (state.startswith(_LATER + _ROW) or self._is_policy(state)):
             raise error
@@ -188,8 +188,8 @@ class Writing:
             self._on_failure(some.rows[0], some.rows[0].digest, error.orig or error)
         else:
             middle = len(some.rows) // 2
-            self._write_some(Encoded(some.rows[:middle], some.vectors[:middle]), attempt)
-            self._write_some(Encoded(some.rows[middle:], some.vectors[middle:]), attempt)
+            self._write_some(EncodedRows(some.rows[:middle], some.vectors[:middle]), attempt)
+            self._write_some(EncodedRows(some.rows[middle:], some.vectors[middle:]), attempt)
 
     def _is_policy(self, state: str) -> bool:
         """Whether a row-level policy refuses a row: Postgres has one SQLSTATE for that and for missing

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pgembed.encoders.files import Folder, Settings
+from pgembed.encoders.files import Folder, JsonObject
 
 TASK = "sequence-classification"
 _CLASS = "ForSequenceClassification"
@@ -32,26 +32,26 @@ class Classifier:
     segments: bool
 
 
-def names_classifier(config: Settings) -> bool:
+def names_classifier(config: JsonObject) -> bool:
     """Whether ``config.json`` names the class of a classifier."""
     stated = config.texts("architectures", [])
     return bool(stated) and stated[0].endswith(_CLASS)
 
 
-def read(folder: Folder, saved: Settings) -> Classifier:
+def read(folder: Folder, saved: JsonObject) -> Classifier:
     """
     :param folder: that of the transformer.
     :param saved: what sentence-transformers has saved of the model beside it.
     :raises EncoderFilesError: a file states something that cannot be done.
     """
-    config = Settings.read(folder.file("config.json"))
+    config = JsonObject.read(folder.file("config.json"))
     labels = _labels(config)
     if saved.get("default_prompt_name"):
         raise saved.wrong("default_prompt_name", needed="no prompt: texts of a pair have none")
     return Classifier(labels, _activation(config, saved, len(labels)), _segments(folder, config))
 
 
-def _labels(config: Settings) -> tuple[str, ...]:
+def _labels(config: JsonObject) -> tuple[str, ...]:
     """Names by ``id2label``; transformers leaves it out where there are two labels without names."""
     count = config.integer("num_labels", 2, least=1, most=_MOST_LABELS)
     named = config.table("id2label")
@@ -65,7 +65,7 @@ def _labels(config: Settings) -> tuple[str, ...]:
     return labels
 
 
-def _activation(config: Settings, saved: Settings, labels: int) -> str:
+def _activation(config: JsonObject, saved: JsonObject, labels: int) -> str:
     """Where the reference looks for it, in its order; a class that is not torch's counts as none there.
 
     :raises EncoderFilesError: it is another one of torch's.
@@ -87,9 +87,9 @@ def _activation(config: Settings, saved: Settings, labels: int) -> str:
     return "sigmoid" if labels == 1 else "identity"
 
 
-def _segments(folder: Folder, config: Settings) -> bool:
+def _segments(folder: Folder, config: JsonObject) -> bool:
     """Whether the tokenizer gives ``token_type_ids``, as its settings say or else its class does."""
-    settings = Settings.optional(folder.file("tokenizer_config.json"))
+    settings = JsonObject.optional(folder.file("tokenizer_config.json"))
     named = settings.text("tokenizer_class", "").removesuffix("Fast")
     does = named in _SEGMENTING if named else config.get("model_type") in _SEGMENTING.values()
     return "token_type_ids" in settings.texts("model_input_names", ["token_type_ids"] if does else [])

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pgembed.encoders.export.graph import ACTIVATIONS
-from pgembed.encoders.files import Settings
+from pgembed.encoders.files import JsonObject
 
 _LARGEST = 1_000_000  # of a width or a number of positions, far above that of any model
 _DEEPEST = 1000
 
 
-class ModelConfig(Settings):
+class ModelConfig(JsonObject):
     """The values of ``config.json``."""
 
     @property

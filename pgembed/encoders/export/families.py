@@ -18,7 +18,7 @@ from pgembed.encoders.export.bert import Bert, DistilBert, Mpnet, Roberta
 from pgembed.encoders.export.config import ModelConfig
 from pgembed.encoders.export.graph import Graph, WeightFile
 from pgembed.encoders.export.graph_variants import Int8Graph, PackedGraph
-from pgembed.encoders.export.head import Head
+from pgembed.encoders.export.head import ClassifierHead
 from pgembed.encoders.export.modernbert import ModernBert
 from pgembed.encoders.export.pipeline import Pipeline
 from pgembed.encoders.export.weights import Array, Weights, weight_files
@@ -88,7 +88,7 @@ class BuiltModel:
     def __init__(self, pipeline: Pipeline) -> None:
         self._pipeline = pipeline
         self._build: Callable[[Graph], str]
-        self._head: Head | None = None
+        self._head: ClassifierHead | None = None
         self.segments = False
         if pipeline.first == "Transformer":
             config = ModelConfig.read(pipeline.folder.file("config.json"))
@@ -102,7 +102,7 @@ class BuiltModel:
             rows = self._weights.take(self._weights.anchor, None, None)
             self._build = lambda graph: family.build(graph, config)
             if pipeline.classifier is not None:
-                self._head = Head(config, files, len(pipeline.classifier.labels))
+                self._head = ClassifierHead(config, files, len(pipeline.classifier.labels))
                 self.segments = family.has_segments and pipeline.classifier.segments
         else:
             files = weight_files(pipeline.folder)

@@ -44,7 +44,7 @@ _FORMS = {
 }
 
 
-class Head:
+class ClassifierHead:
     """The layers between the last hidden state and the logits.
 
     :ivar pooling: the pooling modes.

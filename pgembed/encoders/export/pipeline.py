@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pgembed.encoders.export import classifier
 from pgembed.encoders.export.classifier import Classifier
-from pgembed.encoders.files import Folder, Settings, is_name, read_json, shown
+from pgembed.encoders.files import Folder, JsonObject, is_name, read_json, shown
 from pgembed.encoders.spec import SPEC_FILE
 from pgembed.encoders.text.tokenizer import TOKENIZER_FILE, WORDS_FILE
 from pgembed.exc import EncoderFilesError
@@ -67,7 +67,7 @@ class Step:
 
     kind: str
     folder: Folder
-    config: Settings
+    config: JsonObject
 
     @property
     def activation(self) -> str:
@@ -149,7 +149,7 @@ def places(folder: Folder) -> list[str]:
 def places_of_routes(folder: Folder, place: str) -> list[str]:
     """The subfolders of the modules after a router in the subfolder ``place``."""
     path = folder.file(inside(place, ROUTER_FILE))
-    found = [inside(place, name) for name in Settings.read(path).table("types")]
+    found = [inside(place, name) for name in JsonObject.read(path).table("types")]
     for name in found:
         folder.subfolder(name, stated_in=path)
     return found
@@ -170,11 +170,11 @@ def read(folder: Folder, *, route: str = "document") -> Pipeline:
         return _classifier(folder)
     first, *later = _modules(folder, route)
     listed = folder.file(MODULES_FILE)
-    pooling: Settings | None = None
+    pooling: JsonObject | None = None
     steps = []
     for module in later:
         path = folder.file(inside(module.place, "config.json"))
-        config = Settings.read(path) if module.kind in _CONFIGURED else Settings.optional(path)
+        config = JsonObject.read(path) if module.kind in _CONFIGURED else JsonObject.optional(path)
         _check_features(module.kind, config)
         if module.kind == "Pooling":
             pooling = config
@@ -232,9 +232,9 @@ def _classifier(folder: Folder) -> Pipeline:
     )
 
 
-def _settings(folder: Folder, name: str) -> Settings:
+def _settings(folder: Folder, name: str) -> JsonObject:
     """The settings in a file that may be missing."""
-    return Settings.optional(folder.file(name))
+    return JsonObject.optional(folder.file(name))
 
 
 def _modules(folder: Folder, route: str) -> list[_Module]:
@@ -296,7 +296,7 @@ def _kind(name: str, path: Path) -> str:
 def _route(folder: Folder, place: str, route: str) -> list[_Module]:
     """The modules of one route of a router."""
     path = folder.subfolder(place, stated_in=folder.file(MODULES_FILE)).file(ROUTER_FILE)
-    router = Settings.read(path)
+    router = JsonObject.read(path)
     if not {"structure", "types"} <= router.keys():
         raise EncoderFilesError(path, "no router", needed="structure and types")
     structure, types = router.table("structure"), router.table("types")
@@ -313,7 +313,7 @@ def _route(folder: Folder, place: str, route: str) -> list[_Module]:
     return modules
 
 
-def _check_features(kind: str, config: Settings) -> None:
+def _check_features(kind: str, config: JsonObject) -> None:
     """Refuse a module that works on something other than the text's vector."""
     for key in ("module_input_name", "module_output_name"):
         if config.get(key) not in (None, _TEXT_VECTOR):
@@ -322,10 +322,10 @@ def _check_features(kind: str, config: Settings) -> None:
             raise EncoderFilesError(config.path, found, needed=f"one for {_TEXT_VECTOR}")
 
 
-def _first_settings(place: Folder) -> Settings:
+def _first_settings(place: Folder) -> JsonObject:
     """The settings of a transformer besides ``config.json``; the first file with content counts."""
     found = (_settings(place, name) for name in SETTINGS_FILES)
-    return next(filter(len, found), Settings(place.file(SETTINGS_FILES[0]), {}))
+    return next(filter(len, found), JsonObject(place.file(SETTINGS_FILES[0]), {}))
 
 
 def _transformer_settings(
@@ -334,7 +334,7 @@ def _transformer_settings(
     task: str = "feature-extraction",
     output: str = "token_embeddings",
     method_output: str = "last_hidden_state",
-) -> Settings:
+) -> JsonObject:
     """
     :raises EncoderFilesError: the output is another one of a text, or the model is to be opened with other
         settings than its files state.
@@ -359,14 +359,14 @@ def _transformer_settings(
     return settings
 
 
-def _pooling_modes(config: Settings) -> tuple[str, ...]:
+def _pooling_modes(config: JsonObject) -> tuple[str, ...]:
     stated = config.get("pooling_mode")
     if stated:
         return tuple(config.texts("pooling_mode")) if isinstance(stated, list) else (str(stated)[:80],)
     return tuple(mode for flag, mode in _LEGACY_MODES.items() if config.flag(flag, False)) or ("mean",)
 
 
-def _prompts(config: Settings) -> tuple[str, str]:
+def _prompts(config: JsonObject) -> tuple[str, str]:
     """The prompts of queries and of documents; a stated one, even an empty one, replaces the default.
 
     A default that is named after one of the two is not used for the other.
@@ -383,7 +383,7 @@ def _prompts(config: Settings) -> tuple[str, str]:
     return first(_OF_QUERIES, _OF_DOCUMENTS), first(_OF_DOCUMENTS, _OF_QUERIES)
 
 
-def _limit(first: str, folder: Folder, settings: Settings) -> int | None:
+def _limit(first: str, folder: Folder, settings: JsonObject) -> int | None:
     """The limit that the folder states, in the file where the reference looks for it."""
     if first == "StaticEmbedding":
         stated, key = _settings(folder, TOKENIZER_FILE).table("truncation"), "max_length"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pgembed.encoders.export.pipeline import Pipeline
-from pgembed.encoders.files import Settings
+from pgembed.encoders.files import JsonObject
 
 _FAMILIES = {
     "BertTokenizer": "bert",
@@ -43,9 +43,9 @@ _TRUNCATION = {"direction": "Right", "max_length": 512, "strategy": "LongestFirs
 def copy_tokenizer(pipeline: Pipeline, target: Path) -> None:
     """Write the tokenizer of ``pipeline`` to ``target``; a plain copy, unless its configuration differs."""
     if pipeline.first == "Transformer":
-        stated = Settings.read(pipeline.tokenizer)
-        settings = Settings.optional(pipeline.folder.file("tokenizer_config.json"))
-        config = Settings.optional(pipeline.folder.file("config.json"))
+        stated = JsonObject.read(pipeline.tokenizer)
+        settings = JsonObject.optional(pipeline.folder.file("tokenizer_config.json"))
+        config = JsonObject.optional(pipeline.folder.file("config.json"))
         family = _family(settings, config)
         changed = _truncation(stated, settings) | _cleaning_and_splitting(family, stated, settings)
         if changed:
@@ -55,7 +55,7 @@ def copy_tokenizer(pipeline: Pipeline, target: Path) -> None:
     shutil.copyfile(pipeline.tokenizer, target)
 
 
-def _truncation(tokenizer: Settings, settings: Settings) -> dict[str, Any]:
+def _truncation(tokenizer: JsonObject, settings: JsonObject) -> dict[str, Any]:
     truncation = _TRUNCATION | dict(tokenizer.table("truncation"))
     side = settings.text("truncation_side", str(truncation["direction"])).capitalize()
     if side not in ("Left", "Right"):
@@ -65,7 +65,7 @@ def _truncation(tokenizer: Settings, settings: Settings) -> dict[str, Any]:
     return {"truncation": truncation | {"direction": side}}
 
 
-def _cleaning_and_splitting(family: str, tokenizer: Settings, settings: Settings) -> dict[str, Any]:
+def _cleaning_and_splitting(family: str, tokenizer: JsonObject, settings: JsonObject) -> dict[str, Any]:
     """How the family's tokenizers clean and split texts, if this one's file differs."""
     wanted: dict[str, Any] = {}
     splitting = tokenizer.table("pre_tokenizer")
@@ -82,7 +82,7 @@ def _cleaning_and_splitting(family: str, tokenizer: Settings, settings: Settings
     return {key: value for key, value in wanted.items() if tokenizer.get(key) != value}
 
 
-def _family(settings: Settings, config: Settings) -> str:
+def _family(settings: JsonObject, config: JsonObject) -> str:
     """By the class that a file names, else by the model, as ``transformers.AutoTokenizer`` chooses."""
     named = settings.text("tokenizer_class", "") or config.text("tokenizer_class", "")
     model_type = config.text("model_type", "")

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pgembed.encoders.files import Folder, Settings, check_file, file_digest, shown, stand_in
+from pgembed.encoders.files import Folder, JsonObject, check_file, file_digest, shown, stand_in
 from pgembed.exc import EncoderFilesError
 
 Array = npt.NDArray[np.float32]
@@ -49,7 +49,7 @@ def shards(index: Path) -> list[str]:
 
     :raises EncoderFilesError: it names no files.
     """
-    settings = Settings.read(index)
+    settings = JsonObject.read(index)
     weight_map = settings.table("weight_map").all_texts()
     if not weight_map:
         raise settings.wrong("weight_map", needed="the file of each tensor")

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pgembed.encoders import forks
-from pgembed.encoders.files import Settings, check_file
+from pgembed.encoders.files import JsonObject, check_file
 from pgembed.exc import EncoderFilesError, EncoderOptionError
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -314,7 +314,7 @@ class WordTokenizer:
 
     def __init__(self, path: Path, *, max_tokens: int) -> None:
         try:
-            config = Settings.read(path)
+            config = JsonObject.read(path)
             self._ids = {word: index for index, word in enumerate(config.texts("vocab"))}
             self._stop_words = frozenset(config.texts("stop_words", []))
             self._lowercase = config.flag("do_lower_case", False)
