@@ -1,6 +1,6 @@
 -- Labels for many queries or rows, as pgembed/queries/classification/knn.py and votes.py elect them.
 
--- The k nearest rows of each of several, as common table expressions: asked (n, key, vector, also) and found (n,
+-- The k nearest rows of each of several, as common table expressions: asked (n, key, vector, ...) and found (n,
 -- key, extra, distance, rank). A row that is asked does not find itself.
 CREATE OR REPLACE FUNCTION pgembed.neighbours_query(
     relation regclass,
@@ -10,7 +10,7 @@ CREATE OR REPLACE FUNCTION pgembed.neighbours_query(
     metric text,
     exact boolean,
     asked text DEFAULT NULL,      -- what is asked, as SQL; NULL: all rows t that can be found
-    also text DEFAULT 'NULL',     -- a further column of these rows, as SQL
+    also text DEFAULT 'NULL',     -- further columns of these rows, as SQL
     condition text DEFAULT '''true''' -- that rows t fulfil for a row a that is asked: SQL that gives it as SQL
 )
 RETURNS text
@@ -27,11 +27,11 @@ BEGIN
     IF asked IS NULL THEN
         SELECT format(
                    'SELECT row_number() OVER (ORDER BY %s) AS n, jsonb_build_object(%s) AS key, t.%I AS vector, '
-                   '%s AS also FROM %s AS t WHERE t.%3$I IS NOT NULL AND %s',
+                   '%s FROM %s AS t WHERE t.%3$I IS NOT NULL AND %6$s',
                    string_agg(format('t.%I', name), ', ' ORDER BY place),
                    string_agg(format('%1$L, t.%1$I', name), ', ' ORDER BY place),
                    vector_column, also, relation,
-                   coalesce(pgembed.column_value(relation, extra_column) || ' IS NOT NULL', 'true'))
+                   CASE WHEN extra_column IS NULL THEN 'true' ELSE format('t.%I IS NOT NULL', extra_column) END)
           INTO asked
           FROM unnest(target.keys) WITH ORDINALITY AS named (name, place);
     END IF;

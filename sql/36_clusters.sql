@@ -96,3 +96,80 @@ END
 $$;
 COMMENT ON FUNCTION pgembed.cluster IS
     'rows in communities around a center, the largest first, each row with its score to the center';
+
+-- What stored clusters are about: lexemes by class-based tf-idf, and the keys of the rows nearest to the mean.
+CREATE OR REPLACE FUNCTION pgembed.topics(
+    relation regclass,
+    vector_column name,
+    text_column name,
+    clusters regclass, -- with the columns cluster, and key as pgembed.cluster gives it
+    words integer DEFAULT 10,
+    rows integer DEFAULT 3,
+    config regconfig DEFAULT 'pg_catalog.english',
+    metric text DEFAULT NULL
+)
+RETURNS TABLE (cluster text, size bigint, top_words text[], keys jsonb[])
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    target record := pgembed.vector_column(relation, vector_column, metric);
+BEGIN
+    IF words IS NULL OR words < 1 OR rows IS NULL OR rows < 1 THEN
+        RAISE EXCEPTION 'words is %, rows is %, they must be at least 1', coalesce(words::text, 'NULL'),
+            coalesce(rows::text, 'NULL')
+            USING ERRCODE = 'invalid_parameter_value';
+    ELSIF config IS NULL OR clusters IS NULL THEN
+        RAISE EXCEPTION 'config and clusters must not be NULL' USING ERRCODE = 'null_value_not_allowed';
+    ELSIF (SELECT count(*) FROM pg_attribute AS a
+            WHERE a.attrelid = clusters AND (a.attname = 'cluster' OR a.attname = 'key' AND a.atttypid = 'jsonb'::regtype))
+          <> 2 THEN
+        RAISE EXCEPTION 'table % does not have the columns cluster, and key jsonb', clusters
+            USING ERRCODE = 'undefined_column',
+                  HINT = 'CREATE TABLE ... AS SELECT * FROM pgembed.cluster(...) has them.';
+    END IF;
+    RETURN QUERY EXECUTE (
+        SELECT format(
+                   $query$
+                   WITH members AS MATERIALIZED (
+                       SELECT g.cluster, row_number() OVER (ORDER BY %1$s) AS n, g.key, t.%2$I AS vector, %3$s::text AS text
+                         FROM %4$s AS g JOIN %5$s AS t ON g.key = jsonb_build_object(%6$s)
+                   ), counted AS MATERIALIZED (
+                       SELECT m.cluster, u.lexeme, sum(cardinality(u.positions)) AS number
+                         FROM members AS m
+                        CROSS JOIN LATERAL unnest(to_tsvector($1, m.text)) AS u (lexeme, positions, weights)
+                        GROUP BY m.cluster, u.lexeme
+                   ), weighed AS (
+                       SELECT c.cluster, c.lexeme,
+                              c.number * ln(1 + a.mean / (sum(c.number) OVER (PARTITION BY c.lexeme))::float8) AS weight
+                         FROM counted AS c
+                        CROSS JOIN (SELECT sum(number)::float8 / count(DISTINCT cluster) AS mean FROM counted) AS a
+                   ), placed AS (
+                       SELECT *, row_number() OVER (PARTITION BY cluster ORDER BY weight DESC, lexeme) AS place
+                         FROM weighed
+                   ), outstanding AS (
+                       SELECT cluster, array_agg(lexeme ORDER BY place) AS words
+                         FROM placed WHERE place <= $2 GROUP BY cluster
+                   ), centers AS (
+                       SELECT cluster, @extschema:vector@.avg(vector) AS vector, count(*) AS size FROM members GROUP BY cluster
+                   ), central AS (
+                       SELECT m.cluster, m.key, c.size,
+                              row_number() OVER (PARTITION BY m.cluster ORDER BY m.vector %7$s c.vector, m.n) AS place
+                         FROM members AS m JOIN centers AS c ON c.cluster = m.cluster
+                   ), nearest AS (
+                       SELECT cluster, size, array_agg(key ORDER BY place) AS keys
+                         FROM central WHERE place <= $3 GROUP BY cluster, size
+                   )
+                   SELECT c.cluster::text, c.size, coalesce(o.words, '{}'), c.keys
+                     FROM nearest AS c LEFT JOIN outstanding AS o ON o.cluster = c.cluster
+                    ORDER BY c.cluster
+                   $query$,
+                   string_agg(format('t.%I', name), ', ' ORDER BY place), vector_column,
+                   pgembed.column_value(relation, text_column), clusters, relation,
+                   string_agg(format('%1$L, t.%1$I', name), ', '), target.op)
+          FROM unnest(target.keys) WITH ORDINALITY AS named (name, place))
+        USING config, words, rows;
+END
+$$;
+COMMENT ON FUNCTION pgembed.topics IS
+    'what clusters are about: the lexemes that stand out, and the keys of the rows nearest to their middle';

@@ -20,7 +20,9 @@ from pgembed import (
     duplicate_groups,
     knn_classify,
     knn_classify_many,
+    measuring,
     near_duplicates,
+    queries,
     semantic_search,
 )
 from pgembed.columns.types import VectorType
@@ -165,24 +167,53 @@ def test_both_doors_take_the_scores_of_a_metric(
 
 
 @pytest.mark.parametrize(
-    ("helper", "argument", "function"),
+    ("helper", "names"),
     [
-        (semantic_search, "limit", "search"),
-        (knn_classify, "k", "knn_classify"),
-        (knn_classify_many, "k", "knn_classify_many"),
-        (near_duplicates, "k", "near_duplicates"),
-        (duplicate_groups, "k", "duplicate_groups"),
+        (queries.semantic_search, {"": "search", "k": "limit"}),
+        (queries.knn_classify, {}),
+        (queries.knn_classify_many, {}),
+        (queries.zero_shot, {}),
+        (queries.centroid_classify, {}),
+        (queries.near_duplicates, {}),
+        (queries.duplicate_groups, {}),
+        (queries.keep_list, {}),
+        (queries.mine_pairs, {"pairs": "limit"}),
+        (queries.match, {}),
+        (queries.hard_negatives, {}),
+        (queries.cluster, {}),
+        (queries.topics, {}),
+        (queries.label_issues, {}),
+        (queries.outliers, {}),
+        (queries.representatives, {}),
+        (measuring.evaluate, {}),
     ],
 )
 def test_both_doors_have_the_same_defaults(
-    item: Connection, helper: Callable[..., Any], argument: str, function: str
+    item: Connection, helper: Callable[..., Any], names: dict[str, str]
 ) -> None:
+    """Of all arguments that both have, in each form of a function.
+
+    :param names: of the helper's arguments, by those that they have in SQL; under ``""``, the function's.
+    """
     arguments = text(
-        "SELECT DISTINCT substring(pg_get_function_arguments(oid) FROM 'k integer DEFAULT (\\d+)') "
-        "FROM pg_proc WHERE pronamespace = 'pgembed'::regnamespace AND proname = :name"
+        "SELECT a.name, pg_get_function_arg_default(p.oid, a.place::integer) FROM pg_proc AS p "
+        "CROSS JOIN LATERAL unnest(p.proargnames[1 : p.pronargs]) WITH ORDINALITY AS a (name, place) "
+        "WHERE pronamespace = 'pgembed'::regnamespace AND proname = :name"
     )
-    default = inspect.signature(helper).parameters[argument].default
-    assert item.scalars(arguments, {"name": function}).all() == [str(default)]
+    defaults = {
+        name: parameter.default
+        for name, parameter in inspect.signature(helper).parameters.items()
+        if parameter.default is not inspect.Parameter.empty
+    }
+    compared = set()
+    for name, stated in item.execute(arguments, {"name": names.get("", helper.__name__)}).all():
+        argument = names.get(name, name)
+        if stated is None or argument not in defaults:
+            continue
+        given = item.scalar(text("SELECT to_jsonb(" + stated.replace(":", "\\:") + ")"))
+        assert given == defaults[argument], argument
+        compared.add(argument)
+    assert len(compared) > 1
     item.rollback()
 
 

@@ -47,7 +47,9 @@ def test_the_sql_of_the_guide(filled):
     (block,) = re.findall(r"```sql\n(.*?)```", GUIDE, re.DOTALL)
     vector = "[" + ",".join(["1"] * 16) + "]"
     statements = [each for each in block.replace("[...]", vector).split(";") if each.strip()]
-    assert len(statements) == 4
+    assert len(statements) == 8
     found = [filled.execute(text(each.replace("::", "\\:\\:"))).all() for each in statements]
     assert sorted((row.key["id"], row.label) for row in found[0]) == [(4, "news"), (5, "help")]
-    assert [len(rows) for rows in found[1:]] == [2, 1, 16]
+    assert [len(rows) for rows in found[1:4]] == [2, 1, 16]
+    assert [len(rows) for rows in found[4:]] == [14, 16, 2, 1]
+    assert found[7][0].evaluated == 14

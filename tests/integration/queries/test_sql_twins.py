@@ -17,22 +17,32 @@ from sqlalchemy import (
     String,
     Table,
     and_,
+    cast,
     create_engine,
     exists,
+    func,
     insert,
+    literal,
+    select,
     text,
     true,
 )
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.exc import DBAPIError
 
 from pgembed.columns.types import VectorType
+from pgembed.measuring import evaluate
 from pgembed.queries import (
     duplicate_groups,
     hard_negatives,
     keep_list,
     knn_classify_many,
+    label_issues,
     near_duplicates,
+    outliers,
+    representatives,
     softmax,
+    topics,
 )
 
 ROWS = 70
@@ -48,6 +58,8 @@ TABLE = Table(
     Column("exact mean", Numeric),
     Column("tags", ARRAY(String)),
     Column("numbers", ARRAY(Integer)),
+    Column("group", Integer),
+    Column("the text", String),
 )
 NAME = '"other schema"."odd ""table"""'
 KEY = """pg_catalog.jsonb_build_object('it''s', "it's", 'No %', "No %")"""
@@ -59,12 +71,15 @@ QUESTION = Table(
     Column("vector", VectorType(4)),
     Column("answer %", String),
     Column("answer no", Integer),
+    Column("cluster", Integer),
+    Column("key", JSONB),
 )
 ASKING = '"other schema"."que""stion"'
 LINK = Table(
     "link's", TABLE.metadata, Column("Question", Integer), Column("to", String), Column("%s", Integer)
 )
 LINKING = '"other schema"."link\'s"'
+WORDS = ["printer", "printers", "fire", "the", "password", "reset", "resetting", "news"]
 # What Postgres would prefer to its own, were it looked for there.
 HOSTILE = """
 CREATE SCHEMA hostile;
@@ -99,6 +114,8 @@ def rows_of_table():
             "exact mean": None if n % 6 == 0 else n % 4,
             "tags": None if n % 6 == 0 else sorted({str(rng.choice(["x", "Y", "z, {"])) for _ in range(3)}),
             "numbers": [] if n % 6 == 0 else [9, 10, 10][: n % 4],
+            "group": None if n % 8 == 0 else n % 11,
+            "the text": None if n % 9 == 0 else " ".join(rng.choice(WORDS, 6)),
         }
 
 
@@ -195,10 +212,9 @@ TYPES = {
 def test_labels_of_rows_agree(doors, label):
     """A row does not vote for itself, and ties are decided by the type of the label."""
     for options in ANSWERS:
-        named = "".join(f", {name} => :{name}" for name in options)
         sql = (
             f"knn_classify_many(:name, 'the vector; --', :label, ARRAY(SELECT {KEY} FROM {NAME} "
-            f'ORDER BY "it\'s", "No %"), exact => true{named})'
+            f'ORDER BY "it\'s", "No %"), exact => true{named(options)})'
         )
         parameters = {"name": NAME, "label": label, **options}
         if is_refused(label, options):
@@ -210,13 +226,12 @@ def test_labels_of_rows_agree(doors, label):
         kind = "float8" if options.get("regression") else TYPES[label]
         columns = f"key, label::{kind}, share, votes, margin, nearest_distance, reason"
         rows = called(doors, sql, columns, **parameters)
-        weights = {"weights": softmax(0.05)} if options.get("weights") == "softmax" else {}
         statement = knn_classify_many(
             VECTOR,
             queries=true(),
             label=TABLE.c[label],
             mode="exact",
-            **{**options, **weights},
+            **of_python(options),
         )
         expected = [(keys_of(*row[:2]), *row[2:]) for row in doors[0].execute(statement)]
         assert rows == [near(row) for row in expected]
@@ -232,13 +247,12 @@ def pair_of(left, right, *others):
 def test_pairs_agree(doors, metric):
     for most in (None, 0.9):
         options = {"min_score": 0.5, "max_score": most, "metric": metric}
-        named = ", ".join(f"{name} => :{name}" for name in options)
-        rows = called(doors, f"near_duplicates(:name, 'the vector; --', {named})", name=NAME, **options)
+        sql = f"near_duplicates(:name, 'the vector; --'{named(options)}"
+        rows = called(doors, f"{sql})", name=NAME, **options)
         found = doors[0].execute(near_duplicates(VECTOR, **options)).all()
         assert_same_pairs(rows, [pair_of(*row) for row in found])
         assert bool(most) == all(row[2] < 0.99 for row in rows)
-        named += ", other => :other, other_column => 'vector'"
-        sql = f"near_duplicates(:name, 'the vector; --', {named})"
+        sql += ", other => :other, other_column => 'vector')"
         rows = called(doors, sql, name=NAME, other=ASKING, **options)
         found = doors[0].execute(near_duplicates(VECTOR, QUESTION.c.vector, **options)).all()
         assert_same_pairs(rows, [(keys_of(*left), {"Id": right}, score) for left, right, score in found])
@@ -286,15 +300,16 @@ def test_stored_pairs_agree(doors):
     "options", [{}, {"k": 2, "max_score": 0.8}, {"k": 70, "margin": 0.1}, {"max_score": 0.9, "margin": -0.2}]
 )
 def test_hard_negatives_agree(doors, options):
-    named = "".join(f", {name} => :{name}" for name in options)
     start = "hard_negatives(:question, 'vector', :answer, 'the vector; --', "
     names = {"question": ASKING, "answer": NAME}
-    rows = called(doors, f"{start}ARRAY['answer %', 'answer no']::name[]{named})", **names, **options)
+    rows = called(
+        doors, f"{start}ARRAY['answer %', 'answer no']::name[]{named(options)})", **names, **options
+    )
     own = and_(QUESTION.c["answer %"] == TABLE.c["it's"], QUESTION.c["answer no"] == TABLE.c["No %"])
     assert rows == [near(row) for row in negatives(doors, own, options)]
     assert len(rows) > 30
     assert all(row[3] <= 1 for row in rows)  # that of answers of zeros is no number
-    sql = f"{start}ARRAY['to', '%s']::name[], :link, '{{Question}}'{named})"
+    sql = f"{start}ARRAY['to', '%s']::name[], :link, '{{Question}}'{named(options)})"
     rows = called(doors, sql, **names, **options, link=LINKING)
     linked = exists().where(
         LINK.c.Question == QUESTION.c.Id, LINK.c.to == TABLE.c["it's"], LINK.c["%s"] == TABLE.c["No %"]
@@ -308,9 +323,112 @@ def negatives(doors, positive, options):
     return [({"Id": row[0]}, keys_of(*row[1]), *row[2:]) for row in doors[0].execute(statement)]
 
 
+@pytest.mark.parametrize("label", ["%s label", "number", "tags"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"k": 5, "weights": "uniform", "metric": "l2"},
+        {"k": 5, "weights": "softmax", "apart": 0.9},
+        {"k": 4, "apart_column": "group"},
+    ],
+)
+def test_wrong_labels_agree(doors, label, options):
+    sql = f"label_issues(:name, 'the vector; --', :label{named(options)}, exact => true)"
+    rows = called(doors, sql, name=NAME, label=label, **options)
+    statement = label_issues(VECTOR, label=TABLE.c[label], mode="exact", **of_python(options))
+    found = doors[0].execute(statement).all()
+    expected = [
+        (keys_of(*row[:2]), as_text(doors, row[2]), as_text(doors, row[3]), *row[4:]) for row in found
+    ]
+    assert sorted(rows, key=order_of) == [near(row) for row in sorted(expected, key=order_of)]
+    leads = [row[4] - row[3] for row in rows]
+    assert leads == sorted(leads, reverse=True)
+    assert len(rows) > 10
+
+
+@pytest.mark.parametrize("label", ["%s label", "number"])
+@pytest.mark.parametrize("options", [{}, {"k": 4, "weights": "softmax", "apart": 0.9, "metric": "l2"}])
+def test_evaluations_agree(doors, label, options):
+    sql = f"evaluate(:name, 'the vector; --', :label{named(options)}, exact => true)"
+    (row,) = called(doors, sql, name=NAME, label=label, **options)
+    given = {"label": TABLE.c[label], "mode": "exact", **of_python(options)}
+    found = evaluate(doors[0], VECTOR, **given)
+    assert row == near((found.rows, found.accuracy, found.macro_f1, found.calibration_error))
+    assert 0 < found.accuracy < 1
+
+
+@pytest.mark.parametrize("options", [{}, {"k": 3}, {"k": 3, "metric": "inner_product"}])
+@pytest.mark.parametrize("helper", [outliers, representatives])
+def test_dense_and_thin_places_agree(doors, helper, options):
+    sql = f"{helper.__name__}(:name, 'the vector; --'{named(options)}, exact => true)"
+    rows = called(doors, sql, name=NAME, **options)
+    found = doors[0].execute(helper(VECTOR, mode="exact", **options)).all()
+    expected = [near((keys_of(*row[:2]), row[2])) for row in found]
+    assert sorted(rows, key=order_of) == sorted(expected, key=order_of)
+    distances = [row[1] for row in rows]
+    assert distances == sorted(distances, reverse=helper is outliers)
+    assert len(rows) > 2
+
+
+@pytest.mark.parametrize("label", ["%s label", "number"])
+@pytest.mark.parametrize("options", [{}, {"words": 2, "rows": 5, "config": "simple", "metric": "l2"}])
+def test_topics_agree(doors, label, options):
+    helpers, functions = doors
+    functions.exec_driver_sql(
+        f'CREATE TEMP TABLE "the clusters" AS SELECT "{label}" AS cluster, {KEY} AS key FROM {NAME}'.replace(
+            "%", "%%"
+        )
+    )
+    sql = f"topics(:name, 'the vector; --', 'the text', 'pg_temp.\"the clusters\"'{named(options)})"
+    rows = called(doors, sql, name=NAME, **options)
+    clusters = select(
+        TABLE.c[label].label("cluster"), func.jsonb_build_array(*TABLE.primary_key).label("key")
+    )
+    found = helpers.execute(topics(VECTOR, clusters, text=TABLE.c["the text"], **options)).all()
+    assert rows == [
+        (str(row.cluster), row.size, row.words, [keys_of(*key) for key in row.keys]) for row in found
+    ]
+    assert len(rows) in (3, 4)
+
+
+def named(options):
+    return "".join(f", {name} => :{name}" for name in options)
+
+
+def of_python(options):
+    """The arguments of the helper."""
+    given = {**options}
+    if given.get("weights") == "softmax":
+        given["weights"] = softmax(0.05)
+    if "apart_column" in given:
+        given["apart"] = TABLE.c[given.pop("apart_column")]
+    return given
+
+
+def as_text(doors, label):
+    return label if isinstance(label, str) else doors[0].scalar(select(cast(literal(label), String)))
+
+
+def order_of(row):
+    return row[0]["No %"]
+
+
 @pytest.mark.parametrize(
     ("sql", "message"),
     [
+        ("label_issues(:t, 'the vector; --', 'kind')", "no column kind"),
+        ("label_issues(:t, 'the vector; --', NULL)", "label column is NULL"),
+        ("label_issues(:t, 'the vector; --', 'number', apart => 2)", "apart is 2"),
+        ("label_issues(:t, 'the vector; --', 'number', apart_column => 'kind')", "no column kind"),
+        ("label_issues(:t, 'the vector; --', 'number', weights => 'fast')", "weights are 'fast'"),
+        ("evaluate(:t, 'the vector; --', 'number', temperature => 0)", "temperature is 0"),
+        ("evaluate(:t, 'the vector; --', 'tags')", "of the kind array"),
+        ("outliers(:t, 'the vector; --', 0)", "k is 0"),
+        ("representatives(:t, 'the vector; --', NULL)", "k is NULL"),
+        ("topics(:t, 'the vector; --', 'the text', :t)", "not have the columns cluster"),
+        ("topics(:t, 'the vector; --', 'the text', NULL)", "must not be NULL"),
+        ("topics(:t, 'the vector; --', 'the text', :q, words => 0)", "words is 0"),
         ("near_duplicates(:t, 'the vector; --', 0.9, max_score => 0.8)", "below min_score"),
         ("near_duplicates(:t, 'the vector; --', 0.9, max_score => 1.1)", "max_score is 1.1"),
         ("near_duplicates(:t, 'the vector; --', 0.9, other => :q)", "its column NULL"),
@@ -343,6 +461,9 @@ def test_mistakes_are_named(doors, sql, message):
         "keep_list(:t, 'the vector; --', 0.9)",
         "hard_negatives(:q, 'vector', :t, 'the vector; --', '{answer %,answer no}')",
         "knn_classify_many(:t, 'the vector; --', 'number', ARRAY[text '[1,0,0,0]'])",
+        "label_issues(:t, 'the vector; --', 'number')",
+        "outliers(:t, 'the vector; --')",
+        "topics(:t, 'the vector; --', 'the text', :q)",
     ],
 )
 def test_they_run_with_the_rights_of_the_caller(doors, sql):
