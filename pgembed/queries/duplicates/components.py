@@ -4,140 +4,147 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import ARRAY, Integer, cast, column, func, literal_column, select, true, union
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    Integer,
+    Select,
+    case,
+    cast,
+    column,
+    func,
+    literal_column,
+    select,
+    true,
+    union_all,
+)
 from sqlalchemy.dialects.postgresql import aggregate_order_by
 from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.sql.selectable import CTE, FromClause, LateralFromClause, Subquery
 
 from pgembed.queries.core.statement import materialized
 
-_NUMBERS = ARRAY(Integer)
-_NONE: ColumnElement[Any] = literal_column("'{}'::integer[]", _NUMBERS)
-#: How often the pointers of a round are followed: paths to smaller numbers are short where those are random.
-_JUMPS = 3
+_NUMBERS, _CODES = ARRAY(Integer), ARRAY(BigInteger)
+_HALF: ColumnElement[Any] = literal_column("32", Integer)
+_LOWER: ColumnElement[Any] = literal_column("2147483647", BigInteger)
+_ZERO: ColumnElement[int] = literal_column("0")
+#: How many pointers are followed in a round: paths to smaller places are short where those are random.
+_FOLLOWED = 3
 
 
-def components(edges: FromClause) -> Subquery:
-    """The connected components of the graph with the edges ``(a, b)``, given once each.
+def components(edges: CTE) -> Subquery:
+    """The connected components of the graph with the edges ``(a, b)`` between numbers that are not negative.
 
-    The graph is contracted by Borůvka's steps: vertices have numbers at random, each points at the smallest
-    number among its neighbours and itself, pointers are followed, and what points at one vertex becomes one;
+    The graph is contracted by Borůvka's steps: vertices have places at random, each points at the smallest
+    place among its neighbours and itself, pointers are followed, and what arrives at one vertex becomes one;
     the edges within are gone. Each round leaves a part of the vertices, so that there are as many rounds as
     the logarithm of the graph, the later ones over few edges; following the edges in a recursive query takes
-    as many as its longest path. The recursive query has one row: where each vertex has gone, and the edges
-    that are left, as arrays::
+    as many as its longest path.
 
-        steps(labels, us, vs) AS (
-            SELECT array_agg(i ORDER BY i), us, vs FROM vertices, edges
+    All is done in arrays, which are read by their places; joins of as many rows would be hashed, and written
+    to files, in each round. Two numbers are one code, the first in the upper half: a vertex its hash and its
+    number, an edge its greater and its smaller place. In a sorted array of codes, ``width_bucket`` finds the
+    place of a vertex, and the smallest of its neighbours. The recursive query has one row: where each vertex
+    has gone, and the edges that are left::
+
+        vertices(codes) AS (SELECT array_agg(DISTINCT code ORDER BY code) FROM <ends of the edges>),
+        steps(labels, edges) AS (
+            SELECT <1, 2, ...>, array_agg(DISTINCT code ORDER BY code) FROM <edges>
             UNION ALL
-            SELECT next.labels, next.us, next.vs FROM steps CROSS JOIN LATERAL (<p: where each points>)
-            CROSS JOIN LATERAL (SELECT array_agg(p[label] ORDER BY i) FROM unnest(steps.labels))
-            CROSS JOIN LATERAL (SELECT DISTINCT p[u], p[v] FROM unnest(steps.us, steps.vs) WHERE p[u] <> p[v])
-            WHERE cardinality(steps.us) > 0)
+            SELECT (SELECT array_agg(p[p[p[label]]]) FROM unnest(labels)),
+                   (SELECT array_agg(DISTINCT code ORDER BY code) FROM <edges, their ends likewise>)
+            FROM steps CROSS JOIN LATERAL (<p: where each place points>) WHERE cardinality(edges) > 0)
 
-    :returns: rows ``(n, root)``, the vertices that have an edge, and the smallest vertex of their component.
+    (Aggregates take the elements of an array in their order: nothing comes between.)
+
+    :returns: rows ``(n, root, size)``, the vertices that have an edge, the smallest vertex of their component
+        and the number of its vertices.
     """
-    ends = union(select(edges.c.a.label("n")), select(edges.c.b)).subquery()
-    at_random = (func.hashint4(ends.c.n), ends.c.n)
-    numbered = select(ends.c.n, cast(func.row_number().over(order_by=at_random), Integer).label("i"))
-    vertices = materialized(numbered, "vertices")
-    steps = _steps(vertices, edges)
-    end = select(steps.c.labels).where(func.cardinality(steps.c.us) == 0).subquery()
-    label = _listed(end.c.labels, "label")
-    root = func.min(vertices.c.n).over(partition_by=label.c.label)
-    return (
-        select(vertices.c.n, root.label("root"))
-        .select_from(end.join(label, true()))
-        .join(vertices, vertices.c.i == label.c.i)
+    ends = union_all(select(edges.c.a.label("n")), select(edges.c.b)).subquery()
+    hashed = select(_hashed(ends.c.n).label("code")).subquery()
+    vertices = materialized(select(_sorted(hashed.c.code).label("codes")), "vertices")
+    steps = _steps(edges, vertices)
+    end = (
+        select(func.unnest(vertices.c.codes).label("code"), func.unnest(steps.c.labels).label("label"))
+        .select_from(steps.join(vertices, true()))
+        .where(func.cardinality(steps.c.edges) == 0)
         .subquery()
     )
+    vertex = select(_second(end.c.code).label("n"), end.c.label).subquery()
+    root = func.min(vertex.c.n).over(partition_by=vertex.c.label).label("root")
+    size = func.count().over(partition_by=vertex.c.label).label("size")
+    return select(vertex.c.n, root, size).subquery()
 
 
-def _listed(array: ColumnElement[Any], name: str) -> Any:
-    """The elements of an array under a name, and their places as ``i``."""
-    return func.unnest(array).table_valued(column(name, Integer), with_ordinality="i").render_derived()
-
-
-def _steps(vertices: CTE, edges: FromClause) -> CTE:
-    a, b = vertices.alias(), vertices.alias()
-    there = (
-        select(a.c.i.label("u"), b.c.i.label("v"))
-        .select_from(edges)
-        .join(a, a.c.n == edges.c.a)
-        .join(b, b.c.n == edges.c.b)
-        .subquery()
-    )
-    places = select(func.array_agg(aggregate_order_by(vertices.c.i, vertices.c.i), type_=_NUMBERS))
+def _steps(edges: FromClause, vertices: CTE) -> CTE:
+    codes = select(vertices.c.codes).scalar_subquery()
+    place = _places(select(func.cardinality(vertices.c.codes)).scalar_subquery())
+    one, other = (func.width_bucket(_hashed(end), codes) for end in (edges.c.a, edges.c.b))
     start = select(
-        places.scalar_subquery().label("labels"),
-        func.array_agg(there.c.u, type_=_NUMBERS).label("us"),
-        func.array_agg(there.c.v, type_=_NUMBERS).label("vs"),
+        select(func.array_agg(place.c.i, type_=_NUMBERS)).scalar_subquery().label("labels"),
+        select(_left(select(one.label("u"), other.label("v")))).scalar_subquery().label("edges"),
     )
     steps = start.cte(recursive=True)
     pointers = _pointers(steps)
-    jumps = [pointers]
-    for _ in range(_JUMPS):
-        jumps.append(_followed(jumps[-1]))
-    p = jumps[-1].c.p
-    label = _listed(steps.c.labels, "label")
-    labels = (
-        select(
-            func.array_agg(aggregate_order_by(p[label.c.label], label.c.i), type_=_NUMBERS).label("labels")
-        )
-        .correlate(steps, jumps[-1])
-        .lateral()
-    )
-    edge = func.unnest(steps.c.us, steps.c.vs).table_valued(column("u", Integer), column("v", Integer))
-    edge = edge.render_derived()
-    u, v = p[edge.c.u], p[edge.c.v]
-    left = (
-        select(func.least(u, v).label("u"), func.greatest(u, v).label("v"))
-        .where(u != v)
-        .distinct()
-        .correlate(steps, jumps[-1])
-        .subquery()
-    )
-    rest = (
-        select(
-            func.coalesce(func.array_agg(left.c.u), _NONE, type_=_NUMBERS).label("us"),
-            func.coalesce(func.array_agg(left.c.v), _NONE, type_=_NUMBERS).label("vs"),
-        )
-        .correlate(steps, jumps[-1])
-        .lateral()
-    )
-    following: Any = steps
-    for each in (*jumps, labels, rest):
-        following = following.join(each, true())
+
+    def arrived(place: ColumnElement[Any]) -> ColumnElement[Any]:
+        for _ in range(_FOLLOWED):
+            place = pointers.c.p[place]
+        return place
+
+    label = _elements(steps, steps.c.labels)
+    labels = select(func.array_agg(arrived(label), type_=_NUMBERS).label("labels"))
+    code = _elements(steps, steps.c.edges)
+    u, v = arrived(code.bitwise_rshift(_HALF)), arrived(code.bitwise_and(_LOWER))
+    rest = select(_left(select(u.label("u"), v.label("v")).correlate(steps, pointers)).label("edges"))
+    gone, left = (each.correlate(steps, pointers).lateral() for each in (labels, rest))
     return steps.union_all(
-        select(labels.c.labels, rest.c.us, rest.c.vs)
-        .select_from(following)
-        .where(func.cardinality(steps.c.us) > 0)
+        select(gone.c.labels, left.c.edges)
+        .select_from(steps.join(pointers, true()).join(gone, true()).join(left, true()))
+        .where(func.cardinality(steps.c.edges) > 0)
     )
 
 
 def _pointers(steps: CTE) -> LateralFromClause:
-    """Where each vertex points, as the array ``p``: at the smallest of its neighbours and itself."""
-    ends = func.array_cat(steps.c.us, steps.c.vs), func.array_cat(steps.c.vs, steps.c.us)
-    met = func.unnest(*ends).table_valued(column("i", Integer), column("other", Integer)).render_derived()
-    # The aggregates are in subqueries: Postgres allows none over the recursive reference itself.
-    hook = (
-        select(met.c.i, func.least(met.c.i, func.min(met.c.other)).label("least"))
-        .group_by(met.c.i)
-        .correlate(steps)
-        .subquery()
-    )
-    place = func.generate_series(1, func.cardinality(steps.c.labels)).table_valued(column("i", Integer))
-    place = place.render_derived()
-    least = func.coalesce(hook.c.least, place.c.i)
-    return (
-        select(func.array_agg(aggregate_order_by(least, place.c.i), type_=_NUMBERS).label("p"))
-        .select_from(place.outerjoin(hook, hook.c.i == place.c.i))
-        .correlate(steps)
-        .lateral()
-    )
+    """Where each place points, as the array ``p``: at the smallest of its neighbours and itself."""
+    place = _places(func.cardinality(steps.c.labels)).c.i
+    # The first code whose upper half is not below the place.
+    first = steps.c.edges[func.width_bucket(_code(place, 0), steps.c.edges) + 1]
+    found = select(place, first.label("code")).correlate(steps).offset(_ZERO).subquery()
+    smallest = case((found.c.code.bitwise_rshift(_HALF) == found.c.i, _second(found.c.code)), else_=found.c.i)
+    return select(func.array_agg(smallest, type_=_NUMBERS).label("p")).correlate(steps).lateral()
 
 
-def _followed(pointers: LateralFromClause) -> LateralFromClause:
-    each = _listed(pointers.c.p, "at")
-    further = func.array_agg(aggregate_order_by(pointers.c.p[each.c.at], each.c.i), type_=_NUMBERS)
-    return select(further.label("p")).correlate(pointers).lateral()
+def _left(edges: Select[Any]) -> ColumnElement[Any]:
+    """The codes of edges ``(u, v)``, without those within a vertex, sorted."""
+    edge = edges.offset(_ZERO).subquery()  # so that u and v are computed once
+    code = _code(func.greatest(edge.c.u, edge.c.v), func.least(edge.c.u, edge.c.v))
+    left = select(code.label("code")).where(edge.c.u != edge.c.v).subquery()
+    return func.coalesce(_sorted(left.c.code), literal_column("'{}'::bigint[]", _CODES))
+
+
+def _sorted(code: ColumnElement[Any]) -> ColumnElement[Any]:
+    return func.array_agg(aggregate_order_by(code.distinct(), code), type_=_CODES)
+
+
+def _hashed(number: ColumnElement[Any]) -> ColumnElement[Any]:
+    return _code(func.hashint4(number), number)
+
+
+def _code(first: Any, second: Any) -> ColumnElement[Any]:
+    code: ColumnElement[Any] = cast(first, BigInteger).bitwise_lshift(_HALF) + second
+    return code
+
+
+def _second(code: ColumnElement[Any]) -> ColumnElement[Any]:
+    return cast(code.bitwise_and(_LOWER), Integer)
+
+
+def _places(last: ColumnElement[Any]) -> Any:
+    """The numbers from 1 as the column ``i``."""
+    return func.generate_series(1, last).table_valued(column("i", Integer)).render_derived()
+
+
+def _elements(steps: CTE, array: ColumnElement[Any]) -> ColumnElement[Any]:
+    """The elements of an array. (As a function of FROM, it would be copied to a table first.)"""
+    return select(func.unnest(array).label("element")).correlate(steps).subquery().c.element

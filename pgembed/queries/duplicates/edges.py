@@ -111,13 +111,12 @@ def edges_of(
         select(
             func.least(left.c.n, right.c.n).label("a"),
             func.greatest(left.c.n, right.c.n).label("b"),
-            func.min(subject.metric.distance(known.c.score)).label("distance"),
+            subject.metric.distance(known.c.score).label("distance"),
         )
         .select_from(known)
         .join(left, rows.key(left) == known.c.left_key)
         .join(right, rows.key(right) == known.c.right_key)
         .where(known.c.score >= least, left.c.n != right.c.n)
-        .group_by(func.least(left.c.n, right.c.n), func.greatest(left.c.n, right.c.n))
     )
     return Edges(subject, rows, materialized(found, "pairs"))
 

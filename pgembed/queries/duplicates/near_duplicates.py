@@ -263,19 +263,20 @@ def duplicate_groups(
     numbered, copies = edges.rows.numbered, edges.rows.copies
     copied = select(copies.c.first, copies.c.n).where(copies.c.first != copies.c.n)
     member = components(union_all(select(edges.pairs.c.a, edges.pairs.c.b), copied).cte())
-    size = func.count().over(partition_by=member.c.root).label("size")
-    sized = select(member.c.n, member.c.root, size).subquery()
-    group_id = func.dense_rank().over(order_by=(sized.c.size.desc(), sized.c.root)).label("group_id")
+    by_size = (member.c.size.desc(), member.c.root)
+    group_id = func.dense_rank().over(order_by=by_size).label("group_id")
     statement = (
         select(group_id, edges.rows.key().label("key"))
-        .select_from(sized)
-        .join(numbered, numbered.c.n == sized.c.n)
-        .order_by(group_id, sized.c.n)
+        .select_from(member)
+        .join(numbered, numbered.c.n == member.c.n)
+        .order_by(*by_size, member.c.n)
     )
     if inner:
         farthest = edges.farthest(member)
         least = edges.subject.metric.score(farthest.c.distance).label("least_score")
-        statement = statement.join(farthest, farthest.c.root == sized.c.root).add_columns(sized.c.size, least)
+        statement = statement.join(farthest, farthest.c.root == member.c.root).add_columns(
+            member.c.size, least
+        )
     return DuplicateGroups.sealing(statement, edges.subject.entity)
 
 

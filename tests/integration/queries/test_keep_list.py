@@ -18,6 +18,7 @@ from sqlalchemy import (
     insert,
     select,
     text,
+    union_all,
 )
 from sqlalchemy.dialects.postgresql import JSONB, array
 
@@ -167,6 +168,22 @@ def test_stored_pairs_under_another_threshold(engine, stored):
             keep_list(table.c.vector, min_score=0.8, pairs=kept, keep=table.c.id.desc())
         ).all()
     check(rows, range(199, -1, -1), scores, 0.8)
+
+
+def test_stored_pairs_may_come_twice_and_turned_around(engine, stored):
+    table, kept, scores = stored
+    turned = select(
+        kept.c.right_key.label("left_key"), kept.c.left_key.label("right_key"), kept.c.score - 0.1
+    )
+    twice = union_all(select(kept), turned)
+    with engine.connect() as connection:
+        groups, again = (
+            connection.execute(duplicate_groups(table.c.vector, min_score=0.8, pairs=pairs)).all()
+            for pairs in (kept, twice)
+        )
+        rows = connection.execute(keep_list(table.c.vector, min_score=0.8, pairs=twice)).all()
+    assert groups == again != []
+    check(rows, range(200), scores, 0.8)
 
 
 def test_stored_pairs_are_not_searched_again(engine, stored, explain):
