@@ -85,6 +85,7 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 SELECT n.key, n.distance, n.score
   FROM pgembed.vector_column(relation, vector_column, metric) AS c
+ CROSS JOIN LATERAL pgembed.check_score('min_score', min_score, c.metric)
  CROSS JOIN LATERAL pgembed.nearest(relation, vector_column, query, k, c.metric, exact, NULL)
     WITH ORDINALITY AS n (key, distance, score, extra, place)
  WHERE n.distance <= pgembed.distance(c.metric, min_score)

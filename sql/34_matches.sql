@@ -56,6 +56,12 @@ DECLARE
     least_margin double precision := margin;
     mutual boolean := one_to_one;
 BEGIN
+    IF min_score IS NOT NULL THEN
+        PERFORM pgembed.check_score('min_score', min_score, chosen);
+    END IF;
+    IF margin IN ('NaN', 'Infinity', '-Infinity') THEN
+        RAISE EXCEPTION 'margin is %, it must be a number', margin USING ERRCODE = 'invalid_parameter_value';
+    END IF;
     RETURN QUERY
     WITH forward AS MATERIALIZED (
         SELECT n.asking_key AS a, n.found_key AS b, pgembed.score(chosen, n.distance) AS score

@@ -1,5 +1,5 @@
 -- Duplicates made one: references to dropped rows become references to kept ones, then dropped rows are deleted.
--- The temporary table pgembed_merge_report holds what was done; the others are those of sql/39_references.sql.
+-- The temporary table pgembed_merge_report holds what was done; the others are those of sql/41_references.sql.
 
 -- The keys in the mappings change as the batch will change the rows.
 CREATE OR REPLACE FUNCTION pgembed.follow_keys(path regclass[], relation regclass, batch text)

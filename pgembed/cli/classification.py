@@ -125,8 +125,6 @@ def evaluate(
     """
     if plot is not None:
         check_drawing(plot)
-    if as_json and as_csv:
-        raise typer.BadParameter("choose one of --json and --csv", param_hint="--csv")
     with connect(url) as connection, Console(stderr=True).status("comparing rows"):
         reflected, entry = table_with(connection, table, column, label)
         found = measuring.evaluate(

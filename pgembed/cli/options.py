@@ -69,8 +69,21 @@ OneTable = Annotated[
     str | None, typer.Argument(help='Only this table, as SQL writes it: article, "My schema".article.')
 ]
 OneColumn = Annotated[str | None, typer.Argument(help="Only this vector column.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-AsCsv = Annotated[bool, typer.Option("--csv", help="Print CSV.")]
+
+
+def _one_format(context: typer.Context, option: typer.CallbackParam, is_given: bool) -> bool:
+    """Refuse --json beside --csv, before anything is done.
+
+    :raises typer.BadParameter: both are given.
+    """
+    other = "as_csv" if option.name == "as_json" else "as_json"
+    if is_given and context.params.get(other):
+        raise typer.BadParameter("choose one of --json and --csv")
+    return is_given
+
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.", callback=_one_format)]
+AsCsv = Annotated[bool, typer.Option("--csv", help="Print CSV.", callback=_one_format)]
 
 
 def printable(text: str) -> str:
@@ -93,12 +106,7 @@ def print_table(table: Table) -> None:
 
 
 def print_rows(names: Sequence[str], rows: Sequence[Sequence[Any]], *, as_json: bool, as_csv: bool) -> None:
-    """Print the rows of a result, one a line: as a table, JSON or CSV.
-
-    :raises typer.BadParameter: as both.
-    """
-    if as_json and as_csv:
-        raise typer.BadParameter("choose one of --json and --csv", param_hint="--csv")
+    """Print the rows of a result, one a line: as a table, JSON or CSV."""
     if as_json:
         say(json.dumps([dict(zip(names, row, strict=True)) for row in rows], indent=2, default=str))
         return
@@ -114,9 +122,10 @@ def print_rows(names: Sequence[str], rows: Sequence[Sequence[Any]], *, as_json: 
 
 
 def _shown(value: Any) -> str:
-    """A value as a cell: a key as its values."""
+    """A value as a cell: a key as its value, one of several columns as JSON, as the database has it."""
     if isinstance(value, dict):
-        return ", ".join(map(str, value.values()))
+        is_one = len(value) == 1
+        return str(*value.values()) if is_one else json.dumps(value, ensure_ascii=False, default=str)
     return f"{value:.4f}" if isinstance(value, float) else "" if value is None else str(value)
 
 

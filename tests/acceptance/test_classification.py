@@ -86,6 +86,14 @@ def test_labels_are_evaluated(articles: str, tmp_path: Path) -> None:
     assert apart.splitlines() == ["label,predicted,rows", "help,news,2", "news,help,2"]
 
 
+def test_nothing_is_stored_where_the_output_is_refused(articles: str, engine: Engine) -> None:
+    before = sections(engine)
+    options = ["--k", "2", "--write", "--json", "--csv"]
+    shown = call("classify", "article", "embedding", "section", "--url", articles, *options)
+    assert (shown.returncode, "choose one of --json and --csv" in shown.stderr) == (2, True)
+    assert sections(engine) == before
+
+
 def test_a_missing_label_is_an_error(articles: str) -> None:
     shown = call("classify", "article", "embedding", "topic", "--url", articles)
     assert (shown.returncode, shown.stderr.strip()) == (1, "pgembed: article has no column topic")

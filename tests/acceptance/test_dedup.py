@@ -151,6 +151,36 @@ def test_wrong_usage_of_clusters(shop: str) -> None:
         assert (shown.returncode, message in shown.stderr) == (code, True), shown.stderr
 
 
+def test_nothing_is_changed_where_the_output_is_refused(shop: str, engine: Engine) -> None:
+    options = ["--min-score", "0.99", "--merge", "--yes", "--url", shop]
+    for formats in (["--json", "--csv"], ["--csv", "--json"]):
+        shown = call("dedup", "article", "embedding", *options, *formats)
+        assert (shown.returncode, "choose one of --json and --csv" in shown.stderr) == (2, True)
+    assert rows(engine, "SELECT count(*) FROM article") == [(6,)]
+
+
+def test_keys_of_several_columns(engine: Engine) -> None:
+    execute(
+        engine,
+        'CREATE TABLE part (document text, "no" integer, vector vector(2), PRIMARY KEY (document, "no"))',
+        "INSERT INTO part VALUES ('a, \"b\"', 1, '[1,0]'), ('a, \"b\"', 2, '[1,0]')",
+    )
+    url = engine.url.render_as_string(hide_password=False)
+    shown = call("dedup", "part", "vector", "--min-score", "0.99", "--csv", "--url", url)
+    (found,) = csv.DictReader(io.StringIO(shown.stdout))
+    assert json.loads(found["key"]) == {"document": 'a, "b"', "no": 2}
+    assert json.loads(found["kept_key"]) == {"document": 'a, "b"', "no": 1}
+
+
+def test_matches_of_no_score(shop: str) -> None:
+    for option, number, message in (
+        ("--min-score", "2", "min_score is 2, which is not a score"),
+        ("--margin", "nan", "margin is NaN, it must be a number"),
+    ):
+        shown = call("match", "article", "embedding", "offer", "embedding", "--url", shop, option, number)
+        assert (shown.returncode, message in shown.stderr) == (1, True), shown.stderr
+
+
 def test_wrong_usage(shop: str) -> None:
     common = ["dedup", "article", "embedding", "--url", shop, "--min-score"]
     for options, code, message in (

@@ -91,6 +91,12 @@ def test_what_a_vector_would_repeat(crowd):
     assert [row[0]["id"] for row in rows] == [row.id for row in found]
     assert [row[2] for row in rows] == pytest.approx([row.score for row in found])
     assert 1 < len(rows) < 10
+    with pytest.raises(DBAPIError, match="min_score is 2, which is not a score"):
+        rows_of(
+            connection,
+            "SELECT * FROM pgembed.duplicates_of('item', 'vector', CAST(:q AS vector), 2)",
+            q=query,
+        )
 
 
 @pytest.mark.parametrize("wished", [None, 0.7, 0.85])
