@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+from sqlalchemy import make_url
 from typer import Context
 from typer.main import get_command
 
@@ -24,8 +25,7 @@ STAGES = dict(re.findall(r"^FROM (\S+) AS (\w+)$", DOCKERFILE, re.MULTILINE))
 @pytest.fixture(autouse=True)
 def environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the services have."""
-    assert "PGEMBED_URL" in COMPOSE["services"]["init"]["environment"]
-    monkeypatch.setenv("PGEMBED_URL", "postgresql://postgres@postgres/postgres")
+    monkeypatch.setenv("PGEMBED_URL", COMPOSE["services"]["init"]["environment"]["PGEMBED_URL"])
 
 
 def check(name: str, *arguments: str) -> None:
@@ -83,6 +83,12 @@ def test_long_running_services_have_health_checks_and_start_in_order() -> None:
 
 
 def test_secrets_and_extras() -> None:
-    assert "POSTGRES_PASSWORD:?" in (DOCKER / "compose.yaml").read_text()
+    for name in ("init", "worker", "worker-gpu"):
+        environment = COMPOSE["services"][name]["environment"]
+        assert make_url(environment["PGEMBED_URL"]).password is None  # in a URL, some characters are escaped
+        assert (
+            environment["PGPASSWORD"] == COMPOSE["services"]["postgres"]["environment"]["POSTGRES_PASSWORD"]
+        )
+        assert environment["PGPASSWORD"].startswith("${POSTGRES_PASSWORD:?")
     for target in ("cpu", "gpu"):
         assert f'"/src[{target}]"' in DOCKERFILE
