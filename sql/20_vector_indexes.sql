@@ -79,9 +79,9 @@ $$;
 COMMENT ON FUNCTION pgembed.vector_indexes IS
     'the valid indexes of all rows that a search of a vector column can use, those that lose least first';
 
--- Make searches of an index thorough enough for this number of rows, and keep the server from compiling them (jit) for
--- the cost of an exact scan that they seldom fall back on, which takes longer than they do. Returns the settings as
--- they were, for the caller to put back: what set_config sets would otherwise last until the end of the transaction.
+-- Make searches of an index thorough enough for this number of rows. Any search is kept from being compiled (jit):
+-- distances gain nothing by it, and the cost of an exact scan that is seldom made would decide. Returns the settings
+-- as they were, for the caller to put back: what set_config sets would otherwise last until the end of the transaction.
 CREATE OR REPLACE FUNCTION pgembed.ask_for(method text, lists integer, oversample integer, row_count integer)
 RETURNS jsonb
 LANGUAGE plpgsql VOLATILE
@@ -90,10 +90,11 @@ AS $$
 DECLARE
     name text;
     value integer;
-    before jsonb;
+    before jsonb := jsonb_build_object('jit', current_setting('jit'));
 BEGIN
+    PERFORM set_config('jit', 'off', true);
     IF method IS NULL THEN
-        RETURN '{}';
+        RETURN before;
     ELSIF method = 'hnsw' THEN
         name := 'hnsw.ef_search';
         value := least(greatest(row_count::bigint * greatest(oversample, @EF_SEARCH_PER_ROW@), @EF_SEARCH_FLOOR@),
@@ -102,10 +103,9 @@ BEGIN
         name := 'ivfflat.probes';
         value := ceil(sqrt(lists));
     END IF;
-    before := jsonb_build_object('jit', current_setting('jit'), name, current_setting(name),
-                                 method || '.iterative_scan', current_setting(method || '.iterative_scan'));
-    PERFORM set_config('jit', 'off', true),
-            set_config(name, greatest(current_setting(name)::integer, value)::text, true),
+    before := before || jsonb_build_object(name, current_setting(name), method || '.iterative_scan',
+                                           current_setting(method || '.iterative_scan'));
+    PERFORM set_config(name, greatest(current_setting(name)::integer, value)::text, true),
             set_config(method || '.iterative_scan',
                        CASE method WHEN 'hnsw' THEN '@ITERATIVE_SCAN.hnsw@'
                                    ELSE '@ITERATIVE_SCAN.ivfflat@' END, true);
