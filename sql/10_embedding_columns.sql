@@ -16,6 +16,7 @@ DECLARE
     names text[];
     sources text[];
     fields text[];
+    links text[];
     template text;
     bare text;
     longest integer;
@@ -33,9 +34,9 @@ BEGIN
             RETURN key || ' is not a text';
         END IF;
     END LOOP;
-    FOREACH key IN ARRAY ARRAY['sources', 'fields'] LOOP
+    FOREACH key IN ARRAY ARRAY['sources', 'fields', 'duplicate_of'] LOOP
         kind := coalesce(jsonb_typeof(facts -> key), 'null');
-        IF kind = 'null' AND key = 'fields' THEN
+        IF kind = 'null' AND key <> 'sources' THEN
             CONTINUE;
         ELSIF kind <> 'array' THEN
             RETURN key || ' is not a list of names';
@@ -50,16 +51,18 @@ BEGIN
             RETURN key || ' has a name twice';
         ELSIF key = 'sources' THEN
             sources := names;
-        ELSE
+        ELSIF key = 'fields' THEN
             fields := names;
+        ELSE
+            links := names;
         END IF;
     END LOOP;
     IF EXISTS (SELECT FROM unnest(sources || ARRAY[facts ->> 'column', facts ->> 'digest']
-                                  || (facts ->> 'replaces')) AS n (one)
+                                  || (facts ->> 'replaces') || links) AS n (one)
                 WHERE octet_length(n.one) NOT BETWEEN 1 AND 63) THEN
         RETURN 'the name of a column is not of 1 to 63 bytes';
-    ELSIF cardinality(sources) + 2 > (SELECT count(DISTINCT n.one) FROM unnest(
-              sources || ARRAY[facts ->> 'column', facts ->> 'digest']) AS n (one)) THEN
+    ELSIF cardinality(sources || links) + 2 > (SELECT count(DISTINCT n.one) FROM unnest(
+              sources || links || ARRAY[facts ->> 'column', facts ->> 'digest']) AS n (one)) THEN
         RETURN 'column, digest and sources are not different columns';
     ELSIF cardinality(fields) <> cardinality(sources) THEN
         RETURN 'fields are not as many as sources';
@@ -194,12 +197,14 @@ BEGIN
       FROM jsonb_array_elements_text(facts -> 'sources') WITH ORDINALITY AS s (source, place);
     RETURN format(
         CASE WHEN jsonb_typeof(facts -> 'parts') = 'object' THEN '%2$I'
-             ELSE 'CASE WHEN %1$I IS NOT NULL THEN COALESCE(%2$I, ''00000000-0000-0000-0000-000000000000''::uuid) '
+             ELSE 'CASE WHEN %1$I IS NOT NULL%6$s THEN COALESCE(%2$I, ''00000000-0000-0000-0000-000000000000''::uuid) '
                   'ELSE NULL::uuid END' END
         || ' IS DISTINCT FROM CASE WHEN %3$s > 0 THEN md5(%4$L%5$s)::uuid ELSE NULL::uuid END',
         facts ->> 'column', facts ->> 'digest', lengths,
         pgembed.recipe(concat_ws(' ', facts ->> 'fingerprint', facts -> 'parts' ->> 'how'), facts ->> 'template'),
-        parts);
+        parts,
+        (SELECT ' OR ' || string_agg(format('%I IS NOT NULL', l.link), ' AND ' ORDER BY l.place)
+           FROM jsonb_array_elements_text(nullif(facts -> 'duplicate_of', 'null')) WITH ORDINALITY AS l (link, place)));
 END
 $$;
 
@@ -276,7 +281,8 @@ SELECT relation,
             THEN ARRAY(SELECT pg_catalog.jsonb_array_elements_text(facts -> 'fields')) END AS fields,
        facts -> 'options' AS options,
        facts -> 'words' AS words,
-       facts -> 'parts' AS parts -- of what is no column, but the parts of the first source: their table, and how
+       facts -> 'parts' AS parts, -- of what is no column, but the parts of the first source: their table, and how
+       facts -> 'duplicate_of' AS duplicate_of -- where rows that mean the same as another name that
 FROM pgembed.registrations
 WHERE problem IS NULL;
 COMMENT ON VIEW pgembed.embedding_columns IS

@@ -1,6 +1,8 @@
--- The trigger of unique_within=: no row within a score of a standing one gets in. It runs as the writer does, so
--- rows that a policy hides from the writer do not count. Its columns are those of its UPDATE OF, the vector
--- first and then those that rows are told apart by (tenants), so that they may be renamed.
+-- The trigger of unique_within=: no vector within a score of a standing one gets in. AFTER the row was written it
+-- raises an error; BEFORE that, it takes the vector away and writes the key of the standing row into the columns
+-- of the link. It runs as the writer does, so rows that a policy hides from the writer do not count. Its columns
+-- are those of its UPDATE OF, so that they may be renamed: the vector; those that rows are told apart by
+-- (tenants); BEFORE the row is written also as many columns of the link as the third argument says, and the digest.
 CREATE OR REPLACE FUNCTION pgembed.guard_meaning()
 RETURNS trigger
 LANGUAGE plpgsql VOLATILE
@@ -17,14 +19,11 @@ DECLARE
     given text;
     place bigint;
     standing record;
+    links text[] := '{}';
+    digest text;
+    own record := NEW;
+    unsettled boolean;
 BEGIN
-    -- A snapshot that is older than the lock does not show what the lock was waited for.
-    IF current_setting('transaction_isolation') NOT IN ('read committed', 'read uncommitted') THEN
-        RAISE EXCEPTION 'the guard of table % works at READ COMMITTED only, found %',
-            relation, upper(current_setting('transaction_isolation'))
-            USING ERRCODE = 'feature_not_supported',
-                  HINT = 'Write to this table in transactions that are READ COMMITTED.';
-    END IF;
     SELECT array_agg(a.attname::text ORDER BY u.place),
            (array_agg(format('%I.%I', n.nspname, t.typname) ORDER BY u.place))[1],
            (array_agg(format('OPERATOR(%I.%s)', n.nspname,
@@ -50,6 +49,39 @@ BEGIN
                   HINT = 'The guard tells rows apart by it: ALTER TABLE ... ADD PRIMARY KEY.';
     END IF;
 
+    IF TG_WHEN = 'BEFORE' THEN
+        digest := names[cardinality(names)];
+        links := names[cardinality(names) - TG_ARGV[2]::integer : cardinality(names) - 1];
+        names := names[:cardinality(names) - TG_ARGV[2]::integer - 1];
+        IF TG_OP = 'UPDATE' THEN
+            own := OLD; -- which is what the table holds
+        END IF;
+        EXECUTE format('SELECT ($1).%I IS NULL', names[1]) INTO unsettled USING NEW;
+        IF unsettled THEN
+            -- A link without its text, to itself, or of another tenant or text, would make the row look fresh.
+            EXECUTE (SELECT format('SELECT ($1).%1$I IS NULL OR %2$s OR %3$s OR ($1).%1$I IS DISTINCT FROM ($2).%1$I '
+                                   'AND NOT (%4$s)', digest,
+                                   '(' || string_agg(format('coalesce(($1).%I = ($1).%I, false)', link, key), ' AND ')
+                                   || ')',
+                                   (SELECT coalesce(string_agg(format('($1).%1$I IS DISTINCT FROM ($2).%1$I', each),
+                                                               ' OR '), 'false') FROM unnest(names[2:]) AS p (each)),
+                                   string_agg(format('($1).%1$I IS DISTINCT FROM ($2).%1$I', link), ' OR '))
+                       FROM unnest(links, keys) AS l (link, key))
+               INTO unsettled USING NEW, own;
+            IF unsettled THEN
+                NEW := jsonb_populate_record(NEW, (SELECT jsonb_object_agg(each, NULL) FROM unnest(links) AS l (each)));
+            END IF;
+            RETURN NEW;
+        END IF;
+    END IF;
+
+    -- A snapshot that is older than the lock does not show what the lock was waited for.
+    IF current_setting('transaction_isolation') NOT IN ('read committed', 'read uncommitted') THEN
+        RAISE EXCEPTION 'the guard of table % works at READ COMMITTED only, found %',
+            relation, upper(current_setting('transaction_isolation'))
+            USING ERRCODE = 'feature_not_supported',
+                  HINT = 'Write to this table in transactions that are READ COMMITTED.';
+    END IF;
     place := hashtextextended(format('pgembed guard %s %s', relation::oid, names[1]), 0);
     IF cardinality(names) > 1 THEN
         EXECUTE (SELECT format('SELECT hash_record_extended(ROW(%s), $2)',
@@ -70,12 +102,19 @@ BEGIN
                        string_agg(format('t.%I', each), ', ' ORDER BY n))
            FROM unnest(keys) WITH ORDINALITY AS u (each, n)),
         names[1], op, storage, relation,
-        (SELECT string_agg(format('t.%1$I = ($1).%1$I', each), ' AND ') FROM unnest(keys) AS u (each)),
+        (SELECT string_agg(format('t.%1$I = ($4).%1$I', each), ' AND ') FROM unnest(keys) AS u (each)),
         (SELECT coalesce(string_agg(
                     format(' AND (t.%1$I = ($1).%1$I OR t.%1$I IS NULL AND ($1).%1$I IS NULL)', each), ''), '')
            FROM unnest(names[2:]) AS u (each)))
-       INTO standing USING NEW, given, pgembed.distance(metric, min_score);
-    IF standing.key IS NOT NULL THEN
+       INTO standing USING NEW, given, pgembed.distance(metric, min_score), own;
+    IF TG_WHEN = 'BEFORE' THEN
+        RETURN jsonb_populate_record(
+            NEW,
+            (SELECT jsonb_object_agg(u.link, CASE cardinality(links) WHEN 1 THEN standing.key
+                                             ELSE standing.key -> (u.n - 1)::integer END)
+               FROM unnest(links) WITH ORDINALITY AS u (link, n))
+            || CASE WHEN standing.key IS NULL THEN '{}' ELSE jsonb_build_object(names[1], NULL) END);
+    ELSIF standing.key IS NOT NULL THEN
         RAISE EXCEPTION 'a row of table % means the same as row %: its % has a score of % or more',
             relation, standing.key, quote_ident(names[1]), min_score
             USING ERRCODE = '23PGE',
@@ -88,4 +127,5 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION pgembed.guard_meaning IS
-    'trigger function of unique_within=: refuses a vector within a score of a standing one, with SQLSTATE 23PGE';
+    'trigger function of unique_within=: refuses a vector within a score of a standing one, with SQLSTATE 23PGE, '
+    'or links its row to that';

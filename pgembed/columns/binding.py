@@ -12,7 +12,8 @@ from difflib import get_close_matches
 from typing import Any
 from weakref import WeakSet
 
-from sqlalchemy import Column, Index, MetaData, Table, Uuid, event
+from sqlalchemy import Column, FetchedValue, Index, MetaData, Table, Uuid, event
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.dialects.postgresql import UUID
 from sqlalchemy.orm import ColumnProperty, Mapper
 from sqlalchemy.sql.selectable import Join
@@ -31,6 +32,8 @@ from pgembed.columns.names import LONGEST_NAME, octets
 from pgembed.columns.types import copied
 from pgembed.columns.words import WORDS, bind_words
 from pgembed.exc import DeclarationError
+
+_POSTGRESQL: Any = postgresql.dialect()  # type: ignore[no-untyped-call]
 
 
 def _bind(table: Table, vector: Column[Any], read: tuple[Column[Any], ...]) -> EmbeddingColumn:
@@ -51,7 +54,8 @@ def _bind(table: Table, vector: Column[Any], read: tuple[Column[Any], ...]) -> E
     digest = digest_column(table, vector.name)
     declared = declaration.words
     words = None if declared is None else bind_words(declared, table, vector, texts or sources)
-    embedding = EmbeddingColumn(declaration, table, digest, sources, vector, words)
+    links = _links(table, vector, declaration, sources)
+    embedding = EmbeddingColumn(declaration, table, digest, sources, vector, words, links)
     vector.info[SOURCES] = tuple(column.key for column in read)
     # Constructed over columns of a table, an index attaches itself. They count as part of the column, as
     # with Column(index=True), so that Table.to_metadata leaves them to the binding of the copied column.
@@ -59,6 +63,46 @@ def _bind(table: Table, vector: Column[Any], read: tuple[Column[Any], ...]) -> E
     if declaration.index is not None:
         add_index(declaration.index.bound_to(vector, declaration.metric), embedding)
     return embedding
+
+
+class ByGuard(FetchedValue):
+    """The default of a link; migrations know it from the user's own."""
+
+
+def _links(
+    table: Table, vector: Column[Any], declaration: Embedding, sources: tuple[Column[Any], ...]
+) -> tuple[Column[Any], ...]:
+    """The columns that the key of another row is written into, by ``on_duplicate="return"``.
+
+    The database assigns them, so that a flush gets them back from its INSERT.
+
+    :raises DeclarationError: they cannot hold a key.
+    """
+    named = {column.name: column for column in table.c}
+    for name in declaration.duplicate_of:
+        if name not in named:
+            raise DeclarationError(
+                f"{table.fullname}.{vector.name}: duplicate_of names {name!r}, which is not a column of the "
+                f"table; there are {', '.join(named)}"
+            )
+    keys, taken = table.primary_key.columns.values(), {vector, *sources, *table.primary_key.columns}
+    found = tuple(named[name] for name in declaration.duplicate_of)
+    if found and len(found) != len(keys):
+        raise DeclarationError(
+            f"{table.fullname}.{vector.name}: duplicate_of={list(declaration.duplicate_of)}; expected one "
+            f"column for each of the primary key: {', '.join(key.name for key in keys)}"
+        )
+    for link, key in zip(found, keys, strict=False):
+        # A foreign key may have yet to find its type.
+        types = {str(each.type.compile(_POSTGRESQL)) for each in (link, key) if each.type._isnull is False}
+        if link in taken or not link.nullable or link.computed is not None or len(types) > 1:
+            raise DeclarationError(
+                f"{table.fullname}.{vector.name}: duplicate_of names {link.name!r}; expected a column of its "
+                f"own that can be NULL and has the type of {key.name!r}"
+            )
+        if link.server_default is None and link.server_onupdate is None:
+            link.server_default, link.server_onupdate = ByGuard(), ByGuard(for_update=True)
+    return found
 
 
 def add_index(index: Index, owner: Freshness) -> None:
@@ -116,7 +160,8 @@ def _table_complete(table: Table, _parent: MetaData) -> None:
     for vector in _vectors(table):
         digest_column(table, vector.name)
         keys = _source_keys(vector)
-        if all(key in table.c for key in keys) and table.primary_key.columns:
+        linked = {*vector.info[INFO].duplicate_of} <= {column.name for column in table.c}
+        if all(key in table.c for key in keys) and linked and table.primary_key.columns:
             _bind(table, vector, tuple(table.c[key] for key in keys))
     _note(table)
 

@@ -16,7 +16,15 @@ from sqlalchemy.types import TypeEngine
 
 from pgembed.columns.binding import attached
 from pgembed.columns.composition import fields_of
-from pgembed.columns.embedding import INFO, Embedding, Fill, IndexDeclaration, OnError, TextEncoder
+from pgembed.columns.embedding import (
+    INFO,
+    Embedding,
+    Fill,
+    IndexDeclaration,
+    OnDuplicate,
+    OnError,
+    TextEncoder,
+)
 from pgembed.columns.types import VectorType
 from pgembed.columns.values import Storage
 from pgembed.columns.words import Words
@@ -41,6 +49,8 @@ def embedding_column(
     words: Words | None = None,
     unique_within: float | None = None,
     unique_per: Iterable[str] = (),
+    on_duplicate: OnDuplicate = "raise",
+    duplicate_of: str | Iterable[str] = (),
     **options: Any,
 ) -> MappedColumn[Any]:
     """A column that holds the vector of the texts in other columns, and fills itself.
@@ -80,6 +90,10 @@ def embedding_column(
         or more with that of another row: :class:`~pgembed.exc.DuplicateMeaningError` is raised.
     :param unique_per: names of columns, as the database has them, such as ``["tenant_id"]``: only rows that
         agree in all of them are compared.
+    :param on_duplicate: what happens to a row whose vector is kept out: ``"raise"`` refuses the row;
+        ``"return"`` stores it without a vector, linked to the row that is there.
+    :param duplicate_of: with ``"return"``, the name of the column that gets the other row's key, as the
+        database has it, or one name for each column of the primary key.
     :param options: further arguments of :func:`sqlalchemy.orm.mapped_column`, such as ``init=False`` for
         dataclasses. In a Core ``Table``, write ``embedding_column(..., name="embedding").column``.
     :raises DeclarationError: at declaration, for whatever cannot work.
@@ -89,7 +103,8 @@ def embedding_column(
     _check_options(embedding_column, options)
     if words is not None and not isinstance(words, Words):
         raise DeclarationError(f'words={words!r}; expected Words(...), such as Words("title", "body")')
-    per = _unique(metric, unique_within, unique_per)
+    per = names_of("unique_per", unique_per)
+    links = check_unique(metric, unique_within, per, on_duplicate, duplicate_of)
     declaration = Embedding(
         sources=sources,
         encoder=encoder,
@@ -104,6 +119,7 @@ def embedding_column(
         words=words,
         unique_within=unique_within,
         unique_per=per,
+        duplicate_of=links,
     )
     column_type: TypeEngine[Any] = VectorType(encoder.dimensions, type)
     if declaration.metric.name not in metrics_of(type):
@@ -162,19 +178,39 @@ def check_arguments(
         _check_template(template, sources)
 
 
-def _unique(metric: str, score: object, per: Iterable[str]) -> tuple[str, ...]:
+def names_of(argument: str, given: Iterable[str]) -> tuple[str, ...]:
     """
-    :returns: ``unique_per`` as a tuple.
-    :raises DeclarationError: ``unique_within`` is no score of the metric, or ``unique_per`` no list of names.
+    :raises DeclarationError: it is no list of different names.
     """
-    names = () if isinstance(per, str) else tuple(per)
-    if isinstance(per, str) or len(set(names)) < len(names) or not all(isinstance(n, str) for n in names):
-        raise DeclarationError(f'unique_per={per!r}; expected different names of columns, ["tenant_id"]')
-    if names and score is None:
-        raise DeclarationError("unique_per= is for unique_within=, which is not there: add a score")
+    names = () if isinstance(given, str) else tuple(given)
+    if isinstance(given, str) or len(set(names)) < len(names) or not all(isinstance(n, str) for n in names):
+        raise DeclarationError(f'{argument}={given!r}; expected different names of columns, ["tenant_id"]')
+    return names
+
+
+def check_unique(
+    metric: str, score: object, per: tuple[str, ...], on_duplicate: str, duplicate_of: str | Iterable[str]
+) -> tuple[str, ...]:
+    """
+    :returns: ``duplicate_of`` as a tuple.
+    :raises DeclarationError: the arguments of a guard do not fit together, or see :func:`check_score`.
+    """
+    links = names_of("duplicate_of", [duplicate_of] if isinstance(duplicate_of, str) else duplicate_of)
+    if on_duplicate not in ("raise", "return"):
+        raise DeclarationError(f'on_duplicate={on_duplicate!r}; expected "raise" or "return"')
+    if score is None and (per or links or on_duplicate == "return"):
+        given = "unique_per=" if per else "on_duplicate="
+        raise DeclarationError(f"{given} is for unique_within=, which is not there: add a score")
     if score is not None:
         check_score(metric, score)
-    return names
+    if bool(links) != (on_duplicate == "return"):
+        raise DeclarationError(
+            f"on_duplicate={on_duplicate!r} with duplicate_of={duplicate_of!r}; expected "
+            'on_duplicate="return" and the column of the other row\'s key: duplicate_of="duplicate_of_id"'
+        )
+    if {*links} & {*per}:
+        raise DeclarationError(f"duplicate_of={duplicate_of!r} names a column of unique_per={list(per)}")
+    return links
 
 
 def check_score(metric: str, score: object) -> None:

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from functools import reduce
 from typing import Any
 
-from sqlalchemy import case, cast, func, literal_column
+from sqlalchemy import and_, case, cast, func, literal_column, or_
 from sqlalchemy.dialects.postgresql import UUID
 from sqlalchemy.sql.elements import ColumnElement
 
@@ -66,14 +66,23 @@ def digest_sql(recipe: str, columns: Sequence[ColumnElement[Any]]) -> ColumnElem
     return case((length > zero, cast(func.pg_catalog.md5(parts), UUID(as_uuid=True))))
 
 
-def held_sql(vector: ColumnElement[Any], digest: ColumnElement[Any]) -> ColumnElement[uuid.UUID | None]:
+def held_sql(
+    vector: ColumnElement[Any], digest: ColumnElement[Any], links: Sequence[ColumnElement[Any]] = ()
+) -> ColumnElement[uuid.UUID | None]:
     """The digest of the text that a vector was made of.
+
+    A row that is linked to another with ``on_duplicate="return"`` counts as one with a vector::
+
+        CASE WHEN embedding IS NOT NULL OR duplicate_of_id IS NOT NULL THEN ...
 
     A vector taken away without its digest, and one put there without, both differ from what is wanted::
 
         CASE WHEN embedding IS NOT NULL THEN coalesce(embedding_digest, <zero>) END IS DISTINCT FROM <wanted>
     """
-    return case((vector.is_not(None), func.coalesce(digest, _NO_DIGEST)))
+    there: ColumnElement[bool] = vector.is_not(None)
+    if links:
+        there = or_(there, and_(*(link.is_not(None) for link in links)))
+    return case((there, func.coalesce(digest, _NO_DIGEST)))
 
 
 def _md5(text: str) -> str:

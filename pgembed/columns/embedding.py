@@ -27,6 +27,7 @@ from pgembed.metrics import Metric
 
 Fill: TypeAlias = Literal["flush", "worker"]
 OnError: TypeAlias = Literal["raise", "pending"]
+OnDuplicate: TypeAlias = Literal["raise", "return"]
 
 #: The key in ``Column.info`` under which a vector column carries its declaration.
 INFO = "pgembed"
@@ -132,6 +133,7 @@ class Embedding:
     words: Words | None = None
     unique_within: float | None = None
     unique_per: tuple[str, ...] = ()
+    duplicate_of: tuple[str, ...] = ()
 
     @property
     def read(self) -> tuple[str, ...]:
@@ -252,6 +254,7 @@ class EmbeddingColumn(Freshness):
 
     vector: Column[Any]
     words: WordsColumn | None = None
+    links: tuple[Column[Any], ...] = ()
 
     @property
     def kind(self) -> str:
@@ -268,7 +271,7 @@ class EmbeddingColumn(Freshness):
 
     def held(self, columns: ReadOnlyColumnCollection[str, Any] | None = None) -> ColumnElement[Any]:
         c = self.table.c if columns is None else columns
-        return digest.held_sql(c[self.vector.key], c[self.digest.key])
+        return digest.held_sql(c[self.vector.key], c[self.digest.key], [c[link.key] for link in self.links])
 
     def lacking(self, columns: ReadOnlyColumnCollection[str, Any] | None = None) -> ColumnElement[bool]:
         c = self.table.c if columns is None else columns
@@ -277,10 +280,11 @@ class EmbeddingColumn(Freshness):
 
     @property
     def facts(self) -> dict[str, Any]:
+        facts = {"duplicate_of": [link.name for link in self.links]} if self.links else {}
         if self.words is None:
-            return {}
+            return facts
         words = self.words.declaration
-        return {
+        return facts | {
             "words": {
                 "column": self.words.column.name,
                 "statistics": self.words.statistics.name,

@@ -26,6 +26,7 @@ class CreateGuard(DDLElement):
 
     :param per: names of columns; only rows that agree in all of them are compared.
     :param metric: the name of one of pgembed's.
+    :param links: names of the columns that the key of the other row is written into, instead of an error.
     """
 
     def __init__(
@@ -35,11 +36,13 @@ class CreateGuard(DDLElement):
         per: tuple[str, ...],
         score: float,
         metric: str,
+        links: tuple[str, ...] = (),
         name: str | None = None,
     ) -> None:
         self.table = table
         self.name = name or guard_name(column)
         self.columns = (column, *per)
+        self.links = links
         self.score = float(score)
         self.metric = metric
 
@@ -55,11 +58,16 @@ class DropGuard(DDLElement):
 @compiles(CreateGuard)
 def _create(element: CreateGuard, compiler: Any, **_: Any) -> str:
     quote = compiler.preparer.quote
-    column, *_per = names = [quote(name) for name in element.columns]
+    column = element.columns[0]
+    names, links = list(element.columns), element.links
+    time, condition, arguments = "AFTER", f"WHEN (NEW.{quote(column)} IS NOT NULL) ", ""
+    if links:
+        names += [*links, f"{column}_digest"]
+        time, condition, arguments = "BEFORE", "", f", '{len(links)}'"
     return (
-        f"CREATE TRIGGER {quote(element.name)} AFTER INSERT OR UPDATE OF {', '.join(names)} "
-        f"ON {compiler.preparer.format_table(element.table)} FOR EACH ROW WHEN (NEW.{column} IS NOT NULL) "
-        f"EXECUTE FUNCTION pgembed.guard_meaning('{element.score!r}', '{element.metric}')"
+        f"CREATE TRIGGER {quote(element.name)} {time} INSERT OR UPDATE OF {', '.join(map(quote, names))} "
+        f"ON {compiler.preparer.format_table(element.table)} FOR EACH ROW {condition}"
+        f"EXECUTE FUNCTION pgembed.guard_meaning('{element.score!r}', '{element.metric}'{arguments})"
     )
 
 
@@ -95,6 +103,7 @@ def guard_of(embedding: EmbeddingColumn) -> CreateGuard | None:
         declaration.unique_per,
         declaration.unique_within,
         declaration.metric.name,
+        declaration.duplicate_of,
     )
 
 

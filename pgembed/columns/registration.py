@@ -120,9 +120,9 @@ def registration_problem(facts: Any) -> str | None:
     for key in ("template", "replaces"):
         if not isinstance(facts.get(key), str | None):
             return f"{key} is not a text"
-    for key in ("sources", "fields"):
+    for key in ("sources", "fields", "duplicate_of"):
         names = facts.get(key)
-        if names is None and key == "fields":
+        if names is None and key != "sources":
             continue
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             return f"{key} is not a list of names"
@@ -165,7 +165,7 @@ def fields_of(facts: Mapping[str, Any]) -> list[str]:
 
 
 def _problem_of_names(facts: Facts) -> str | None:
-    columns = [facts["column"], facts["digest"], *facts["sources"]]
+    columns = [facts["column"], facts["digest"], *facts["sources"], *(facts.get("duplicate_of") or ())]
     named = columns if facts.get("replaces") is None else [*columns, facts["replaces"]]
     if not all(1 <= len(name.encode()) <= LONGEST_NAME for name in named):
         return "the name of a column is not of 1 to 63 bytes"

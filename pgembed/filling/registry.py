@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import Column, Connection, MetaData, Table, Text, text
@@ -27,7 +28,7 @@ SELECT CAST(e.relation AS oid) AS relation, c.relname AS name, n.nspname AS sche
        pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(c.relname) AS qualified,
        e.column_name, e.digest_name, e.sources, e.template, e.encoder, e.fingerprint, e.dimensions, e.metric,
        e.fill, e.fields, CAST(e.options AS text) AS options, CAST(e.words AS text) AS words,
-       CAST(e.parts AS text) AS parts,
+       CAST(e.parts AS text) AS parts, CAST(e.duplicate_of AS text) AS duplicate_of,
        pgembed.is_predicate_of(e.pending_index, e.pending_predicate) AS in_index
 FROM pgembed.embedding_columns AS e
 JOIN pg_catalog.pg_class AS c ON c.oid = CAST(e.relation AS oid)
@@ -77,6 +78,7 @@ def entries(connection: Connection) -> list[dict[str, Any]]:
             "fields": fields_of(row),
             "words": json.loads(row["words"] or "null"),
             "parts": json.loads(row["parts"] or "null"),
+            "duplicate_of": tuple(json.loads(row["duplicate_of"] or "null") or ()),
         }
         for row in rows
     ]
@@ -159,7 +161,12 @@ def declared(
     """
     keys = sorted((row for row in columns.values() if row["key_position"]), key=lambda r: r["key_position"])
     fields, vector, digest = entry["fields"], entry["column_name"], entry["digest_name"]
-    missing = {*entry["sources"], digest, *([] if parts else [vector])} - columns.keys()
+    missing = {
+        *entry["sources"],
+        *entry["duplicate_of"],
+        digest,
+        *([] if parts else [vector]),
+    } - columns.keys()
     if missing:
         raise NotInstalledError(
             f"{name_of(entry)}: registered with the column {', '.join(sorted(missing))}, which the table "
@@ -199,6 +206,9 @@ def declared(
             raise RegistrationError(
                 name_of(entry), f"its parts are made as {how}: {error}; a worker with --models knows more"
             ) from error
+    links = tuple(Column(name, Text, key=f"link {n}") for n, name in enumerate(entry["duplicate_of"]))
+    for link in links:
+        table.append_column(link)
     table.append_column(
         embedding_column(
             *fields,
@@ -209,7 +219,7 @@ def declared(
             name=vector,
         ).column
     )
-    return embeddings_of(table)[0]
+    return replace(embeddings_of(table)[0], links=links)
 
 
 def parts_of(connection: Connection, entry: dict[str, Any]) -> tuple[int, dict[str, dict[str, Any]]] | None:

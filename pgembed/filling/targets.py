@@ -302,15 +302,16 @@ def _checked(
         declaration.template,
         [str(s.name) for s in embedding.sources],
         embedding.facts.get("parts"),
+        tuple(embedding.facts.get("duplicate_of", ())),
     )
-    database = (entry["fingerprint"], entry["template"], list(entry["sources"]), entry["parts"])
+    names = ("fingerprint", "template", "sources", "parts", "duplicate_of")
+    database = tuple(entry[name] if name != "sources" else list(entry[name]) for name in names)
     if model != database:
-        several = "fingerprint, template, sources" + (", parts" if model[3] or database[3] else "")
-        shown = slice(None if model[3] or database[3] else 3)
+        shown = [n for n in range(len(names)) if n < 3 or model[n] or database[n]]
         raise NotInstalledError(
-            f"{embedding}: the model has ({several}) = {model[shown]}, the database "
-            f"{database[shown]}: migrate the database, "
-            f"or run the worker with the code that it was migrated by"
+            f"{embedding}: the model has ({', '.join(names[n] for n in shown)}) = "
+            f"{tuple(model[n] for n in shown)}, the database {tuple(database[n] for n in shown)}: "
+            "migrate the database, or run the worker with the code that it was migrated by"
         )
     registry.check_index(entry)
     columns = registry.columns_of(connection, relation)
@@ -368,8 +369,12 @@ def _bare(embedding: Freshness) -> Freshness:
         return replace(embedding, table=table, digest=digest, sources=sources)
     dimensions, storage = declaration.encoder.dimensions, declaration.storage
     vector = Column(embedding.name, VectorType(dimensions, storage), key="its vector")
+    assert isinstance(embedding, EmbeddingColumn)
+    links = tuple(Column(link.name, Text, key=f"link {n}") for n, link in enumerate(embedding.links))
     table.append_column(vector)
-    return EmbeddingColumn(declaration, table, digest, sources, vector)
+    for link in links:
+        table.append_column(link)
+    return EmbeddingColumn(declaration, table, digest, sources, vector, links=links)
 
 
 def split(found: Sequence[Target | Refused]) -> tuple[list[Target], list[Refused]]:

@@ -10,6 +10,7 @@ from alembic.autogenerate.api import AutogenContext
 from pgvector.sqlalchemy import BIT
 from sqlalchemy.types import TypeEngine, UserDefinedType
 
+from pgembed.columns.binding import ByGuard
 from pgembed.columns.types import shape_of
 from pgembed.exc import DeclarationError
 
@@ -17,7 +18,7 @@ _WIDTH = 96
 
 
 def render_types(context: AutogenContext) -> None:
-    """Render vector types of this run as pgvector's ``VECTOR(n)``, with its import.
+    """Render vector types of this run as pgvector's ``VECTOR(n)``, with its import; links without default.
 
     It goes before the ``render_item`` of ``context.configure()``, which renders everything else.
     """
@@ -30,6 +31,8 @@ def render_types(context: AutogenContext) -> None:
             rendered = vector_type(item, context)
             if rendered is not None:
                 return rendered
+        if isinstance(item, ByGuard):  # not DDL: a flush fetches what the guard has assigned
+            return None
         return theirs(kind, item, context) if theirs else False
 
     render_item.renders_vectors = True  # type: ignore[attr-defined]

@@ -241,3 +241,95 @@ def test_a_column_that_the_environment_ignores_keeps_its_guard(migrations: Migra
     )
     migrations.metadata = article(Column("tenant_id", Integer))
     migrations.check()
+
+
+LINK: dict[str, Any] = {"unique_within": 0.95, "on_duplicate": "return", "duplicate_of": "same_as"}
+
+
+def linked(**options: Any) -> MetaData:
+    return article(Column("same_as", Integer), **({"encoder": OLD} | LINK | options))
+
+
+def test_a_guard_that_links(migrations: Migrations) -> None:
+    before, after = article(encoder=OLD), linked()
+    before.create_all(migrations.engine)
+    migrations.options["compare_server_default"] = True
+
+    revision = migrations.generate(after)
+
+    assert calls(revision.upgrade) == [
+        "op.add_column",
+        "op.replace_pending_index",
+        "op.create_meaning_guard",
+    ]
+    assert revision.upgrade.startswith(
+        "op.add_column('article', sa.Column('same_as', sa.Integer(), nullable=True))\n"
+    )
+    assert "'CASE WHEN (embedding IS NOT NULL OR same_as IS NOT NULL) THEN '\n" in revision.upgrade
+    assert "'duplicate_of': ['same_as']," in revision.upgrade
+    assert revision.upgrade.endswith(
+        """\
+op.create_meaning_guard(
+    'article',
+    'embedding',
+    0.95,
+    on_duplicate='return',
+    duplicate_of='same_as',
+)"""
+    )
+    assert calls(revision.downgrade) == [
+        "op.drop_meaning_guard",
+        "op.replace_pending_index",
+        "op.drop_column",
+    ]
+    assert (
+        "BEFORE INSERT OR UPDATE OF embedding, same_as, embedding_digest ON article FOR EACH ROW "
+        "EXECUTE FUNCTION pgembed.guard_meaning('0.95', 'cosine', '1');"
+    ) in migrations.offline("0000:head")
+    migrations.there_and_back(before)
+    with migrations.engine.begin() as connection:
+        connection.execute(ADD)
+        assert connection.scalars(text("SELECT same_as FROM article ORDER BY id")).all() == [None, 1]
+
+
+def test_another_answer_to_duplicates_is_another_guard(migrations: Migrations) -> None:
+    before = article(Column("same_as", Integer), encoder=OLD, unique_within=0.95, unique_per=["title"])
+    before.create_all(migrations.engine)
+    revision = migrations.generate(linked(unique_per=["title"]))
+    ours = [line for line in revision.upgrade.splitlines() if "meaning_guard" in line]
+    assert ours == ["op.drop_meaning_guard('article', 'embedding')", "op.create_meaning_guard("]
+    assert revision.upgrade.endswith("    on_duplicate='return',\n    duplicate_of='same_as',\n)")
+    assert revision.downgrade.endswith(
+        "op.create_meaning_guard('article', 'embedding', 0.95, unique_per=['title'])"
+    )
+    migrations.there_and_back(before)
+
+
+def test_a_link_is_written_by_one_guard_alone(migrations: Migrations) -> None:
+    """While a column replaces another, both would set and clear it."""
+    with_rows(migrations, linked(**BEFORE))
+    add, index = migrations.generate_series(linked(**CHANGED))
+    assert "meaning_guard" not in add.upgrade + index.upgrade
+    migrations.upgrade("0001")
+    fill(migrations, linked(**SWITCHED))
+    migrations.upgrade()
+    migrations.metadata = linked(**SWITCHED)
+    migrations.check()
+    assert guards(migrations) == ["pgembed_guard_embedding"]
+    revisions = migrations.generate_series(linked(**FINISHED))
+    assert calls(revisions[-1].upgrade) == [
+        "op.assert_backfilled",
+        "op.drop_vector_index",
+        "op.drop_pending_index",
+        "op.lock_table",
+        "op.drop_meaning_guard",
+        "op.drop_column",
+        "op.drop_column",
+        "op.create_meaning_guard",
+        "op.register_embedding",
+    ]
+    migrations.upgrade()
+    migrations.check()
+    assert guards(migrations) == ["pgembed_guard_embedding_2"]
+    migrations.downgrade()
+    assert guards(migrations) == ["pgembed_guard_embedding"]

@@ -168,7 +168,7 @@ def _complete_upsert(statement: Insert, embeddings: Sequence[MappedEmbedding]) -
         for mapped in embeddings
         if mapped.embedding.declaration.fill == "flush"
         and taken.issuperset(source.key for source in mapped.embedding.sources)
-        for column in (mapped.embedding.vector, mapped.embedding.digest)
+        for column in (mapped.embedding.vector, mapped.embedding.digest, *mapped.embedding.links)
         if column.key not in present
     ]
     if not added:

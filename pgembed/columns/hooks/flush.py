@@ -79,6 +79,9 @@ def _after_flush(session: Session, _context: UOWTransaction) -> None:
         _ours.pop(state, None)
         if isinstance(vector := state.dict.get(key), np.ndarray | list | tuple):
             state.dict[key] = as_array(vector)  # as if loaded; a change in place would not be seen
+        links = next(mapped.links for mapped in mapped_embeddings(state.mapper) if mapped.vector == key)
+        if any(state.dict.get(link, UNKNOWN) is not None for link in links):
+            state.dict.pop(key, None)  # a linked row has none; of an update, the link is not known yet
 
 
 @event.listens_for(Session, "after_soft_rollback")

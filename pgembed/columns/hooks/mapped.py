@@ -36,6 +36,7 @@ class MappedEmbedding(MappedSources):
 
     embedding: EmbeddingColumn
     vector: str
+    links: tuple[str, ...] = ()
 
 
 #: What each mapper's class has to fill. A mapper's columns are fixed once it is configured.
@@ -89,7 +90,9 @@ def _find(mapper: Mapper[Any]) -> Iterator[MappedEmbedding]:
     for attribute in mapper.column_attrs:
         embedding = bound(attribute.columns[0])
         if embedding is not None:
-            yield MappedEmbedding(*mapped_attributes(mapper, embedding), attribute.key)
+            mapped = [link for link in embedding.links if link in mapper.columns.values()]
+            links = (mapper.get_property_by_column(link).key for link in mapped)
+            yield MappedEmbedding(*mapped_attributes(mapper, embedding), attribute.key, tuple(links))
 
 
 def mapped_attributes(mapper: Mapper[Any], found: _F) -> tuple[_F, str, tuple[str, ...]]:

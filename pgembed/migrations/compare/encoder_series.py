@@ -337,7 +337,7 @@ def _chosen_name(embedding: EmbeddingColumn, table: Table, pending: dict[str, Pe
 def _beside(embedding: EmbeddingColumn, name: str) -> EmbeddingColumn:
     """The same declaration for a column of another name, on a separate table."""
     declaration = replace(embedding.declaration, replaces=str(embedding.vector.name), words=None)
-    needed = dict.fromkeys([*embedding.table.primary_key.columns, *embedding.sources])
+    needed = dict.fromkeys([*embedding.table.primary_key.columns, *embedding.sources, *embedding.links])
     columns = [
         Column(column.name, column.type, key=column.key, primary_key=column.primary_key) for column in needed
     ]

@@ -42,8 +42,8 @@ def compare_guards(
     """What to drop and to create, each with its place among the operations.
 
     "before" and "after" refer to operations on columns, whose drops and changes of type a trigger forbids;
-    "over" and "filled" to parts of a series: a column that is replaced keeps its guard until it is dropped,
-    and the one that replaces it gets its own once it is filled.
+    "over", "last" and "filled" to parts of a series: a column that is replaced keeps its guard until it is
+    dropped, and the one that replaces it gets its own once it is filled.
     """
     connection = context.connection
     assert connection is not None
@@ -53,7 +53,13 @@ def compare_guards(
             column, *per = guard.columns
             column = series.begun.get(column, column)
             declared[column] = CreateMeaningGuardOp(
-                modify_ops.table_name, column, guard.score, tuple(per), guard.metric, modify_ops.schema
+                modify_ops.table_name,
+                column,
+                guard.score,
+                tuple(per),
+                guard.metric,
+                guard.links,
+                modify_ops.schema,
             )
     existing = {} if table is None else guards_of(connection, table, modify_ops)
     retyped = set(filter(None, map(_retyped, modify_ops.ops)))
@@ -68,9 +74,12 @@ def compare_guards(
                 continue
             log.info("Detected removed or changed guard on '%s.%s'", old.table_name, column)
             yield "over" if column in series.over else "before", old.reverse()
+        replacing = column in series.begun.values()
+        if new is not None and new.duplicate_of and replacing:
+            continue  # a link is written by one guard alone, that of the old column until it is dropped
         if new is not None:
             log.info("Detected added or changed guard on '%s.%s'", new.table_name, column)
-            yield "filled" if column in series.begun.values() else "after", new
+            yield "filled" if replacing else "last" if series.over else "after", new
 
 
 def guards_of(
@@ -78,14 +87,17 @@ def guards_of(
 ) -> dict[str, CreateMeaningGuardOp]:
     """The guards of a table by their columns, as the operations that create them."""
     found: dict[str, CreateMeaningGuardOp] = {}
-    for name, arguments, (column, *per) in connection.execute(_GUARDS, {"relation": written(table)}):
-        score, metric, *_ = bytes(arguments).decode().split("\0")
+    for name, arguments, (column, *others) in connection.execute(_GUARDS, {"relation": written(table)}):
+        score, metric, *count, _ = bytes(arguments).decode().split("\0")
+        links = others[-int(count[0]) - 1 : -1] if count else []  # the digest is the last
+        per = others[: -len(links) - 1] if links else others
         found[column] = CreateMeaningGuardOp(
             modify_ops.table_name,
             column,
             float(score),
             tuple(per),
             metric,
+            tuple(links),
             modify_ops.schema,
             None if name == guard_name(column) else name,
         )

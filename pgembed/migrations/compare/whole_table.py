@@ -56,7 +56,15 @@ def compare_table(
     lock = series.drop[:1]
     modify_ops.ops[:] = in_parts(
         [*guards["before"], *placed["before"], *modify_ops.ops, *placed["after"], *guards["after"]],
-        [*series.checks, *placed["ended"], *lock, *guards["over"], *series.drop[1:], *placed["registered"]],
+        [
+            *series.checks,
+            *placed["ended"],
+            *lock,
+            *guards["over"],
+            *series.drop[1:],
+            *guards["last"],
+            *placed["registered"],
+        ],
         [*series.add, *placed["add"], *series.back],
         [
             *(backfilled(modify_ops, column, "the column") for column in columns),

@@ -10,7 +10,8 @@ from alembic.autogenerate.api import AutogenContext
 from alembic.operations import MigrateOperation, Operations
 from sqlalchemy import MetaData, Table
 
-from pgembed.columns.declaration import check_score
+from pgembed.columns.declaration import check_unique, names_of
+from pgembed.columns.embedding import OnDuplicate
 from pgembed.columns.guards import CreateGuard, DropGuard, guard_name
 from pgembed.metrics import metric as metric_named
 from pgembed.migrations.operations.base import PgembedOp
@@ -31,13 +32,14 @@ class CreateMeaningGuardOp(PgembedOp):
     unique_within: float
     unique_per: tuple[str, ...]
     metric: str
+    duplicate_of: tuple[str, ...] = ()
     schema: str | None = None
     trigger: str | None = None
 
     @property
     def settings(self) -> tuple[Any, ...]:
         """What the trigger does."""
-        return (self.column, self.unique_within, self.unique_per, self.metric)
+        return (self.column, self.unique_within, self.unique_per, self.metric, self.duplicate_of)
 
     @classmethod
     def create_meaning_guard(
@@ -48,6 +50,8 @@ class CreateMeaningGuardOp(PgembedOp):
         unique_within: float,
         *,
         unique_per: Iterable[str] = (),
+        on_duplicate: OnDuplicate = "raise",
+        duplicate_of: str | Iterable[str] = (),
         metric: str = "cosine",
         trigger: str | None = None,
         schema: str | None = None,
@@ -64,25 +68,39 @@ class CreateMeaningGuardOp(PgembedOp):
 
         :param unique_within: a score.
         :param unique_per: names of columns; only rows that agree in all of them are compared.
+        :param on_duplicate: ``"return"`` stores a row without its vector, and links it: the trigger runs
+            ``BEFORE INSERT OR UPDATE OF embedding, tenant_id, duplicate_of_id, embedding_digest``.
+        :param duplicate_of: with it, the name of the column of the link; one for each column of the key.
         :param trigger: the trigger's name, where it is not that of its column.
-        :raises DeclarationError: it is no score of the metric.
+        :raises DeclarationError: it is no score of the metric, or the arguments do not fit together.
         """
-        check_score(metric, unique_within)
-        name = metric_named(metric).name
-        operations.invoke(cls(table_name, column, unique_within, tuple(unique_per), name, schema, trigger))
+        per, name = names_of("unique_per", unique_per), metric_named(metric).name
+        links = check_unique(metric, unique_within, per, on_duplicate, duplicate_of)
+        operations.invoke(cls(table_name, column, unique_within, per, name, links, schema, trigger))
 
     def run(self, operations: Operations) -> None:
         table = Table(self.table_name, MetaData(), schema=self.schema)
         operations.execute(
-            CreateGuard(table, self.column, self.unique_per, self.unique_within, self.metric, self.trigger)
+            CreateGuard(
+                table,
+                self.column,
+                self.unique_per,
+                self.unique_within,
+                self.metric,
+                self.duplicate_of,
+                self.trigger,
+            )
         )
 
     def render(self, context: AutogenContext) -> list[str]:
+        links = self.duplicate_of
         text = call(
             context,
             "create_meaning_guard",
             [self.table_name, self.column, self.unique_within],
             unique_per=list(self.unique_per) or None,
+            on_duplicate="return" if links else None,
+            duplicate_of=list(links) if len(links) > 1 else links[0] if links else None,
             metric=None if self.metric == "cosine" else self.metric,
             trigger=self.trigger,
             schema=self.schema,

@@ -211,7 +211,10 @@ class AssertBackfilledOp(PgembedOp):
         made = facts["fingerprint"] if parts is None else f"{facts['fingerprint']} {parts['how']}"
         wanted = digest_sql(recipe(made, facts.get("template")), sources)
         digest: ColumnElement[Any] = column(facts["digest"])
-        is_pending = (digest if parts else held_sql(column(facts["column"]), digest)).is_distinct_from(wanted)
+        links: list[ColumnElement[Any]] = [column(link) for link in facts.get("duplicate_of") or ()]
+        is_pending = (digest if parts else held_sql(column(facts["column"]), digest, links)).is_distinct_from(
+            wanted
+        )
         pending = connection.scalar(select(func.count()).select_from(table).where(is_pending)) or 0
         allowed = self.allowed
         if pending > allowed and self.share < 1:

@@ -59,9 +59,9 @@ def test_the_python_of_the_guide(filled, capsys):
         exec(block, names)
     assert len(blocks) >= 5
     printed = capsys.readouterr().out.splitlines()
-    assert len(printed) == 15
-    assert printed[-1] == "1 1.00"
-    assert printed[-2].startswith("public.article None deleted")
+    assert len(printed) == 16
+    assert printed[-2:] == ["1 1.00", "1"]
+    assert printed[-3].startswith("public.article None deleted")
     assert printed[0].endswith("(F1 1.00)")
     assert printed[1] == "group 1 of 3: 1 (1.00)"
     assert filled.scalar(sqlalchemy.select(func.count()).select_from(Article)) == 4

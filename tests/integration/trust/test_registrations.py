@@ -51,7 +51,7 @@ def reader(module_url: URL) -> Iterator[Engine]:
 WHOLE = facts(fill="flush")
 WORDS = {"column": "embedding_words", "statistics": "no table", "config": "english", "k1": 1.2, "b": 0.75}
 PARTS = {"table": "good", "how": '[1, [["text", 1]], null, 0, ""]'}
-KEYS = [*WHOLE, "fields", "options", "replaces", "words", "parts", "of a newer version"]
+KEYS = [*WHOLE, "fields", "options", "replaces", "words", "parts", "duplicate_of", "of a newer version"]
 COMMENTS = (
     st.dictionaries(st.sampled_from(KEYS), JSON).map(lambda changes: json.dumps(WHOLE | changes))
     | st.dictionaries(st.sampled_from(KEYS), JSON).map(lambda facts: json.dumps({"pgembed": 1, **facts}))
@@ -115,6 +115,14 @@ def read_all(connection: Connection) -> tuple[dict[str, Any], list[Target | Refu
 @example(written=changed(words=WORDS | {"k1": "1"}))
 @example(written=changed(words=WORDS | {"k1": 1000.5}))
 @example(written=changed(words=WORDS | {"b": True}))
+@example(written=changed(duplicate_of="id"))
+@example(written=changed(duplicate_of=[]))
+@example(written=changed(duplicate_of=[1]))
+@example(written=changed(duplicate_of=["id"]))
+@example(written=changed(duplicate_of=["title"]))
+@example(written=changed(duplicate_of=["embedding_digest"]))
+@example(written=changed(duplicate_of=["no column"]))
+@example(written=changed(duplicate_of=["a", "ä" * 32]))
 @example(written=changed(parts=[]))
 @example(written=changed(parts=PARTS))
 @example(written=changed(parts=PARTS | {"table": "no table"}))
