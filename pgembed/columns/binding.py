@@ -92,6 +92,12 @@ def _links(
             f"{table.fullname}.{vector.name}: duplicate_of={list(declaration.duplicate_of)}; expected one "
             f"column for each of the primary key: {', '.join(key.name for key in keys)}"
         )
+    others = [each for each in bound_in(table) if each.vector is not vector and {*found} & {*each.links}]
+    if others:
+        raise DeclarationError(
+            f"{table.fullname}.{vector.name}: duplicate_of={list(declaration.duplicate_of)} is that of "
+            f"{others[0]} too, whose guard would undo what this one writes; expected columns of its own"
+        )
     for link, key in zip(found, keys, strict=False):
         # A foreign key may have yet to find its type.
         types = {str(each.type.compile(_POSTGRESQL)) for each in (link, key) if each.type._isnull is False}

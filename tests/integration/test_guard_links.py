@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from sqlalchemy import (
@@ -110,9 +110,34 @@ def test_a_flush_of_a_duplicate_links_it(engine: Engine, session: Session) -> No
     assert second.duplicate_of_id == 7
     assert len(statements) == 1
     assert second.embedding is None
+    assert len(statements) == 1
+    given = Note(id=9, body="b", duplicate_of_id=7)
+    session.add(given)
+    session.flush()
+    assert (given.duplicate_of_id, given.embedding is None) == (None, False)
+    session.delete(given)
     session.commit()
     assert (first.duplicate_of_id, links(session)) == (None, {7: 0, 8: 7})
     assert pending(engine) == 0
+
+
+def test_an_update_brings_the_link_back_with_eager_defaults(engine: Engine, session: Session) -> None:
+    class Eager(DeclarativeBase):
+        pass
+
+    class Entry(Eager):
+        __table__ = Note.__table__.to_metadata(Eager.metadata)
+        __mapper_args__: ClassVar = {"eager_defaults": True}
+
+    session.add_all([Entry(id=1, body="a"), Entry(id=2, body="b")])
+    session.flush()
+    second = session.get_one(Entry, 2)
+    second.body = "a"
+    statements: list[str] = []
+    event.listen(engine, "before_cursor_execute", lambda *arguments: statements.append(arguments[2]))
+    session.flush()
+    assert (second.duplicate_of_id, second.embedding) == (1, None)
+    assert len(statements) == 1
 
 
 def test_a_changed_text_clears_the_link_or_sets_it(engine: Engine, session: Session) -> None:
@@ -367,6 +392,18 @@ OF: dict[str, Any] = {"on_duplicate": "return", "duplicate_of": "of"}
 def test_declarations(options: dict[str, Any], message: str) -> None:
     with pytest.raises(DeclarationError, match=message):
         embedding_column("body", encoder=ENCODER, **options)
+
+
+def test_a_link_of_two_columns() -> None:
+    first, second = (
+        embedding_column(
+            "body", name=name, encoder=ENCODER, unique_within=0.9, on_duplicate="return", duplicate_of="of"
+        ).column
+        for name in ("first", "second")
+    )
+    key, of = Column("id", Integer, primary_key=True), Column("of", Integer)
+    with pytest.raises(DeclarationError, match=r"is that of t\.first too"):
+        Table("t", MetaData(), key, Column("body", Text), of, first, second)
 
 
 @pytest.mark.parametrize(

@@ -79,9 +79,20 @@ def _after_flush(session: Session, _context: UOWTransaction) -> None:
         _ours.pop(state, None)
         if isinstance(vector := state.dict.get(key), np.ndarray | list | tuple):
             state.dict[key] = as_array(vector)  # as if loaded; a change in place would not be seen
-        links = next(mapped.links for mapped in mapped_embeddings(state.mapper) if mapped.vector == key)
-        if any(state.dict.get(link, UNKNOWN) is not None for link in links):
-            state.dict.pop(key, None)  # a linked row has none; of an update, the link is not known yet
+        for mapped in mapped_embeddings(state.mapper):
+            if mapped.links and mapped.vector == key:
+                _linked(state, mapped)
+
+
+def _linked(state: InstanceState[Any], mapped: MappedEmbedding) -> None:
+    """Forget what the guard has written instead: a linked row has no vector. Its link came back with the
+    INSERT, unless one was assigned."""
+    held = state.dict
+    unknown = [link for link in mapped.links if link not in held or link in state.committed_state]
+    if unknown:
+        state._expire_attributes(held, [*unknown, mapped.vector])
+    elif any(held[link] is not None for link in mapped.links):
+        held[mapped.vector] = None
 
 
 @event.listens_for(Session, "after_soft_rollback")
