@@ -1,61 +1,5 @@
 -- Labels for many queries or rows, as pgembed/queries/classification/knn.py and votes.py elect them.
 
--- The k nearest rows of each of several, as common table expressions: asked (n, key, vector, ...) and found (n,
--- key, extra, distance, rank). A row that is asked does not find itself.
-CREATE OR REPLACE FUNCTION pgembed.neighbours_query(
-    relation regclass,
-    vector_column name,
-    extra_column name,            -- rows where it is NULL are not found
-    k integer,
-    metric text,
-    exact boolean,
-    asked text DEFAULT NULL,      -- what is asked, as SQL; NULL: all rows t that can be found
-    also text DEFAULT 'NULL',     -- further columns of these rows, as SQL
-    condition text DEFAULT '''true''' -- that rows t fulfil for a row a that is asked: SQL that gives it as SQL
-)
-RETURNS text
-LANGUAGE plpgsql STABLE
-SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-    target record := pgembed.vector_column(relation, vector_column, metric);
-BEGIN
-    IF k IS NULL OR k < 1 THEN
-        RAISE EXCEPTION 'k is %, it must be at least 1', coalesce(k::text, 'NULL')
-            USING ERRCODE = 'invalid_parameter_value';
-    END IF;
-    IF asked IS NULL THEN
-        SELECT format(
-                   'SELECT row_number() OVER (ORDER BY %s) AS n, jsonb_build_object(%s) AS key, t.%I AS vector, '
-                   '%s FROM %s AS t WHERE t.%3$I IS NOT NULL AND %6$s',
-                   string_agg(format('t.%I', name), ', ' ORDER BY place),
-                   string_agg(format('%1$L, t.%1$I', name), ', ' ORDER BY place),
-                   vector_column, also, relation,
-                   CASE WHEN extra_column IS NULL THEN 'true' ELSE format('t.%I IS NOT NULL', extra_column) END)
-          INTO asked
-          FROM unnest(target.keys) WITH ORDINALITY AS named (name, place);
-    END IF;
-    RETURN format(
-        $query$
-        asked AS MATERIALIZED (%1$s),
-        found AS MATERIALIZED (
-            SELECT a.n, f.*
-              FROM asked AS a
-             CROSS JOIN LATERAL (
-                 SELECT n.key, n.extra, n.distance, row_number() OVER (ORDER BY n.place) AS rank
-                   FROM pgembed.nearest(%2$L, %3$L, a.vector::@extschema:vector@.vector,
-                                        least(%4$s::bigint + (a.key IS NOT NULL)::integer, 2147483647)::integer,
-                                        %5$L, %6$L, %7$L, %8$s)
-                        WITH ORDINALITY AS n (key, distance, score, extra, place)
-                  WHERE n.key IS DISTINCT FROM a.key
-                  ORDER BY n.place LIMIT %4$s) AS f
-             WHERE a.vector IS NOT NULL AND (a.key IS NULL OR (a.vector %9$s a.vector) < 'NaN')
-        )
-        $query$,
-        asked, relation, vector_column, k, target.metric, exact, extra_column, condition, target.op);
-END
-$$;
-
 -- What the labels of a column are: arrays, of which each element is a label, numbers to average, or classes.
 CREATE OR REPLACE FUNCTION pgembed.label_kind(relation regclass, label_column name, regression boolean)
 RETURNS text
@@ -86,6 +30,17 @@ BEGIN
 END
 $$;
 
+-- Their type, as SQL.
+CREATE OR REPLACE FUNCTION pgembed.label_type(relation regclass, label_column name)
+RETURNS text
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+SELECT format_type(a.atttypid, a.atttypmod) || coalesce(' COLLATE ' || nullif(a.attcollation, 0)::regcollation, '')
+  FROM pg_attribute AS a
+ WHERE a.attrelid = relation AND a.attname = label_column
+$$;
+
 -- The votes of neighbours, as common table expressions behind those of pgembed.neighbours_query: votes (n, label,
 -- weight, counts, distance, rank) and won (n, label, share, votes, margin, voters, nearest), where a vote that is
 -- too far away weighs nothing and does not count.
@@ -107,10 +62,6 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     chosen text := (pgembed.vector_column(relation, vector_column, metric)).metric;
-    label_type text := (
-        SELECT format_type(a.atttypid, a.atttypmod) || coalesce(' COLLATE ' || nullif(a.attcollation, 0)::regcollation, '')
-          FROM pg_attribute AS a
-         WHERE a.attrelid = relation AND a.attname = label_column);
     sizes text := '';
 BEGIN
     IF weights IS NULL OR weights NOT IN ('distance', 'uniform', 'softmax') THEN
@@ -136,7 +87,7 @@ BEGIN
              CROSS JOIN LATERAL (SELECT (f.distance <= %3$L) IS NOT FALSE AS counts) AS c %4$s
         ), won AS (%5$s)
         $query$,
-        label_type,
+        pgembed.label_type(relation, label_column),
         CASE WHEN weights = 'uniform' THEN '1::float8'
              WHEN weights = 'softmax' OR chosen = 'inner_product'
                  THEN format('exp(greatest((f.nearest - f.distance) / %s, @LEAST_EXPONENT@))',
@@ -217,6 +168,35 @@ BEGIN
 END
 $$;
 
+-- The queries as SQL, (n, key, vector, also): the rows of the keys in $2, which also names, or the vectors in $1.
+CREATE OR REPLACE FUNCTION pgembed.asked_query(relation regclass, vector_column name, keys jsonb[])
+RETURNS text
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    target record := pgembed.vector_column(relation, vector_column);
+    wrong jsonb := (SELECT e FROM unnest(keys) AS e
+                     WHERE jsonb_typeof(e) IS DISTINCT FROM 'object' OR NOT e ?& target.keys::text[] LIMIT 1);
+BEGIN
+    IF array_position(keys, NULL) IS NOT NULL OR wrong IS NOT NULL THEN
+        RAISE EXCEPTION 'a query is %, it must be a key of table %', coalesce(wrong::text, 'NULL'), relation
+            USING ERRCODE = 'invalid_parameter_value',
+                  HINT = 'Keys are objects with the columns ' || array_to_string(target.keys, ', ') || '.';
+    ELSIF keys IS NULL THEN
+        RETURN 'SELECT q.place AS n, NULL::jsonb AS key, q.vector, NULL::jsonb AS also '
+               'FROM unnest($1) WITH ORDINALITY AS q (vector, place)';
+    END IF;
+    RETURN (
+        SELECT format('SELECT q.place AS n, jsonb_build_object(%s) AS key, t.%I AS vector, q.key AS also '
+                      'FROM unnest($2) WITH ORDINALITY AS q (key, place) '
+                      'CROSS JOIN LATERAL jsonb_populate_record(NULL::%s, q.key) AS r LEFT JOIN %3$s AS t ON %4$s',
+                      string_agg(format('%1$L, t.%1$I', name), ', '), vector_column, relation,
+                      string_agg(format('t.%1$I = r.%1$I', name), ' AND '))
+          FROM unnest(target.keys) AS name);
+END
+$$;
+
 -- The labels of vectors, or of the rows of the table that have these keys, which do not vote for themselves.
 CREATE OR REPLACE FUNCTION pgembed.elect(
     relation regclass,
@@ -244,30 +224,15 @@ AS $$
 DECLARE
     target record := pgembed.vector_column(relation, vector_column, metric);
     kind text := pgembed.label_kind(relation, label_column, regression);
-    wrong jsonb := (SELECT e FROM unnest(keys) AS e
-                     WHERE jsonb_typeof(e) IS DISTINCT FROM 'object' OR NOT e ?& target.keys::text[] LIMIT 1);
-    asked text := 'SELECT q.place AS n, NULL::jsonb AS key, q.vector, NULL::jsonb AS also '
-                  'FROM unnest($1) WITH ORDINALITY AS q (vector, place)';
 BEGIN
     PERFORM pgembed.check_limits(min_share, min_margin, max_distance, temperature, min_neighbours, k);
     IF kind = 'number' AND (min_share IS NOT NULL OR min_margin IS NOT NULL) THEN
         RAISE EXCEPTION 'min_share and min_margin have no effect on labels that are averaged'
             USING ERRCODE = 'invalid_parameter_value', HINT = 'Use max_distance or min_neighbours.';
-    ELSIF array_position(keys, NULL) IS NOT NULL OR wrong IS NOT NULL THEN
-        RAISE EXCEPTION 'a query is %, it must be a key of table %', coalesce(wrong::text, 'NULL'), relation
-            USING ERRCODE = 'invalid_parameter_value',
-                  HINT = 'Keys are objects with the columns ' || array_to_string(target.keys, ', ') || '.';
-    ELSIF keys IS NOT NULL THEN
-        SELECT format('SELECT q.place AS n, jsonb_build_object(%s) AS key, t.%I AS vector, q.key AS also '
-                      'FROM unnest($2) WITH ORDINALITY AS q (key, place) '
-                      'CROSS JOIN LATERAL jsonb_populate_record(NULL::%s, q.key) AS r LEFT JOIN %3$s AS t ON %s',
-                      string_agg(format('%1$L, t.%1$I', name), ', '), vector_column, relation,
-                      string_agg(format('t.%1$I = r.%1$I', name), ' AND '))
-          INTO asked
-          FROM unnest(target.keys) AS name;
     END IF;
     RETURN QUERY EXECUTE
-        'WITH ' || pgembed.neighbours_query(relation, vector_column, label_column, k, target.metric, exact, asked)
+        'WITH ' || pgembed.neighbours_query(relation, vector_column, label_column, k, target.metric, exact,
+                                            pgembed.asked_query(relation, vector_column, keys))
         || pgembed.election_query(relation, vector_column, label_column, kind, weights, temperature, target.metric,
                                   min_share, max_distance, prior)
         || $query$

@@ -21,11 +21,11 @@ BEGIN
           FROM (SELECT jsonb_build_object(%1$s) AS key, t.%2$I AS vector
                   FROM %3$s AS t
                  WHERE (t.%2$I %4$s t.%2$I) < 'NaN') AS a
-         CROSS JOIN LATERAL pgembed.nearest($1, $2, a.vector::@extschema:vector@.vector, $3, $4, $5, NULL) AS n
+         CROSS JOIN LATERAL pgembed.nearest($1, $2, a.vector::%5$s, $3, $4, $5, NULL) AS n
         $query$,
         (SELECT string_agg(format('%1$L, t.%1$I', name), ', ' ORDER BY place)
            FROM unnest(asked.keys) WITH ORDINALITY AS named (name, place)),
-        asking_column, asking, asked.op)
+        asking_column, asking, asked.op, $type$@extschema:vector@.vector$type$)
         USING relation, vector_column, k, asked.metric, exact;
 END
 $$;

@@ -151,7 +151,7 @@ BEGIN
                        SELECT cluster, array_agg(lexeme ORDER BY place) AS words
                          FROM placed WHERE place <= $2 GROUP BY cluster
                    ), centers AS (
-                       SELECT cluster, @extschema:vector@.avg(vector) AS vector, count(*) AS size FROM members GROUP BY cluster
+                       SELECT cluster, %8$s(vector) AS vector, count(*) AS size FROM members GROUP BY cluster
                    ), central AS (
                        SELECT m.cluster, m.key, c.size,
                               row_number() OVER (PARTITION BY m.cluster ORDER BY m.vector %7$s c.vector, m.n) AS place
@@ -166,7 +166,7 @@ BEGIN
                    $query$,
                    string_agg(format('t.%I', name), ', ' ORDER BY place), vector_column,
                    pgembed.column_value(relation, text_column), clusters, relation,
-                   string_agg(format('%1$L, t.%1$I', name), ', '), target.op)
+                   string_agg(format('%1$L, t.%1$I', name), ', '), target.op, $avg$@extschema:vector@.avg$avg$)
           FROM unnest(target.keys) WITH ORDINALITY AS named (name, place))
         USING config, words, rows;
 END

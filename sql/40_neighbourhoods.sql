@@ -1,6 +1,63 @@
 -- What the nearest rows of each row tell of it, as in pgembed/queries/classification/neighbourhoods.py, and how good labels
 -- by neighbours are, as pgembed/measuring/evaluation.py measures it.
 
+-- The k nearest rows of each of several, as common table expressions: asked (n, key, vector, ...) and found (n,
+-- key, extra, distance, rank). A row that is asked does not find itself.
+CREATE OR REPLACE FUNCTION pgembed.neighbours_query(
+    relation regclass,
+    vector_column name,
+    extra_column name,            -- rows where it is NULL are not found
+    k integer,
+    metric text,
+    exact boolean,
+    asked text DEFAULT NULL,      -- what is asked, as SQL; NULL: all rows t that can be found
+    also text DEFAULT 'NULL',     -- further columns of these rows, as SQL
+    condition text DEFAULT '''true''' -- that rows t fulfil for a row a that is asked: SQL that gives it as SQL
+)
+RETURNS text
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    target record := pgembed.vector_column(relation, vector_column, metric);
+BEGIN
+    IF k IS NULL OR k < 1 THEN
+        RAISE EXCEPTION 'k is %, it must be at least 1', coalesce(k::text, 'NULL')
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    IF asked IS NULL THEN
+        SELECT format(
+                   'SELECT row_number() OVER (ORDER BY %s) AS n, jsonb_build_object(%s) AS key, t.%I AS vector, '
+                   '%s FROM %s AS t WHERE t.%3$I IS NOT NULL AND %6$s',
+                   string_agg(format('t.%I', name), ', ' ORDER BY place),
+                   string_agg(format('%1$L, t.%1$I', name), ', ' ORDER BY place),
+                   vector_column, also, relation,
+                   CASE WHEN extra_column IS NULL THEN 'true' ELSE format('t.%I IS NOT NULL', extra_column) END)
+          INTO asked
+          FROM unnest(target.keys) WITH ORDINALITY AS named (name, place);
+    END IF;
+    RETURN format(
+        $query$
+        asked AS MATERIALIZED (%1$s),
+        found AS MATERIALIZED (
+            SELECT a.n, f.*
+              FROM asked AS a
+             CROSS JOIN LATERAL (
+                 SELECT n.key, n.extra, n.distance, row_number() OVER (ORDER BY n.place) AS rank
+                   FROM pgembed.nearest(%2$L, %3$L, a.vector::%10$s,
+                                        least(%4$s::bigint + (a.key IS NOT NULL)::integer, 2147483647)::integer,
+                                        %5$L, %6$L, %7$L, %8$s)
+                        WITH ORDINALITY AS n (key, distance, score, extra, place)
+                  WHERE n.key IS DISTINCT FROM a.key
+                  ORDER BY n.place LIMIT %4$s) AS f
+             WHERE a.vector IS NOT NULL AND (a.key IS NULL OR (a.vector %9$s a.vector) < 'NaN')
+        )
+        $query$,
+        asked, relation, vector_column, k, target.metric, exact, extra_column, condition, target.op,
+        $type$@extschema:vector@.vector$type$);
+END
+$$;
+
 -- The labels that the labelled rows elect for each other: the common table expressions of pgembed.neighbours_query,
 -- with the column own, and of pgembed.election_query.
 CREATE OR REPLACE FUNCTION pgembed.own_labels_query(

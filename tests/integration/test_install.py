@@ -78,6 +78,10 @@ def test_it_is_idempotent(empty: Engine) -> None:
 #: Arguments that functions once had: with others beside them, a call would be ambiguous.
 _PAIRS = "relation regclass, vector_column name, min_score float8"
 _TAIL = "metric text DEFAULT NULL, k integer DEFAULT 10, exact boolean DEFAULT false"
+_LIMITS = (
+    "min_share float8 DEFAULT NULL, min_margin float8 DEFAULT NULL, max_distance float8 DEFAULT NULL, "
+    "temperature float8 DEFAULT 0.05, metric text DEFAULT NULL"
+)
 FORMER = {
     "nearest": "regclass, name, vector, integer, text, boolean, name",
     "near_duplicates": f"{_PAIRS}, {_TAIL}",
@@ -117,8 +121,13 @@ def test_functions_whose_columns_changed_are_created_again(empty: Engine) -> Non
             "duplicate_groups('article', 'embedding', 0.5)",
             "near_duplicates('article', 'embedding', 0.5)",
             "knn_classify_many('article', 'embedding', 'title', ARRAY[]::vector[])",
+            "centroid_classify('article', 'embedding', 'title', ARRAY[]::vector[])",
         ):
             assert connection.execute(text(f"SELECT * FROM pgembed.{call}")).all() == []
+        labels = text(
+            "SELECT label FROM pgembed.zero_shot('article', 'embedding', '{a}', ARRAY['[1,2,3]'::vector])"
+        )
+        assert connection.scalars(labels).all() == ["a"]
         kept = text("SELECT key, is_kept FROM pgembed.keep_list('article', 'embedding', 0.5)")
         assert connection.execute(kept).all() == [({"id": 1}, True)]
         former = text("SELECT to_regprocedure('pgembed.ask_for(text, integer, integer)')")

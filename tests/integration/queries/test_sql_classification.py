@@ -141,6 +141,54 @@ def test_rows_named_by_their_keys_agree_through_the_index(corpus, session):
     same(rows, found, 6)
 
 
+def test_labels_of_texts_mix_with_centroids(corpus, session):
+    """A label without rows is its texts alone."""
+    article = corpus.article
+    labels = ["help", "help", "other"]
+    about = {"help": ["w5", "w1 v2"], "other": "w40 v41"}
+    vectors = corpus.encoder.encode_queries(["w5", "w1 v2", "w40 v41"])
+    queries = corpus.encoder.encode_queries(TEXTS)
+    for mix in (0.5, 0.0, 0.8):
+        for metric in ("cosine", "l2"):
+            rows = call(
+                session,
+                "SELECT * FROM pgembed.centroid_classify('article', 'embedding', 'section', "
+                "CAST(:q AS vector[]), labels => :labels, vectors => CAST(:v AS vector[]), "
+                "mix => :mix, metric => :metric)",
+                q=literals(queries),
+                labels=labels,
+                v=literals(vectors),
+                mix=mix,
+                metric=metric,
+            )
+            statement = centroid_classify(
+                article.embedding,
+                queries=list(queries),
+                label=article.section,
+                texts=about,
+                template="{}",
+                mix=mix,
+                metric=metric,
+            )
+            same(rows, session.execute(statement).all(), 5)
+    assert "other" in {row.label for row in rows}
+
+
+def test_zero_shot_of_some_rows(corpus, session):
+    vectors = corpus.encoder.encode_queries(["w5", "w9"])
+    rows = call(
+        session,
+        "SELECT * FROM pgembed.zero_shot('article', 'embedding', '{a,b}', CAST(:q AS vector[]), "
+        "keys => ARRAY(SELECT jsonb_build_object('id', id) FROM article WHERE id < 30 ORDER BY id))",
+        q=literals(vectors),
+    )
+    article = corpus.article
+    statement = zero_shot(article.embedding, {"a": "w5", "b": "w9"}, template="{}", where=article.id < 30)
+    expected = session.execute(statement).all()
+    assert [row.key for row in rows] == [{"id": row.key} for row in expected]
+    same(rows, expected, 5)
+
+
 @pytest.mark.parametrize(
     ("sql", "message"),
     [
@@ -166,7 +214,10 @@ def test_rows_named_by_their_keys_agree_through_the_index(corpus, session):
         ("knn_classify_many('article', 'embedding', 'section', ARRAY[jsonb '{\"ID\": 1}'])", '\\{"ID": 1\\}'),
         ("knn_classify_many('article', 'embedding', 'section', ARRAY[jsonb '[\"id\"]'])", "a key of table"),
         ("knn_classify_many('article', 'embedding', 'section', ARRAY[NULL::jsonb])", "a query is NULL"),
+        ("zero_shot('article', 'embedding', '{}', ARRAY[]::text[])", "0 labels and 0 vectors"),
         ("zero_shot('article', 'embedding', ARRAY['a'], ARRAY['[1]', '[2]'])", "1 labels and 2 vectors"),
+        ("zero_shot('article', 'embedding', ARRAY['a'], ARRAY['[1]'], keys => ARRAY[jsonb '5'])", "is 5"),
+        ("centroid_classify('article', 'embedding', 'section', ARRAY['[1]'], mix => 2)", "mix is 2"),
         ("centroid_classify('article', 'embedding', NULL, ARRAY['[1]'])", "label column is NULL"),
         ("centroid_classify('article', 'embedding', 'section', ARRAY['[1]'], temperature => -1)", "above 0"),
     ],

@@ -31,8 +31,10 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.exc import DBAPIError
 
 from pgembed.columns.types import VectorType
+from pgembed.database import install
 from pgembed.measuring import evaluate
 from pgembed.queries import (
+    centroid_classify,
     duplicate_groups,
     hard_negatives,
     keep_list,
@@ -238,6 +240,21 @@ def test_labels_of_rows_agree(doors, label):
         assert len(rows) == ROWS
 
 
+@pytest.mark.parametrize("label", ["%s label", "number", "mean"])
+@pytest.mark.parametrize(
+    "options", [{}, {"temperature": 0.3, "min_share": 0.4}, {"metric": "l2", "max_distance": 1.2}]
+)
+def test_centroids_agree(doors, label, options):
+    keys = f'ARRAY(SELECT {KEY} FROM {NAME} ORDER BY "it\'s", "No %")'
+    sql = f"centroid_classify(:name, 'the vector; --', :label, {keys}{named(options)})"
+    columns = f"key, label::{TYPES[label]}, share, margin, nearest_distance, reason"
+    rows = called(doors, sql, columns, name=NAME, label=label, **options)
+    statement = centroid_classify(VECTOR, queries=true(), label=TABLE.c[label], **options)
+    found = doors[0].execute(statement).all()
+    assert rows == [near((keys_of(*row[:2]), *row[2:])) for row in found]
+    assert len(rows) == ROWS
+
+
 def pair_of(left, right, *others):
     """The keys of a pair as SQL gives them."""
     return keys_of(*left), keys_of(*right), *others
@@ -417,6 +434,8 @@ def order_of(row):
 @pytest.mark.parametrize(
     ("sql", "message"),
     [
+        ("centroid_classify(:t, 'the vector; --', 'tags', ARRAY[text '[1,0,0,0]'])", "labels are arrays"),
+        ("centroid_classify(:t, 'the vector; --', 'number', ARRAY[jsonb '{}'])", "a query is {}"),
         ("label_issues(:t, 'the vector; --', 'kind')", "no column kind"),
         ("label_issues(:t, 'the vector; --', NULL)", "label column is NULL"),
         ("label_issues(:t, 'the vector; --', 'number', apart => 2)", "apart is 2"),
@@ -452,6 +471,43 @@ def test_mistakes_are_named(doors, sql, message):
     with pytest.raises(DBAPIError) as caught:
         called(doors, sql, **names)
     assert message in caught.value.orig.diag.message_primary
+
+
+def test_an_extension_in_a_schema_with_an_awkward_name(empty_url):
+    engine = create_engine(empty_url)
+    with engine.begin() as connection:
+        connection.exec_driver_sql('CREATE SCHEMA "The %%s ""ext"""')
+        connection.exec_driver_sql('CREATE EXTENSION vector SCHEMA "The %%s ""ext"""')
+        install(connection)
+        connection.exec_driver_sql('SET LOCAL search_path = public, "The %%s ""ext"""')
+        connection.exec_driver_sql("CREATE TABLE item (id int PRIMARY KEY, label text, v vector(2))")
+        connection.exec_driver_sql(
+            "INSERT INTO item VALUES (1, 'a', '[1,0]'), (2, 'a', '[1,0.1]'), (3, 'b', '[0,1]')"
+        )
+        connection.exec_driver_sql(
+            "CREATE VIEW found AS SELECT label AS cluster, jsonb_build_object('id', id) AS key FROM item"
+        )
+        for sql, rows in (
+            ("knn_classify_many('item', 'v', 'label', ARRAY['[1,0]'::text], 2, prior => 'balanced')", 1),
+            ("knn_classify_many('item', 'v', 'label', ARRAY['{\"id\": 1}'::jsonb], 2)", 1),
+            (
+                "centroid_classify('item', 'v', 'label', ARRAY['[1,0]'::text], labels => '{b}', "
+                "vectors => ARRAY['[0,1]'::vector])",
+                1,
+            ),
+            ("zero_shot('item', 'v', ARRAY['a'], ARRAY['[1,0]'::vector])", 3),
+            ("label_issues('item', 'v', 'label', 1, apart => 0.9999)", 1),
+            ("outliers('item', 'v', 1)", 3),
+            ("near_duplicates('item', 'v', 0.9, other => 'item', other_column => 'v')", 5),
+            ("keep_list('item', 'v', 0.9)", 3),
+            ("hard_negatives('item', 'v', 'item', 'v', '{id}', margin => 0.1)", 4),
+            ("topics('item', 'v', 'label', 'found')", 2),
+            ("cluster('item', 'v', 0.9, 2)", 2),
+            ("match('item', 'v', 'item', 'v')", 3),
+        ):
+            found = connection.execute(text(f"SELECT * FROM pgembed.{sql}".replace("::", "\\:\\:"))).all()
+            assert len(found) == rows, sql
+    engine.dispose()
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,7 @@ BEGIN
                    )
                    SELECT a.key, n.key, n.score, pgembed.score(%13$L, a.positive), n.place
                      FROM asked AS a
-                    CROSS JOIN LATERAL pgembed.nearest(%9$L, %2$L, a.vector::@extschema:vector@.vector, %14$s, %13$L,
+                    CROSS JOIN LATERAL pgembed.nearest(%9$L, %2$L, a.vector::%17$s, %14$s, %13$L,
                                                        %15$L, NULL, %16$s)
                           WITH ORDINALITY AS n (key, distance, score, extra, place)
                     ORDER BY a.n, n.place
@@ -87,7 +87,7 @@ BEGIN
                       FROM unnest(target.keys, positive) AS pair (key, name)),
                    string_agg(format('%1$L, q.%1$I', pair.key), ', '),
                    string_agg(format('r.%1$I = q.%1$I', pair.key), ' AND '),
-                   target.metric, k, exact, wrong)
+                   target.metric, k, exact, wrong, $type$@extschema:vector@.vector$type$)
           FROM unnest(asked, asking.keys) AS pair (asked, key));
 END
 $$;
