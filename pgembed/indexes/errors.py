@@ -37,5 +37,5 @@ class IndexNotUsedError(DatabaseError):
 class NoNeighboursError(QueryError):
     """There is no recall to measure: no query has a neighbour."""
 
-    def __init__(self) -> None:
-        super().__init__("no query has a neighbour: the table has fewer than two vectors")
+    def __init__(self, found: str = "no query has a neighbour: the table has fewer than two vectors") -> None:
+        super().__init__(found)

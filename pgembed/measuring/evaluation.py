@@ -178,18 +178,18 @@ def evaluate(
     if not tried:
         raise QueryError("ks is empty; expected the numbers of neighbours to try")
     subject = resolve(column, metric)
-    given = comparable("label", label, "Article.section")
+    given = subject.over(comparable("label", label, "Article.section"), "label=")
     if kind_of(given, regression=False) == "array":
         raise QueryError("label= is an array; expected labels that are classes")
     weight_of(subject.metric, weights, subject.distance(subject.vector))  # refuses those that are none
     taking_part = [given.is_not(None), *subject.conditions(where, stale)]
-    subject.check_own(taking_part[0], "label=")
     training, asked_where = taking_part, taking_part
     if held_out is not None:
         if isinstance(held_out, float):
             held: ColumnElement[bool] = _share_of(subject, held_out, seed)
         else:
-            held = func.coalesce(and_(true(), *conditions(held_out)), false())
+            own = conditions(held_out) if subject.owner is None else subject.conditions(held_out, "include")
+            held = func.coalesce(and_(true(), *own), false())
         subject.check_own(held, "held_out=")
         training, asked_where = [*taking_part, ~held], [*taking_part, held]
     asked, found = neighbours(
@@ -198,23 +198,23 @@ def evaluate(
     # Labels are places in the order of the database, where the smaller wins (Python may have none).
     each = select(given.label("label")).where(subject.vector.is_not(None), *taking_part).subquery()
     place = cast(func.row_number().over(order_by=each.c.label) - 1, Integer).label("place")
-    own = materialized(select(each.c.label, place).group_by(each.c.label), "labels")
-    other, order, has_any = own.alias(), found.c.rank, found.c.n.is_not(None)
+    labels = materialized(select(each.c.label, place).group_by(each.c.label), "labels")
+    other, order, has_any = labels.alias(), found.c.rank, found.c.n.is_not(None)
     places = func.array_agg(aggregate_order_by(other.c.place, order), type_=ARRAY(Integer))
     distances = func.array_agg(aggregate_order_by(found.c.distance, order), type_=ARRAY(Float))
     rows = session.execute(
-        select(own.c.label, own.c.place, asked.c.n, places.filter(has_any), distances.filter(has_any))
+        select(labels.c.label, labels.c.place, asked.c.n, places.filter(has_any), distances.filter(has_any))
         .select_from(
-            own.outerjoin(asked, asked.c.also_1 == own.c.label)
+            labels.outerjoin(asked, asked.c.also_1 == labels.c.label)
             .outerjoin(found, found.c.n == asked.c.n)
             .outerjoin(other, other.c.label == found.c.payload_1)
         )
-        .group_by(own.c.label, own.c.place, asked.c.n)
-        .order_by(own.c.place, asked.c.n)
+        .group_by(labels.c.label, labels.c.place, asked.c.n)
+        .order_by(labels.c.place, asked.c.n)
     ).all()
     evaluated = [(row.place, *row[3:]) for row in rows if row.n is not None]
     if not evaluated:
-        raise NoNeighboursError
+        raise NoNeighboursError("no row that has a label and a vector is to be evaluated")
     names = list({row.place: row.label for row in rows}.values())
     return _Votes.of(names, evaluated, subject.metric).evaluation(k, weights, tried)
 

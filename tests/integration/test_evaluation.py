@@ -187,7 +187,9 @@ def test_rows_without_neighbours_are_wrong(engine):
         found = pgembed.evaluate(session, POINTS.c.vector, apart=POINTS.c.copy, **OPTIONS)
         assert (found.rows, found.accuracy, found.macro_f1) == (2, 0, 0)
         assert [(each.label, each.predicted, each.rows) for each in found.confusion] == [("a", None, 2)]
-        with pytest.raises(NoNeighboursError):
+        with pytest.raises(
+            NoNeighboursError, match="no row that has a label and a vector is to be evaluated"
+        ):
             evaluate(session, POINTS.c.vector, where=POINTS.c.id < 0, **OPTIONS)
 
 

@@ -70,9 +70,8 @@ def label_issues(
     :raises QueryError: at construction, for whatever cannot give the right rows.
     """
     subject = resolve(column, metric)
-    given = comparable("label", label, "Article.section")
+    given = subject.over(comparable("label", label, "Article.section"), "label=")
     labelled = [given.is_not(None), *subject.conditions(where, stale)]
-    subject.check_own(labelled[0], "label=")
     asked, found = neighbours(subject, labelled, k, mode, SearchSettings(ef_search, probes), given, apart)
     election = Election(subject.metric, weights, Limits.of(None, None, None))
     votes = election.votes(found, found.c.payload_1)
@@ -215,8 +214,7 @@ def neighbours(
     if groups is not None:
         also.append(func.coalesce(groups.c.number, 0))
     elif by_value:
-        comparable("apart", apart, "Article.group_id")
-        subject.check_own(apart.is_not(None), "apart=")
+        apart = subject.over(comparable("apart", apart, "Article.group_id"), "apart=")
         also.append(apart)
     chosen = and_(true(), *(conditions if asked_where is None else asked_where))
     beside = None if groups is None else (groups, groups.c.key == key)

@@ -111,9 +111,8 @@ def centroid_classify(
     """
     subject = resolve(column, metric)
     summable(subject)
-    given = comparable("label", label, "Article.section")
+    given = subject.over(comparable("label", label, "Article.section"), "label=")
     labelled: ColumnElement[bool] = given.is_not(None)
-    subject.check_own(labelled, "label=")
     limits = Limits.of(min_share, min_margin, max_distance)
     conditions = [subject.vector.is_not(None), labelled, *subject.conditions(where, stale)]
     rows = select(given.label("label"), _unit(subject, subject.vector).label("vector")).where(*conditions)

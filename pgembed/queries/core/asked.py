@@ -109,8 +109,10 @@ def asked_by(
     elif hasattr(given, "__clause_element__"):
         queries = given = given.__clause_element__()
     if _is_condition(given):
-        subject.check_own(given, "queries=")
-        rows = select(*subject.keys, subject.vector, *also).where(given)
+        if subject.owner is None:
+            subject.check_own(given, "queries=")
+        fulfilled = [given] if subject.owner is None else subject.conditions(given, "include")
+        rows = select(*subject.keys, subject.vector, *also).where(*fulfilled)
         queries = rows if beside is None else rows.join_from(subject.entity, *beside, isouter=True)
     if isinstance(queries, SelectBase):
         in_order = bool(getattr(queries, "_order_by_clauses", ()))

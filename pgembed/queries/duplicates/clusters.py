@@ -147,7 +147,7 @@ def topics(
     if subject.storage not in ("vector", "halfvec"):
         raise QueryError(f"{subject} is a {subject.storage} column, whose values have no mean")
     given = selectable_of(clusters, "clusters", ("cluster", "key"))
-    subject.check_own(expression("text", text, "Article.title").is_not(None), "text=")
+    text = subject.over(expression("text", text, "Article.title"), "text=")
     members = materialized(
         select(
             given.c.cluster,

@@ -7,11 +7,22 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 from sqlalchemy import Column, Integer, MetaData, String, Table, insert
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
+from pgembed import embedding_parts
 from pgembed.columns.types import VectorType
 from pgembed.exc import QueryError
-from pgembed.queries import label_issues, outliers, representatives
+from pgembed.measuring import evaluate
+from pgembed.queries import (
+    centroid_classify,
+    cluster,
+    knn_classify_many,
+    label_issues,
+    outliers,
+    representatives,
+    topics,
+)
+from pgembed.testing import HashEncoder
 from tests.integration.queries.conftest import store
 
 POINTS = Table(
@@ -161,3 +172,41 @@ def test_composite_keys(engine):
 def test_what_keeps_nothing_apart_is_refused(apart):
     with pytest.raises(QueryError, match=f"apart={apart!r}; expected a score"):
         label_issues(POINTS.c.vector, label=POINTS.c.label, apart=apart)
+
+
+def test_parts_have_the_labels_of_what_they_belong_to(session):
+    """Four guides of four parts each; a wrong label is contradicted by the guide that says the same."""
+
+    class Base(DeclarativeBase):
+        pass
+
+    class Guide(Base):
+        __tablename__ = "guide"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        section: Mapped[str | None]
+        body: Mapped[str]
+        parts = embedding_parts("body", encoder=HashEncoder(16))
+
+    Base.metadata.create_all(session.connection())
+    texts = [" ".join([word] * 600) for word in ("printer", "printer", "news", "news", "printer")]
+    sections = ["help", "help", "news", "news", None]
+    session.add_all(
+        Guide(id=n, section=section, body=body)
+        for n, (section, body) in enumerate(zip(sections, texts, strict=True))
+    )
+    session.commit()
+    parts, options = Guide.parts, {"label": Guide.section, "k": 3}
+    assert session.execute(label_issues(parts, apart=Guide.id, **options)).all() == []
+    found = evaluate(session, parts, apart=Guide.id, held_out=Guide.section == "news", **options)
+    assert {(each.label, each.predicted) for each in found.confusion} == {("news", "help")}
+    assert evaluate(session, parts, apart=Guide.id, **options).accuracy == 1
+    for classify in (
+        knn_classify_many(parts, queries=Guide.section.is_(None), **options),
+        centroid_classify(parts, queries=Guide.section.is_(None), label=Guide.section),
+    ):
+        rows = session.execute(classify).all()
+        assert len(rows) > 1
+        assert {row.label for row in rows} == {"help"}
+    clusters = cluster(parts, min_score=0.99, min_size=2)
+    words = [row.words for row in session.execute(topics(parts, clusters, text=Guide.section))]
+    assert sorted(words) == [["help"], ["news"]]
