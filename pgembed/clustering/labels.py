@@ -221,7 +221,12 @@ def transaction(database: Database) -> Iterator[AnySession]:
     if not isinstance(database, Engine):
         yield database
         return
-    with database.execution_options(isolation_level="READ COMMITTED").begin() as connection:
+    # Whatever the isolation level of the engine: in autocommit nothing streams, and others would fail on rows
+    # that have changed.
+    with (
+        database.connect() as connection,
+        connection.execution_options(isolation_level="READ COMMITTED").begin(),
+    ):
         yield connection
 
 
@@ -242,9 +247,7 @@ def _target(subject: Subject, write: Any) -> Column[Any]:
     """
     found = write.property.columns[0] if isinstance(write, QueryableAttribute) else write
     if not isinstance(found, Column) or found.table is not subject.column.table:
-        raise QueryError(
-            f"write={write!r}; expected a column of {subject.column.table}, such as Article.topic"
-        )
+        raise QueryError(f"write={write}; expected a column of {subject.column.table}, such as Article.topic")
     sources = subject.embedding.sources if subject.embedding is not None else ()
     problem = None
     if not isinstance(found.type, Integer | String) or isinstance(found.type, Enum):

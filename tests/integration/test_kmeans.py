@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import uuid
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -32,10 +33,10 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import BIT
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Mapped, Session, aliased, mapped_column
 from threadpoolctl import threadpool_limits
 
-from pgembed import HNSW, kmeans, write_labels
+from pgembed import HNSW, Vector, embedding_column, kmeans, write_labels
 from pgembed.columns.types import VectorType
 from pgembed.exc import DimensionMismatchError, MissingExtraError, QueryError
 from pgembed.queries import cluster, topics
@@ -309,6 +310,35 @@ def test_clusters_of_a_statement_are_written(engine, stored):
     assert again.changed == 0
 
 
+@pytest.mark.parametrize("level", ["AUTOCOMMIT", "SERIALIZABLE"])
+def test_the_isolation_level_of_an_engine_does_not_matter(engine, stored, level):
+    table, _, vectors = stored
+    other = create_engine(engine.url)
+
+    def act(number, _):
+        if number == 1:
+            with other.begin() as connection:
+                connection.execute(update(table).where(table.c.id == 5).values(vector=vectors[-1]))
+
+    before_writing(engine, act)
+    isolated = engine.execution_options(isolation_level=level)
+    found = kmeans(isolated, table.c.vector, clusters=CLUSTERS, write=table.c.topic)
+    other.dispose()
+    assert (found.changed, found.skipped) == (299, 1)
+
+
+def test_clusters_found_through_an_index_are_written(engine):
+    table = table_of(Column("topic", Integer), HNSW("vector", build="immediate"))
+    _, vectors = planted(0.3)
+    store(engine, table, vectors)
+    statement = cluster(table.c.vector, min_score=0.7, min_size=5, mode="approximate")
+    with engine.begin() as connection:
+        expected = {row.key: row.cluster for row in connection.execute(statement)}
+    found = write_labels(engine, table.c.vector, statement, write=table.c.topic)
+    assert 0 < found.rows == len(expected) < 300
+    assert written(engine, table) == [expected.get(key) for key in range(300)]
+
+
 def test_labels_of_a_statement_skip_changed_rows(engine, stored):
     table, _, vectors = stored
     labels = select(table.c.id.label("key"), (table.c.id % 3).label("cluster"))
@@ -324,6 +354,37 @@ def test_labels_of_a_statement_skip_changed_rows(engine, stored):
     other.dispose()
     assert (found.clusters, found.changed, found.skipped) == (3, 299, 1)
     assert written(engine, table) == [key % 3 if key != 250 else None for key in range(300)]
+
+
+def test_a_class_with_a_base_table(engine, Base):
+    class Doc(Base):
+        __tablename__ = "doc"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        kind: Mapped[str]
+        topic: Mapped[int | None]
+        title: Mapped[str]
+        embedding: Mapped[Vector | None] = embedding_column("title", encoder=HashEncoder(8))
+        __mapper_args__: ClassVar = {"polymorphic_on": "kind", "polymorphic_identity": "doc"}
+
+    class News(Doc):
+        __tablename__ = "news"
+        id: Mapped[int] = mapped_column(ForeignKey("doc.id"), primary_key=True)
+        day: Mapped[int]
+        __mapper_args__: ClassVar = {"polymorphic_identity": "news"}
+
+    Base.metadata.create_all(engine)
+    with Session(engine) as session:
+        session.add_all(Doc(title=f"doc {n}") for n in range(5))
+        session.add_all(News(title=f"news {n}", day=n) for n in range(5))
+        session.commit()
+        late = aliased(News)
+        found = kmeans(session, late.embedding, clusters=2, write=News.topic, where=late.day > 1)
+        assert (found.rows, found.changed) == (3, 3)
+        rows = session.execute(select(Doc.kind, Doc.topic).order_by(Doc.id)).all()
+        assert [topic is not None for _, topic in rows] == [False] * 7 + [True] * 3
+        labels = select(News.id.label("key"), News.day.label("cluster"))
+        assert write_labels(session, News.embedding, labels, write=Doc.topic).changed == 5
+        assert session.scalars(select(News.topic).order_by(News.day)).all() == [0, 1, 2, 3, 4]
 
 
 def test_entities_of_a_session(engine):
