@@ -262,7 +262,7 @@ def test_strange_names_and_keys_of_several_columns(engine):
         connection.execute(text('CREATE SCHEMA "odd schema"'))
         table.create(connection)
         connection.execute(insert(table), rows)
-    found = kmeans(engine, table.c['a "vector"'], clusters=CLUSTERS, write=table.c[topic], batch_size=30)
+    found = kmeans(engine, table.c['a "vector"'], clusters=CLUSTERS, write=table.c[topic], batch_size=31)
     assert (found.changed, found.skipped) == (300, 0)
     with engine.connect() as connection:
         labels = connection.execute(select(table.c.number, table.c[topic]).order_by(table.c.number)).all()
