@@ -51,5 +51,5 @@ def fill_table(
         if values:
             connection.execute(insert(table), values)
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.exec_driver_sql("ANALYZE")
+        connection.exec_driver_sql(f'ANALYZE "{name}"')
     return table

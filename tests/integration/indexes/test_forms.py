@@ -49,10 +49,10 @@ def truth(vectors, query, k):
 def test_from_plan_to_tune(engine, fill, form):
     declared, storage, dimensions = FORMS[form]
     index = type(declared)("vector", **{**declared._arguments(), "metric": declared.metric.name})
-    fill(index, rows=ROWS)
+    fill(index, rows=1500)
     with engine.begin() as connection:
         planned = plan(connection, index, workers=0, sample=500)
-        assert (planned.storage, planned.dimensions, planned.rows) == (storage, dimensions, ROWS)
+        assert (planned.storage, planned.dimensions, planned.rows) == (storage, dimensions, 1500)
         assert planned.seconds > 0
         create(connection, index, workers=0)
         found = find(connection, index)

@@ -51,9 +51,9 @@ def item(*indexes, primary_key=True):
 
 @pytest.fixture
 def partitioned(engine):
-    """``partitioned(index)``: 3,000 rows in three of four partitions, one of which has partitions itself."""
+    """``partitioned(index)``: rows in three of four partitions, one of which has partitions itself."""
 
-    def make(*indexes, rows=3000, primary_key=True):
+    def make(*indexes, rows=1200, primary_key=True):
         table = item(*indexes, primary_key=primary_key)
         with engine.begin() as connection:
             table.create(connection)
@@ -68,7 +68,7 @@ def partitioned(engine):
                 connection.exec_driver_sql(statement)
             values = [{"id": key, "vector": vector} for key, vector in enumerate(clustered(rows))]
             connection.execute(insert(table), values)
-            connection.exec_driver_sql("ANALYZE")
+            connection.exec_driver_sql('ANALYZE "Item"')
         return table
 
     return make
@@ -122,7 +122,7 @@ def test_a_backend_that_dies_costs_one_partition(engine, partitioned, monkeypatc
     """The second partition fails: the first keeps its index, and the next call goes on."""
     monkeypatch.setattr("pgembed.indexes.progress.INTERVAL", 0.01)
     index = HNSW("vector", name="ann", ef_construction=400)
-    partitioned(index)
+    partitioned(index, rows=3000)
     died = []
 
     def die(progress):
@@ -162,7 +162,7 @@ def build_in_a_process(url):
 def test_a_killed_process_and_server_backend_leave_what_is_cleared_away(engine, partitioned):
     """Nobody is left to clean up: the invalid index of the second partition stays until the next call."""
     index = HNSW("vector", name="ann", ef_construction=400)
-    partitioned(index)
+    partitioned(index, rows=3000)
     process = multiprocessing.get_context("spawn").Process(target=build_in_a_process, args=(engine.url,))
     process.start()
     building = text(
@@ -304,7 +304,7 @@ def test_reindex_and_drop(engine, partitioned, monkeypatch):
 def test_a_plan_is_for_one_partition_after_the_other(engine, partitioned):
     """Memory is that of the largest, and disk that of all; half of 2024's rows are even."""
     index = HNSW("vector", name="ann")
-    partitioned(index)
+    partitioned(index, rows=3000)
     with engine.begin() as connection:
         planned = plan(connection, index, workers=0, sample=500)
         assert planned.rows == sum(planned.parts) == 3000
@@ -319,7 +319,7 @@ def test_a_plan_is_for_one_partition_after_the_other(engine, partitioned):
 
 def test_ivfflat_wants_rows_in_each_partition_that_has_some(engine, partitioned):
     index = IVFFlat("vector", name="ann", lists=19)
-    partitioned(index)
+    partitioned(index, rows=3000)
     with engine.begin() as connection:
         assert min(plan(connection, index, sample=0).parts) >= 950
         create(connection, index)
@@ -334,7 +334,7 @@ def test_ivfflat_wants_rows_in_each_partition_that_has_some(engine, partitioned)
 
 def test_recall_is_measured_over_all_partitions(engine, partitioned):
     index = HNSW("vector", name="ann", m=4, ef_construction=12, metric="l2")
-    table = partitioned(index)
+    table = partitioned(index, rows=3000)
     create_concurrently(engine, index)
     with engine.begin() as connection:
         connection.exec_driver_sql("SET LOCAL enable_seqscan = off")

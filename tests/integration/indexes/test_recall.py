@@ -95,7 +95,7 @@ def test_identical_rows_are_ties(engine, fill):
         connection.execute(
             insert(table), [{"id": key, "vector": vector} for key, vector in enumerate(vectors)]
         )
-        connection.execute(text("ANALYZE"))
+        connection.execute(text('ANALYZE "Item"'))
         create(connection, table.c.vector)
         assert recall(connection, table.c.vector, queries=50, k=10).recall == 1
 

@@ -138,7 +138,8 @@ def store(
     rows = [{"id": key, "vector": vector, **extra(key)} for key, vector in enumerate(vectors)]
     with engine.begin() as connection:
         connection.execute(insert(table), rows)
-        connection.execute(text("ANALYZE"))
+        # Of the whole database, with its catalogue, it would take fifty times as long.
+        connection.execute(text(f"ANALYZE {connection.dialect.identifier_preparer.format_table(table)}"))
 
 
 def with_twins(rows: int, dimensions: int) -> Any:

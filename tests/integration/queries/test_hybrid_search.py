@@ -162,7 +162,7 @@ def documents(engine):
                 "(to_tsvector('english', coalesce(title, '') || ' ' || coalesce(body, '')))"
             )
         )
-        connection.execute(text("ANALYZE"))
+        connection.execute(text("ANALYZE document"))
     return table
 
 
