@@ -47,6 +47,19 @@ BEGIN
 END
 $$;
 
+-- The columns of a key, as SQL that defines those of jsonb_to_record.
+CREATE OR REPLACE FUNCTION pgembed.key_definition(relation regclass, keys name[])
+RETURNS text
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN (SELECT string_agg(format('%I %s', k.name, format_type(a.atttypid, a.atttypmod)), ', ' ORDER BY k.place)
+              FROM unnest(keys) WITH ORDINALITY AS k (name, place)
+              JOIN pg_attribute AS a ON a.attrelid = relation AND a.attname = k.name);
+END
+$$;
+
 -- The nearest rows of a table: keys, distances, and the value of one further column as text.
 -- The same plan as in pgembed/queries/core/nearest.py: a scan of the index, and where that gives fewer rows than
 -- asked for, or more than @ALIKE@ that are alike, an exact one (+ 0 keeps it from the index). What is indexed

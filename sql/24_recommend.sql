@@ -54,7 +54,7 @@ BEGIN
              WHERE jsonb_typeof(example) = 'array'
             UNION ALL
             SELECT %1$s, t.%2$I::@extschema:vector@.vector, is_positive
-              FROM given CROSS JOIN LATERAL jsonb_populate_record(NULL::%3$s, example) AS r
+              FROM given CROSS JOIN LATERAL jsonb_to_record(example) AS r (%5$s)
               JOIN %3$s AS t ON %4$s
              WHERE jsonb_typeof(example) = 'object'
         )
@@ -64,7 +64,8 @@ BEGIN
           FROM examples
         $query$,
         key_sql, vector_column, relation,
-        (SELECT string_agg(format('t.%1$I = r.%1$I', name), ' AND ') FROM unnest(target.keys) AS name)
+        (SELECT string_agg(format('t.%1$I = r.%1$I', name), ' AND ') FROM unnest(target.keys) AS name),
+        pgembed.key_definition(relation, target.keys)
     ) INTO liked, disliked, own USING positive, negative;
 
     IF strategy = 'average' THEN

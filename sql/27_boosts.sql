@@ -23,7 +23,6 @@ AS $$
 DECLARE
     target record := pgembed.vector_column(relation, vector_column, wanted_metric);
     columns text;
-    typed text;
     same text;
 BEGIN
     metric := target.metric;
@@ -32,11 +31,9 @@ BEGIN
     SELECT string_agg(format('t.%I AS k%s', k.name, k.place), ', ' ORDER BY k.place),
            string_agg(format('k%s', k.place), ', ' ORDER BY k.place),
            format('jsonb_build_object(%s)', string_agg(format('%L, k%s', k.name, k.place), ', ' ORDER BY k.place)),
-           string_agg(format('%I %s', k.name, format_type(a.atttypid, a.atttypmod)), ', ' ORDER BY k.place),
            string_agg(format('t.%1$I = r.%1$I', k.name), ' AND ' ORDER BY k.place)
-      INTO columns, key_columns, key, typed, same
-      FROM unnest(target.keys) WITH ORDINALITY AS k (name, place)
-      JOIN pg_attribute AS a ON a.attrelid = relation AND a.attname = k.name;
+      INTO columns, key_columns, key, same
+      FROM unnest(target.keys) WITH ORDINALITY AS k (name, place);
     whole := format('SELECT %s, %s AS value, t.%I %s $1::%s AS distance FROM %s AS t WHERE t.%3$I IS NOT NULL',
                     columns, value, vector_column, target.op, target.storage, relation);
     near := format(
@@ -44,7 +41,7 @@ BEGIN
            FROM unnest($2, $3) AS n (key, distance)
           CROSS JOIN LATERAL jsonb_to_record(n.key) AS r (%s)
            JOIN %s AS t ON %s',
-        columns, value, typed, relation, same);
+        columns, value, pgembed.key_definition(relation, target.keys), relation, same);
 END
 $$;
 

@@ -190,9 +190,9 @@ BEGIN
     RETURN (
         SELECT format('SELECT q.place AS n, jsonb_build_object(%s) AS key, t.%I AS vector, q.key AS also '
                       'FROM unnest($2) WITH ORDINALITY AS q (key, place) '
-                      'CROSS JOIN LATERAL jsonb_populate_record(NULL::%s, q.key) AS r LEFT JOIN %3$s AS t ON %4$s',
+                      'CROSS JOIN LATERAL jsonb_to_record(q.key) AS r (%5$s) LEFT JOIN %3$s AS t ON %4$s',
                       string_agg(format('%1$L, t.%1$I', name), ', '), vector_column, relation,
-                      string_agg(format('t.%1$I = r.%1$I', name), ' AND '))
+                      string_agg(format('t.%1$I = r.%1$I', name), ' AND '), pgembed.key_definition(relation, target.keys))
           FROM unnest(target.keys) AS name);
 END
 $$;

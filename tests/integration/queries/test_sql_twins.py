@@ -151,6 +151,10 @@ def database(module_url):
         connection.execute(text('CREATE SCHEMA "other schema"'))
         connection.exec_driver_sql(HOSTILE)
         TABLE.metadata.create_all(connection)
+        # A record of a table, made of a key, cannot have it.
+        connection.exec_driver_sql("CREATE DOMAIN needed AS integer NOT NULL")
+        for name in (NAME, ASKING):
+            connection.exec_driver_sql(f"ALTER TABLE {name} ADD COLUMN needed needed DEFAULT 1")
         for table, rows in ((TABLE, rows_of_table), (QUESTION, questions), (LINK, links)):
             connection.execute(insert(table), list(rows()))
     with engine.connect() as helpers, engine.connect() as functions:
@@ -471,6 +475,12 @@ def test_mistakes_are_named(doors, sql, message):
     with pytest.raises(DBAPIError) as caught:
         called(doors, sql, **names)
     assert message in caught.value.orig.diag.message_primary
+
+
+def test_recommendations_of_a_table_with_needed_values(doors):
+    keys = f'ARRAY(SELECT {KEY} FROM {NAME} WHERE "No %" = 1)'
+    rows = called(doors, f"recommend(:name, 'the vector; --', {keys}, k => 3, exact => true)", name=NAME)
+    assert [row[0]["No %"] for row in rows][:1] == [41]  # its copy
 
 
 def test_an_extension_in_a_schema_with_an_awkward_name(empty_url):

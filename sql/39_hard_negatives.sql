@@ -46,10 +46,11 @@ BEGIN
     PERFORM pgembed.column_value(bearer, name) FROM unnest(positive || link_question) AS name;
 
     SELECT format('%L || quote_literal(a.key) || %L',
-                  format('(%s) NOT IN (SELECT %s FROM %s AS l CROSS JOIN jsonb_populate_record(NULL::%s, ',
+                  format('(%s) NOT IN (SELECT %s FROM %s AS l CROSS JOIN jsonb_to_record(',
                          (SELECT string_agg(format('t.%I', name), ', ') FROM unnest(target.keys) AS name),
-                         string_agg(format('l.%I', name), ', '), bearer, question),
-                  format('::jsonb) AS r WHERE %s AND %s)',
+                         string_agg(format('l.%I', name), ', '), bearer),
+                  format('::jsonb) AS r (%s) WHERE %s AND %s)',
+                         pgembed.key_definition(question, asking.keys),
                          (SELECT string_agg(format('l.%I = r.%I', pair.asked, pair.key), ' AND ')
                             FROM unnest(asked, asking.keys) AS pair (asked, key)),
                          string_agg(format('l.%I IS NOT NULL', name), ' AND ')))
