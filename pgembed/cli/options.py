@@ -24,7 +24,7 @@ from pgembed.columns import Freshness
 from pgembed.database import embedded
 from pgembed.encoders import Encoder
 from pgembed.exc import DatabaseError, MissingPrivilegeError, sqlstate
-from pgembed.filling.targets import embeddings_in
+from pgembed.filling.named_models import embeddings_in
 
 DatabaseUrl = Annotated[
     str,

@@ -11,12 +11,11 @@ from pgembed.columns.embedding import (
     EmbeddingColumn,
     Freshness,
     PendingIndex,
-    TextEncoder,
-    answered,
     bound,
     embeddings_of,
     fresh_of,
 )
+from pgembed.columns.text_encoder import TextEncoder, answered
 from pgembed.columns.types import Vector, VectorType
 from pgembed.columns.values import Array, as_array
 from pgembed.columns.words import Words

@@ -16,15 +16,8 @@ from sqlalchemy.types import TypeEngine
 
 from pgembed.columns.binding import attached
 from pgembed.columns.composition import fields_of
-from pgembed.columns.embedding import (
-    INFO,
-    Embedding,
-    Fill,
-    IndexDeclaration,
-    OnDuplicate,
-    OnError,
-    TextEncoder,
-)
+from pgembed.columns.embedding import INFO, Embedding, Fill, IndexDeclaration, OnDuplicate, OnError
+from pgembed.columns.text_encoder import TextEncoder
 from pgembed.columns.types import VectorType
 from pgembed.columns.values import Storage
 from pgembed.columns.words import Words

@@ -5,6 +5,7 @@ file                      what it is for
 ========================  ===========================================================================
 backfill, worker          the two that fill what no session's hook saw: once, and continuously
 targets, registry         the columns to fill, from models or from the database's registry
+named_models              models by name, as in ``app.models:Base``
 cycle, flow               claim, encode, write: three threads, and what flows between them
 leases                    the claims that other workers see
 statements, sql           all SQL of the cycle; the tables in ``pgembed`` and expressions it is written with

@@ -37,7 +37,7 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 #: Imports of modules whose names only the run knows, and why they are no way around the layers.
 BY_NAME = {
     "pgembed": "the face loads its parts when they are first asked for",
-    "pgembed.filling.targets": "the module of the user's models, from --models",
+    "pgembed.filling.named_models": "the module of the user's models, from --models",
     "pgembed.cli.demo.corpus": "the standard library's modules that are written in C",
 }
 #: Who may use the package's face: moved names are answered by it.

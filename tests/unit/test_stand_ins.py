@@ -13,7 +13,7 @@ from pgembed import Encoder, TextEncoder, embedding_column
 from pgembed.columns import embeddings_of
 from pgembed.columns.registration import RegisterEmbedding
 from pgembed.exc import DeclarationError
-from pgembed.queries.core.vectors import QueryText
+from pgembed.queries.core.parameters import QueryText
 from pgembed.testing import HashEncoder, StandIn, encoder_swapped
 
 #: Its files are nowhere.

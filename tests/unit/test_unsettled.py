@@ -27,7 +27,7 @@ from pgembed import embedding_column, semantic_search
 from pgembed.columns import bound, embeddings_of
 from pgembed.columns.hooks.mapped import mapped_embeddings
 from pgembed.exc import DeclarationError, QueryError
-from pgembed.filling.targets import embeddings_in
+from pgembed.filling.named_models import embeddings_in
 from pgembed.testing import HashEncoder
 
 ENCODER = HashEncoder(3)

@@ -16,8 +16,9 @@ from weakref import WeakSet
 import numpy as np
 from sqlalchemy import Null
 
-from pgembed.columns.embedding import Embedding, EmbeddingColumn, Fill, TextEncoder, answered
+from pgembed.columns.embedding import Embedding, EmbeddingColumn, Fill
 from pgembed.columns.hooks.mapped import MappedEmbedding
+from pgembed.columns.text_encoder import TextEncoder, answered
 from pgembed.encoders import Encoder
 from pgembed.encoders.threads import encoder_errors, off_event_loop
 

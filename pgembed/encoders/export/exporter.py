@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pgembed.encoders.export import modules
 from pgembed.encoders.export import pipeline as pipelines
 from pgembed.encoders.export.families import BuiltModel
 from pgembed.encoders.export.onnx_model import OnnxModel, find
@@ -49,7 +50,7 @@ def export(
         needed = f"up to {_LONGEST_NAME} bytes without control characters"
         raise EncoderOptionError("name", name, needed=needed)
     documents = pipelines.read(model)
-    queries = pipelines.read(model, route="query") if pipelines.has_towers(model) else None
+    queries = pipelines.read(model, route="query") if modules.has_towers(model) else None
     with _written_whole(target, overwrite=overwrite) as fresh:
         tower = ""
         if queries is not None:

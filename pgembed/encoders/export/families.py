@@ -16,11 +16,12 @@ import numpy as np
 from pgembed.encoders.export import pooling
 from pgembed.encoders.export.bert import Bert, DistilBert, Mpnet, Roberta
 from pgembed.encoders.export.config import ModelConfig
-from pgembed.encoders.export.graph import Graph, WeightFile
+from pgembed.encoders.export.graph import Graph
 from pgembed.encoders.export.graph_variants import Int8Graph, PackedGraph
 from pgembed.encoders.export.head import ClassifierHead
 from pgembed.encoders.export.modernbert import ModernBert
 from pgembed.encoders.export.pipeline import Pipeline
+from pgembed.encoders.export.weight_file import WeightFile
 from pgembed.encoders.export.weights import Array, Weights, weight_files
 from pgembed.encoders.onnx.graph_files import CUDA_FILE, INT8_FILE, MODEL_FILE, WEIGHTS_FILE
 from pgembed.exc import EncoderFilesError, UnsupportedArchitectureError

@@ -2,57 +2,25 @@
 
 Families (``bert.py``, ...) describe what a model computes with the methods of this class: linear layers,
 layer norms, attention. The operators are chosen here, once for all families.
-
-All but the smallest weights are written to one file beside the graph, from which ONNX Runtime maps them into
-memory; graphs for other devices share that file.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from pgembed.encoders.export.weight_file import WeightFile
 from pgembed.encoders.export.weights import Weights
 
 OPSET = 17
 IR_VERSION = 8  # read by every onnxruntime that the project supports
 MICROSOFT = "com.microsoft"
-_INLINE_BYTES = 1024
-_ALIGNMENT = 4096  # a page, so that a tensor can be mapped
 MASKED = float(np.finfo(np.float32).min)
-
-
-class WeightFile:
-    """The file that holds the weights of all graphs of an encoder; each name is written once."""
-
-    def __init__(self, file: BinaryIO, name: str) -> None:
-        self._file = file
-        self._name = name
-        self._written: dict[str, TensorProto] = {}
-
-    def add(self, name: str, array: npt.NDArray[Any]) -> TensorProto:
-        """An initializer called ``name``, kept in the file unless it is small."""
-        if array.nbytes <= _INLINE_BYTES:
-            return numpy_helper.from_array(np.asarray(array, order="C"), name)
-        if name not in self._written:
-            self._file.write(b"\0" * (-self._file.tell() % _ALIGNMENT))
-            tensor = TensorProto(
-                name=name,
-                data_type=helper.np_dtype_to_tensor_dtype(array.dtype),
-                dims=array.shape,
-                data_location=TensorProto.EXTERNAL,
-            )
-            place = {"location": self._name, "offset": self._file.tell(), "length": array.nbytes}
-            for key, value in place.items():
-                tensor.external_data.add(key=key, value=str(value))
-            self._file.write(np.ascontiguousarray(array).data)
-            self._written[name] = tensor
-        return self._written[name]
 
 
 class Graph:

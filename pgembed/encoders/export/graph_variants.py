@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from onnx import TensorProto
 
-from pgembed.encoders.export.graph import MICROSOFT, OPSET, Graph, WeightFile
+from pgembed.encoders.export.graph import MICROSOFT, OPSET, Graph
+from pgembed.encoders.export.weight_file import WeightFile
 from pgembed.encoders.export.weights import Weights
 
 _HIGHEST = 63  # of 7 bits with a sign

@@ -27,8 +27,9 @@ from onnx import (
 
 from pgembed.encoders.export import pooling
 from pgembed.encoders.export.config import ModelConfig
-from pgembed.encoders.export.graph import OPSET, Graph, WeightFile
+from pgembed.encoders.export.graph import OPSET, Graph
 from pgembed.encoders.export.pipeline import LIMIT_UNSTATED, Pipeline
+from pgembed.encoders.export.weight_file import WeightFile
 from pgembed.encoders.files import Folder, check_file, shown
 from pgembed.encoders.onnx.graph_files import MODEL_FILE, WEIGHTS_FILE
 from pgembed.exc import EncoderFilesError

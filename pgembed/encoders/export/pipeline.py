@@ -9,7 +9,14 @@ from pathlib import Path
 
 from pgembed.encoders.export import classifier
 from pgembed.encoders.export.classifier import Classifier
-from pgembed.encoders.files import Folder, JsonObject, is_name, read_json, shown
+from pgembed.encoders.export.modules import (
+    MODULES_FILE,
+    Module,
+    inside,
+    listed,
+    modules_of,
+)
+from pgembed.encoders.files import Folder, JsonObject, is_name, shown
 from pgembed.encoders.spec import SPEC_FILE
 from pgembed.encoders.text.tokenizer import TOKENIZER_FILE, WORDS_FILE
 from pgembed.exc import EncoderFilesError
@@ -24,16 +31,12 @@ _LEGACY_MODES = {
     "pooling_mode_lasttoken": "lasttoken",
 }
 LIMIT_UNSTATED = 512  # tokens, of a transformer for which nothing states how many it takes
-MODULES_FILE = "modules.json"
 PROMPTS_FILE = "config_sentence_transformers.json"
-ROUTER_FILE = "router_config.json"
 #: The names that a transformer's settings have had; the first one found counts.
 SETTINGS_FILES = tuple(
     f"sentence_{kind}_config.json"
     for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 )
-FIRST_MODULES = ("Transformer", "StaticEmbedding", "WordEmbeddings")
-LATER_MODULES = ("Pooling", "Dense", "LayerNorm", "Normalize", "Dropout")
 _CONFIGURED = ("Pooling", "Dense", "LayerNorm")  # they need settings
 _OF_QUERIES = ("query",)
 _OF_DOCUMENTS = ("document", "passage", "corpus")
@@ -114,47 +117,6 @@ class Pipeline:
         return bool(self.steps) and self.steps[-1].kind == "Normalize"
 
 
-@dataclass(frozen=True)
-class _Module:
-    """An entry of the list of modules: its class, without the package, and its subfolder."""
-
-    kind: str
-    place: str
-
-
-def inside(place: str, name: str) -> str:
-    """The path of a file in a subfolder, ``""`` for the model's own folder."""
-    return f"{place}/{name}".removeprefix("/")
-
-
-def has_towers(folder: Folder) -> bool:
-    """Whether the model has a separate route for queries."""
-    modules = _listed(folder)
-    if not modules or modules[0].kind != "Router":
-        return False
-    structure = _settings(folder, inside(modules[0].place, ROUTER_FILE)).table("structure")
-    return "query" in structure and structure["query"] != structure.get("document")
-
-
-def places(folder: Folder) -> list[str]:
-    """The subfolders of the modules in a model's list; the model's own folder if there is no list."""
-    modules = _listed(folder)
-    if modules == []:
-        raise EncoderFilesError(
-            folder.file(MODULES_FILE), "no list of modules ([])", needed="type and path each"
-        )
-    return [""] if modules is None else [module.place for module in modules]
-
-
-def places_of_routes(folder: Folder, place: str) -> list[str]:
-    """The subfolders of the modules after a router in the subfolder ``place``."""
-    path = folder.file(inside(place, ROUTER_FILE))
-    found = [inside(place, name) for name in JsonObject.read(path).table("types")]
-    for name in found:
-        folder.subfolder(name, stated_in=path)
-    return found
-
-
 def read(folder: Folder, *, route: str = "document") -> Pipeline:
     """Read a model folder; one without ``modules.json`` is a bare transformer.
 
@@ -168,7 +130,7 @@ def read(folder: Folder, *, route: str = "document") -> Pipeline:
         raise EncoderFilesError(folder.path, "an encoder, which has been exported already", needed="a model")
     if _is_classifier(folder):
         return _classifier(folder)
-    first, *later = _modules(folder, route)
+    first, *later = modules_of(folder, route)
     listed = folder.file(MODULES_FILE)
     pooling: JsonObject | None = None
     steps = []
@@ -200,7 +162,7 @@ def read(folder: Folder, *, route: str = "document") -> Pipeline:
 
 def _is_classifier(folder: Folder) -> bool:
     """By the first module's task, where there is a list of modules, else by the class of the model."""
-    modules = _listed(folder)
+    modules = listed(folder)
     if modules is None:
         return classifier.names_classifier(_settings(folder, "config.json"))
     if [module.kind for module in modules[:1]] != ["Transformer"]:
@@ -211,7 +173,7 @@ def _is_classifier(folder: Folder) -> bool:
 
 def _classifier(folder: Folder) -> Pipeline:
     """A classifier of pairs of texts: a transformer with its head, and nothing else."""
-    modules = _listed(folder) or [_Module("Transformer", "")]
+    modules = listed(folder) or [Module("Transformer", "")]
     if len(modules) > 1:
         found = f"{modules[1].kind} after a Transformer that classifies"
         raise EncoderFilesError(folder.file(MODULES_FILE), found, needed="nothing after it")
@@ -232,87 +194,6 @@ def _classifier(folder: Folder) -> Pipeline:
     )
 
 
-def _settings(folder: Folder, name: str) -> JsonObject:
-    """The settings in a file that may be missing."""
-    return JsonObject.optional(folder.file(name))
-
-
-def _modules(folder: Folder, route: str) -> list[_Module]:
-    """The modules that a text goes through, in order."""
-    modules = _listed(folder)
-    if modules is None:
-        return [_Module("Transformer", "")]
-    path = folder.file(MODULES_FILE)
-    if modules and modules[0].kind == "Router":
-        modules[:1] = _route(folder, modules[0].place, route)
-    if not modules or modules[0].kind not in FIRST_MODULES:
-        found = modules[0].kind if modules else "no module"
-        raise EncoderFilesError(path, f"{found} as the first module", needed=" or ".join(FIRST_MODULES))
-    later = [module.kind for module in modules[1:]]
-    for kind in later:
-        if kind not in LATER_MODULES:
-            raise EncoderFilesError(path, f"the module {kind}", needed=" or ".join(LATER_MODULES))
-    counted = [kind for kind in later if kind != "Dropout"]
-    is_static = modules[0].kind == "StaticEmbedding"  # it averages by itself
-    if counted.count("Pooling") != (not is_static) or (not is_static and counted[0] != "Pooling"):
-        found = f"{' and '.join(later) or 'nothing'} after the {modules[0].kind}"
-        needed = "Pooling first, and once: a model that gives one vector a text"
-        raise EncoderFilesError(path, found, needed="no Pooling" if is_static else needed)
-    return modules
-
-
-def _listed(folder: Folder) -> list[_Module] | None:
-    """The list of modules, in its order, whatever the numbers in it; ``None`` if there is no list."""
-    path = folder.file(MODULES_FILE)
-    if not folder.has(MODULES_FILE):
-        return None
-    needed = "type and path each"
-    try:
-        listed = read_json(path) or []
-    except EncoderFilesError as error:
-        raise EncoderFilesError(path, f"no list of modules ({error.found})", needed=error.needed) from error
-    if not isinstance(listed, list):
-        raise EncoderFilesError(path, f"no list of modules ({shown(listed)})", needed=needed)
-    modules = []
-    for entry in listed:
-        if not isinstance(entry, dict) or not isinstance(entry.get("type"), str) or "path" not in entry:
-            raise EncoderFilesError(path, f"no list of modules ({shown(entry)})", needed=needed)
-        folder.subfolder(entry["path"], stated_in=path)
-        modules.append(_Module(_kind(entry["type"], path), entry["path"]))
-    return modules
-
-
-def _kind(name: str, path: Path) -> str:
-    """The class of a module, which must be one of sentence-transformers: others may do anything."""
-    package, _, kind = name.rpartition(".")
-    if package.partition(".")[0] != "sentence_transformers" or not is_name(kind):
-        found = f"the module {shown(name)}"
-        raise EncoderFilesError(
-            path, found, needed="modules of sentence_transformers, without code of their own"
-        )
-    return kind
-
-
-def _route(folder: Folder, place: str, route: str) -> list[_Module]:
-    """The modules of one route of a router."""
-    path = folder.subfolder(place, stated_in=folder.file(MODULES_FILE)).file(ROUTER_FILE)
-    router = JsonObject.read(path)
-    if not {"structure", "types"} <= router.keys():
-        raise EncoderFilesError(path, "no router", needed="structure and types")
-    structure, types = router.table("structure"), router.table("types")
-    names = structure.texts(route, [])
-    if not names:
-        listed = ", ".join(name if is_name(name) else shown(name) for name in structure)
-        raise EncoderFilesError(path, f"the routes {listed}", needed=f"a route {route!r}")
-    modules = []
-    for name in names:
-        if name not in types:
-            raise EncoderFilesError(path, f"no router (no type for {shown(name)})", needed="a type each")
-        folder.subfolder(inside(place, name), stated_in=path)
-        modules.append(_Module(_kind(types.text(name), path), inside(place, name)))
-    return modules
-
-
 def _check_features(kind: str, config: JsonObject) -> None:
     """Refuse a module that works on something other than the text's vector."""
     for key in ("module_input_name", "module_output_name"):
@@ -320,6 +201,11 @@ def _check_features(kind: str, config: JsonObject) -> None:
             feature = config[key] if is_name(config[key]) else shown(config[key])
             found = f"a {kind} for {feature} as {key}"
             raise EncoderFilesError(config.path, found, needed=f"one for {_TEXT_VECTOR}")
+
+
+def _settings(folder: Folder, name: str) -> JsonObject:
+    """The settings in a file that may be missing."""
+    return JsonObject.optional(folder.file(name))
 
 
 def _first_settings(place: Folder) -> JsonObject:

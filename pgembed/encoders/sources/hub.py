@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pgembed.encoders.export import export_onnx, pipeline, require_onnx
-from pgembed.encoders.export.pipeline import ROUTER_FILE, SETTINGS_FILES
+from pgembed.encoders.export import export_onnx, modules, require_onnx
+from pgembed.encoders.export.modules import ROUTER_FILE
+from pgembed.encoders.export.pipeline import SETTINGS_FILES
 from pgembed.encoders.export.weights import INDEX_FILE, SINGLE_FILE, shards
 from pgembed.encoders.files import Folder, file_digest, is_name, shown, stand_in
 from pgembed.encoders.sources import local
@@ -129,10 +130,10 @@ class _Repository:
 
     def _places(self, model: Folder) -> list[str]:
         """The folders of the modules, those of a router's routes included, each once."""
-        places = pipeline.places(model)
-        router = pipeline.inside(places[0], ROUTER_FILE)
+        places = modules.places(model)
+        router = modules.inside(places[0], ROUTER_FILE)
         if self._fetch(router).name:
-            places += pipeline.places_of_routes(model, places[0])
+            places += modules.places_of_routes(model, places[0])
         return list(dict.fromkeys(places))
 
     @staticmethod

@@ -4,6 +4,7 @@
 file                  what it is for
 ====================  =====================================================================================
 subject, vectors      what is searched, and what for: a text, a vector, a row
+parameters            the parameters of the latter: texts are encoded when the statement is executed
 asked                 several queries as rows
 sums                  ``vector_of``: sums of vectors as a query
 owners                whose parts are searched

@@ -28,9 +28,10 @@ from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from pgembed.columns.types import shape_of
 from pgembed.exc import DeclarationError, DimensionMismatchError, QueryError, VectorValueError
+from pgembed.queries.core.parameters import QueryText, QueryVectorType, encode
 from pgembed.queries.core.statement import materialized
 from pgembed.queries.core.subject import Subject, resolve
-from pgembed.queries.core.vectors import QueryText, QueryVectorType, encode, query_type, typed
+from pgembed.queries.core.vectors import query_type, typed
 
 #: Texts and vectors, ``bindparam("queries")``, a select of keys and vectors, a vector column, or a condition.
 Queries: TypeAlias = Sequence[Any] | ColumnElement[Any] | SelectBase | FromClause | object

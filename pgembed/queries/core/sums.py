@@ -14,16 +14,9 @@ from sqlalchemy.sql.elements import ClauseElement, ColumnElement
 from pgembed.columns import Array, Embedding, as_array
 from pgembed.exc import QueryError
 from pgembed.queries.core.arguments import real
+from pgembed.queries.core.parameters import QueryText, QueryValue, QueryVectorType, encode
 from pgembed.queries.core.subject import Subject
-from pgembed.queries.core.vectors import (
-    Query,
-    QueryText,
-    QueryValue,
-    QueryVectorType,
-    encode,
-    query_sql,
-    query_type,
-)
+from pgembed.queries.core.vectors import Query, query_sql, query_type
 
 
 def vector_of(query: Query) -> VectorSum:

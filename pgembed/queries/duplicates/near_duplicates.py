@@ -11,10 +11,11 @@ from pgembed.exc import QueryError
 from pgembed.queries.core.arguments import whole
 from pgembed.queries.core.nearest import Mode, Stale
 from pgembed.queries.core.numbering import Rows
+from pgembed.queries.core.parameters import DocumentText
 from pgembed.queries.core.settings import SearchSettings
 from pgembed.queries.core.statement import DuplicatePairs, Entity, SearchSelect
 from pgembed.queries.core.subject import Subject, VectorColumn, resolve
-from pgembed.queries.core.vectors import DocumentText, Query
+from pgembed.queries.core.vectors import Query
 from pgembed.queries.duplicates.components import components
 from pgembed.queries.duplicates.edges import edges_of, score
 from pgembed.queries.duplicates.pairs import Pairs, alike

@@ -19,9 +19,10 @@ from pgembed.metrics import Metric
 from pgembed.parts import FORMATS, Format
 from pgembed.parts.sentences import breaks_character, words
 from pgembed.queries.core.arguments import whole
+from pgembed.queries.core.parameters import QueryVectorType
 from pgembed.queries.core.reading import AnySession, Read, Reading, check_async_session, check_session
 from pgembed.queries.core.subject import Subject, VectorColumn, resolve
-from pgembed.queries.core.vectors import QueryVectorType, query_type
+from pgembed.queries.core.vectors import query_type
 
 if TYPE_CHECKING:  # at run time it needs the package greenlet
     from pgembed.queries.core.reading import AnyAsyncSession

@@ -47,14 +47,8 @@ from pgembed.columns import embeddings_of
 from pgembed.exc import DeclarationError, NotInstalledError
 from pgembed.filling import failures
 from pgembed.filling.cycle import Cycle
-from pgembed.filling.targets import (
-    Refused,
-    Target,
-    embeddings_in,
-    model_targets,
-    registered_targets,
-    target_of,
-)
+from pgembed.filling.named_models import embeddings_in
+from pgembed.filling.targets import Refused, Target, model_targets, registered_targets, target_of
 from pgembed.testing import HashEncoder
 
 from .conftest import FAST, Articles

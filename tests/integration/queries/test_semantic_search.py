@@ -431,7 +431,7 @@ async def test_asyncpg(corpus):
 
 
 def test_statements_can_be_pickled_with_their_text(corpus):
-    from pgembed.queries.core.vectors import QueryText
+    from pgembed.queries.core.parameters import QueryText
 
     copy = pickle.loads(pickle.dumps(QueryText("a text")))
     assert copy.text == "a text"

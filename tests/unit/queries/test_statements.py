@@ -41,8 +41,8 @@ from pgembed.queries import (
     rethreshold,
     semantic_search,
 )
+from pgembed.queries.core.parameters import QueryText
 from pgembed.queries.core.subject import resolve
-from pgembed.queries.core.vectors import QueryText
 from pgembed.testing import HashEncoder
 from tests.tables import library, model
 
