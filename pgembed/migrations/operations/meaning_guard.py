@@ -70,7 +70,8 @@ class CreateMeaningGuardOp(PgembedOp):
         :param unique_per: names of columns; only rows that agree in all of them are compared.
         :param on_duplicate: ``"return"`` stores a row without its vector, and links it: the trigger runs
             ``BEFORE INSERT OR UPDATE OF embedding, tenant_id, duplicate_of_id, embedding_digest``.
-        :param duplicate_of: with it, the name of the column of the link; one for each column of the key.
+        :param duplicate_of: with it, the name of the column of the link; one for each column of the key. The
+            predicate of the pending index says that such rows are fresh: let autogenerate write both.
         :param trigger: the trigger's name, where it is not that of its column.
         :raises DeclarationError: it is no score of the metric, or the arguments do not fit together.
         """
