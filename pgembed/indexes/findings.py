@@ -118,7 +118,7 @@ SELECT CAST(CAST(held.oid AS pg_catalog.regclass) AS text),
        CASE WHEN beside.name IS NULL THEN CAST(e.column_name AS text) ELSE 'embedding' END,
        e.metric
   FROM pgembed.embedding_columns AS e
-  JOIN pg_catalog.pg_class AS own ON own.oid = e.relation
+  JOIN pg_catalog.pg_class AS own ON own.oid = CAST(e.relation AS oid)
  CROSS JOIN LATERAL (SELECT pg_catalog.to_jsonb(e) -> 'parts' ->> 'table') AS beside (name)
   JOIN pg_catalog.pg_class AS held
     ON held.relnamespace = own.relnamespace AND held.relname = coalesce(beside.name, own.relname)
