@@ -145,5 +145,6 @@ class _NumpySink:
 def _progress(*, shown: bool) -> Progress:
     """A counter on standard error, when that is a terminal and the vectors go elsewhere."""
     console = Console(stderr=True)
+    console.quiet = not (shown and console.is_terminal)  # a bar only disabled ends a line in rich 13
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    return Progress(*columns, console=console, disable=not (shown and console.is_terminal), transient=True)
+    return Progress(*columns, console=console, disable=console.quiet, transient=True)

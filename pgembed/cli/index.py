@@ -186,7 +186,8 @@ def _new(
 def _with_progress(work: Callable[[OnProgress], object]) -> None:
     columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
     console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    console.quiet = not console.is_terminal  # a bar that is only disabled ends with an empty line in rich 13
+    with Progress(*columns, console=console, transient=True, disable=console.quiet) as bar:
         task = bar.add_task("starting", total=None)
         work(
             lambda progress: bar.update(
