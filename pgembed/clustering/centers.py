@@ -40,8 +40,12 @@ from pgembed.queries.core.arguments import whole
 from pgembed.queries.core.nearest import NAN, Stale
 from pgembed.queries.core.subject import Subject, VectorColumn, resolve
 
-#: How often centers are looked for in the first batch; the best are where streaming starts.
-_STARTS = 5
+#: How often centers are looked for in the first batch, and how many steps each may take: the best are where
+#: streaming starts, and it moves them further.
+_STARTS, _STEPS = 5, 30
+#: Rows that are fetched at once: in the form that drivers receive, a vector is many times as large.
+_FETCHED = 500
+_STREAMED = {"yield_per": _FETCHED}
 #: The binary form of an array: what comes before its elements, and the size of each, its length included.
 _HEAD, _ELEMENT = 20, 8
 
@@ -140,7 +144,8 @@ def kmeans(
             for batch in batches:
                 if model is None:
                     with threadpool_limits(1, "openmp"):  # threads would add floats up in any order
-                        start = Start(clusters, n_init=_STARTS, random_state=seed).fit(batch)
+                        start = Start(clusters, n_init=_STARTS, max_iter=_STEPS, random_state=seed)
+                        start.fit(batch)
                     model = MiniBatchKMeans(
                         clusters, init=start.cluster_centers_, n_init=1, random_state=seed
                     )
@@ -167,23 +172,24 @@ def _write(
 ) -> tuple[int, int]:
     """Write the number of each row's cluster; returns how many rows were changed and skipped."""
     changed = skipped = 0
-    page: Sequence[Any] = ()
-    while not page or len(page) == vectors.batch_size:
+    last: Sequence[Any] = ()
+    found = vectors.batch_size
+    while found == vectors.batch_size:
+        other: list[Labelled] = []
         with transaction(database) as session:
-            page = session.execute(vectors.page(labels.current, page)).all()
-            there = [row[-1] for row in page if row[-1] is not None]
-            nearest = iter(model.predict(vectors.decoded(there)).tolist() if there else ())
-            found = [None if row[-1] is None else labels.value(next(nearest) + 1) for row in page]
-            other = [
-                Labelled(tuple(row[:-3]), row[-3], label)
-                for row, label in zip(page, found, strict=True)
-                if row[-2] != label
-            ]
+            with session.execute(vectors.page(labels.current, last), execution_options=_STREAMED) as page:
+                found = there = 0
+                for rows in page.partitions():
+                    usable = [row[-1] for row in rows if row[-1] is not None]
+                    nearest = iter(model.predict(vectors.decoded(usable)).tolist() if usable else ())
+                    for row in rows:
+                        label = None if row[-1] is None else labels.value(next(nearest) + 1)
+                        if row[-2] != label:
+                            other.append(Labelled(tuple(row[:-3]), row[-3], label))
+                    found, there, last = found + len(rows), there + len(usable), rows[-1]
             written = len(other) if dry_run else labels.write(session, other)
         changed, skipped = changed + written, skipped + len(other) - written
-        progress.add(len(there))
-        if not page:
-            break
+        progress.add(there)
     return changed, skipped
 
 
@@ -250,21 +256,31 @@ class _Vectors:
         consecutive rows are often alike."""
         keys = cast(func.jsonb_build_array(*self.subject.keys), Text)
         hashed = func.hashtextextended(keys, literal(seed, BigInteger))
-        return self._stream(database, self._vectors.order_by(hashed, *self.subject.keys))
+        return self._batches(database, self._vectors.order_by(hashed, *self.subject.keys))
 
     def all(self, database: Database) -> Generator[Array]:
-        return self._stream(database, self._vectors)
+        return self._batches(database, self._vectors)
 
-    def _stream(self, database: Database, statement: Select[Any]) -> Generator[Array]:
-        options = {"yield_per": self.batch_size}
-        with transaction(database) as session, session.execute(statement, execution_options=options) as found:
-            for rows in found.scalars().partitions():
-                yield self.decoded(rows)
+    def _batches(self, database: Database, statement: Select[Any]) -> Generator[Array]:
+        with (
+            transaction(database) as session,
+            session.execute(statement, execution_options=_STREAMED) as result,
+        ):
+            values = result.scalars()
+            while True:
+                parts: list[Array] = []
+                left = self.batch_size
+                while left and (rows := values.fetchmany(min(left, _FETCHED))):
+                    parts.append(self.decoded(rows))
+                    left -= len(rows)
+                if not parts:
+                    return
+                yield np.concatenate(parts)
 
-    def page(self, current: ColumnElement[Any], before: Sequence[Any]) -> Select[Any]:
+    def page(self, current: ColumnElement[Any], last: Sequence[Any]) -> Select[Any]:
         """Rows ``(*key, content, current label, binary vector or NULL)`` in the order of their keys.
 
-        :param before: the page that these come after.
+        :param last: the row that these come after.
         """
         subject = self.subject
         statement: Select[Any] = (
@@ -274,10 +290,10 @@ class _Vectors:
             .order_by(*subject.keys)
             .limit(self.batch_size)
         )
-        if not before:
+        if not last:
             return statement
-        last = (literal(value, key.type) for key, value in zip(subject.keys, before[-1], strict=False))
-        return statement.where(tuple_(*subject.keys) > tuple_(*last))
+        after = (literal(value, key.type) for key, value in zip(subject.keys, last, strict=False))
+        return statement.where(tuple_(*subject.keys) > tuple_(*after))
 
     def decoded(self, values: Sequence[bytes]) -> Array:
         """Vectors as the metric compares them, float32 ``(n, d)``.

@@ -129,6 +129,25 @@ def test_clusters_are_written(shop: str, engine: Engine) -> None:
         assert done["clusters"] == max(int(label) for label in labels if label)
 
 
+def test_clusters_of_a_table_with_strange_names_are_written(engine: Engine) -> None:
+    name, columns = 'odd."my ""t"" %s"', '"a key" inet, "b%c" text, "ve ctor" halfvec(3), "to pic%" smallint'
+    execute(
+        engine,
+        "CREATE SCHEMA odd",
+        f'CREATE TABLE {name} ({columns}, PRIMARY KEY ("a key", "b%c"))',
+        f"INSERT INTO {name} SELECT ('10.0.0.' || n / 2)::inet, 'it''s \\\"' || n,"
+        " ARRAY[n % 3, n % 3 - 1, 1]::real[]::vector::halfvec FROM generate_series(1, 9) AS n WHERE n <> 3",
+    )
+    url = engine.url.render_as_string(hide_password=False)
+    common = ["cluster", name, "ve ctor", "--url", url, "--write", "to pic%", "--yes", "--csv"]
+    groups = f'SELECT count(DISTINCT "ve ctor"::text), count(*) FROM {name} GROUP BY "to pic%"'
+    for options in (["--kmeans", "3"], ["--min-score", "0.99", "--min-size", "2"]):
+        execute(engine, f'UPDATE {name} SET "to pic%" = NULL')
+        shown = call(*common, *options)
+        assert shown.stdout.splitlines() == ["column,clusters,rows,changed,skipped", "to pic%,3,8,8,0"]
+        assert sorted(rows(engine, groups)) == [(1, 2), (1, 3), (1, 3)]
+
+
 def test_clusters_by_kmeans(shop: str) -> None:
     shown = call("cluster", "article", "embedding", "--url", shop, "--kmeans", "3", "--csv")
     assert shown.stdout.splitlines() == ["cluster,size", "1,3", "2,2", "3,1"]
