@@ -38,6 +38,7 @@ from pgembed.queries.classification.neighbourhoods import neighbours
 from pgembed.queries.classification.votes import Softmax, Weights, kind_of, weight_of
 from pgembed.queries.core.arguments import comparable, conditions, real, whole
 from pgembed.queries.core.nearest import Mode, Stale
+from pgembed.queries.core.reading import check_session
 from pgembed.queries.core.settings import SearchSettings
 from pgembed.queries.core.statement import materialized
 from pgembed.queries.core.subject import Subject, VectorColumn, key_of, resolve
@@ -173,7 +174,10 @@ def evaluate(
     :raises NoNeighboursError: there are no rows to evaluate.
     :raises QueryError: whatever cannot give the right figures.
     """
+    check_session(session, "evaluate", twin=False)
     k = whole("k", k, 1)
+    if not isinstance(ks, Sequence):
+        raise QueryError(f"ks={ks!r}; expected the numbers of neighbours to try, such as [5, 15, 30]")
     tried = sorted({whole("ks", each, 1) for each in ks})
     if not tried:
         raise QueryError("ks is empty; expected the numbers of neighbours to try")

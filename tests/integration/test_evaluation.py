@@ -206,6 +206,7 @@ def test_the_confusion_matrix_is_drawn(blobs, tmp_path):
     [
         ({"ks": ()}, "ks is empty"),
         ({"ks": (0,)}, "ks=0"),
+        ({"ks": 5}, "ks=5; expected the numbers"),
         ({"k": 0}, "k=0"),
         ({"weights": "fast"}, "weights='fast'"),
         ({"held_out": 3}, "expected a condition"),

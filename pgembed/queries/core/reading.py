@@ -31,13 +31,15 @@ def is_session(given: object) -> bool:
     return isinstance(given, _SYNC)
 
 
-def check_session(session: object, helper: str) -> None:
+def check_session(session: object, helper: str, *, twin: bool = True) -> None:
     """
     :param helper: the function that was called; with an ``a`` before it, it is the one for asyncio.
+    :param twin: whether there is one for asyncio.
     :raises QueryError: not a session or a connection, or one for asyncio.
     """
     if not is_session(session):
-        instead = f": use `await a{helper}(...)`" if _is_async(session) else ""
+        call = f"a{helper}(...)" if twin else f"session.run_sync(lambda session: {helper}(session, ...))"
+        instead = f": use `await {call}`" if _is_async(session) else ""
         raise QueryError(f"expected a Session or a Connection, got {session!r}{instead}")
 
 

@@ -11,9 +11,9 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.exc import NoInspectionAvailable
 from sqlalchemy.orm import ColumnProperty, Mapped, QueryableAttribute
 from sqlalchemy.sql.elements import ColumnElement
-from sqlalchemy.sql.selectable import Alias, FromClause, Select
+from sqlalchemy.sql.selectable import CTE, Alias, FromClause, Select, Subquery
 from sqlalchemy.sql.util import ClauseAdapter
-from sqlalchemy.sql.visitors import cloned_traverse
+from sqlalchemy.sql.visitors import cloned_traverse, iterate
 
 from pgembed.columns import Embedding, EmbeddingColumn, bound
 from pgembed.columns.embedding import INFO
@@ -240,13 +240,21 @@ def resolve(
 
 def correlated(condition: ColumnElement[bool], froms: Sequence[FromClause]) -> ColumnElement[bool]:
     """The condition with its subqueries correlated to what is outside of the search's own subquery as well,
-    which SQLAlchemy would take for a table that they select from."""
+    which SQLAlchemy would take for a table that they select from.
+
+    As SQLAlchemy does it, a subquery that selects from one table alone means that table, and what stands in
+    FROM or is a CTE refers to nothing outside.
+    """
 
     def correlate(inner: Any) -> None:
+        selected = inner.get_final_froms()
+        if len(selected) == 1 and not isinstance(selected[0], CTE):
+            return
         inner._correlate = (*(inner._correlate or ()), *froms)
         inner._auto_correlate = False
 
-    return cloned_traverse(condition, {}, {"select": correlate})
+    apart = [each for each in iterate(condition) if isinstance(each, Subquery | CTE)]
+    return cloned_traverse(condition, {"stop_on": apart}, {"select": correlate})
 
 
 def keys_of(subject: Subject, found: FromClause) -> list[ColumnElement[Any]]:

@@ -29,6 +29,7 @@ from sqlalchemy.dialects.postgresql import JSONB, REGCLASS
 from sqlalchemy.orm import Session
 
 from pgembed.exc import QueryError
+from pgembed.queries.core.reading import check_session
 from pgembed.queries.duplicates.keeping import KeepList
 from pgembed.queries.duplicates.near_duplicates import DuplicateGroups
 
@@ -83,6 +84,7 @@ def merge_duplicates(
     :returns: what was changed, in its order.
     :raises QueryError: ``groups`` is nothing of these.
     """
+    check_session(session, "merge_duplicates", twin=False)
     if not isinstance(dry_run, bool):
         raise QueryError(f"dry_run={dry_run!r}; expected True or False")
     if isinstance(groups, KeepList | DuplicateGroups):
@@ -103,7 +105,7 @@ def merge_duplicates(
             "with of="
         )
     table, names = _identified(of)
-    connection = session.connection() if isinstance(session, Session) else session
+    connection = session if isinstance(session, Connection) else session.connection()
     preparer = connection.dialect.identifier_preparer
     schema = connection.schema_for_object(table)  # through schema_translate_map
     name = ".".join(preparer.quote(part) for part in (schema, table.name) if part)
@@ -120,7 +122,7 @@ def merge_duplicates(
         column("rows", Integer),
     )
     rows = session.execute(select(*done.c)).all()
-    if isinstance(session, Session) and not dry_run:
+    if not isinstance(session, Connection) and not dry_run:
         session.expire_all()
     return [Merged(*row) for row in rows]
 

@@ -62,6 +62,11 @@ def hard_negatives(
     :raises QueryError: at construction, for whatever cannot give the right rows.
     """
     asking, subject = resolve(question), resolve(answer)
+    if asking.selectable is subject.selectable:
+        raise QueryError(
+            f"{subject} is the column of the questions and of the answers; pass that of aliased(...) for the "
+            "one or the other"
+        )
     right = conditions(positive)
     if len(right) != 1:
         raise QueryError(

@@ -15,6 +15,7 @@ from sqlalchemy.sql.selectable import FromClause
 
 from pgembed.exc import QueryError
 from pgembed.queries.core.arguments import real, whole
+from pgembed.queries.core.reading import check_session
 from pgembed.queries.core.subject import Subject, VectorColumn, key_of, resolve
 from pgembed.queries.core.vectors import stored
 from pgembed.queries.duplicates.edges import selectable_of
@@ -76,6 +77,7 @@ def suggest_threshold(
     :param where: which rows, without labelled pairs.
     :raises QueryError: there are no pairs of both kinds, too few rows, or no threshold has that precision.
     """
+    check_session(session, "suggest_threshold", twin=False)
     subject = resolve(column, metric)
     if labelled is None:
         if precision is not None:
@@ -110,7 +112,7 @@ def _scores(subject: Subject, labelled: Any) -> Select[Any]:
     else:
         given = selectable_of(labelled, "labelled", ("left_key", "right_key", "duplicate"))
         same = [key_of(left_keys) == given.c.left_key, key_of(right_keys) == given.c.right_key]
-    found: Select[Any] = select(score, given.c.duplicate)
+    found: Select[Any] = select(score, cast(given.c.duplicate, Boolean))
     return found.where(*same, left.is_not(None), right.is_not(None), given.c.duplicate.is_not(None))
 
 

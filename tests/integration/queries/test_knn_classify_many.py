@@ -29,7 +29,7 @@ from sqlalchemy.orm import Session, aliased
 
 from pgembed.columns.types import VectorType
 from pgembed.exc import LateClauseError, QueryError
-from pgembed.queries import knn_classify, knn_classify_many, softmax
+from pgembed.queries import keep_list, knn_classify, knn_classify_many, softmax
 from tests.integration.queries.conftest import store
 
 TEXTS = ["w5 v17 u120", "w1 v2 u3", "w40 v41 u42"]
@@ -309,6 +309,24 @@ def test_questions_of_another_table_and_composite_keys(points):
             knn_classify_many(
                 POINTS.c.vector, queries=asked, where=POINTS.c.id > QUESTIONS.c.a, prior="balanced", **options
             )
+
+
+def test_conditions_with_subqueries_over_the_table_itself(corpus, session):
+    """They mean the whole table, not the row that votes."""
+    article = corpus.article
+    options = {"queries": article.id < 20, "label": article.section, "k": 3}
+
+    def labels(where):
+        found = session.execute(knn_classify_many(article.embedding, where=where, **options))
+        return [tuple(row) for row in found]
+
+    of_some = labels(article.id.between(500, 600))
+    assert labels(article.id.in_(select(article.id).where(article.id.between(500, 600)))) == of_some
+    some = article.id.between(500, 600)
+    kept = keep_list(article.embedding, min_score=0.2, where=some, mode="approximate").subquery()
+    keys = [row.key for row in session.execute(select(kept.c.key).where(kept.c.keep))]
+    assert 1 < len(keys) < 101
+    assert labels(article.id.in_(select(kept.c.key).where(kept.c.keep))) == labels(article.id.in_(keys))
 
 
 def test_aliases_and_all_rows(corpus, session):

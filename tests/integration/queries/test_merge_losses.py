@@ -9,10 +9,13 @@ import random
 import pytest
 from sqlalchemy import Column, Enum, Integer, LargeBinary, MetaData, Table, text
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import scoped_session, sessionmaker
 
 from pgembed.columns.types import VectorType
 from pgembed.exc import QueryError
-from pgembed.queries import keep_list, merge_duplicates
+from pgembed.measuring import evaluate
+from pgembed.queries import keep_list, merge_duplicates, suggest_threshold
 from tests.integration.queries.test_merge import SCHEMA, contents, merge
 from tests.integration.trust.conftest import role_on
 from tests.tables import execute, rows
@@ -155,6 +158,9 @@ def test_rows_that_a_policy_hides(articles, admin):
         assert rows(articles, "SELECT id, article_id FROM note") == [(1, 1)]
 
 
+ITEM = Table("item", MetaData(), Column("id", Integer, primary_key=True), Column("vector", VectorType(2)))
+
+
 class Kind(enum.Enum):
     first = 1
     second = 2
@@ -181,6 +187,28 @@ def test_what_are_no_lists_of_keys(articles, groups):
     table = Table("article", MetaData(), Column("id", Integer, primary_key=True))
     with articles.connect() as connection, pytest.raises(QueryError, match="expected lists of keys"):
         merge_duplicates(connection, groups, of=table)
+
+
+def test_what_is_no_session(articles):
+    groups = keep_list(ITEM.c.vector, min_score=0.9)
+    asynchronous = AsyncSession()
+    for call in (
+        lambda session: merge_duplicates(session, groups),
+        lambda session: suggest_threshold(session, ITEM.c.vector),
+        lambda session: evaluate(session, ITEM.c.vector, label=ITEM.c.id),
+    ):
+        with pytest.raises(QueryError, match="expected a Session or a Connection, got Engine"):
+            call(articles)
+        with pytest.raises(QueryError, match=r"await session.run_sync\(lambda session: "):
+            call(asynchronous)
+
+
+def test_a_scoped_session(articles):
+    table = Table("article", MetaData(), Column("id", Integer, primary_key=True))
+    session = scoped_session(sessionmaker(articles))
+    merge_duplicates(session, [[1, 2]], of=table, dry_run=False)
+    assert session.execute(text("SELECT id FROM article")).all() == [(1,)]
+    session.remove()
 
 
 def test_a_schema_that_is_translated(articles):

@@ -11,6 +11,7 @@ from sqlalchemy import (
     MetaData,
     String,
     Table,
+    cast,
     exists,
     insert,
     select,
@@ -160,6 +161,8 @@ def test_a_question_without_an_answer_in_the_condition_is_refused(questions):
     for positive in (None, [question.c.id > 1, answer.c.id > 1]):
         with pytest.raises(QueryError, match="expected one condition"):
             hard_negatives(question.c.vector, answer.c.vector, positive=positive)
+    with pytest.raises(QueryError, match=r"pass that of aliased\(...\) for the one or the other"):
+        hard_negatives(answer.c.vector, answer.c.vector, positive=answer.c.id == answer.c.id)
 
 
 @pytest.fixture
@@ -231,8 +234,9 @@ def test_labels_of_a_table_and_composite_keys(engine):
             insert(label),
             [{"left_key": list(a), "right_key": list(b), "duplicate": int(same)} for a, b, same in labelled],
         )
+        said = select(label.c.left_key, label.c.right_key, cast(label.c.duplicate, String).label("duplicate"))
         named = select(label.c.left_key, label.c.right_key, (label.c.duplicate == 1).label("duplicate"))
-        for given in (labelled, named):
+        for given in (labelled, named, label, said):
             found = suggest_threshold(connection, table.c.vector, given)
             assert found.min_score == pytest.approx((1 / np.sqrt(1.04) + 1 / np.sqrt(2)) / 2)
             assert (found.f1, found.pairs) == (1, 2)
