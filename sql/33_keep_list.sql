@@ -48,17 +48,20 @@ BEGIN
         WITH %s, dropped AS MATERIALIZED (
             SELECT unnest(pgembed.dropped(array_agg(a ORDER BY a, b), array_agg(b ORDER BY a, b))) AS n FROM pairs
         ), near AS (
-            SELECT p.*, row_number() OVER (PARTITION BY p.b ORDER BY p.distance, p.a) AS place
-              FROM pairs AS p
-             WHERE p.b IN (SELECT n FROM dropped) AND p.a NOT IN (SELECT n FROM dropped)
+            -- A copy may come behind kept rows that are nearer than those before the first of its kind.
+            SELECT c.n, p.kept, p.distance, row_number() OVER (PARTITION BY c.n ORDER BY p.distance, p.kept) AS place
+              FROM (SELECT a AS kept, b AS first, distance FROM pairs
+                    UNION ALL SELECT b, a, distance FROM pairs) AS p
+              JOIN copies AS c ON c.first = p.first AND p.kept < c.n
+             WHERE p.first IN (SELECT n FROM dropped) AND p.kept NOT IN (SELECT n FROM dropped)
         )
         SELECT m.key, kept.n IS NULL, kept.key,
-               pgembed.score($2, CASE WHEN near.a IS NOT NULL THEN near.distance WHEN c.first <> c.n THEN c.own END)
+               pgembed.score($2, CASE WHEN near.n IS NOT NULL THEN near.distance WHEN c.first <> c.n THEN c.own END)
           FROM numbered AS m
           JOIN copies AS c ON c.n = m.n
-          LEFT JOIN near ON near.b = c.first AND near.place = 1
+          LEFT JOIN near ON near.n = c.n AND near.place = 1
           LEFT JOIN numbered AS kept
-                 ON kept.n = CASE WHEN near.a IS NOT NULL THEN near.a WHEN c.first <> c.n THEN c.first END
+                 ON kept.n = CASE WHEN near.n IS NOT NULL THEN near.kept WHEN c.first <> c.n THEN c.first END
          ORDER BY m.n
         $query$,
         pairs.query)

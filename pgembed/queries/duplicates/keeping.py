@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import case, func, select
+from sqlalchemy import case, func, select, union_all
 from sqlalchemy.dialects.postgresql import aggregate_order_by
 from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.sql.selectable import CTE
@@ -75,17 +75,24 @@ def keep_list(
     rows, found = edges.rows, edges.pairs
     dropped = materialized(select(func.unnest(_dropped(found)).label("n")), "dropped")
     numbers = select(dropped.c.n)
-    place = func.row_number().over(partition_by=found.c.b, order_by=(found.c.distance, found.c.a))
+    ends = union_all(
+        select(found.c.a.label("kept"), found.c.b.label("first"), found.c.distance),
+        select(found.c.b, found.c.a, found.c.distance),
+    ).subquery()
+    # A copy may come behind kept rows that are nearer than those before the first of its kind.
+    copy = rows.copies.alias()
+    place = func.row_number().over(partition_by=copy.c.n, order_by=(ends.c.distance, ends.c.kept))
     near = (
-        select(*found.c, place.label("place"))
-        .where(found.c.b.in_(numbers), found.c.a.not_in(numbers))
+        select(copy.c.n, ends.c.kept, ends.c.distance, place.label("place"))
+        .join(ends, (ends.c.first == copy.c.first) & (ends.c.kept < copy.c.n))
+        .where(ends.c.first.in_(numbers), ends.c.kept.not_in(numbers))
         .subquery()
     )
     keeper = select(*near.c).where(near.c.place == 1).subquery()
     copies, kept = rows.copies, rows.numbered.alias()
     is_copy = copies.c.first != copies.c.n
-    instead = case((keeper.c.a.is_not(None), keeper.c.a), (is_copy, copies.c.first))
-    distance = case((keeper.c.a.is_not(None), keeper.c.distance), (is_copy, copies.c.own))
+    instead = case((keeper.c.n.is_not(None), keeper.c.kept), (is_copy, copies.c.first))
+    distance = case((keeper.c.n.is_not(None), keeper.c.distance), (is_copy, copies.c.own))
     return KeepList.sealing(
         select(
             rows.key().label("key"),
@@ -95,7 +102,7 @@ def keep_list(
         )
         .select_from(rows.numbered)
         .join(copies, copies.c.n == rows.numbered.c.n)
-        .outerjoin(keeper, keeper.c.b == copies.c.first)
+        .outerjoin(keeper, keeper.c.n == copies.c.n)
         .outerjoin(kept, kept.c.n == instead)
         .order_by(rows.numbered.c.n),
         subject.entity,

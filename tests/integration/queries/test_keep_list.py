@@ -77,6 +77,21 @@ def test_every_dropped_row_names_a_kept_row_before_it(engine, index, order):
     check(rows, expected, cosines(vectors, vectors), 0.6)
 
 
+def test_a_copy_names_a_kept_row_that_its_first_does_not(engine):
+    """0 is kept, 30 degrees dropped, 50 kept, and another 30 is nearer to 50 than to 0."""
+    table = table_of(2)
+    angles = np.radians([0, 30, 50, 30])
+    vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    store(engine, table, vectors, kinds)
+    with engine.connect() as connection:
+        rows = connection.execute(keep_list(table.c.vector, min_score=0.8)).all()
+        found = connection.execute(text("SELECT * FROM pgembed.keep_list('item', 'vector', 0.8)")).all()
+    check(rows, range(4), cosines(vectors, vectors), 0.8)
+    assert [row.kept_key for row in rows] == [None, 0, None, 2]
+    assert [row.kept_key and row.kept_key["id"] for row in found] == [None, 0, None, 2]
+    assert [row.score for row in found] == [row.score for row in rows]
+
+
 def test_a_chain_drops_every_other_row(engine):
     """0 - 10 - 20 - 30 degrees: a group of four, of which two are kept."""
     table = table_of(2)
