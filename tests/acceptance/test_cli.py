@@ -17,6 +17,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from pgembed import Encoder, Part, embedding_parts
 from pgembed.cli.options import open_engine
+from pgembed.database import embedded
 from pgembed.indexes.ddl import CommentOnIndex
 from tests.commands import ROOT, call, run
 from tests.tables import model
@@ -311,8 +312,9 @@ def test_the_demo_embeds_once(server_folder: Path, environment: dict[str, str]) 
     typed = subprocess.run(["sh", "-c", search], stdout=subprocess.PIPE, text=True, env=os.environ | outside)
     assert typed.returncode == 0
     assert len(re.findall(r"^0\.\d+  \w", typed.stdout, re.M)) == 10, typed.stdout
-    again = run(*arguments, **environment)
+    with embedded(server_folder):  # no command starts and stops it for itself
+        again = run(*arguments, **environment)
+        shown = call("status", "--url", f"embedded:{server_folder}")
     assert "nothing to embed again" in again.stdout
     assert "takes about" not in again.stdout
-    shown = run("status", "--url", f"embedded:{server_folder}")
     assert re.search(r"entry\.embedding .* 100 +100 +0 +0 +hnsw", shown.stdout), shown.stdout
