@@ -58,6 +58,10 @@ EXACT_UP_TO = 5_000
 INNER_UP_TO = 1_000
 #: Vectors in an array. Arrays are unpacked in memory, so a table of any size is compared block by block.
 BLOCK = 64
+#: An exact search for as many queries reads the table once, in blocks that all queries meet while they are in
+#: the processor's cache, if it is for at most so many rows of each. A block has ``BLOCK`` times as many rows,
+#: at least ``BLOCK_ROWS``, so that few rows are left of it.
+QUERIES_TOGETHER, ROWS_TOGETHER, BLOCK_ROWS = 32, 64, 512
 
 #: A vote weighs 1 / (distance + this), so that an exact hit outweighs everything but other exact hits.
 VOTE_OFFSET = 1e-6

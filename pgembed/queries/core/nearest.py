@@ -7,15 +7,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, TypeAlias
 
-from sqlalchemy import Integer, and_, bindparam, func, literal_column, select, true, union_all
+from sqlalchemy import Integer, and_, bindparam, cast, func, literal_column, select, true, union_all
 from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.sql.selectable import CTE, FromClause, Select, Subquery
 from sqlalchemy.sql.visitors import iterate
 
-from pgembed.constants import ALIKE
+from pgembed.constants import ALIKE, BLOCK, BLOCK_ROWS, QUERIES_TOGETHER, ROWS_TOGETHER
 from pgembed.exc import QueryError
 from pgembed.indexes import Indexed
 from pgembed.queries.core.arguments import choice, whole
+from pgembed.queries.core.blocks import blocks_of, unpacked
 from pgembed.queries.core.eligibility import choose, is_implied
 from pgembed.queries.core.settings import SearchSettings
 from pgembed.queries.core.statement import materialized
@@ -144,7 +145,8 @@ class Nearest:
 
         Of several queries, the rows are found for each of ``asked``, joined LATERAL, with its key
         (``query_1``, ...), ``n`` and their ``rank``; the exact form takes over for those that did not find
-        ``enough``.
+        ``enough``. Where 32 queries or more are searched for exactly, they meet the rows in blocks, in which
+        arrays hold vectors; the table is not scanned for each of them.
         """
         found: FromClause
         if self.approximate:
@@ -259,7 +261,55 @@ class Nearest:
         if self.asked is None:
             return exact.where(*gate)
         nearest = exact.correlate(self.asked).lateral()
-        return select(self.asked.c.n, *nearest.c).select_from(self.asked.join(nearest, true())).where(*gate)
+        each = select(self.asked.c.n, *nearest.c).select_from(self.asked.join(nearest, true())).where(*gate)
+        asked = materialized(select(*self.asked.c).where(*gate), "rest") if gate else self.asked
+        in_blocks = self._in_blocks(payload, asked)
+        if in_blocks is None:
+            return each
+        many = select(func.count() >= QUERIES_TOGETHER).select_from(asked).scalar_subquery()
+        found = union_all(each.where(~many), in_blocks.where(many)).subquery()
+        return select(*found.c)
+
+    def _in_blocks(self, payload: Sequence[ColumnElement[Any]], asked: CTE) -> Select[Any] | None:
+        """The rows of :meth:`_exact` among others: of each block of rows, the nearest to each query.
+
+        A block meets all queries while it is in the processor's cache; a scan for each query reads all rows
+        from memory. ``None`` where conditions or payload are over rows and queries, or too many rows come of
+        each block. (That a row is not the query itself is such a condition, but costs one row only.)
+        """
+        assert self.asked is not None
+        subject, given = self.subject, self.asked
+        names = [f"query_{n}" for n in range(1, len(subject.keys) + 1) if f"query_{n}" in given.c]
+        itself = ~and_(
+            true(), *(key == given.c[name] for key, name in zip(subject.keys, names, strict=False))
+        )
+        known = (given.c.vector.is_not(None), itself)
+        met = [condition for condition in self.conditions if refers(condition, given)]
+        if (
+            self.rows > ROWS_TOGETHER
+            or any(refers(extra, given) for extra in payload)
+            or not all(any(condition.compare(other) for other in known) for condition in met)
+        ):
+            return None
+        number = cast(func.row_number().over(order_by=subject.keys), Integer).label("n")
+        chosen = select(number, *self._columns(payload), subject.vector.label("vector"))
+        rows = materialized(chosen.where(subject.vector.is_not(None), *self.own_conditions), "rows")
+        block = blocks_of(rows, max(BLOCK_ROWS, BLOCK * self.rows))
+        query = select(*asked.c).where(asked.c.vector.is_not(None), block.c.numbers.is_not(None))
+        query_of = query.offset(_ZERO).correlate(block).lateral()
+        row = unpacked(block, block.c.numbers, block.c.vectors)
+        distance = subject.metric.between(row.c.vector, query_of.c.vector).label("distance")
+        near = (
+            select(row.c.number, distance).order_by(distance, row.c.number).limit(literal_rows(self.rows + 1))
+        )
+        nearest = near.correlate(block, query_of).lateral()
+        found = block.join(query_of, true()).join(nearest, true()).join(rows, rows.c.n == nearest.c.number)
+        columns = [each for each in rows.c if each.key not in ("n", "vector")]
+        hits = select(query_of.c.n, *columns, nearest.c.distance).select_from(found)
+        if any(condition.compare(other) for condition in met for other in known[1:]):
+            own = zip(keys_of(subject, rows), names, strict=True)
+            hits = hits.where(~and_(*(key == query_of.c[name] for key, name in own)))
+        return hits
 
     @property
     def _each(self) -> list[CTE]:

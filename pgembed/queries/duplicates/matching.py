@@ -11,13 +11,14 @@ from sqlalchemy.sql.selectable import CTE, Subquery
 from pgembed.exc import QueryError
 from pgembed.queries.core.arguments import real, whole
 from pgembed.queries.core.asked import asked_by
+from pgembed.queries.core.blocks import blocks_of, unpacked
 from pgembed.queries.core.nearest import NAN, Mode, Nearest, Stale, literal_rows
 from pgembed.queries.core.numbering import Rows
 from pgembed.queries.core.settings import SearchSettings
 from pgembed.queries.core.statement import DuplicatePairs, Entity, materialized
 from pgembed.queries.core.subject import VectorColumn, resolve
 from pgembed.queries.duplicates.edges import score
-from pgembed.queries.duplicates.pairs import alike, blocks_of, unpacked
+from pgembed.queries.duplicates.pairs import alike
 
 
 class Matches(DuplicatePairs[Entity, Entity, float, float]):

@@ -26,11 +26,12 @@ from sqlalchemy import (
 from sqlalchemy.sql.elements import ColumnElement, Label
 from sqlalchemy.sql.selectable import CTE, FromClause, Select, SelectBase, Subquery
 
-from pgembed.constants import BLOCK, EXACT_UP_TO, NEIGHBOURS
+from pgembed.constants import EXACT_UP_TO, NEIGHBOURS
 from pgembed.exc import DimensionMismatchError, QueryError
 from pgembed.indexes import Indexed
 from pgembed.indexes.readiness import is_ready
 from pgembed.queries.core.arguments import choice, whole
+from pgembed.queries.core.blocks import blocks_of, unpacked
 from pgembed.queries.core.eligibility import choose, is_implied
 from pgembed.queries.core.nearest import MODES, NAN, Mode, literal_rows
 from pgembed.queries.core.numbering import Rows
@@ -298,25 +299,6 @@ def _nearest_of_each(pairs: SelectBase) -> Subquery:
     found = pairs.subquery()
     once = select(found.c.a, found.c.b, func.min(found.c.distance).label("distance"))
     return once.group_by(found.c.a, found.c.b).subquery()
-
-
-def blocks_of(rows: FromClause) -> CTE:
-    """Rows packed into arrays of numbers and vectors.
-
-    A self-join of rows would read a vector anew for each pair, from TOAST or from a file that the join has
-    spilled to; an array is read once for each pair of blocks, and unpacked in memory. 4,000 rows of 384
-    dimensions take 1.3 seconds so, against 6.5 for a self-join of a materialised CTE.
-    """
-    block = (rows.c.n // BLOCK).label("block")
-    numbers, vectors = func.array_agg(rows.c.n), func.array_agg(rows.c.vector)
-    packed = select(block, numbers.label("numbers"), vectors.label("vectors")).group_by(block)
-    return materialized(packed, "blocks")
-
-
-def unpacked(met: Subquery, numbers: ColumnElement[Any], vectors: ColumnElement[Any]) -> FromClause:
-    """The rows of a block. (As functions of FROM, the arrays would be copied to a table first.)"""
-    rows = select(func.unnest(numbers).label("number"), func.unnest(vectors).label("vector"))
-    return rows.correlate(met).offset(_ZERO).lateral()
 
 
 def alike(subject: Subject, other: Subject) -> Subject:

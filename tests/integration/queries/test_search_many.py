@@ -29,6 +29,7 @@ from sqlalchemy.orm import Session, aliased
 from pgembed.columns.types import VectorType
 from pgembed.exc import DimensionMismatchError, LateClauseError, QueryError, VectorValueError
 from pgembed.queries import search_many, semantic_search
+from pgembed.queries.core import nearest
 
 TEXTS = ["w5 v17 u120", "w1 v2 u3", "w40 v41 u42"]
 
@@ -132,6 +133,42 @@ def test_neighbours_of_every_row_are_without_the_row(corpus, session):
         search_many(article.embedding, queries.order_by(article.id.desc()), limit=3)
     ).all()
     assert [row.query for row in backwards] == [key for key in reversed(keys) for _ in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("options", "in_blocks"),
+    [
+        ({"limit": 7}, True),
+        ({"limit": 1, "offset": 40}, True),
+        ({"limit": 5, "where": "section"}, True),
+        ({"limit": 5, "where": "another"}, False),
+        ({"limit": 65}, False),
+    ],
+)
+def test_many_queries_meet_the_rows_in_blocks(corpus, session, explain, monkeypatch, options, in_blocks):
+    """Rows, ties and order are those of a scan for each query; conditions over both are left to that."""
+    article, asked = corpus.article, aliased(corpus.article)
+    queries = select(asked.id, asked.embedding, asked.section).where(asked.id <= 40)
+    if options.get("where") == "section":
+        options = options | {"where": article.section == "help"}
+    elif options.get("where") == "another":
+        options = options | {"where": article.section != asked.section}
+    monkeypatch.setattr(nearest, "BLOCK_ROWS", 2000)
+    monkeypatch.setattr(nearest, "BLOCK", 2)
+    found = []
+    for least in (32, 41):
+        monkeypatch.setattr(nearest, "QUERIES_TOGETHER", least)
+        statement = search_many(article.embedding, queries, mode="exact", **options)
+        rows = session.execute(statement).all()
+        found.append([(row.query, row.rank, row.Article.id, row.distance) for row in rows])
+        plan = explain(session.connection(), statement).splitlines()
+        read = [
+            line for line in plan if "CTE Scan on pgembed_blocks" in line and "never executed" not in line
+        ]
+        assert bool(read) == (in_blocks and least == 32)
+    assert found[0] == found[1]
+    assert len(found[0]) >= 38 * options["limit"] * ("where" not in options)
+    assert all(query != key for query, _, key, _ in found[0])
 
 
 def test_it_is_never_short(corpus, session, explain):
