@@ -10,6 +10,7 @@ sums                  ``vector_of``: sums of vectors as a query
 owners                whose parts are searched
 arguments             what the arguments of the helpers may be
 nearest               the nearest rows as a subquery, exact or through an index
+blocks                vectors in arrays, compared without being read anew for each comparison
 eligibility           which declared index can be used
 numbering             rows under dense numbers, and which of them are copies of others
 settings              pgvector's search settings, asked for within the statement
