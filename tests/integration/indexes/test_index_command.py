@@ -25,8 +25,14 @@ NOUNS = ("house", "car", "table", "dress", "boat", "window", "bike", "lamp")
 
 
 @pytest.fixture
-def run(engine, fill):
-    fill(rows=2000)
+def rows():
+    """Where the index is searched, there have to be 2,000 for the planner to use it."""
+    return 300
+
+
+@pytest.fixture
+def run(engine, fill, rows):
+    fill(rows=rows)
     url = engine.url.render_as_string(hide_password=False)
 
     def command(*arguments, code=0, stream="stdout"):
@@ -37,6 +43,7 @@ def run(engine, fill):
     return command
 
 
+@pytest.mark.parametrize("rows", [2000])
 def test_from_plan_to_reindex(engine, run):
     item = ('"Item"', "vector")
     planned = json.loads(run("plan", *item, "--m", "8", "--workers", "0", "--json"))
@@ -111,6 +118,7 @@ def test_the_index_that_a_model_declares(engine, run, tmp_path, monkeypatch):
         assert "the models declare none" in run("plan", *place, *of_models, code=2, stream="output")
 
 
+@pytest.mark.parametrize("rows", [2000])
 def test_indexes_of_smaller_values_and_of_some_rows(run):
     item = ('"Item"', "vector")
     created = {}
