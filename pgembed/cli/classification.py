@@ -164,11 +164,12 @@ def _store(connection: Connection, table: Table, label: str, rows: Sequence[Row[
     """Store the labels, but where somebody has given one meanwhile."""
     keys = list(table.primary_key)
     labels = [
-        {f"key_{place}": value for place, value in enumerate(row[: len(keys)])} | {"found": row.label}
+        {f"pgembed_key_{place}": value for place, value in enumerate(row[: len(keys)])}
+        | {"pgembed_label": row.label}
         for row in rows
         if row.reason is None
     ]
     if labels:
-        same = (key == bindparam(f"key_{place}") for place, key in enumerate(keys))
+        same = (key == bindparam(f"pgembed_key_{place}") for place, key in enumerate(keys))
         statement = update(table).where(*same, table.c[label].is_(None))
-        connection.execute(statement.values({label: bindparam("found")}), labels)
+        connection.execute(statement.values({label: bindparam("pgembed_label")}), labels)

@@ -122,10 +122,11 @@ def print_rows(names: Sequence[str], rows: Sequence[Sequence[Any]], *, as_json: 
 
 
 def _shown(value: Any) -> str:
-    """A value as a cell: a key as its value, one of several columns as JSON, as the database has it."""
-    if isinstance(value, dict):
-        is_one = len(value) == 1
-        return str(*value.values()) if is_one else json.dumps(value, ensure_ascii=False, default=str)
+    """A value as a cell: a key as its value; keys of several columns, and arrays, as JSON."""
+    if isinstance(value, dict) and len(value) == 1:
+        return str(*value.values())
+    if isinstance(value, dict | list):
+        return json.dumps(value, ensure_ascii=False, default=str)
     return f"{value:.4f}" if isinstance(value, float) else "" if value is None else str(value)
 
 

@@ -94,6 +94,20 @@ def test_nothing_is_stored_where_the_output_is_refused(articles: str, engine: En
     assert sections(engine) == before
 
 
+def test_labels_of_other_types_beside_columns_of_any_names(engine: Engine) -> None:
+    execute(
+        engine,
+        "CREATE TABLE item (key_0 integer PRIMARY KEY, found text, tags text[], vector vector(2))",
+        "INSERT INTO item SELECT n, NULL, CASE WHEN n < 4 THEN ARRAY['a, b', '\"'] END, '[1,0]' "
+        "FROM generate_series(1, 4) AS n",
+    )
+    url = engine.url.render_as_string(hide_password=False)
+    shown = call("classify", "item", "vector", "tags", "--k", "2", "--write", "--csv", "--url", url)
+    (found,) = csv.DictReader(io.StringIO(shown.stdout))
+    assert json.loads(found["label"]) == ['"', "a, b"]
+    assert rows(engine, "SELECT tags FROM item WHERE key_0 = 4") == [(['"', "a, b"],)]
+
+
 def test_a_missing_label_is_an_error(articles: str) -> None:
     shown = call("classify", "article", "embedding", "topic", "--url", articles)
     assert (shown.returncode, shown.stderr.strip()) == (1, "pgembed: article has no column topic")
