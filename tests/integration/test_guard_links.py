@@ -230,6 +230,8 @@ def test_what_is_written_into_the_link(engine: Engine, session: Session) -> None
     session.execute(text("UPDATE note SET duplicate_of_id = 3 WHERE id = 3"))  # to itself
     session.commit()
     assert links(session) == {1: 0, 2: 1, 3: None, 4: 0}
+    session.execute(text("UPDATE note SET embedding_digest = gen_random_uuid() WHERE id = 2"))
+    assert links(session) == {1: 0, 2: None, 3: None, 4: 0}  # nobody has compared that text
 
 
 def test_dumped_rows_come_back_as_they_were(engine: Engine, session: Session) -> None:
