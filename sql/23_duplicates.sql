@@ -111,10 +111,10 @@ BEGIN
         RAISE EXCEPTION 'the other table is %, its column %, there must be both', coalesce(other::text, 'NULL'),
             coalesce(quote_ident(other_column), 'NULL')
             USING ERRCODE = 'null_value_not_allowed';
-    ELSIF (SELECT count(*) <> 3 FROM pg_attribute AS a
-            WHERE a.attrelid = stored AND (a.attname IN ('left_key', 'right_key') AND a.atttypid = 'jsonb'::regtype
-                                           OR a.attname = 'score' AND a.atttypid = 'float8'::regtype))
-          AND stored IS NOT NULL THEN
+    ELSIF stored IS NOT NULL AND EXISTS (
+              SELECT FROM (VALUES ('left_key', 'jsonb'), ('right_key', 'jsonb'), ('score', 'float8')) AS v (name, kind)
+               WHERE NOT EXISTS (SELECT FROM pg_attribute AS a WHERE a.attrelid = stored AND a.attname = v.name
+                                                                 AND a.atttypid = v.kind::regtype)) THEN
         RAISE EXCEPTION 'table % does not have the columns left_key jsonb, right_key jsonb, score double precision', stored
             USING ERRCODE = 'undefined_column',
                   HINT = 'CREATE TABLE ... AS SELECT * FROM pgembed.near_duplicates(...) has them.';
@@ -134,7 +134,7 @@ BEGIN
                 SELECT least(l.n, r.n) AS a, greatest(l.n, r.n) AS b, min(pgembed.distance(%L, p.score)) AS distance
                   FROM %s AS p JOIN numbered AS l ON l.key = p.left_key JOIN numbered AS r ON r.key = p.right_key
                  WHERE p.score >= %L AND l.n <> r.n
-                 GROUP BY 1, 2
+                 GROUP BY least(l.n, r.n), greatest(l.n, r.n)
             )
             $query$,
             metric, stored, min_score);
@@ -213,7 +213,7 @@ BEGIN
                              JOIN LATERAL (SELECT unnest(met.rn) AS n, unnest(met.rv) AS v OFFSET 0) AS b
                                ON (a.v %3$s b.v) <= $1) AS both_ways
                     WHERE %13$s
-                    GROUP BY 1, 2
+                    GROUP BY %14$s
                )
                $query$,
                string_agg(format('t.%I AS k%s', name, place), ', ' ORDER BY place),
@@ -230,7 +230,8 @@ BEGIN
                CASE WHEN across THEN 'other_' ELSE '' END,
                CASE WHEN across THEN 0 ELSE 1 END,
                CASE WHEN across THEN 'a, b' ELSE 'least(a, b) AS a, greatest(a, b) AS b' END,
-               CASE WHEN across THEN 'true' ELSE 'a <> b' END)
+               CASE WHEN across THEN 'true' ELSE 'a <> b' END,
+               CASE WHEN across THEN 'a, b' ELSE 'least(a, b), greatest(a, b)' END)
       INTO query
       FROM unnest(target.keys) WITH ORDINALITY AS named (name, place);
 END

@@ -22,6 +22,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine.mock import MockConnection
 from sqlalchemy.orm import Mapped, declarative_base, mapped_column, registry
+from sqlalchemy.pool import NullPool
 
 from pgembed import embedding_column, semantic_search
 from pgembed.columns import bound, embeddings_of
@@ -80,7 +81,7 @@ mock: MockConnection = create_mock_engine("postgresql+psycopg://", lambda *_, **
 
 def write(statement: Any) -> None:
     """What is refused is not compiled, so that any engine will do."""
-    with create_engine("sqlite://").connect() as connection:
+    with create_engine("sqlite://", poolclass=NullPool).connect() as connection:
         connection.execute(statement)
 
 

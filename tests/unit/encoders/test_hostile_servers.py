@@ -107,7 +107,11 @@ def test_an_answer_has_one_deadline_whatever_comes_between(answer: Any) -> None:
         (always(CHUNKED + b"-1\r\n", MUCH), "an answer of more than"),
         (always(CHUNKED + b"-5\r\n", MUCH), "no answer"),
         (always(CHUNKED + b"zz\r\n", MUCH), "no answer"),
-        (always(b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 1000), "an answer of more than"),
+        # Python 3.14 counts the interim responses itself.
+        (
+            always(b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 1000),
+            "an answer of more than|more than 100 interim",
+        ),
         (always(OK, b"A: b\r\n" * 1000), "no answer"),
         (always(b"", MUCH), "no answer"),
         (lambda request: [OK + b"Content-Length: 50\r\n\r\n{}"], "no answer"),
