@@ -98,8 +98,8 @@ def test_a_row_is_split_as_its_parts_are_and_status_counts_them(
     assert [(row["number"], row["start"], row["end"], row["text"]) for row in found] == stored
     assert all(row["context"] == "A [title]\n" and row["tokens"] <= 32 for row in found)
     shown = call(*asked, '["de", 7]', "--column", "heads", **environment)
-    assert shown.stdout.splitlines()[-1].startswith("1 pieces, 9 characters")
-    assert "0 pieces" in call(*asked, '["de", 8]', **environment).stdout
+    assert shown.stdout.splitlines()[-1].startswith("pieces: 1, of 9 characters")
+    assert "pieces: 0, of" in call(*asked, '["de", 8]', **environment).stdout
     for key, error in {
         '["de", 9]': 'page has no row ["de", 9]',
         "7": "found 1 values, expected 2",
