@@ -134,6 +134,7 @@ BEGIN
                    WITH members AS MATERIALIZED (
                        SELECT g.cluster, row_number() OVER (ORDER BY %1$s) AS n, g.key, t.%2$I AS vector, %3$s::text AS text
                          FROM %4$s AS g JOIN %5$s AS t ON g.key = jsonb_build_object(%6$s)
+                        WHERE g.cluster IS NOT NULL
                    ), counted AS MATERIALIZED (
                        SELECT m.cluster, u.lexeme, sum(cardinality(u.positions)) AS number
                          FROM members AS m

@@ -93,10 +93,11 @@ BEGIN
 
     -- As text, so that a vector that is stored out of line is fetched once, not for each comparison.
     EXECUTE format('SELECT ($1).%I::text', names[1]) INTO given USING NEW;
-    -- The distance plus 0 is what no index is in the order of: all rows are compared.
+    -- The distance plus 0 is what no index is in the order of: all rows are compared. The key of NEW is NULL where a
+    -- later trigger gives it.
     EXECUTE format(
         'SELECT %1$s AS key, t.%2$I %3$s $2::%4$s AS distance FROM %5$s AS t '
-        'WHERE t.%2$I %3$s $2::%4$s <= $3 AND NOT (%6$s)%7$s '
+        'WHERE t.%2$I %3$s $2::%4$s <= $3 AND (%6$s) IS NOT TRUE%7$s '
         'ORDER BY (t.%2$I %3$s $2::%4$s) + 0::double precision LIMIT 1',
         (SELECT format(CASE WHEN cardinality(keys) = 1 THEN 'to_jsonb(%s)' ELSE 'jsonb_build_array(%s)' END,
                        string_agg(format('t.%I', each), ', ' ORDER BY n))

@@ -87,8 +87,8 @@ DECLARE
 BEGIN
     PERFORM pgembed.check_limits(min_share, min_margin, max_distance, temperature);
     IF cardinality(names) IS DISTINCT FROM cardinality(of_names) OR array_position(names, NULL) IS NOT NULL
-       OR NOT by_rows AND coalesce(cardinality(names), 0) = 0 THEN
-        RAISE EXCEPTION 'there are % labels and % vectors, there must be a label for each vector',
+       OR array_position(of_names, NULL) IS NOT NULL OR NOT by_rows AND coalesce(cardinality(names), 0) = 0 THEN
+        RAISE EXCEPTION 'there are % labels and % vectors, there must be a label for each vector, and no NULL',
             coalesce(cardinality(names), 0), coalesce(cardinality(of_names), 0)
             USING ERRCODE = 'invalid_parameter_value';
     ELSIF (mix BETWEEN 0 AND 1) IS NOT TRUE THEN

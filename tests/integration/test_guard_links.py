@@ -343,6 +343,22 @@ def test_partitions_and_policies(engine: Engine, session: Session) -> None:
     assert session.execute(text(found)).all() == [(1, False, None), (11, True, 1), (12, False, None)]
 
 
+def test_a_key_that_a_later_trigger_gives(session: Session) -> None:
+    session.execute(
+        text(
+            "CREATE TABLE k (id int PRIMARY KEY, v vector(2), of int, v_digest uuid);"
+            "CREATE FUNCTION numbered() RETURNS trigger LANGUAGE plpgsql AS "
+            "'BEGIN NEW.id := (SELECT count(*) + 1 FROM k); RETURN NEW; END';"
+            "CREATE TRIGGER guard BEFORE INSERT OR UPDATE OF v, of, v_digest ON k FOR EACH ROW "
+            "EXECUTE FUNCTION pgembed.guard_meaning('0.9', 'cosine', '1');"
+            "CREATE TRIGGER later BEFORE INSERT ON k FOR EACH ROW EXECUTE FUNCTION numbered();"
+            "INSERT INTO k (v) VALUES ('[1,0]'), ('[0,1]'), ('[1,0]')"
+        )
+    )
+    found = session.execute(text("SELECT id, v IS NULL, of FROM k ORDER BY id")).all()
+    assert found == [(1, False, None), (2, False, None), (3, True, 1)]
+
+
 @pytest.mark.parametrize("level", ["REPEATABLE READ", "SERIALIZABLE"])
 def test_other_levels_of_isolation_are_refused(engine: Engine, level: str) -> None:
     strict = engine.execution_options(isolation_level=level)

@@ -137,7 +137,7 @@ def topics(
     cluster's vectors.
 
     :param clusters: a statement of :func:`cluster`, or a table or select with the columns ``cluster`` and
-        ``key``, as labels of any origin have them.
+        ``key``, as labels of any origin have them; rows whose ``cluster`` is NULL are in none.
     :param text: an expression over the entity.
     :param words: how many for each cluster; ``rows`` how many keys.
     :param config: the text search configuration that makes lexemes of words.
@@ -154,7 +154,9 @@ def topics(
             key_of(subject.keys).label("key"),
             subject.vector.label("vector"),
             cast(text, String).label("text"),
-        ).join_from(given, subject.entity, key_of(subject.keys) == given.c.key),
+        )
+        .join_from(given, subject.entity, key_of(subject.keys) == given.c.key)
+        .where(given.c.cluster.is_not(None)),
         "members",
     )
     vector = func.to_tsvector(cast(literal(configuration("config", config)), REGCONFIG), members.c.text)

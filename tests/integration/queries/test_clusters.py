@@ -90,6 +90,7 @@ TEXTS = {
     2: ["reset my password", "passwords, passwords", "forgot the password of mine"],
     3: ["", None],
 }
+NO_CLUSTER = ["printer printer printer", "a password of a printer"]
 
 
 @pytest.fixture
@@ -108,6 +109,9 @@ def labelled(engine):
         {"id": 10 * label + n, "label": label, "body": words, "vector": rng.standard_normal(2) + 3 * label}
         for label, texts in TEXTS.items()
         for n, words in enumerate(texts)
+    ]
+    rows += [
+        {"id": n, "label": None, "body": words, "vector": np.ones(2)} for n, words in enumerate(NO_CLUSTER)
     ]
     with engine.begin() as connection:
         connection.execute(table.insert(), rows)

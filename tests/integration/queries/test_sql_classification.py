@@ -216,6 +216,7 @@ def test_zero_shot_of_some_rows(corpus, session):
         ("knn_classify_many('article', 'embedding', 'section', ARRAY[NULL::jsonb])", "a query is NULL"),
         ("zero_shot('article', 'embedding', '{}', ARRAY[]::text[])", "0 labels and 0 vectors"),
         ("zero_shot('article', 'embedding', ARRAY['a'], ARRAY['[1]', '[2]'])", "1 labels and 2 vectors"),
+        ("zero_shot('article', 'embedding', '{a,b}', ARRAY['[1]', NULL])", "2 vectors, .* no NULL"),
         ("zero_shot('article', 'embedding', ARRAY['a'], ARRAY['[1]'], keys => ARRAY[jsonb '5'])", "is 5"),
         ("centroid_classify('article', 'embedding', 'section', ARRAY['[1]'], mix => 2)", "mix is 2"),
         ("centroid_classify('article', 'embedding', NULL, ARRAY['[1]'])", "label column is NULL"),
