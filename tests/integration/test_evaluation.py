@@ -8,7 +8,7 @@ from decimal import Decimal
 
 import numpy as np
 import pytest
-from sqlalchemy import Column, Enum, Float, Integer, MetaData, Numeric, String, Table, select
+from sqlalchemy import Column, Enum, Float, Integer, MetaData, Numeric, String, Table, func, select
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Session
 
@@ -123,9 +123,16 @@ def test_rows_of_a_group_are_kept_apart_though_others_are_between_them(engine):
         assert evaluate(session, POINTS.c.vector, apart=least, **options).accuracy == 1
         found = evaluate(session, POINTS.c.vector, apart=groups, **options)
         assert (found.rows, found.accuracy) == (20, 0)
-        some = select(POINTS.c.label.label("group_id"), POINTS.c.id.label("key")).where(POINTS.c.id < 10)
+        some = (
+            select(POINTS.c.label.label("group_id"), POINTS.c.id.label("key"))
+            .where(POINTS.c.id < 10)
+            .subquery()
+        )
         found = evaluate(session, POINTS.c.vector, apart=some, held_out=POINTS.c.id % 2 == 0, **options)
         assert (found.rows, found.accuracy) == (10, 0.5)
+        lost = select(some.c.group_id, func.nullif(some.c.key, 9).label("key"))
+        found = evaluate(session, POINTS.c.vector, apart=lost, held_out=POINTS.c.id % 2 == 0, **options)
+        assert (found.rows, found.accuracy) == (10, 0.7)
 
 
 def test_a_share_of_the_rows_is_held_out(blobs):

@@ -241,7 +241,8 @@ def _groups(apart: Any) -> CTE:
     """
     given = selectable_of(apart, "apart", ("group_id", "key"))
     number = cast(func.dense_rank().over(order_by=given.c.group_id), Integer).label("number")
-    numbered = select(number, given.c.key).where(given.c.group_id.is_not(None)).subquery()
+    there = (given.c.group_id.is_not(None), given.c.key.is_not(None))  # NOT IN would find none beside a NULL
+    numbered = select(number, given.c.key).where(*there).subquery()
     first = select(func.min(numbered.c.number).label("number"), numbered.c.key).group_by(numbered.c.key)
     return materialized(first, "groups")
 
