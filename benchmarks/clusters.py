@@ -6,8 +6,9 @@ Usage::
     python benchmarks/clusters.py [ROWS]
 
 It makes unit vectors of 384 dimensions about 200 points, some with a hundred times the rows of others,
-stored in the order of these points as tables often are. Each contestant is a process of its own, which reads
-the vectors from Postgres: its peak memory is that of the whole process, what it had before is told apart.
+stored in the order of these points as tables often are. Each contestant runs in a process of its own, which
+reads the vectors from Postgres. Printed are the inertia, the time, and the peak memory of the process above
+what it had after its imports.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
--- The trigger of unique_within=: no vector within a score of a standing one gets in. AFTER the row was written it
--- raises an error; BEFORE that, it takes the vector away and writes the key of the standing row into the columns
+-- The trigger of unique_within=: no vector within a score of an existing one gets in. AFTER the row was written it
+-- raises an error; BEFORE that, it takes the vector away and writes the key of the existing row into the columns
 -- of the link. It runs as the writer does, so rows that a policy hides from the writer do not count. Its columns
 -- are those of its UPDATE OF, so that they may be renamed: the vector; those that rows are told apart by
 -- (tenants); BEFORE the row is written also as many columns of the link as the third argument says, and the digest.
@@ -128,5 +128,5 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION pgembed.guard_meaning IS
-    'trigger function of unique_within=: refuses a vector within a score of a standing one, with SQLSTATE 23PGE, '
+    'trigger function of unique_within=: refuses a vector within a score of an existing one, with SQLSTATE 23PGE, '
     'or links its row to that';

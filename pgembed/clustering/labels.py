@@ -108,7 +108,7 @@ def write_labels(
         UPDATE article SET topic = locked.label FROM locked WHERE article.id = locked.id
 
     :param database: with an engine, each batch is a transaction of its own, so that no row is locked for
-        long, and whatever ends the program leaves whole batches. With a session or a connection, all is in
+        long, and an interruption leaves whole batches. With a session or a connection, all is in
         the caller's transaction; objects that a session has loaded are expired. Under an ``AsyncSession``,
         ``await session.run_sync(lambda session: write_labels(session, ...))``.
     :param column: the vector column, as in :func:`~pgembed.queries.semantic_search`.
@@ -118,6 +118,8 @@ def write_labels(
     :param where: which rows; all others keep the label they have.
     :param batch_size: rows per statement.
     :param dry_run: count what would be changed, and change nothing.
+    :param on_progress: called after each batch with the rows gone through so far, and how many do not have
+        their label yet at the beginning.
     :raises QueryError: an argument cannot be used, or ``clusters`` has a key twice.
     """
     check_database(database)

@@ -152,9 +152,10 @@ def check(connection: Connection, target: IndexTarget | None = None, *, reads: i
 
     Found are indexes that are invalid; never used although their table was scanned; at the mercy of a known
     bug of the installed pgvector (:data:`BUGS`); of a metric or an expression that no query of their
-    column asks for; of a graph that does not fit this session's ``maintenance_work_mem``, or of lists
-    that cannot be built with it; and IVFFlat indexes whose rows have moved away from the clusters, so that a
-    search looks at several times the rows of an even list (measured on 30 random rows with ``probes = 1``).
+    column asks for; on tables whose searches the server compiles (``jit``); of a graph that does not fit
+    this session's ``maintenance_work_mem``, or of lists that cannot be built with it; and IVFFlat indexes
+    whose rows have moved away from the clusters, so that a search looks at several times the rows of an even
+    list (measured on 30 random rows with ``probes = 1``).
 
     How much memory a build had is recorded nowhere: what is found is that the setting as it is now would not
     have done.
