@@ -2,17 +2,17 @@
 
 Usage::
 
-    python benchmarks/duplicates.py mrpc FOLDER               # msr_paraphrase_{train,test}.txt
-    python benchmarks/duplicates.py abt-buy FOLDER            # AbtBuy_Abt.csv, AbtBuy_Buy.csv
-    python benchmarks/duplicates.py planted ROWS [--peers]    # a twentieth copies, a tenth paraphrases
-    python benchmarks/duplicates.py graph                     # groups of a chain and of random edges
-    python benchmarks/duplicates.py guard [SECONDS]           # inserts with unique_within= and without
+    python benchmarks/duplicates.py mrpc FOLDER         # msr_paraphrase_{train,test}.txt
+    python benchmarks/duplicates.py abt-buy FOLDER      # AbtBuy_Abt.csv, AbtBuy_Buy.csv
+    python benchmarks/duplicates.py planted ROWS        # a twentieth copies, a tenth paraphrases
+    python benchmarks/duplicates.py graph               # groups and keep lists of a chain and of random edges
+    python benchmarks/duplicates.py guard [SECONDS]     # inserts with unique_within= and without
 
-None of the data is shipped. ``planted`` makes unit vectors of 384 dimensions, compares the pairs found with
-all that numpy finds, and times what it does from the table to the table. With ``--peers``, in an environment
-that has ``sentence-transformers`` and ``semhash`` beside pgembed, it times their
-``paraphrase_mining_embeddings`` and ``self_deduplicate`` on the same vectors, read from and written to the
-same database.
+None of the data is shipped. ``--encoder FOLDER`` takes another encoder than all-MiniLM-L6-v2,
+``--shared-buffers 1GB`` gives the server more memory. ``planted`` makes unit vectors of 384 dimensions, and
+compares the pairs found with all that numpy finds; its times include reading from the database and writing
+to it. With ``--peers``, in an environment that has ``sentence-transformers`` and ``semhash`` beside pgembed,
+it times their ``paraphrase_mining_embeddings`` and ``self_deduplicate`` on the same vectors.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from typing import Any
 
 import numpy as np
 from sqlalchemy import (
+    URL,
     Column,
     Connection,
     Engine,
@@ -42,6 +43,7 @@ from sqlalchemy import (
     select,
     text,
 )
+from sqlalchemy.pool import NullPool
 
 from pgembed import HNSW, Encoder, duplicate_groups, keep_list, match, near_duplicates, suggest_threshold
 from pgembed.columns.guards import CreateGuard
@@ -344,26 +346,41 @@ def main() -> None:
     parser.add_argument("task", choices=["mrpc", "abt-buy", "planted", "graph", "guard"])
     parser.add_argument("argument", nargs="?", help="the folder, the number of rows, or seconds")
     parser.add_argument("--peers", action="store_true", help="sentence-transformers and semhash too")
+    parser.add_argument("--shared-buffers", help="the server's memory for pages, such as 1GB")
     parser.add_argument("--encoder", help="a folder; all-MiniLM-L6-v2 otherwise")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="pgembed-") as folder, embedded(Path(folder) / "data") as url:
-        engine = create_engine(url, pool_size=20)
-        with engine.begin() as connection:
-            install(connection)
-        if options.task == "guard":
-            guard(engine, float(options.argument or 60))
-            engine.dispose()
-            return
-        with engine.begin() as connection:
-            if options.task == "planted":
-                planted(connection, int(options.argument or 100_000), peers=options.peers)
-            elif options.task == "graph":
-                graph(connection)
-            else:
-                with Encoder(options.encoder or packaged("all-MiniLM-L6-v2")) as encoder:
-                    task = mrpc if options.task == "mrpc" else abt_buy
-                    task(connection, Path(options.argument), encoder)
+    with tempfile.TemporaryDirectory(prefix="pgembed-") as folder:
+        if options.shared_buffers:
+            with embedded(Path(folder) / "data") as url:
+                set_shared_buffers(create_engine(url, poolclass=NullPool), options.shared_buffers)
+        with embedded(Path(folder) / "data") as url:
+            run(url, options)
+
+
+def set_shared_buffers(engine: Engine, size: str) -> None:
+    """From the server's next start on."""
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text(f"ALTER SYSTEM SET shared_buffers = '{size}'"))
+
+
+def run(url: URL, options: argparse.Namespace) -> None:
+    engine = create_engine(url, pool_size=20)
+    with engine.begin() as connection:
+        install(connection)
+    if options.task == "guard":
+        guard(engine, float(options.argument or 60))
         engine.dispose()
+        return
+    with engine.begin() as connection:
+        if options.task == "planted":
+            planted(connection, int(options.argument or 100_000), peers=options.peers)
+        elif options.task == "graph":
+            graph(connection)
+        else:
+            with Encoder(options.encoder or packaged("all-MiniLM-L6-v2")) as encoder:
+                task = mrpc if options.task == "mrpc" else abt_buy
+                task(connection, Path(options.argument), encoder)
+    engine.dispose()
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ def test_the_python_of_the_guide(filled, capsys):
     names |= {"embedding_column": embedding_column, "DuplicateMeaningError": DuplicateMeaningError}
     blocks = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)
     for block in blocks:
-        exec(block, names)
+        exec(block, names | {"session": filled})
     assert len(blocks) >= 5
     printed = capsys.readouterr().out.splitlines()
     assert len(printed) == 16
