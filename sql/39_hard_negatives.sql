@@ -1,5 +1,6 @@
 -- Answers that are near a question and not right, as in pgembed/queries/duplicates/negatives.py. Which are right, a
--- foreign key says: columns of the question, or of a table of links, that hold the key of the answer.
+-- foreign key says: columns of the question, or of a table of links, that hold the key of the answer. No row is an
+-- answer to itself.
 CREATE OR REPLACE FUNCTION pgembed.hard_negatives(
     question regclass,
     question_column name,
@@ -54,6 +55,12 @@ BEGIN
                          (SELECT string_agg(format('l.%I = r.%I', pair.asked, pair.key), ' AND ')
                             FROM unnest(asked, asking.keys) AS pair (asked, key)),
                          string_agg(format('l.%I IS NOT NULL', name), ' AND ')))
+           || CASE WHEN question <> answer THEN ''
+                   ELSE format(' || %L || quote_literal(a.key) || %L',
+                               format(' AND jsonb_build_object(%s) <> ',
+                                      (SELECT string_agg(format('%1$L, t.%1$I', key), ', ')
+                                         FROM unnest(target.keys) AS key)),
+                               '::jsonb') END
            || CASE WHEN max_score IS NULL THEN ''
                    ELSE format(' || %L', format(' AND %s <= %L', row_score, max_score)) END
            || CASE WHEN margin IS NULL THEN ''
@@ -67,7 +74,7 @@ BEGIN
                    WITH rights AS (
                        SELECT %1$s, min(t.%2$I %3$s q.%4$I::%5$s) AS positive
                          FROM %6$s AS q JOIN %7$s AS l ON %8$s JOIN %9$s AS t ON %10$s
-                        WHERE t.%2$I IS NOT NULL
+                        WHERE t.%2$I IS NOT NULL AND %18$s
                         GROUP BY %1$s
                    ), asked AS MATERIALIZED (
                        SELECT row_number() OVER (ORDER BY %1$s) AS n, jsonb_build_object(%11$s) AS key,
@@ -88,7 +95,9 @@ BEGIN
                       FROM unnest(target.keys, positive) AS pair (key, name)),
                    string_agg(format('%1$L, q.%1$I', pair.key), ', '),
                    string_agg(format('r.%1$I = q.%1$I', pair.key), ' AND '),
-                   target.metric, k, exact, wrong, $type$@extschema:vector@.vector$type$)
+                   target.metric, k, exact, wrong, $type$@extschema:vector@.vector$type$,
+                   CASE WHEN question = answer
+                        THEN format('NOT (%s)', string_agg(format('t.%1$I = q.%1$I', pair.key), ' AND ')) ELSE 'true' END)
           FROM unnest(asked, asking.keys) AS pair (asked, key));
 END
 $$;

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Column, func, select
+from sqlalchemy import Column, and_, func, select
 from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.sql.visitors import iterate
 
@@ -51,7 +52,7 @@ def hard_negatives(
     Rows come by question, the nearest first; ``rank`` counts from 1, and ``positive_score`` is that of the
     nearest right answer. Questions without a right answer that has a vector are left out. Answers that are
     nearer than the right one are often right too, and not labelled: ``max_score`` and ``margin`` leave them
-    out.
+    out. Where both are rows of one table, by :func:`sqlalchemy.orm.aliased`, no row is an answer to itself.
 
     :param positive: a condition over both entities that holds for right answers.
     :param k: how many for each question at most.
@@ -73,10 +74,12 @@ def hard_negatives(
             f"positive={positive!r}; expected one condition, such as Question.answer_id == Answer.id"
         )
     is_right = correlated(right[0], [asking.selectable, subject.selectable])
+    is_one_table = asking.column is subject.column
+    others_alone = [_differ(subject.keys, asking.keys)] if is_one_table else []
     nearest_right = (
         select(func.min(subject.distance(asking.vector)))
         .select_from(subject.selectable)
-        .where(is_right, subject.vector.is_not(None))
+        .where(is_right, subject.vector.is_not(None), *others_alone)
         .correlate(asking.selectable)
         .scalar_subquery()
         .label("positive")
@@ -89,6 +92,8 @@ def hard_negatives(
     vector, positive_distance = list(listed.c)[len(asking.keys)], listed.c.positive
     found = subject.metric.score(subject.distance(vector))
     wanted: list[ColumnElement[bool]] = [is_right.is_not(True), positive_distance < NAN]
+    if is_one_table:
+        wanted.append(_differ(subject.keys, list(listed.c)))
     if max_score is not None:
         wanted.append(found <= score(subject.metric, max_score, "max_score"))
     if margin is not None:
@@ -117,6 +122,11 @@ def hard_negatives(
         .join(asked, asked.c.n == hits.c.n)
         .order_by(hits.c.n, hits.c.rank)
     )
+
+
+def _differ(keys: Sequence[ColumnElement[Any]], others: Sequence[ColumnElement[Any]]) -> ColumnElement[bool]:
+    """Whether the rows are two."""
+    return ~and_(*(key == other for key, other in zip(keys, others, strict=False)))
 
 
 def _columns(asking: Subject, condition: ColumnElement[bool]) -> list[ColumnElement[Any]]:

@@ -490,9 +490,9 @@ def test_an_extension_in_a_schema_with_an_awkward_name(empty_url):
         connection.exec_driver_sql('CREATE EXTENSION vector SCHEMA "The %%s ""ext"""')
         install(connection)
         connection.exec_driver_sql('SET LOCAL search_path = public, "The %%s ""ext"""')
-        connection.exec_driver_sql("CREATE TABLE item (id int PRIMARY KEY, label text, v vector(2))")
+        connection.exec_driver_sql("CREATE TABLE item (id int PRIMARY KEY, label text, v vector(2), n int)")
         connection.exec_driver_sql(
-            "INSERT INTO item VALUES (1, 'a', '[1,0]'), (2, 'a', '[1,0.1]'), (3, 'b', '[0,1]')"
+            "INSERT INTO item VALUES (1, 'a', '[1,0]', 2), (2, 'a', '[1,0.1]', 1), (3, 'b', '[0,1]', 3)"
         )
         connection.exec_driver_sql(
             "CREATE VIEW found AS SELECT label AS cluster, jsonb_build_object('id', id) AS key FROM item"
@@ -510,7 +510,7 @@ def test_an_extension_in_a_schema_with_an_awkward_name(empty_url):
             ("outliers('item', 'v', 1)", 3),
             ("near_duplicates('item', 'v', 0.9, other => 'item', other_column => 'v')", 5),
             ("keep_list('item', 'v', 0.9)", 3),
-            ("hard_negatives('item', 'v', 'item', 'v', '{id}', margin => 0.1)", 4),
+            ("hard_negatives('item', 'v', 'item', 'v', '{n}', margin => 0.1)", 2),
             ("topics('item', 'v', 'label', 'found')", 2),
             ("cluster('item', 'v', 0.9, 2)", 2),
             ("match('item', 'v', 'item', 'v')", 3),

@@ -15,12 +15,14 @@ from sqlalchemy import (
     exists,
     insert,
     select,
+    text,
 )
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Session
 
 from pgembed import HNSW
 from pgembed.columns.types import VectorType
+from pgembed.database import install
 from pgembed.exc import QueryError
 from pgembed.queries import duplicates_of, hard_negatives, suggest_threshold
 from pgembed.queries.duplicates.thresholds import minimum_error
@@ -154,6 +156,39 @@ def test_negatives_are_the_nearest_that_are_not_right(engine, questions, mode, f
     assert [row.positive_score for row in rows] == pytest.approx(
         [scores[a, a] for a, *_ in expected], abs=1e-6
     )
+
+
+@pytest.mark.parametrize("mode", ["auto", "exact"])
+def test_no_row_of_one_table_is_an_answer_to_itself(engine, mode):
+    """Neither a right one, as in "of the same group", nor the nearest of the wrong ones."""
+    metadata = MetaData()
+    columns = (Column("id", Integer, primary_key=True), Column("group", Integer), Column("twin", Integer))
+    table = Table(
+        "item", metadata, *columns, Column("vector", VectorType(8)), HNSW("vector", build="immediate")
+    )
+    rng = np.random.default_rng(9)
+    vectors = np.repeat(rng.standard_normal((20, 8)), 2, axis=0) + 0.3 * rng.standard_normal((40, 8))
+    metadata.create_all(engine)
+    other, scores = table.alias(), cosines(vectors, vectors)
+    with engine.begin() as connection:
+        install(connection)
+        rows = [
+            {"id": n, "group": n // 2, "twin": n ^ 1, "vector": vector} for n, vector in enumerate(vectors)
+        ]
+        connection.execute(insert(table), rows)
+        expected = [
+            (n, wrong, pytest.approx(scores[n, n ^ 1], abs=1e-6))
+            for n in range(40)
+            for wrong in [m for m in np.argsort(-scores[n]).tolist() if m // 2 != n // 2][:3]
+        ]
+        for positive in (table.c.group == other.c.group, table.c.twin == other.c.id):
+            statement = hard_negatives(table.c.vector, other.c.vector, positive=positive, k=3, mode=mode)
+            found = connection.execute(statement).all()
+            assert [(row.question_key, row.answer_key, row.positive_score) for row in found] == expected
+        arguments = "'item', 'vector', 'item', 'vector', '{twin}', k => 3, exact => :exact"
+        sql = text(f"SELECT * FROM pgembed.hard_negatives({arguments})")
+        twins = connection.execute(sql, {"exact": mode == "exact"}).all()
+        assert [(row[0]["id"], row[1]["id"], row.positive_score) for row in twins] == expected
 
 
 def test_a_question_without_an_answer_in_the_condition_is_refused(questions):
