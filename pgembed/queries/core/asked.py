@@ -12,7 +12,6 @@ from sqlalchemy import (
     Column,
     FromClause,
     SelectBase,
-    and_,
     bindparam,
     column,
     func,
@@ -30,7 +29,7 @@ from pgembed.columns.types import shape_of
 from pgembed.exc import DeclarationError, DimensionMismatchError, QueryError, VectorValueError
 from pgembed.queries.core.parameters import QueryText, QueryVectorType, encode
 from pgembed.queries.core.statement import materialized
-from pgembed.queries.core.subject import Subject, resolve
+from pgembed.queries.core.subject import Subject, differ, resolve
 from pgembed.queries.core.vectors import query_type, typed
 
 #: Texts and vectors, ``bindparam("queries")``, a select of keys and vectors, a vector column, or a condition.
@@ -172,8 +171,7 @@ def _rows(
     if not _is_key(subject, keys):
         return asked, conditions
     asked_keys = (asked.c[f"query_{number}"] for number in range(1, len(keys) + 1))
-    same = (key == other for key, other in zip(subject.keys, asked_keys, strict=True))
-    return asked, [*conditions, ~and_(*same)]
+    return asked, [*conditions, differ(subject.keys, asked_keys)]
 
 
 def _shape(given: Any) -> tuple[str, int | None] | None:

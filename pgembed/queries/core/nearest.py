@@ -20,7 +20,7 @@ from pgembed.queries.core.blocks import blocks_of, unpacked
 from pgembed.queries.core.eligibility import choose, is_implied
 from pgembed.queries.core.settings import SearchSettings
 from pgembed.queries.core.statement import materialized
-from pgembed.queries.core.subject import Subject, keys_of
+from pgembed.queries.core.subject import Subject, differ, keys_of
 
 Mode: TypeAlias = Literal["auto", "approximate", "exact"]
 Stale: TypeAlias = Literal["include", "exclude"]
@@ -280,10 +280,8 @@ class Nearest:
         assert self.asked is not None
         subject, given = self.subject, self.asked
         names = [f"query_{n}" for n in range(1, len(subject.keys) + 1) if f"query_{n}" in given.c]
-        itself = ~and_(
-            true(), *(key == given.c[name] for key, name in zip(subject.keys, names, strict=False))
-        )
-        known = (given.c.vector.is_not(None), itself)
+        alone = differ(subject.keys[: len(names)], (given.c[name] for name in names))
+        known = (given.c.vector.is_not(None), alone)
         met = [condition for condition in self.conditions if refers(condition, given)]
         if (
             self.rows > ROWS_TOGETHER
@@ -307,8 +305,7 @@ class Nearest:
         columns = [each for each in rows.c if each.key not in ("n", "vector")]
         hits = select(query_of.c.n, *columns, nearest.c.distance).select_from(found)
         if any(condition.compare(other) for condition in met for other in known[1:]):
-            own = zip(keys_of(subject, rows), names, strict=True)
-            hits = hits.where(~and_(*(key == query_of.c[name] for key, name in own)))
+            hits = hits.where(differ(keys_of(subject, rows), (query_of.c[name] for name in names)))
         return hits
 
     @property

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from sqlalchemy import Column, and_, func, inspect, literal_column, select
+from sqlalchemy import Column, and_, func, inspect, literal_column, select, true
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.exc import NoInspectionAvailable
 from sqlalchemy.orm import ColumnProperty, Mapped, QueryableAttribute
@@ -265,6 +265,11 @@ def keys_of(subject: Subject, found: FromClause) -> list[ColumnElement[Any]]:
 def key_of(keys: Sequence[ColumnElement[Any]]) -> ColumnElement[Any]:
     """The columns of a key as one value: a composite key is a JSON array."""
     return keys[0] if len(keys) == 1 else func.jsonb_build_array(*keys, type_=JSONB)
+
+
+def differ(keys: Sequence[ColumnElement[Any]], others: Iterable[Any]) -> ColumnElement[bool]:
+    """SQL: whether rows with these keys are two."""
+    return ~and_(true(), *(key == other for key, other in zip(keys, others, strict=True)))
 
 
 def _mapped(attribute: Any) -> tuple[Any, FromClause, Column[Any], tuple[ColumnElement[Any], ...]]:

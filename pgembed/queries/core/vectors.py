@@ -35,7 +35,7 @@ from sqlalchemy.types import TypeEngine
 from pgembed.columns.values import as_bits
 from pgembed.exc import QueryError
 from pgembed.queries.core.parameters import QueryBitsType, QuerySparseType, QueryText, QueryVectorType
-from pgembed.queries.core.subject import Subject
+from pgembed.queries.core.subject import Subject, differ
 
 #: What a search is for: text, a vector, ``bindparam("q")``, an entity, or a scalar subquery.
 Query: TypeAlias = str | list[float] | NDArray[Any] | ColumnElement[Any] | Select[Any] | object
@@ -136,8 +136,7 @@ def _row(subject: Subject, state: InstanceState[Any]) -> tuple[ColumnElement[Any
     identity = identity_of(subject, state)
     vector, keys = stored(subject)
     own = and_(*(key == value for key, value in zip(keys, identity, strict=True)))
-    another = ~and_(*(key == value for key, value in zip(subject.keys, identity, strict=True)))
-    return select(vector).where(own).scalar_subquery(), [another]
+    return select(vector).where(own).scalar_subquery(), [differ(subject.keys, identity)]
 
 
 def identity_of(subject: Subject, state: InstanceState[Any]) -> tuple[Any, ...]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Column, and_, func, select
+from sqlalchemy import Column, func, select
 from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.sql.visitors import iterate
 
@@ -15,7 +14,7 @@ from pgembed.queries.core.asked import asked_by
 from pgembed.queries.core.nearest import NAN, Mode, Nearest, Stale
 from pgembed.queries.core.settings import SearchSettings
 from pgembed.queries.core.statement import DuplicatePairs, Entity
-from pgembed.queries.core.subject import Subject, VectorColumn, correlated, key_of, resolve
+from pgembed.queries.core.subject import Subject, VectorColumn, correlated, differ, key_of, resolve
 from pgembed.queries.duplicates.edges import score
 
 
@@ -75,7 +74,7 @@ def hard_negatives(
         )
     is_right = correlated(right[0], [asking.selectable, subject.selectable])
     is_one_table = asking.column is subject.column
-    others_alone = [_differ(subject.keys, asking.keys)] if is_one_table else []
+    others_alone = [differ(subject.keys, asking.keys)] if is_one_table else []
     nearest_right = (
         select(func.min(subject.distance(asking.vector)))
         .select_from(subject.selectable)
@@ -93,7 +92,7 @@ def hard_negatives(
     found = subject.metric.score(subject.distance(vector))
     wanted: list[ColumnElement[bool]] = [is_right.is_not(True), positive_distance < NAN]
     if is_one_table:
-        wanted.append(_differ(subject.keys, list(listed.c)))
+        wanted.append(differ(subject.keys, list(listed.c)[: len(subject.keys)]))
     if max_score is not None:
         wanted.append(found <= score(subject.metric, max_score, "max_score"))
     if margin is not None:
@@ -122,11 +121,6 @@ def hard_negatives(
         .join(asked, asked.c.n == hits.c.n)
         .order_by(hits.c.n, hits.c.rank)
     )
-
-
-def _differ(keys: Sequence[ColumnElement[Any]], others: Sequence[ColumnElement[Any]]) -> ColumnElement[bool]:
-    """Whether the rows are two."""
-    return ~and_(*(key == other for key, other in zip(keys, others, strict=False)))
 
 
 def _columns(asking: Subject, condition: ColumnElement[bool]) -> list[ColumnElement[Any]]:

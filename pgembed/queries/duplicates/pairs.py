@@ -37,7 +37,7 @@ from pgembed.queries.core.nearest import MODES, NAN, Mode, literal_rows
 from pgembed.queries.core.numbering import Rows
 from pgembed.queries.core.settings import SearchSettings
 from pgembed.queries.core.statement import materialized
-from pgembed.queries.core.subject import Subject
+from pgembed.queries.core.subject import Subject, differ
 
 _ZERO: ColumnElement[int] = literal_column("0")
 _INFINITY: ColumnElement[float] = literal_column("'Infinity'::float8")
@@ -232,13 +232,13 @@ class Pairs:
         settings = self.settings.cte(index, self.neighbours)
         distance = subject.distance(asked.c.vector)
         keys = list(zip(subject.keys, self._key_names, strict=True))
-        itself = [] if across else [~and_(*(key == asked.c[name] for key, name in keys))]
+        alone = [] if across else [differ(subject.keys, (asked.c[name] for name in self._key_names))]
         found_by = (
             select(
                 *(key.label(name) for key, name in keys),
                 distance.label("distance"),
             )
-            .where(settings.c.applied.is_not(None), *itself, *self.conditions)
+            .where(settings.c.applied.is_not(None), *alone, *self.conditions)
             .correlate(settings, asked)
         )
         if index is None or index.whole:
